@@ -1,0 +1,8 @@
+"""python eval.py --help shows what it does and what it takes."""
+
+from pathlib import Path
+
+from lingact.cli import launch
+
+if __name__ == "__main__":
+    launch("eval", Path(__file__).parent / "conf")

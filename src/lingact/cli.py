@@ -1,0 +1,432 @@
+"""From the command line to a run.
+
+Hydra makes the run folder before our code runs and ends with 1 on a mistake. So every job is composed and judged here first; only then does
+Hydra start. A mistake of the user's ends in one message with all problems and exit code 2; a fault of ours in its traceback and exit code 1.
+"""
+
+import contextlib
+import importlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import hydra
+import yaml
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from lingact import sweep
+from pydantic import TypeAdapter, ValidationError
+
+from lingact.config import SCHEMAS, FilesCorpus, Section, TasksConfig, TrackingConfig, judge, validate
+from lingact.errors import UserError
+from lingact.languages import nearest
+from lingact.tracking import check_tracking, read_manifest
+
+_WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
+_START_FILES = {"config.yaml", "manifest.json", "wandb"}
+_DOES_NOT_COMPOSE = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+
+
+def launch(job: str, conf_dir: Path) -> None:
+    """The whole of an entry script: run the job that the command line asks for, and exit."""
+    sys.exit(main(job, conf_dir, sys.argv[1:]))
+
+
+def main(job: str, conf_dir: Path, argv: list[str]) -> int:
+    """Run a job. Returns the exit code; a fault of ours passes through as its exception."""
+    arguments = get_args_parser().parse_args(argv)
+    conf_dir = conf_dir.absolute()
+    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+        hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
+        return 0
+    try:
+        unused = [name for name in ("config_path", "config_name", "config_dir", "experimental_rerun", "package") if getattr(arguments, name)]
+        if unused:
+            raise UserError(f"--{unused[0].replace('_', '-')} is not supported; put your options into {conf_dir}")
+        with initialize_config_dir(str(conf_dir), job_name=job, version_base="1.3"):
+            problems = _run(job, arguments)
+    except UserError as error:
+        problems = str(error).splitlines()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        HydraConfig.instance().cfg = None
+    if problems:
+        print(f"{job}.py:", *problems, sep="\n  ", file=sys.stderr)
+    return 2 if problems else 0
+
+
+def _run(job: str, arguments: Namespace) -> list[str]:
+    """Judge and run. Returns the problems that the user has to mend."""
+    multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    resumed = [text.removeprefix("resume=") for text in arguments.overrides if text.startswith("resume=")]
+    overrides = [text for text in arguments.overrides if not text.startswith("resume=")]
+    if resumed:
+        if multirun or len(resumed) > 1:
+            raise UserError("resume goes on with one run: give it once, without --multirun")
+        _resume(job, Path(resumed[0].strip("'\"")), overrides)
+        return []
+
+    folder = _judge_all(job, overrides, multirun)
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
+    # The folder that was judged is the folder that is used, even if the clock has moved on.
+    quoted = str(folder).replace("'", "\\'")
+    start = GlobalHydra.instance().hydra
+    assert start is not None
+    if multirun:
+        try:
+            start.multirun(config_name=job, task_function=task, overrides=[*overrides, f"hydra.sweep.dir='{quoted}'"])
+        finally:
+            table = sweep.report(folder)
+            if table:
+                print(f"\n{table}\n\n{folder / 'sweep.csv'}")
+        return [f"job {record['job']}: {line}" for record in sweep.records(folder) if record["problem"] for line in record["problem"].splitlines()]
+    returned = start.run(config_name=job, task_function=task, overrides=[*overrides, f"hydra.run.dir='{quoted}'"]).return_value
+    if not isinstance(returned, UserError):
+        return []
+    with contextlib.suppress(OSError):
+        for parent in new_parents:
+            parent.rmdir()
+    return str(returned).splitlines()
+
+
+# --- composing and judging -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One job after judging; `config` is None where there are problems with it."""
+
+    composed: DictConfig
+    config: Section | None
+    problems: list[str]
+
+
+def _compose(job: str, overrides: list[str]) -> DictConfig:
+    composer = GlobalHydra.instance().hydra
+    assert composer is not None
+    return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _parse(overrides: list[str]) -> tuple[list[Override], dict[str, str]]:
+    """The overrides that Hydra's grammar can read, and the problems of the others by their keys."""
+    parser = OverridesParser.create()
+    parsed, problems = [], {}
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            problems[text.partition("=")[0]] = f"{text}: cannot be read ({_first_line(error)}); write key=value, and quote a value with special characters: \"key='a=b'\""
+    return parsed, problems
+
+
+def _expand(parsed: list[Override]) -> list[list[str]]:
+    """The overrides of each job of a multirun, in Hydra's order. Of a continuous range, which needs another sweeper, its start stands for all."""
+    choices: dict[str, list[str]] = {}
+    for override in parsed:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices[key] = [override.input_line or ""]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            interval = override.value()
+            assert isinstance(interval, IntervalSweep)
+            choices[key] = [f"{key}={interval.start}"]
+    return [list(job) for job in itertools.product(*choices.values())]
+
+
+def _options(group: str) -> list[str]:
+    composer = GlobalHydra.instance().hydra
+    assert composer is not None
+    return composer.config_loader.get_group_options(group)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield prefix + str(key)
+        yield from _leaves(value, f"{prefix}{key}.")
+
+
+def _explain(job: str, override: Override, error: Exception, base: DictConfig) -> str:
+    """Why an override does not compose, in our words: Hydra knows no nearest names."""
+    key, text = override.key_or_group, override.input_line or ""
+    groups = sorted(group for group in base.hydra.runtime.choices if not group.startswith("hydra/"))
+    value = override.get_value_string()
+    if override.is_sweep_override():
+        return f"{text}: several values; write {key}=[{value}] for one job with all of them if {key} takes a list, or add --multirun for one job each"
+    options = _options(key)
+    if key in groups and value not in options:
+        return f"{key}: no option '{value}'{nearest(value, options)} (options in conf/{key}/: {', '.join(options)})"
+    if options and key not in groups:
+        return f"{key}: not a group of {job}.py, which has {', '.join(groups)}"
+    plain = OmegaConf.to_container(base, resolve=False)
+    assert isinstance(plain, dict)
+    known = [*_leaves({name: node for name, node in plain.items() if name != "hydra" or key.startswith("hydra")}), *groups, "resume"]
+    if key in known:
+        return f"{text}: {_first_line(error)}"
+    folder = key.partition(".")[0]
+    return f"{key}: unknown key{nearest(key, known)}{f' (options: conf/{folder}/)' if folder in groups else ''}"
+
+
+def _compose_what_composes(job: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The composition, and the problems of the overrides left out of it, by their keys."""
+    parsed, problems = _parse(overrides)
+    try:
+        return _compose(job, [override.input_line or "" for override in parsed]), problems
+    except _DOES_NOT_COMPOSE:
+        pass
+    accepted: list[str] = []
+    try:
+        composed = _compose(job, accepted)
+    except _DOES_NOT_COMPOSE as error:
+        raise UserError(f"the files in conf/ do not compose: {_first_line(error)}") from None
+    # Groups first: whether a key exists may depend on the option chosen.
+    for override in sorted(parsed, key=lambda override: not _options(override.key_or_group)):
+        try:
+            composed = _compose(job, [*accepted, override.input_line or ""])
+            accepted.append(override.input_line or "")
+        except _DOES_NOT_COMPOSE as error:
+            problems[override.key_or_group] = _explain(job, override, error, composed)
+    return composed, problems
+
+
+def _read(job: str, composed: DictConfig, sweep_folder: Path | None) -> Section:
+    """The judged configuration; the jobs of a sweep are one W&B group unless it is named."""
+    composed = composed.copy()
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    if sweep_folder is not None and OmegaConf.is_dict(composed.get("tracking")) and composed.tracking.get("group") is None:
+        composed.tracking.group = sweep_folder.name
+    return judge(SCHEMAS[job], composed)
+
+
+def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
+    """What the configuration names and this machine does not have, where a glance tells. Sections that are wrong in themselves are passed over."""
+    for name in ("tracking", "corpus", "tasks"):
+        if name not in SCHEMAS[job].model_fields:
+            continue
+        # With its metadata the annotation of a union carries the discriminator.
+        field = SCHEMAS[job].model_fields[name]
+        try:
+            section = TypeAdapter(Annotated[field.annotation, field]).validate_python(OmegaConf.to_container(composed[name], resolve=True))
+        except (ValidationError, OmegaConfBaseException, KeyError):
+            continue
+        match section:
+            case TrackingConfig():
+                try:
+                    check_tracking(section)
+                except UserError as error:
+                    yield f"tracking: {error}"
+            case FilesCorpus(path=path) if str(path) != "???" and not path.exists():
+                yield f"corpus.path: '{path}' does not exist; name a JSONL, CSV or TSV file or a folder of <code>.txt (options: conf/corpus/)"
+            case TasksConfig(folder=Path() as folder) if not folder.is_dir():
+                yield f"tasks.folder: '{folder}' is not a folder; name one with lm-eval task files (options: conf/tasks/)"
+
+
+def _judge_one(job: str, overrides: list[str], sweep_folder: Path | None) -> _Judged:
+    composed, refused = _compose_what_composes(job, overrides)
+    problems = list(refused.values())
+    config = None
+    try:
+        config = _read(job, composed, sweep_folder)
+    except UserError as error:
+        # A value whose override was refused is not missing on top of that.
+        problems += [line for line in str(error).splitlines() if line.partition(":")[0] not in refused]
+    problems += _missing_things(job, composed)
+    return _Judged(composed, None if problems else config, problems)
+
+
+def _output_folder(composed: DictConfig, key: str, explicit: bool) -> Path:
+    """The folder that Hydra will make; a default one that exists already (two runs in one second) gets a number.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    HydraConfig.instance().set_config(composed)
+    try:
+        folder = Path(str(OmegaConf.select(composed, key)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {_first_line(error)}") from None
+    if not explicit and folder.exists():
+        folder = next(other for number in itertools.count(2) if not (other := folder.with_name(f"{folder.name}_{number}")).exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"{key}: '{folder}' cannot be made, because '{existing}' is not a folder; name another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: '{folder}' cannot be made, because '{existing}' is not writable; name another one")
+    return folder
+
+
+def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
+    """Judge every job. Returns the run folder, or the sweep's.
+
+    Raises:
+        UserError: with all problems of all jobs, each once.
+    """
+    parsed, unreadable = _parse(overrides)
+    jobs = _expand(parsed) if multirun else [[override.input_line or "" for override in parsed]]
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    found: dict[str, list[int]] = {problem: list(range(len(jobs))) for problem in unreadable.values()}
+    folder = None
+    for number, job_overrides in enumerate(jobs):
+        judged = _judge_one(job, job_overrides, folder if multirun else None)
+        problems = [line for line in judged.problems if line.partition(":")[0] not in unreadable]
+        try:
+            folder = folder or _output_folder(judged.composed, key, explicit=any(override.key_or_group == key for override in parsed))
+            if judged.config is not None:
+                config = _read(job, judged.composed, folder) if multirun else judged.config
+                problems += _other_run(_job_folder(judged.composed, folder, number) if multirun else folder, config, key)
+        except UserError as error:
+            problems.append(str(error))
+        for problem in problems:
+            found.setdefault(problem, []).append(number)
+    if found or folder is None:
+        everywhere = range(len(jobs))
+        raise UserError("\n".join(line if numbers == list(everywhere) else f"{line} [job {', '.join(map(str, numbers))}]" for line, numbers in found.items()))
+    return folder
+
+
+def _job_folder(composed: DictConfig, folder: Path, number: int) -> Path:
+    with open_dict(composed):
+        composed.hydra.job.num = composed.hydra.job.id = number
+    HydraConfig.instance().set_config(composed)
+    return folder / str(composed.hydra.sweep.subdir)
+
+
+# --- going on with a run -------------------------------------------------------------------------------------------------------------------------
+
+
+def _saved(folder: Path) -> dict[str, Any] | None:
+    path = folder / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _differences(there: Any, here: Any, prefix: str = "") -> list[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [line for key in dict.fromkeys([*there, *here]) for line in _differences(there.get(key), here.get(key), f"{prefix}.{key}".lstrip("."))]
+    return [] if there == here else [f"{prefix}: {json.dumps(there, ensure_ascii=False)} there, {json.dumps(here, ensure_ascii=False)} here"]
+
+
+def _other_run(folder: Path, config: Section, key: str) -> list[str]:
+    """The problem with a folder that holds a run with another configuration."""
+    saved = _saved(folder)
+    different = [] if saved is None else _differences(saved, config.model_dump(mode="json"))
+    return [f"{key}: '{folder}' holds a run with another configuration ({'; '.join(different)}); name another folder"] if different else []
+
+
+def _resume(job: str, folder: Path, overrides: list[str]) -> None:
+    """Go on in a run folder with its own configuration.
+
+    Raises:
+        UserError: it is not one, or the overrides contradict it.
+    """
+    saved = _saved(folder)
+    if saved is None:
+        raise UserError(f"resume: '{folder}' is not a run folder: it has no config.yaml; name a folder that {job}.py made")
+    made_by = read_manifest(folder)["job"] if (folder / "manifest.json").is_file() else job
+    if made_by != job:
+        raise UserError(f"resume: '{folder}' was made by {made_by}.py; write python {made_by}.py resume={folder}")
+    try:
+        config = validate(SCHEMAS[job], saved)
+    except UserError as error:
+        raise UserError("\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).splitlines())) from None
+    problems = _contradictions(job, saved, overrides)
+    if problems:
+        raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
+    _work(job, config, folder)
+
+
+def _contradictions(job: str, saved: dict[str, Any], overrides: list[str]) -> list[str]:
+    """What the overrides would change in a saved configuration."""
+    composed, refused = _compose_what_composes(job, overrides)
+    if refused:
+        return list(refused.values())
+    parsed, _ = _parse(overrides)
+    of_hydra = [f"{override.input_line}: does not go with resume" for override in parsed if override.key_or_group.startswith("hydra")]
+    untouched = _compose(job, [])
+    changed = OmegaConf.create(saved)
+    for override in parsed:
+        key = override.key_or_group.replace("/", ".")
+        # The keys of an experiment lie in other sections: those that it changes.
+        sections = [key] if OmegaConf.select(composed, key) is not None else [name for name in saved if composed.get(name) != untouched.get(name)]
+        for section in sections:
+            OmegaConf.update(changed, section, OmegaConf.select(composed, section), merge=False)
+    try:
+        here = judge(SCHEMAS[job], changed).model_dump(mode="json")
+    except UserError as error:
+        return [*of_hydra, *str(error).splitlines()]
+    return [*of_hydra, *_differences(saved, here)]
+
+
+# --- running -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def task(composed: DictConfig) -> float | UserError | None:
+    """What Hydra runs for each job.
+
+    Returns:
+        What sweepers optimise; or a UserError, since raising it would make Hydra talk and drop the rest of a sweep's bookkeeping.
+    """
+    start = HydraConfig.get()
+    job, folder = start.job.config_name, Path(start.runtime.output_dir)
+    untouched = not any(folder.iterdir())
+    try:
+        return _work(job, _read(job, composed, Path(start.sweep.dir) if start.mode == RunMode.MULTIRUN else None), folder)
+    except UserError as error:
+        if untouched and {path.name for path in folder.iterdir()} <= _START_FILES:
+            shutil.rmtree(folder)
+        return error
+
+
+def _work(job: str, config: Section, folder: Path) -> float | None:
+    """Run the workflow in its folder; a complete run is left alone."""
+    if (folder / "manifest.json").is_file() and read_manifest(folder)["status"] == "complete":
+        print(f"'{folder}' is complete; nothing to do.")
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("objective")
+    workflow = importlib.import_module(_WORKFLOWS[job])
+    try:
+        with _sigterm_interrupts():
+            return workflow.run(config, folder)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. To go on: python {job}.py resume={folder}", file=sys.stderr)
+        raise
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let a polite kill (schedulers, timeout) end a run like Ctrl-C, so that its status is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,422 @@
+"""The schemas of the three jobs. Hydra composes plain YAML; `judge` reads it once, reports every problem at once, and is trusted from then on.
+
+The first part of a key path is the folder under `conf/` where its options live, if there is one.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from lingact.errors import UserError
+from lingact.languages import language, nearest
+
+
+def asset(path: str) -> str:
+    """Absolute path of a file that the package carries; in YAML `${asset:microworld/model}`."""
+    return str(files("lingact") / "assets" / path)
+
+
+OmegaConf.register_new_resolver("asset", asset, replace=True)
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _known_code(code: object) -> object:
+    # YAML 1.1 reads an unquoted `no` (Norwegian) as False.
+    code = "no" if code is False else code
+    if isinstance(code, str):
+        try:
+            language(code)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+    return code
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, (str, bool)) else value
+
+
+Code = Annotated[str, BeforeValidator(_known_code)]
+Codes = Annotated[tuple[Code, ...], BeforeValidator(_as_list)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """A Hugging Face causal language model."""
+
+    name: str
+    """Hub id or local folder."""
+    revision: str | None
+    """Branch, tag or commit on the hub; a commit makes the run reproducible."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    """Attention implementation; Gemma 2's soft caps need eager."""
+    context: PositiveInt
+    """Tokens per window, BOS included. Longer texts are split into windows."""
+    trust_remote_code: bool = False
+
+
+class SaeSet(Section):
+    """One SAE per layer."""
+
+    release: str
+    """sae-lens release, or a local folder in sae-lens format."""
+    id: str
+    """SAE id, or sub-folder, with `{layer}` for the layer number."""
+
+    @model_validator(mode="after")
+    def _has_layer(self) -> Self:
+        if "{layer}" not in self.id:
+            raise ValueError(f"id is '{self.id}', without {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
+        return self
+
+
+class SaeConfig(Section):
+    """The SAEs that measure, and the ones kept aside to check them."""
+
+    measuring: SaeSet
+    heldout: SaeSet | None
+    """Other SAEs of the same layers, which training never sees."""
+    layers: Literal["all"] | tuple[NonNegativeInt, ...]
+    """Layers to measure; the SAE of layer l reads the output of block l."""
+
+
+class Splits(Section):
+    """Shares of the sentences; who is in which split follows from a hash of the sentence id."""
+
+    train: Share
+    dev: Share
+    heldout: Share
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        if abs(self.train + self.dev + self.heldout - 1) > 1e-9:
+            raise ValueError(f"train, dev and heldout add up to {self.train + self.dev + self.heldout:g}, not to 1")
+        return self
+
+
+class FilesCorpus(Section):
+    """Aligned text on this machine: JSONL, CSV or TSV with one column per language code, or a folder of line-aligned `<code>.txt`."""
+
+    kind: Literal["files"]
+    path: Path
+    max_sentences: PositiveInt | None
+    splits: Splits
+
+
+class HubCorpus(Section):
+    """An aligned data set on the Hugging Face hub with one configuration per language, such as FLORES+."""
+
+    kind: Literal["hub"]
+    dataset: str
+    """Hub id."""
+    revision: str | None
+    subset: Literal["flores"]
+    """How the configurations are named: by FLORES code."""
+    split: str
+    id_column: str
+    text_column: str
+    max_sentences: PositiveInt | None
+    splits: Splits
+
+
+CorpusConfig = Annotated[FilesCorpus | HubCorpus, Field(discriminator="kind")]
+
+
+class LanguagesConfig(Section):
+    """The languages under study."""
+
+    reference: Code
+    high: Codes
+    """High-resource group."""
+    low: Codes
+    """Medium-to-low-resource group."""
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Reference, high, low, in this order."""
+        return (self.reference, *self.high, *self.low)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        doubles = sorted({code for code in self.all if self.all.count(code) > 1})
+        if doubles:
+            raise ValueError(f"named more than once among reference, high and low: {', '.join(doubles)}")
+        return self
+
+
+class Statistics(Section):
+    """How activations are pooled and how sure we are of them."""
+
+    pooling: Literal["token", "sentence"]
+    resamples: PositiveInt
+    """Paired bootstrap resamples of the sentences."""
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    early: Literal["third"] | tuple[NonNegativeInt, ...]
+    """Layers of the range `early`; third: the first third of the measured ones."""
+    deep: Literal["third"] | tuple[NonNegativeInt, ...]
+
+
+class TrackingConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+    """Defaults to the sweep's folder under multirun."""
+    tags: tuple[str, ...]
+
+
+class Job(Section):
+    """What all three jobs share."""
+
+    seed: NonNegativeInt
+    device: str
+    """auto, cpu, cuda or cuda:N."""
+    batch_tokens: PositiveInt
+    """Padded tokens per forward pass."""
+    model: ModelConfig
+    sae: SaeConfig
+    corpus: CorpusConfig
+    languages: LanguagesConfig
+    statistics: Statistics
+    tracking: TrackingConfig
+
+
+class AnalyzeConfig(Job):
+    """analyze.py."""
+
+    split: Literal["train", "dev", "heldout", "all"]
+
+
+class GapLoss(Section):
+    """The activation-gap term on the target languages."""
+
+    side: Literal["two_sided", "one_sided"]
+    """two_sided moves towards the reference from either side, one_sided only upwards."""
+    gradient: Literal["jumprelu", "straight_through"]
+    """straight_through lets latents that are silent but near their threshold receive a gradient."""
+    bandwidth: PositiveFloat
+    """Width of the straight-through window around each threshold, relative to the threshold."""
+    norm_matched: bool
+    """Measure the loss on residuals rescaled to the base model's norm on each token, so that loudness does not pay."""
+    weight: NonNegativeFloat
+    layers: Literal["all"] | tuple[NonNegativeInt, ...]
+    """Measured layers in the loss."""
+
+
+class RetentionLoss(Section):
+    """KL(base || adapter) on the reference language, base being the same model with the adapter off."""
+
+    weight: NonNegativeFloat
+
+
+class LossConfig(Section):
+    """The combined loss: gap term on the target languages plus retention term on the reference."""
+
+    gap: GapLoss
+    retention: RetentionLoss
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if self.gap.weight == self.retention.weight == 0:
+            raise ValueError("all weights are zero: nothing would be trained")
+        return self
+
+
+class PeftConfig(Section):
+    """LoRA adapters (peft)."""
+
+    r: PositiveInt
+    alpha: PositiveFloat
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: tuple[str, ...]
+    """Module names, such as q_proj."""
+    layers: Literal["all"] | tuple[NonNegativeInt, ...]
+
+
+class OptimConfig(Section):
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    warmup_steps: NonNegativeInt
+
+
+class TrainerConfig(Section):
+    """Lightning trainer."""
+
+    steps: PositiveInt
+    sentences: PositiveInt
+    """Aligned sentences per optimiser step; each gives one text per target language and one in the reference."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    gradient_clip: PositiveFloat
+    accumulate: PositiveInt
+    checkpoint_every: PositiveInt
+    """Steps between resumable checkpoints."""
+    activation_checkpointing: bool
+
+
+class TrainConfig(Job):
+    """train.py."""
+
+    lang: Codes
+    """Target languages."""
+    loss: LossConfig
+    peft: PeftConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+
+    # On the field, not on the model: a model's validator is silent while any other field is wrong, and all problems are to be reported at once.
+    @field_validator("lang")
+    @classmethod
+    def _targets_make_sense(cls, lang: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not lang:
+            raise ValueError("no target language given; write for instance lang=ml or lang=[ml,hi]")
+        if len(set(lang)) != len(lang):
+            raise ValueError(f"a language is named twice in [{', '.join(lang)}]")
+        languages = info.data.get("languages")
+        if languages is None:
+            return lang
+        if languages.reference in lang:
+            raise ValueError(f"'{languages.reference}' is the reference language and cannot be a target; name other languages, or change languages.reference")
+        strangers = [code for code in lang if code not in languages.all]
+        if strangers:
+            raise ValueError(f"{', '.join(strangers)} not among the languages under study ({', '.join(languages.all)}); add to languages.low or languages.high")
+        return lang
+
+
+class Benchmark(Section):
+    """One benchmark: an lm-eval task per language."""
+
+    task: str
+    """Task name with `{lang}` for the language code."""
+    chance: Share
+    """Accuracy of guessing."""
+
+
+class TasksConfig(Section):
+    """The benchmarks."""
+
+    folder: Path | None
+    """Folder with lm-eval task files; data files are named relative to their YAML. None: lm-eval's own tasks."""
+    benchmarks: dict[str, Benchmark]
+    kind_column: str | None
+    """Column of the items that splits the scores further (microworld: read or transfer)."""
+    batch_size: PositiveInt
+    limit: PositiveInt | None
+    """Items per task, the first ones; None: all."""
+
+
+class EvalConfig(Section):
+    """eval.py: it needs no SAE and no corpus."""
+
+    seed: NonNegativeInt
+    device: str
+    adapter: str | None
+    """Run folder of train.py, PEFT folder or hub id; None: the base model alone."""
+    model: ModelConfig
+    languages: LanguagesConfig
+    tasks: TasksConfig
+    resamples: PositiveInt
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    tracking: TrackingConfig
+
+
+SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "analyze": AnalyzeConfig, "eval": EvalConfig}
+
+
+_FOLDERS = {"model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking"}
+_HOW_TO_GIVE = {"lang": "write for instance lang=ml or lang=[ml,hi]", "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language"}
+
+
+def _allowed_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Field names where `location` points into the schema; empty where it leaves the models."""
+    here: Any = schema
+    for step in location:
+        if not (isinstance(here, type) and issubclass(here, BaseModel)):
+            return []
+        if step in here.model_fields:
+            here = here.model_fields[step].annotation
+        # A union's location carries the discriminator's value: any member's keys will do for a hint.
+        members = [m for m in getattr(here, "__args__", ()) if isinstance(m, type) and issubclass(m, BaseModel)]
+        if members and not isinstance(here, type):
+            here = members[0]
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+    """One line per problem: key path, what came, what is allowed, where to look."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(part for part in item["loc"] if isinstance(part, str) and part not in ("files", "hub"))
+        folder = f" (options: conf/{item['loc'][0]}/)" if item["loc"] and item["loc"][0] in _FOLDERS else ""
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key{nearest(str(item['loc'][-1]), _allowed_keys(schema, item['loc'][:-1]))}{folder}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: missing{'; ' + _HOW_TO_GIVE[path] if path in _HOW_TO_GIVE else ''}{folder}")
+        elif item["type"] == "value_error":
+            lines.append(f"{path}: {message}{folder}" if path else message)
+        else:
+            hint = nearest(str(item["input"]), [w.strip("' ") for w in item["ctx"]["expected"].replace(" or ", ",").split(",")]) if item["type"] == "literal_error" else ""
+            lines.append(f"{path}: {message}; got {item['input']!r}{hint}{folder}")
+    return lines
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _without_missing(node: Any) -> Any:
+    """Plain values without those still `???`, so that they count as missing, not as wrong."""
+    if isinstance(node, dict):
+        return {key: _without_missing(value) for key, value in node.items() if value != "???"}
+    return node
+
+
+def validate(schema: type[S], plain: dict[str, Any]) -> S:
+    """The validated configuration from plain values.
+
+    Raises:
+        UserError: with one line per problem.
+    """
+    try:
+        return schema.model_validate(plain)
+    except ValidationError as error:
+        raise UserError("\n".join(problem_lines(error, schema))) from None
+
+
+def judge(schema: type[S], composed: DictConfig) -> S:
+    """The validated configuration from a composed one.
+
+    Raises:
+        UserError: with one line per problem.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
+    return validate(schema, _without_missing(plain))

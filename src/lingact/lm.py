@@ -1,0 +1,146 @@
+"""Load a causal language model, find its blocks, read the residual stream by hooks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lingact.config import ModelConfig
+from lingact.errors import UserError
+from lingact.languages import nearest
+from lingact.tokens import TokenBatch, Tokens
+
+
+class _Enough(Exception):
+    """Raised in a hook when the last wanted residual is there, so that later blocks and the logits are not computed."""
+
+
+@dataclass
+class LanguageModel:
+    """A model, its tokenizer and its blocks. `model` may later be wrapped by peft, which works in place: `blocks` stay valid."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    tokens: Tokens
+    blocks: nn.ModuleList
+    identity: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def residuals(self, batch: TokenBatch, layers: tuple[int, ...], *, logits: bool = False) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], Tensor | None]:
+        """The outputs of the given blocks for a batch, and the logits if asked for, in one forward pass.
+
+        Gradients flow if autograd is on. Without `logits` the pass stops behind the last of the layers.
+        """
+        batch = batch.to(self.device)
+        with captured(self.blocks, layers, stop=not logits) as caught:
+            try:
+                output = self.model(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
+            except _Enough:
+                output = None
+        return caught, output.logits if output is not None else None
+
+
+@contextmanager
+def captured(blocks: nn.ModuleList, layers: tuple[int, ...], *, stop: bool) -> Iterator[dict[int, Tensor]]:
+    """While open, forward passes leave the outputs of `layers` in the dictionary; with `stop` they end there."""
+    caught: dict[int, Tensor] = {}
+    last = max(layers, default=-1)
+
+    def hook_of(layer: int) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # Blocks return a tensor in transformers 5 and returned a tuple before.
+            residual = output[0] if isinstance(output, tuple) else output
+            assert residual.ndim == 3, f"block {layer} gave a tensor of shape {tuple(residual.shape)}"
+            caught[layer] = residual
+            if stop and layer == last:
+                raise _Enough
+
+        return hook
+
+    handles = [blocks[layer].register_forward_hook(hook_of(layer)) for layer in layers]
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
+    """The model's decoder blocks: its one outermost list of `count` modules of one class.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(block) for block in module}) == 1:
+            if not any(name.startswith(f"{outer}.") for outer in found):
+                found[name] = module
+    if len(found) != 1:
+        raise UserError(f"cannot tell the decoder blocks of {type(model).__name__}: looked for one list of {count} equal modules, found {sorted(found) or 'none'}")
+    return next(iter(found.values()))
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` takes CUDA where there is one.
+
+    Raises:
+        UserError: the device is unknown or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device: '{device}' is unknown; use auto, cpu, cuda or cuda:N") from None
+    if resolved.type == "cuda" and (not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device: '{device}' is not there; {torch.cuda.device_count()} CUDA devices are visible. Use device=auto or device=cpu")
+    return resolved
+
+
+def load_model(config: ModelConfig, device: str) -> LanguageModel:
+    """Load a model for measuring: frozen, in eval mode, safetensors only.
+
+    Raises:
+        UserError: it is not there, cannot be reached, is gated, or is not a causal LM in safetensors format.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from lingact.adapters import weights_hash
+
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    where = resolve_device(device)
+    path = Path(config.name)
+    if path.is_absolute() and not (path / "config.json").is_file():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"model.name: no model in the folder '{path}' (no config.json){nearest(path.name, siblings)}")
+    try:
+        shape = AutoConfig.from_pretrained(config.name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(config.name, **source)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            config.name, config=shape, dtype=getattr(torch, config.dtype), attn_implementation=config.attention, use_safetensors=True, output_loading_info=True, **source
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model '{config.name}' cannot be loaded: {str(error).splitlines()[0]} Check model.name; for a gated model accept its licence on its hub page and run `hf auth login`"
+        ) from error
+    missing = loading["missing_keys"]
+    if missing:
+        raise UserError(f"model '{config.name}' lacks {len(missing)} weights, such as {sorted(missing)[0]}; the files are incomplete or of another architecture")
+    text_shape = shape.get_text_config()
+    limit = getattr(text_shape, "max_position_embeddings", None)
+    if limit is not None and config.context > limit:
+        raise UserError(f"model.context is {config.context}; '{config.name}' takes at most {limit} tokens")
+    model.requires_grad_(False).eval().to(where)
+    identity = {"name": config.name, "revision": getattr(shape, "_commit_hash", None) or config.revision, "sha256": weights_hash(model), "dtype": config.dtype}
+    return LanguageModel(model, tokenizer, Tokens(tokenizer, config.context), find_blocks(model, text_shape.num_hidden_layers), identity)

@@ -1,0 +1,90 @@
+"""From text to batches of token ids, with a mask of the tokens that count."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lingact.errors import UserError
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one sentence that fits the context, BOS included where the model expects one."""
+
+    sentence: int
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Windows of similar length, padded on the right."""
+
+    ids: Int[Tensor, "batch seq"]
+    attention: Bool[Tensor, "batch seq"]
+    """False on padding."""
+    keep: Bool[Tensor, "batch seq"]
+    """True on the tokens that statistics and losses count: no padding, no BOS, no other special token."""
+    sentence: Int[Tensor, " batch"]
+    """Place of each window's sentence in the corpus."""
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        """The same batch on another device."""
+        return TokenBatch(self.ids.to(device), self.attention.to(device), self.keep.to(device), self.sentence.to(device))
+
+    @property
+    def kept_sentence(self) -> Int[Tensor, " token"]:
+        """The sentence of each kept token, in the order of `x[keep]`."""
+        return self.sentence[:, None].expand_as(self.ids)[self.keep]
+
+
+class Tokens:
+    """Cuts texts into windows and windows into batches."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
+        self.tokenizer = tokenizer
+        empty = tokenizer("").input_ids
+        self.prefix = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and empty[:1] == [tokenizer.bos_token_id] else []
+        self.room = context - len(self.prefix)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.special = torch.tensor(sorted(tokenizer.all_special_ids))
+
+    def windows(self, texts: Sequence[str]) -> list[Window]:
+        """Windows of all texts in order; `sentence` is the place in `texts`.
+
+        Raises:
+            UserError: a text without a token that counts.
+        """
+        special = set(self.special.tolist())
+        windows = []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        for sentence, ids in enumerate(encoded):
+            if all(token in special for token in ids):
+                raise UserError(f"sentence {sentence + 1} of the corpus ({texts[sentence]!r}) has no token left after tokenisation; remove it in every language")
+            windows += [Window(sentence, self.prefix + ids[start : start + self.room]) for start in range(0, len(ids), self.room)]
+        return windows
+
+    def collate(self, windows: Sequence[Window]) -> TokenBatch:
+        """One batch of the given windows."""
+        width = max(len(window.ids) for window in windows)
+        ids = torch.full((len(windows), width), self.pad)
+        attention = torch.zeros((len(windows), width), dtype=torch.bool)
+        for row, window in enumerate(windows):
+            ids[row, : len(window.ids)] = torch.tensor(window.ids)
+            attention[row, : len(window.ids)] = True
+        keep = attention & ~torch.isin(ids, self.special)
+        return TokenBatch(ids, attention, keep, torch.tensor([window.sentence for window in windows]))
+
+    def batches(self, windows: Sequence[Window], batch_tokens: int) -> Iterator[TokenBatch]:
+        """All windows, bucketed by length, at most `batch_tokens` padded tokens a batch (a longer window goes alone)."""
+        waiting: list[Window] = []
+        for window in sorted(windows, key=lambda w: (len(w.ids), w.sentence)):
+            if waiting and (len(waiting) + 1) * len(window.ids) > batch_tokens:
+                yield self.collate(waiting)
+                waiting = []
+            waiting.append(window)
+        if waiting:
+            yield self.collate(waiting)

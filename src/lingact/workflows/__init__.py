@@ -1,0 +1,1 @@
+"""The three stories: analyze, train, evaluate."""
