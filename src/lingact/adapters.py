@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # pyrefly: ignore[bad-argument-type]
     return digest.hexdigest()
 
 
@@ -82,18 +83,35 @@ def attach_lora(model: nn.Module, peft: PeftConfig, seed: int) -> "PeftModel":
     linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     unknown = [target for target in peft.targets if target not in linear]
     if unknown or not peft.targets:
-        raise UserError(f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], linear) if unknown else ''} The model has the linear modules {', '.join(sorted(linear))}")
-    count = model.config.get_text_config().num_hidden_layers
+        raise UserError(
+            f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], linear) if unknown else ''} The model has the linear "
+            f"modules {', '.join(sorted(linear))}"
+        )
+    count = model.config.get_text_config().num_hidden_layers  # pyrefly: ignore[missing-attribute]
     layers = range(count) if peft.layers == "all" else peft.layers
     outside = [layer for layer in layers if layer >= count]
     if outside or not layers:
         raise UserError(f"peft.layers: {', '.join(map(str, outside)) or 'none given'}; the model has the layers 0 to {count - 1}")
     settings = LoraConfig(
-        r=peft.r, lora_alpha=peft.alpha, lora_dropout=peft.dropout, target_modules=list(peft.targets), layers_to_transform=list(layers), task_type="CAUSAL_LM"
-    )  # fmt: skip
-    with torch.random.fork_rng():
+        r=peft.r,
+        lora_alpha=peft.alpha,  # pyrefly: ignore[bad-argument-type] (any number will do)
+        lora_dropout=peft.dropout,
+        target_modules=list(peft.targets),
+        layers_to_transform=list(layers),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), _calm_peft():
         torch.manual_seed(seed)
         return get_peft_model(model, settings)
+
+
+@contextmanager
+def _calm_peft() -> Iterator[None]:
+    """Silence two warnings: peft 0.21 asks transformers 5.23 by a deprecated name; and missing weights, which here are an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
+        yield
 
 
 def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256: str) -> None:
@@ -149,7 +167,9 @@ def _download(adapter: str) -> Path:
     try:
         folder = Path(snapshot_download(adapter, allow_patterns=[SETTINGS, WEIGHTS, IDENTITY]))
     except OSError as error:
-        raise UserError(f"adapter: '{adapter}' is neither a folder here nor an adapter that the hub gives: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"adapter: '{adapter}' is neither a folder here nor an adapter that the hub gives: {str(error).strip().splitlines()[0]}"
+        ) from error
     if not (folder / SETTINGS).is_file():
         raise UserError(f"adapter: '{adapter}' on the hub is not an adapter: it has no {SETTINGS}")
     return folder
@@ -172,11 +192,15 @@ def load_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = No
     shapes = _shapes(folder)
     _refuse_stranger(model, folder, base_sha256)
     _refuse_misfit(model, folder, settings, shapes)
-    wrapped = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+    with _calm_peft():
+        wrapped = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
     wrapped.eval()
     missing = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys() - shapes.keys()
     if missing:
-        raise UserError(f"adapter: '{folder / WEIGHTS}' lacks {len(missing)} of the weights that its {SETTINGS} announces, such as {min(missing)}; it is not complete")
+        raise UserError(
+            f"adapter: '{folder / WEIGHTS}' lacks {len(missing)} of the weights that its {SETTINGS} announces, such as {min(missing)}; it "
+            "is not complete"
+        )
     return wrapped
 
 
@@ -217,7 +241,8 @@ def _refuse_stranger(model: nn.Module, folder: Path, base_sha256: str | None) ->
     found = base_sha256 or weights_hash(model)
     if found != expected:
         raise UserError(
-            f"adapter: '{folder}' belongs to another model: it was trained on '{name}' with weights {expected[:12]}, this model has {found[:12]}. Use that model, with the same revision and dtype"
+            f"adapter: '{folder}' belongs to another model: it was trained on '{name}' with weights {expected[:12]}, this model has "
+            f"{found[:12]}. Use that model, with the same revision and dtype"
         )
 
 

@@ -29,12 +29,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
-
-from lingact import sweep
 from pydantic import TypeAdapter, ValidationError
 
+from lingact import sweep
 from lingact.config import SCHEMAS, FilesCorpus, Section, TasksConfig, TrackingConfig, judge, validate
 from lingact.errors import UserError
 from lingact.languages import nearest
@@ -93,11 +92,9 @@ def _run(job: str, arguments: Namespace) -> list[str]:
     assert start is not None
     if multirun:
         try:
-            start.multirun(config_name=job, task_function=task, overrides=[*overrides, f"hydra.sweep.dir='{quoted}'"])
+            start.multirun(config_name=job, task_function=task, overrides=[*overrides, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"])
         finally:
-            table = sweep.report(folder)
-            if table:
-                print(f"\n{table}\n\n{folder / 'sweep.csv'}")
+            sweep.report(folder)
         return [f"job {record['job']}: {line}" for record in sweep.records(folder) if record["problem"] for line in record["problem"].splitlines()]
     returned = start.run(config_name=job, task_function=task, overrides=[*overrides, f"hydra.run.dir='{quoted}'"]).return_value
     if not isinstance(returned, UserError):
@@ -138,7 +135,9 @@ def _parse(overrides: list[str]) -> tuple[list[Override], dict[str, str]]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
-            problems[text.partition("=")[0]] = f"{text}: cannot be read ({_first_line(error)}); write key=value, and quote a value with special characters: \"key='a=b'\""
+            problems[text.partition("=")[0]] = (
+                f"{text}: cannot be read ({_first_line(error)}); write key=value, and quote a value with special characters: \"key='a=b'\""
+            )
     return parsed, problems
 
 
@@ -231,7 +230,8 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
         # With its metadata the annotation of a union carries the discriminator.
         field = SCHEMAS[job].model_fields[name]
         try:
-            section = TypeAdapter(Annotated[field.annotation, field]).validate_python(OmegaConf.to_container(composed[name], resolve=True))
+            adapter = TypeAdapter(Annotated[field.annotation, field])  # pyrefly: ignore[not-a-type]
+            section = adapter.validate_python(OmegaConf.to_container(composed[name], resolve=True))
         except (ValidationError, OmegaConfBaseException, KeyError):
             continue
         match section:
@@ -305,12 +305,14 @@ def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
             found.setdefault(problem, []).append(number)
     if found or folder is None:
         everywhere = range(len(jobs))
-        raise UserError("\n".join(line if numbers == list(everywhere) else f"{line} [job {', '.join(map(str, numbers))}]" for line, numbers in found.items()))
+        raise UserError(
+            "\n".join(line if numbers == list(everywhere) else f"{line} [job {', '.join(map(str, numbers))}]" for line, numbers in found.items())
+        )
     return folder
 
 
 def _job_folder(composed: DictConfig, folder: Path, number: int) -> Path:
-    with open_dict(composed):
+    with read_write(composed.hydra), open_dict(composed.hydra):
         composed.hydra.job.num = composed.hydra.job.id = number
     HydraConfig.instance().set_config(composed)
     return folder / str(composed.hydra.sweep.subdir)
@@ -352,7 +354,9 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
     try:
         config = validate(SCHEMAS[job], saved)
     except UserError as error:
-        raise UserError("\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).splitlines())) from None
+        raise UserError(
+            "\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).splitlines())
+        ) from None
     problems = _contradictions(job, saved, overrides)
     if problems:
         raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
@@ -391,7 +395,7 @@ def task(composed: DictConfig) -> float | UserError | None:
         What sweepers optimise; or a UserError, since raising it would make Hydra talk and drop the rest of a sweep's bookkeeping.
     """
     start = HydraConfig.get()
-    job, folder = start.job.config_name, Path(start.runtime.output_dir)
+    job, folder = str(start.job.config_name), Path(start.runtime.output_dir)
     untouched = not any(folder.iterdir())
     try:
         return _work(job, _read(job, composed, Path(start.sweep.dir) if start.mode == RunMode.MULTIRUN else None), folder)

@@ -7,7 +7,7 @@ An item table has one row per document: task, benchmark, language, doc_id, doc_h
 `item` names the fact (None where the data set has no ids), `kind` splits the items further (None where there are no kinds).
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +69,9 @@ def wilson(hits: Float[np.ndarray, " item"], *, confidence: float, effective_n: 
     return Estimate(len(hits), share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
-def cluster_sums(values: Float[np.ndarray, " item"], clusters: Sequence[Hashable]) -> tuple[Float[np.ndarray, " cluster"], Int[np.ndarray, " cluster"]]:
+def cluster_sums(
+    values: Float[np.ndarray, " item"], clusters: Sequence[Hashable]
+) -> tuple[Float[np.ndarray, " cluster"], Int[np.ndarray, " cluster"]]:
     """Sum of the values and number of items of each cluster, in the order of first appearance."""
     codes, uniques = pd.factorize(pd.Series(list(clusters), dtype=object))
     return np.bincount(codes, weights=values, minlength=len(uniques)), np.bincount(codes, minlength=len(uniques))
@@ -155,19 +157,27 @@ def refuse_unpaired(base: pd.DataFrame, adapter: pd.DataFrame) -> None:
     for task in dict.fromkeys([*base["task"], *adapter["task"]]):
         one, other = base[base["task"] == task], adapter[adapter["task"] == task]
         if len(one) != len(other):
-            raise UserError(f"{task}: {len(one)} items for one model and {len(other)} for the other; a paired comparison needs the same. Run both with the same tasks and limit")
+            raise UserError(
+                f"{task}: {len(one)} items for one model and {len(other)} for the other; a paired comparison needs the same. Run both with "
+                "the same tasks and limit"
+            )
         for column, word in (("doc_hash", "documents"), ("prompt_hash", "prompts")):
             differing = int((one[column].to_numpy() != other[column].to_numpy()).sum())
             if differing:
-                raise UserError(f"{task}: {differing} of {len(one)} {word} differ between the two models; a paired comparison needs the same. Run both with the same task version")
+                raise UserError(
+                    f"{task}: {differing} of {len(one)} {word} differ between the two models; a paired comparison needs the same. Run both "
+                    "with the same task version"
+                )
 
 
-def group_difference(items: pd.DataFrame, group: Sequence[str], single: str, *, resamples: int, confidence: float, seed: int, metric: str = "acc") -> Estimate:
+def group_difference(
+    items: pd.DataFrame, group: Sequence[str], single: str, *, resamples: int, confidence: float, seed: int, metric: str = "acc"
+) -> Estimate:
     """Mean accuracy of a group of languages minus the accuracy of one language, with a bootstrap interval.
 
-    Where the items have ids, only (benchmark, item) pairs that every one of the languages has are taken, and facts are resampled: the
-    languages answer the same questions. `n` is then the number of such pairs. Without ids the languages are resampled independently of
-    each other, and `n` is the number of items of the single language.
+    Facts are resampled, together for all languages: a fact that several of them answer is drawn for all of them, and the spread that
+    they share cancels. A row without an id is a fact of its own, so that without ids the languages are resampled independently.
+    `n` is the number of items of the single language.
 
     Args:
         items: item table of one model, already restricted to the kind of interest.
@@ -175,27 +185,24 @@ def group_difference(items: pd.DataFrame, group: Sequence[str], single: str, *, 
         single: code of the language compared with them.
 
     Raises:
-        ValueError: no items shared, or a language without items.
+        ValueError: a language without items.
     """
     codes = [*group, single]
     chosen = items[items["language"].isin(codes)]
     missing = [code for code in codes if code not in set(chosen["language"])]
     if missing:
         raise ValueError(f"no items in {', '.join(missing)}")
-    if chosen["item"].notna().all():
-        wide = chosen.pivot_table(index=["benchmark", "item"], columns="language", values=metric, aggfunc="mean").dropna()
-        if wide.empty:
-            raise ValueError(f"no item is shared by {', '.join(codes)}")
-        difference = wide[list(group)].mean(axis=1) - wide[single]
-        return bootstrap_mean(difference.to_numpy(), list(wide.index.get_level_values("item")), resamples=resamples, confidence=confidence, seed=seed)
-    by_language = {code: chosen.loc[chosen["language"] == code, metric].to_numpy(float) for code in codes}
-    rng = np.random.default_rng(seed)
-    # Items are hits or misses, so the mean of a resample of n items is a binomial share.
-    means = {code: rng.binomial(len(hits), hits.mean(), size=resamples) / len(hits) for code, hits in by_language.items()}
-    drawn = np.mean([means[code] for code in group], axis=0) - means[single]
-    lo, hi = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    value = np.mean([by_language[code].mean() for code in group]) - by_language[single].mean()
-    return Estimate(len(by_language[single]), float(value), float(lo), float(hi))
+    fact, names = pd.factorize(pd.Series(_clusters(chosen), dtype=object))
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    weights = np.concatenate([np.ones((1, len(names))), draws])  # row 0 is the sample itself
+    accuracy = {}
+    for code in codes:
+        own = (chosen["language"] == code).to_numpy()
+        hits = np.bincount(fact[own], weights=chosen.loc[own, metric].to_numpy(float), minlength=len(names))
+        accuracy[code] = (weights @ hits) / np.maximum(weights @ np.bincount(fact[own], minlength=len(names)), 1)
+    drawn = np.mean([accuracy[code] for code in group], axis=0) - accuracy[single]
+    lo, hi = np.quantile(drawn[1:], [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Estimate(int((chosen["language"] == single).sum()), float(drawn[0]), float(lo), float(hi))
 
 
 def accuracy_table(items: pd.DataFrame, *, model: str, chance: dict[str, float], confidence: float) -> pd.DataFrame:
@@ -224,7 +231,9 @@ def accuracy_table(items: pd.DataFrame, *, model: str, chance: dict[str, float],
     return pd.DataFrame(rows)
 
 
-def difference_table(base: pd.DataFrame, adapter: pd.DataFrame, *, chance: dict[str, float], resamples: int, confidence: float, seed: int) -> pd.DataFrame:
+def difference_table(
+    base: pd.DataFrame, adapter: pd.DataFrame, *, chance: dict[str, float], resamples: int, confidence: float, seed: int
+) -> pd.DataFrame:
     """Adapter minus base per benchmark, language and kind, paired by document.
 
     `p_holm` is corrected within the family of rows with the same kind and metric: all benchmarks and languages together, and the rows
@@ -251,7 +260,9 @@ def difference_table(base: pd.DataFrame, adapter: pd.DataFrame, *, chance: dict[
     return table
 
 
-def group_table(items: pd.DataFrame, groups: dict[str, Sequence[str]], *, model: str, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
+def group_table(
+    items: pd.DataFrame, groups: Mapping[str, Sequence[str]], *, model: str, resamples: int, confidence: float, seed: int
+) -> pd.DataFrame:
     """Each group's mean accuracy minus that of every language outside it, per kind, pooled over benchmarks; only cells that have items."""
     rows = []
     languages = list(dict.fromkeys(items["language"]))
@@ -260,22 +271,30 @@ def group_table(items: pd.DataFrame, groups: dict[str, Sequence[str]], *, model:
         present = set(part["language"])
         for name, group in groups.items():
             for single in (code for code in languages if code not in group):
-                if not group or not {*group, single} <= present or (part["item"].notna().all() and not _shared(part, [*group, single])):
+                if not group or not {*group, single} <= present:
                     continue
                 found = group_difference(part, group, single, resamples=resamples, confidence=confidence, seed=seed)
-                rows.append({"model": model, "group": name, "language": single, "kind": kind, "n": found.n, "estimate": found.value, "lo": found.lo, "hi": found.hi})
+                rows.append(
+                    {
+                        "model": model,
+                        "group": name,
+                        "language": single,
+                        "kind": kind,
+                        "n": found.n,
+                        "estimate": found.value,
+                        "lo": found.lo,
+                        "hi": found.hi,
+                    }
+                )
     return pd.DataFrame(rows, columns=["model", "group", "language", "kind", "n", "estimate", "lo", "hi"])
-
-
-def _shared(items: pd.DataFrame, codes: Sequence[str]) -> bool:
-    """Whether some (benchmark, item) is there in all the languages."""
-    chosen = items[items["language"].isin(codes)]
-    return bool((chosen.groupby(["benchmark", "item"])["language"].nunique() == len(codes)).any())
 
 
 def _clusters(items: pd.DataFrame) -> list[Hashable]:
     """The fact behind each row; a row without an id is a fact of its own."""
-    return [item if item is not None and item == item else (task, doc) for item, task, doc in zip(items["item"], items["task"], items["doc_id"], strict=True)]
+    return [
+        item if item is not None and item == item else (task, doc)
+        for item, task, doc in zip(items["item"], items["task"], items["doc_id"], strict=True)
+    ]
 
 
 def _kinds(items: pd.DataFrame) -> list[str]:

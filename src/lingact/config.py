@@ -5,7 +5,7 @@ The first part of a key path is the folder under `conf/` where its options live,
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,7 +19,6 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -87,7 +86,7 @@ class SaeSet(Section):
     """SAE id, or sub-folder, with `{layer}` for the layer number."""
 
     @model_validator(mode="after")
-    def _has_layer(self) -> Self:
+    def _has_layer(self) -> "SaeSet":
         if "{layer}" not in self.id:
             raise ValueError(f"id is '{self.id}', without {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
         return self
@@ -111,7 +110,7 @@ class Splits(Section):
     heldout: Share
 
     @model_validator(mode="after")
-    def _sums_to_one(self) -> Self:
+    def _sums_to_one(self) -> "Splits":
         if abs(self.train + self.dev + self.heldout - 1) > 1e-9:
             raise ValueError(f"train, dev and heldout add up to {self.train + self.dev + self.heldout:g}, not to 1")
         return self
@@ -160,7 +159,7 @@ class LanguagesConfig(Section):
         return (self.reference, *self.high, *self.low)
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _distinct(self) -> "LanguagesConfig":
         doubles = sorted({code for code in self.all if self.all.count(code) > 1})
         if doubles:
             raise ValueError(f"named more than once among reference, high and low: {', '.join(doubles)}")
@@ -241,7 +240,7 @@ class LossConfig(Section):
     retention: RetentionLoss
 
     @model_validator(mode="after")
-    def _some_weight(self) -> Self:
+    def _some_weight(self) -> "LossConfig":
         if self.gap.weight == self.retention.weight == 0:
             raise ValueError("all weights are zero: nothing would be trained")
         return self
@@ -293,7 +292,8 @@ class TrainConfig(Job):
     # On the field, not on the model: a model's validator is silent while any other field is wrong, and all problems are to be reported at once.
     @field_validator("lang")
     @classmethod
-    def _targets_make_sense(cls, lang: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _targets_make_sense(cls, lang: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        # `info` is pydantic's ValidationInfo, a protocol that beartype cannot check.
         if not lang:
             raise ValueError("no target language given; write for instance lang=ml or lang=[ml,hi]")
         if len(set(lang)) != len(lang):
@@ -302,10 +302,14 @@ class TrainConfig(Job):
         if languages is None:
             return lang
         if languages.reference in lang:
-            raise ValueError(f"'{languages.reference}' is the reference language and cannot be a target; name other languages, or change languages.reference")
+            raise ValueError(
+                f"'{languages.reference}' is the reference language and cannot be a target; name other languages, or change languages.reference"
+            )
         strangers = [code for code in lang if code not in languages.all]
         if strangers:
-            raise ValueError(f"{', '.join(strangers)} not among the languages under study ({', '.join(languages.all)}); add to languages.low or languages.high")
+            raise ValueError(
+                f"{', '.join(strangers)} not among the languages under study ({', '.join(languages.all)}); add to languages.low or languages.high"
+            )
         return lang
 
 
@@ -350,7 +354,10 @@ SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "analyze": AnalyzeCon
 
 
 _FOLDERS = {"model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking"}
-_HOW_TO_GIVE = {"lang": "write for instance lang=ml or lang=[ml,hi]", "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language"}
+_HOW_TO_GIVE = {
+    "lang": "write for instance lang=ml or lang=[ml,hi]",
+    "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",
+}
 
 
 def _allowed_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -382,7 +389,11 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
         elif item["type"] == "value_error":
             lines.append(f"{path}: {message}{folder}" if path else message)
         else:
-            hint = nearest(str(item["input"]), [w.strip("' ") for w in item["ctx"]["expected"].replace(" or ", ",").split(",")]) if item["type"] == "literal_error" else ""
+            hint = (
+                nearest(str(item["input"]), [w.strip("' ") for w in item["ctx"]["expected"].replace(" or ", ",").split(",")])
+                if item["type"] == "literal_error"
+                else ""
+            )
             lines.append(f"{path}: {message}; got {item['input']!r}{hint}{folder}")
     return lines
 

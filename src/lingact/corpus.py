@@ -2,11 +2,12 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lingact.config import FilesCorpus, HubCorpus, Splits
 from lingact.errors import UserError
@@ -35,6 +36,10 @@ class ParallelCorpus:
         """The sentences at the given places."""
         return ParallelCorpus(self.name, tuple(self.ids[i] for i in keep), {c: tuple(t[i] for i in keep) for c, t in self.texts.items()})
 
+    def speaking(self, codes: tuple[str, ...]) -> "ParallelCorpus":
+        """The same sentences in the given languages only."""
+        return ParallelCorpus(self.name, self.ids, {code: self.texts[code] for code in codes})
+
     def split(self, name: Split, shares: Splits) -> "ParallelCorpus":
         """The sentences of a split. Who is in it follows from the sentence id alone, so it stays when sentences are added.
 
@@ -50,7 +55,10 @@ class ParallelCorpus:
 
         keep = [i for i, sentence_id in enumerate(self.ids) if place(sentence_id) == name]
         if not keep:
-            raise UserError(f"corpus '{self.name}' has {len(self.ids)} sentences and none of them in the split '{name}'; give more text or a larger share in corpus.splits")
+            raise UserError(
+                f"corpus '{self.name}' has {len(self.ids)} sentences and none of them in the split '{name}'; give more text or a larger "
+                "share in corpus.splits"
+            )
         return self.select(keep)
 
 
@@ -68,7 +76,9 @@ def _from_files(config: FilesCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
     path = config.path
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"corpus.path: '{path}' does not exist{nearest(path.name, siblings)} Give a JSONL, CSV or TSV file or a folder of <code>.txt files")
+        raise UserError(
+            f"corpus.path: '{path}' does not exist{nearest(path.name, siblings)} Give a JSONL, CSV or TSV file or a folder of <code>.txt files"
+        )
     if path.is_dir():
         rows = _folder_rows(path, codes)
     elif path.suffix == ".jsonl":
@@ -82,7 +92,7 @@ def _from_files(config: FilesCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
 
 def _jsonl_rows(path: Path) -> list[dict[str, str]]:
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -96,13 +106,22 @@ def _jsonl_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _table_rows(path: Path) -> list[dict[str, str]]:
-    reader = csv.reader(_text(path).splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     header = next(reader, [])
+    doubled = [name for name, count in Counter(header).items() if count > 1]
+    if doubled:
+        raise UserError(f"{path}: the header names {', '.join(doubled)} more than once; every column needs a name of its own")
     rows = []
-    for cells in reader:
-        if len(cells) != len(header):
-            raise UserError(f"{path}, line {reader.line_num}: {len(cells)} cells where the header has {len(header)}; quote cells that contain the separator")
-        rows.append(dict(zip(header, cells, strict=True)))
+    try:
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells where the header has {len(header)}; quote cells that contain the separator"
+                )
+            if cells:
+                rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}; is a quotation mark left open?") from None
     return rows
 
 
@@ -112,12 +131,18 @@ def _folder_rows(path: Path, codes: tuple[str, ...]) -> list[dict[str, str]]:
         file = path / f"{code}.txt"
         if not file.is_file():
             raise UserError(f"{path} has no {code}.txt; found: {', '.join(sorted(f.name for f in path.glob('*.txt'))) or 'no .txt file'}")
-        columns[code] = _text(file).splitlines()
+        columns[code] = _lines(file)
     lengths = {code: len(lines) for code, lines in columns.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{code}.txt {length}" for code, length in lengths.items())
         raise UserError(f"{path}: line-aligned files must have the same number of lines, found {listed}")
     return [dict(zip(columns, lines, strict=True)) for lines in zip(*columns.values(), strict=True)]
+
+
+def _lines(path: Path) -> list[str]:
+    # Not str.splitlines: texts may hold other line breaks, such as U+2028.
+    text = _text(path)
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _text(path: Path) -> str:
@@ -135,13 +160,17 @@ def _aligned(name: str, rows: list[dict[str, str]], codes: tuple[str, ...]) -> P
     if absent:
         there = [code for code in LANGUAGES if code in columns]
         raise UserError(
-            f"corpus '{name}' has no {', '.join(absent)}; it has {', '.join(there) or 'no known language code among its keys ' + ', '.join(sorted(columns))}. "
+            f"corpus '{name}' has no {', '.join(absent)}; it has "
+            f"{', '.join(there) or 'no known language code among its keys ' + ', '.join(sorted(columns))}. "
             "Add the missing text, or choose languages=... without them"
         )
     ragged = [(i, code) for i, row in enumerate(rows, start=1) for code in codes if not row.get(code, "").strip()]
     if ragged:
         listed = ", ".join(f"row {i} lacks {code}" for i, code in ragged[:5])
-        raise UserError(f"corpus '{name}' is ragged: {listed}{' and more' if len(ragged) > 5 else ''} ({len(ragged)} in all); every sentence needs a text in every language")
+        raise UserError(
+            f"corpus '{name}' is ragged: {listed}{' and more' if len(ragged) > 5 else ''} ({len(ragged)} in all); every sentence needs a "
+            "text in every language"
+        )
     ids = tuple(row.get(ID_COLUMN) or f"row-{i:06d}" for i, row in enumerate(rows, start=1))
     doubled = [key for key, count in Counter(ids).items() if count > 1]
     if doubled:
@@ -150,7 +179,9 @@ def _aligned(name: str, rows: list[dict[str, str]], codes: tuple[str, ...]) -> P
     for i, row in enumerate(rows, start=1):
         texts = tuple(row[code] for code in codes)
         if texts in seen:
-            raise UserError(f"corpus '{name}': row {i} repeats row {seen[texts]} in every language; remove duplicates, they would count twice in every interval")
+            raise UserError(
+                f"corpus '{name}': row {i} repeats row {seen[texts]} in every language; remove duplicates, they would count twice in every interval"
+            )
         seen[texts] = i
     return ParallelCorpus(name, ids, {code: tuple(row[code] for row in rows) for code in codes})
 
@@ -162,13 +193,16 @@ def _from_hub(config: HubCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
     by_id: dict[str, dict[str, str]] = {}
     for code in codes:
         try:
-            rows = load_dataset(config.dataset, LANGUAGES[code].flores, split=config.split, revision=config.revision)
+            rows: Any = load_dataset(config.dataset, LANGUAGES[code].flores, split=config.split, revision=config.revision)
         except DatasetNotFoundError as error:
             raise UserError(
-                f"corpus '{config.dataset}' cannot be read: {str(error).splitlines()[0]} If it is gated, accept its conditions on its hub page and run `hf auth login`"
+                f"corpus '{config.dataset}' cannot be read: {str(error).splitlines()[0]} If it is gated, accept its conditions on its hub "
+                "page and run `hf auth login`"
             ) from None
         except ConnectionError:
-            raise UserError(f"corpus '{config.dataset}' is not in the cache and the hub cannot be reached; connect once, or use corpus=files corpus.path=...") from None
+            raise UserError(
+                f"corpus '{config.dataset}' is not in the cache and the hub cannot be reached; connect once, or use corpus=files corpus.path=..."
+            ) from None
         for row in rows:
             by_id.setdefault(str(row[config.id_column]), {})[code] = row[config.text_column]
     return _aligned(config.dataset, [{ID_COLUMN: key, **texts} for key, texts in by_id.items()], codes)

@@ -47,7 +47,10 @@ class AlignedBatches:
         while self.position < self.count:
             chosen = self.sentences_of(self.position)
             self.position += 1
-            yield {code: self.tokens.collate([window for sentence in chosen for window in by_sentence[sentence]]) for code, by_sentence in self.windows.items()}
+            yield {
+                code: self.tokens.collate([window for sentence in chosen for window in by_sentence[sentence]])
+                for code, by_sentence in self.windows.items()
+            }
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -48,8 +48,6 @@ def language(code: str) -> Language:
     if code in LANGUAGES:
         return LANGUAGES[code]
     by_name = {entry.name.lower(): entry.code for entry in _TABLE} | {entry.flores.lower(): entry.code for entry in _TABLE}
-    if code.lower() in by_name:
-        hint = f"; did you mean '{by_name[code.lower()]}'?"
-    else:
-        hint = nearest(code, LANGUAGES)
+    named = by_name.get(code.lower())
+    hint = f"; did you mean '{named}'?" if named else nearest(code, LANGUAGES)
     raise UserError(f"unknown language '{code}'{hint} (known: {', '.join(LANGUAGES)})")

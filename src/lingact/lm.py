@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lingact.config import ModelConfig
 from lingact.errors import UserError
@@ -36,7 +36,9 @@ class LanguageModel:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def residuals(self, batch: TokenBatch, layers: tuple[int, ...], *, logits: bool = False) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], Tensor | None]:
+    def residuals(
+        self, batch: TokenBatch, layers: tuple[int, ...], *, logits: bool = False
+    ) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], Tensor | None]:
         """The outputs of the given blocks for a batch, and the logits if asked for, in one forward pass.
 
         Gradients flow if autograd is on. Without `logits` the pass stops behind the last of the layers.
@@ -67,7 +69,8 @@ def captured(blocks: nn.ModuleList, layers: tuple[int, ...], *, stop: bool) -> I
 
         return hook
 
-    handles = [blocks[layer].register_forward_hook(hook_of(layer)) for layer in layers]
+    wanted = [blocks[layer] for layer in layers]
+    handles = [block.register_forward_hook(hook_of(layer)) for layer, block in zip(layers, wanted, strict=True)]
     try:
         yield caught
     finally:
@@ -83,11 +86,13 @@ def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
     """
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(block) for block in module}) == 1:
-            if not any(name.startswith(f"{outer}.") for outer in found):
-                found[name] = module
+        outermost = not any(name.startswith(f"{outer}.") for outer in found)
+        if outermost and isinstance(module, nn.ModuleList) and len(module) == count and len({type(block) for block in module}) == 1:
+            found[name] = module
     if len(found) != 1:
-        raise UserError(f"cannot tell the decoder blocks of {type(model).__name__}: looked for one list of {count} equal modules, found {sorted(found) or 'none'}")
+        raise UserError(
+            f"cannot tell the decoder blocks of {type(model).__name__}: looked for one list of {count} equal modules, found {sorted(found) or 'none'}"
+        )
     return next(iter(found.values()))
 
 
@@ -126,21 +131,35 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
         raise UserError(f"model.name: no model in the folder '{path}' (no config.json){nearest(path.name, siblings)}")
     try:
         shape = AutoConfig.from_pretrained(config.name, **source)
-        tokenizer = AutoTokenizer.from_pretrained(config.name, **source)
+        tokenizer: Any = AutoTokenizer.from_pretrained(config.name, **source)
         model, loading = AutoModelForCausalLM.from_pretrained(
-            config.name, config=shape, dtype=getattr(torch, config.dtype), attn_implementation=config.attention, use_safetensors=True, output_loading_info=True, **source
+            config.name,
+            config=shape,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **source,
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model '{config.name}' cannot be loaded: {str(error).splitlines()[0]} Check model.name; for a gated model accept its licence on its hub page and run `hf auth login`"
+            f"model '{config.name}' cannot be loaded: {str(error).splitlines()[0]} Check model.name; for a gated model accept its licence "
+            "on its hub page and run `hf auth login`"
         ) from error
     missing = loading["missing_keys"]
     if missing:
-        raise UserError(f"model '{config.name}' lacks {len(missing)} weights, such as {sorted(missing)[0]}; the files are incomplete or of another architecture")
+        raise UserError(
+            f"model '{config.name}' lacks {len(missing)} weights, such as {min(missing)}; the files are incomplete or of another architecture"
+        )
     text_shape = shape.get_text_config()
     limit = getattr(text_shape, "max_position_embeddings", None)
     if limit is not None and config.context > limit:
         raise UserError(f"model.context is {config.context}; '{config.name}' takes at most {limit} tokens")
     model.requires_grad_(False).eval().to(where)
-    identity = {"name": config.name, "revision": getattr(shape, "_commit_hash", None) or config.revision, "sha256": weights_hash(model), "dtype": config.dtype}
+    identity = {
+        "name": config.name,
+        "revision": getattr(shape, "_commit_hash", None) or config.revision,
+        "sha256": weights_hash(model),
+        "dtype": config.dtype,
+    }
     return LanguageModel(model, tokenizer, Tokens(tokenizer, config.context), find_blocks(model, text_shape.num_hidden_layers), identity)

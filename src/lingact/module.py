@@ -27,7 +27,16 @@ class GapModule(pl.LightningModule):
         reference: code of the reference language; the other languages of a batch are targets.
     """
 
-    def __init__(self, lm: LanguageModel, dictionaries: Dictionaries, reference_activation: Float[Tensor, " layer"], reference: str, loss: LossConfig, optim: OptimConfig, steps: int) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        dictionaries: Dictionaries,
+        reference_activation: Float[Tensor, " layer"],
+        reference: str,
+        loss: LossConfig,
+        optim: OptimConfig,
+        steps: int,
+    ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold the adapter alone
         self.model = lm.model
@@ -35,6 +44,8 @@ class GapModule(pl.LightningModule):
         self.loss = loss
         self.optim = optim
         self.steps = steps
+        self.history: list[dict[str, float]] = []
+        """Every term of every step so far, checkpointed with the adapter."""
         # Kept out of the module tree, so that SAEs are in no checkpoint and no optimiser.
         self._frozen = (lm, dictionaries, reference_activation)
 
@@ -61,24 +72,42 @@ class GapModule(pl.LightningModule):
         with torch.no_grad(), base_behaviour(self.model):
             _, base_logits = lm.residuals(batch, (), logits=True)
         _, logits = lm.residuals(batch, (), logits=True)
-        assert base_logits is not None and logits is not None
+        assert base_logits is not None
+        assert logits is not None
         return retention_kl(base_logits[:, :-1][predicted], logits[:, :-1][predicted])
 
     def loss_terms(self, batch: dict[str, TokenBatch]) -> LossTerms:
         """All terms of one batch; the gap term is the mean over target languages."""
         _, _, reference = self._frozen
         one_sided = self.loss.gap.side == "one_sided"
-        gaps = [activation_gap(self.language_activation(b), reference.to(self.device), one_sided=one_sided) for code, b in batch.items() if code != self.reference]
+        gaps = [
+            activation_gap(self.language_activation(b), reference.to(self.device), one_sided=one_sided)
+            for code, b in batch.items()
+            if code != self.reference
+        ]
         raw = {"gap": torch.stack(gaps).mean(), "retention": self.retention(batch[self.reference])}
         return combine(raw, {"gap": self.loss.gap.weight, "retention": self.loss.retention.weight})
 
     def training_step(self, batch: dict[str, TokenBatch], _index: int) -> Tensor:
         """One step; logs every term raw and weighted."""
         terms = self.loss_terms(batch)
-        logged = {"loss/total": terms.total} | {f"loss/raw/{k}": v for k, v in terms.raw.items()} | {f"loss/weighted/{k}": v for k, v in terms.weighted.items()}
+        logged = (
+            {"loss/total": terms.total}
+            | {f"loss/raw/{k}": v for k, v in terms.raw.items()}
+            | {f"loss/weighted/{k}": v for k, v in terms.weighted.items()}
+        )
         self.log_dict({name: value.detach() for name, value in logged.items()}, batch_size=1)
+        self.history.append({"step": len(self.history)} | {name: float(value) for name, value in logged.items()})
         self.log("loss", terms.total.detach(), prog_bar=True, logger=False, batch_size=1)
         return terms.total
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The history travels with the weights."""
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the history of the saved run."""
+        self.history = checkpoint["history"]
 
     def configure_optimizers(self) -> Any:
         """AdamW on the adapter; linear warm-up, cosine decay to zero."""
@@ -98,6 +127,6 @@ class GapModule(pl.LightningModule):
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, _index: int) -> Any:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002 (Lightning's signature)
         """Batches move where they are used."""
         return batch

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lingact.config import SaeConfig, SaeSet
@@ -24,7 +25,9 @@ class Dictionary:
     def __init__(self, sae: SAE[Any], layer: int) -> None:
         self.sae = sae.requires_grad_(False).eval()
         self.layer = layer
-        self.norms: Float[Tensor, " d_sae"] = sae.W_dec.norm(dim=-1)
+        norms: Float[Tensor, " d_sae"] = sae.W_dec.norm(dim=-1)
+        # Some top-k SAEs fold by themselves.
+        self.norms = torch.ones_like(norms) if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False) else norms
         """Decoder norms: multiply the SAE's own activations to get folded ones."""
         threshold = getattr(sae, "threshold", None)
         self.threshold: Float[Tensor, " d_sae"] | None = threshold.detach() if threshold is not None else None
@@ -48,7 +51,10 @@ class Dictionary:
             UserError: the SAE has no threshold.
         """
         if self.threshold is None:
-            raise UserError(f"loss.gap.gradient=straight_through needs JumpReLU SAEs; layer {self.layer} has '{self.sae.cfg.architecture()}'. Use loss.gap.gradient=jumprelu")
+            raise UserError(
+                f"loss.gap.gradient=straight_through needs JumpReLU SAEs; layer {self.layer} has '{self.sae.cfg.architecture()}'. Use "
+                "loss.gap.gradient=jumprelu"
+            )
         pre = self.pre_activations(x)
         gate = pre > self.threshold
         # A latent whose threshold is zero keeps a window of its own: everything the plain gate lets through.
@@ -68,7 +74,8 @@ class Dictionary:
 
     def decode(self, features: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_model"]:
         """The residual that folded activations stand for."""
-        return self.sae.decode(features / self.norms)
+        # A latent without a decoder row is never active.
+        return self.sae.decode(features / self.norms.clamp_min(1e-12))
 
 
 Dictionaries = dict[int, Dictionary]
@@ -89,7 +96,13 @@ def chosen_layers(config: SaeConfig, block_count: int) -> tuple[int, ...]:
     return tuple(sorted(set(config.layers)))
 
 
-def load_dictionaries(spec: SaeSet, layers: tuple[int, ...], blocks: nn.ModuleList, d_model: int, device: torch.device) -> tuple[Dictionaries, dict[str, Any]]:
+def load_dictionaries(
+    spec: SaeSet,
+    layers: tuple[int, ...],
+    blocks: nn.ModuleList,  # noqa: ARG001
+    d_model: int,
+    device: torch.device,
+) -> tuple[Dictionaries, dict[str, Any]]:
     """The SAEs of the given layers in float32, checked against the model, and who they are.
 
     Raises:
@@ -127,7 +140,7 @@ def _load(release: str, sae_id: str, device: torch.device) -> SAE[Any]:
             raise UserError(f"no SAE in '{path}' (no cfg.json){nearest(path.name, siblings)} There: {', '.join(sorted(siblings)[:8]) or 'nothing'}")
         try:
             return SAE.load_from_disk(path, device=str(device), dtype="float32")
-        except (json.JSONDecodeError, FileNotFoundError, RuntimeError, KeyError) as error:
+        except (json.JSONDecodeError, FileNotFoundError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"the SAE in '{path}' cannot be read: {str(error).splitlines()[0]}") from error
     try:
         return SAE.from_pretrained(release, sae_id, device=str(device), dtype="float32")
@@ -135,7 +148,8 @@ def _load(release: str, sae_id: str, device: torch.device) -> SAE[Any]:
         raise UserError(f"sae '{release}' '{sae_id}': {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise UserError(
-            f"sae '{release}' '{sae_id}' is not in the cache and cannot be fetched: {str(error).splitlines()[0]} For a gated release accept its licence on its hub page and run `hf auth login`"
+            f"sae '{release}' '{sae_id}' is not in the cache and cannot be fetched: {str(error).splitlines()[0]} For a gated release accept "
+            "its licence on its hub page and run `hf auth login`"
         ) from error
 
 
@@ -148,4 +162,7 @@ def _check_fit(sae: SAE[Any], name: str, layer: int, d_model: int) -> None:
     # TransformerLens and Hugging Face names for "output of block N".
     fitting = (f"blocks.{layer}.hook_resid_post", f"model.layers.{layer}")
     if hook not in fitting:
-        raise UserError(f"SAE {name} was trained on '{hook}', lingact measures the output of block {layer} ('{fitting[0]}'); choose residual-stream SAEs and an id whose {{layer}} matches")
+        raise UserError(
+            f"SAE {name} was trained on '{hook}', lingact measures the output of block {layer} ('{fitting[0]}'); choose residual-stream "
+            f"SAEs and an id whose {{layer}} matches"
+        )

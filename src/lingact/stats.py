@@ -6,6 +6,7 @@ Numerators and denominators are kept per sentence and divided once, in `tables`.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,9 @@ class FeatureStats:
     """Tokens in `nll` and `kl`."""
 
     @classmethod
-    def empty(cls, header: dict[str, str], corpus: ParallelCorpus, code: str, dictionaries: Dictionaries, d_model: int, *, language_model: bool) -> "FeatureStats":
+    def empty(
+        cls, header: dict[str, str], corpus: ParallelCorpus, code: str, dictionaries: Dictionaries, d_model: int, *, language_model: bool
+    ) -> "FeatureStats":
         """Zeros for every sentence of the corpus."""
         layers, count = tuple(dictionaries), len(corpus.ids)
         return cls(
@@ -83,7 +86,14 @@ class FeatureStats:
         np.add.at(self.windows, window_sentence.cpu().numpy(), 1)
         np.add.at(self.tokens, kept_sentence.cpu().numpy(), 1)
 
-    def add_layer(self, layer: int, x: Float[Tensor, "token d_model"], features: Float[Tensor, "token d_sae"], reconstruction: Float[Tensor, "token d_model"], sentence: Int[Tensor, " token"]) -> None:
+    def add_layer(
+        self,
+        layer: int,
+        x: Float[Tensor, "token d_model"],
+        features: Float[Tensor, "token d_sae"],
+        reconstruction: Float[Tensor, "token d_model"],
+        sentence: Int[Tensor, " token"],
+    ) -> None:
         """Add one layer's kept tokens of a batch."""
         row, place = self.layers.index(layer), sentence.cpu().numpy()
         active = features > 0
@@ -102,7 +112,9 @@ class FeatureStats:
 
     def add_predictions(self, nll: Float[Tensor, " predicted"], kl: Float[Tensor, " predicted"], sentence: Int[Tensor, " predicted"]) -> None:
         """Add the language-model losses of a batch."""
-        assert self.nll is not None and self.kl is not None and self.predicted is not None
+        assert self.nll is not None
+        assert self.kl is not None
+        assert self.predicted is not None
         place = sentence.cpu().numpy()
         np.add.at(self.nll, place, nll.double().cpu().numpy())
         np.add.at(self.kl, place, kl.double().cpu().numpy())
@@ -114,7 +126,9 @@ class FeatureStats:
             for name in ("tokens", "windows", "bytes", "activation", "l0", "norm", "square", "error", "residual", "nll", "kl", "predicted")
             if (value := getattr(self, name)) is not None
         }
-        per_layer = {f"{name}.{layer}": array for name in ("firing", "profile") for layer, array in zip(self.layers, getattr(self, name), strict=True)}
+        per_layer = {
+            f"{name}.{layer}": array for name in ("firing", "profile") for layer, array in zip(self.layers, getattr(self, name), strict=True)
+        }
         return plain | per_layer
 
     def merge(self, other: "FeatureStats") -> "FeatureStats":
@@ -124,18 +138,26 @@ class FeatureStats:
             UserError: they are of different models, SAEs, corpora, languages or layers.
         """
         if self.header != other.header:
-            differing = [f"{key}: {self.header.get(key)} / {other.header.get(key)}" for key in sorted(self.header.keys() | other.header.keys()) if self.header.get(key) != other.header.get(key)]
+            differing = [
+                f"{key}: {self.header.get(key)} / {other.header.get(key)}"
+                for key in sorted(self.header.keys() | other.header.keys())
+                if self.header.get(key) != other.header.get(key)
+            ]
             raise UserError(f"these statistics do not belong together; they differ in {'; '.join(differing)}")
         if (self.sentence_ids, self.layers) != (other.sentence_ids, other.layers):
             raise UserError("these statistics do not belong together; they cover other sentences or layers")
         mine, theirs = self._arrays(), other._arrays()
+        if mine.keys() != theirs.keys():
+            raise UserError("these statistics do not belong together; only one of them has language-model losses")
         merged = {name: mine[name] if name == "bytes" else mine[name] + theirs[name] for name in mine}
         return self._from_arrays(self.header, self.sentence_ids, self.layers, merged)
 
     @classmethod
-    def _from_arrays(cls, header: dict[str, str], sentence_ids: tuple[str, ...], layers: tuple[int, ...], arrays: dict[str, np.ndarray]) -> "FeatureStats":
-        plain = {name: array for name, array in arrays.items() if "." not in name}
-        per_layer = {name: [arrays[f"{name}.{layer}"] for layer in layers] for name in ("firing", "profile")}
+    def _from_arrays(
+        cls, header: dict[str, str], sentence_ids: tuple[str, ...], layers: tuple[int, ...], arrays: dict[str, np.ndarray]
+    ) -> "FeatureStats":
+        plain: dict[str, Any] = {name: array for name, array in arrays.items() if "." not in name}
+        per_layer: dict[str, Any] = {name: [arrays[f"{name}.{layer}"] for layer in layers] for name in ("firing", "profile")}
         return cls(header=header, sentence_ids=sentence_ids, layers=layers, **plain, **per_layer)
 
     def save(self, path: Path) -> None:
@@ -158,7 +180,9 @@ class FeatureStats:
         )
 
 
-def add_batch(stats: FeatureStats, dictionaries: Dictionaries, residuals: dict[int, Float[Tensor, "token d_model"]], sentence: Int[Tensor, " token"]) -> None:
+def add_batch(
+    stats: FeatureStats, dictionaries: Dictionaries, residuals: dict[int, Float[Tensor, "token d_model"]], sentence: Int[Tensor, " token"]
+) -> None:
     """Encode, decode and add the kept residuals of a batch, all layers."""
     with torch.no_grad():
         for layer, dictionary in dictionaries.items():

@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from lingact.errors import UserError
 from lingact.tracking import write_atomically, write_json
 
-WIDTH = 120
 _MAIN = re.compile(r"objective|(gap_closed|retention)/[^/]+|gap/(low|high|low_vs_high)/(early|deep|all)|acc/.+/delta")
 
 
@@ -41,7 +40,7 @@ class JobRecords(Callback):
         status = "failed" if job_return.status != JobStatus.COMPLETED else "refused" if refused else "complete"
         record = {
             "job": config.hydra.job.num,
-            "overrides": dict(text.lstrip("+").partition("=")[::2] for text in job_return.overrides or ()),
+            "overrides": {key: value for key, _, value in (text.lstrip("+").partition("=") for text in job_return.overrides or ())},
             "status": status,
             "problem": str(returned) if refused else None,
             "folder": config.hydra.runtime.output_dir,
@@ -64,40 +63,23 @@ def _in_order_of_appearance(mappings: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
-def _cell(value: object) -> str:
-    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 32 else "…" + text[-31:]
+def report(folder: Path) -> None:
+    """Write `sweep.csv` into the sweep folder and print the same; nothing where no job has finished."""
+    from lingact.terminal import show
 
-
-def _blocks(fixed: list[str], numbers: list[str], rows: list[dict[str, Any]]) -> str:
-    """Aligned columns; where they do not fit beside each other, several blocks with the fixed columns repeated."""
-    widths = {name: max(len(name), *(len(_cell(row.get(name))) for row in rows)) for name in fixed + numbers}
-    groups: list[list[str]] = [[]]
-    for name in numbers:
-        if groups[-1] and sum(widths[column] + 2 for column in (*fixed, *groups[-1], name)) > WIDTH:
-            groups.append([])
-        groups[-1].append(name)
-    blocks = []
-    for group in groups:
-        columns = [*fixed, *group]
-        lines = ["  ".join(name.ljust(widths[name]) for name in columns)]
-        lines += ["  ".join(_cell(row.get(name)).ljust(widths[name]) for name in columns) for row in rows]
-        blocks.append("\n".join(line.rstrip() for line in lines))
-    return "\n\n".join(blocks)
-
-
-def report(folder: Path) -> str | None:
-    """Write `sweep.csv` into the sweep folder and return the same as text; None where no job has finished."""
     jobs = records(folder)
     if not jobs:
-        return None
+        return
     summaries = [_main_numbers(Path(record["folder"])) for record in jobs]
     fixed = ["job", *_in_order_of_appearance([record["overrides"] for record in jobs]), "status"]
     numbers = _in_order_of_appearance(summaries)
-    rows = [{**record["overrides"], "job": record["job"], "status": record["status"], **summary} for record, summary in zip(jobs, summaries, strict=True)]
+    rows = [
+        {**record["overrides"], "job": record["job"], "status": record["status"], **summary} for record, summary in zip(jobs, summaries, strict=True)
+    ]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=[*fixed, *numbers], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / "sweep.csv", buffer.getvalue())
-    return _blocks(fixed, numbers, rows)
+    show([{name: row.get(name) for name in (*fixed, *numbers)} for row in rows], title="Jobs", fixed=len(fixed))
+    show([{"table": str(folder / "sweep.csv")}])

@@ -20,6 +20,8 @@ from lingact.stats import FeatureStats
 Stats = dict[str, FeatureStats]
 """Language -> statistics of one meter and variant."""
 Draws = Float[np.ndarray, "draw layer"]
+Values = np.ndarray | np.floating
+"""One number per layer, or one alone."""
 
 
 def sentence_weights(count: int, resamples: int, seed: int) -> Float[np.ndarray, "draw sentence"]:
@@ -53,7 +55,7 @@ def per_token(total: Float[np.ndarray, "layer sentence"], stats: FeatureStats, w
     return (weights @ total.T) / (weights @ stats.tokens)[:, None]
 
 
-def interval(draws: Float[np.ndarray, "draw ..."], confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def interval(draws: Float[np.ndarray, "draw ..."], confidence: float) -> tuple[Values, Values, Values]:
     """Estimate and percentile interval (low, high) along the draws."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws[1:], [tail, 1 - tail], axis=0)
@@ -95,7 +97,9 @@ def disparities(stats: Stats, languages: LanguagesConfig, settings: Statistics, 
     weights = sentence_weights(len(reference.sentence_ids), settings.resamples, seed)
     activations = {code: activation(s, weights, settings.pooling) for code, s in stats.items()}
     base = activations[languages.reference]
-    groups = {name: np.mean([activations[code] for code in codes], axis=0) for name, codes in (("low", languages.low), ("high", languages.high)) if codes}
+    groups = {
+        name: np.mean([activations[code] for code in codes], axis=0) for name, codes in (("low", languages.low), ("high", languages.high)) if codes
+    }
     gaps = {code: 1 - activations[code] / base for code in stats if code != languages.reference}
     gaps |= {name: 1 - group / base for name, group in groups.items()}
     if len(groups) == 2:
@@ -128,8 +132,8 @@ def range_table(found: Disparities) -> pd.DataFrame:
 def gap_summary(found: Disparities) -> dict[str, float]:
     """`gap/<name>/<layer>`, `gap/<name>/<range>` (mean) and `gap/<name>/<range>_max`."""
     summary = {f"gap/{name}/{layer}": float(draws[0, row]) for name, draws in found.gaps.items() for row, layer in enumerate(found.layers)}
-    for row in range_table(found).itertuples():
-        summary[f"gap/{row.name}/{row.range}" + ("_max" if row.statistic == "max" else "")] = float(row.gap)
+    for row in range_table(found).to_dict("records"):
+        summary[f"gap/{row['name']}/{row['range']}" + ("_max" if row["statistic"] == "max" else "")] = float(row["gap"])
     return summary
 
 
@@ -189,7 +193,9 @@ class Change:
     """Rows of the layers of the loss whose gap before training excludes 0."""
 
 
-def change(measured: Measurement, meter: str, code: str, languages: LanguagesConfig, settings: Statistics, loss_layers: tuple[int, ...], seed: int) -> Change:
+def change(
+    measured: Measurement, meter: str, code: str, languages: LanguagesConfig, settings: Statistics, loss_layers: tuple[int, ...], seed: int
+) -> Change:
     """Gaps before and after, both against the reference language under the base model, which stays frozen."""
     base, adapter, matched = (measured.of(meter, variant) for variant in (BASE, ADAPTER, NORM_MATCHED))
     weights = sentence_weights(len(base[code].sentence_ids), settings.resamples, seed)
@@ -216,14 +222,66 @@ def change(measured: Measurement, meter: str, code: str, languages: LanguagesCon
     )
 
 
-def change_table(change_of: dict[str, Change], layers: tuple[int, ...], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+_GAPS = {"gap_before": "before", "gap_after": "after", "gap_after_norm_matched": "after_norm_matched"}
+_PER_LAYER = _GAPS | {name: name for name in ("gain", "overshoot", "fvu_before", "fvu_after", "l0_before", "l0_after", "norm_before", "norm_after")}
+_OVERALL = {"gap_closed": "closed", "gap_closed_norm_matched": "closed_norm_matched"}
+
+
+def change_table(changes: dict[str, Change], layers: tuple[int, ...], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
     """One row per language, layer and quantity."""
     rows = []
-    for code, found in change_of.items():
-        for quantity in ("before", "after", "after_norm_matched", "gain", "overshoot", "fvu_before", "fvu_after", "l0_before", "l0_after", "norm_before", "norm_after"):
-            name = f"gap_{quantity}" if quantity in ("before", "after", "after_norm_matched") else quantity
-            for layer, estimate, low, high in zip(layers, *interval(getattr(found, quantity), confidence), strict=True):
-                rows.append({"meter": meter, "language": code, "layer": layer, "quantity": name, "n": sentences, "estimate": estimate, "lo": low, "hi": high})
+    for code, found in changes.items():
+        for quantity, attribute in _PER_LAYER.items():
+            for layer, estimate, low, high in zip(layers, *interval(getattr(found, attribute), confidence), strict=True):
+                rows.append(
+                    {
+                        "meter": meter,
+                        "language": code,
+                        "layer": layer,
+                        "quantity": quantity,
+                        "n": sentences,
+                        "estimate": estimate,
+                        "lo": low,
+                        "hi": high,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+    """One row per language, range of layers and quantity (means over the range), and the gap closed over the counted layers (range `loss`)."""
+    rows = []
+    for code, found in changes.items():
+        cells = {(label, q): getattr(found, a)[:, members].mean(axis=1) for label, members in ranges.items() for q, a in _PER_LAYER.items()}
+        cells |= {("loss", quantity): getattr(found, attribute) for quantity, attribute in _OVERALL.items()}
+        for (label, quantity), draws in cells.items():
+            estimate, low, high = interval(draws, confidence)
+            rows.append(
+                {"meter": meter, "language": code, "range": label, "quantity": quantity, "n": sentences, "estimate": estimate, "lo": low, "hi": high}
+            )
+    return pd.DataFrame(rows)
+
+
+def change_summary(changes: dict[str, Change], targets: Sequence[str]) -> dict[str, float]:
+    """`gain/<lang>`, `gap_closed/<lang>`, `overshoot/<lang>`, `norm_matched/gap_closed/<lang>`, `fvu/<lang>`: means over layers where per layer."""
+    summary = {}
+    for code in targets:
+        found = changes[code]
+        summary[f"gain/{code}"] = float(found.gain[0].mean())
+        summary[f"gap_closed/{code}"] = float(found.closed[0])
+        summary[f"overshoot/{code}"] = float(found.overshoot[0].mean())
+        summary[f"norm_matched/gap_closed/{code}"] = float(found.closed_norm_matched[0])
+        summary[f"fvu/{code}"] = float(found.fvu_after[0].mean())
+        summary[f"fvu_before/{code}"] = float(found.fvu_before[0].mean())
+    return summary
+
+
+def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str, sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+    """One row per retention measure of the reference language."""
+    rows = []
+    for quantity, draws in kept.items():
+        estimate, low, high = interval(draws, confidence)
+        rows.append({"meter": meter, "language": reference, "quantity": quantity, "n": sentences, "estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
 
 
@@ -256,5 +314,7 @@ def bits_table(measured: Measurement, meter: str, settings: Statistics, seed: in
         bits = weights @ s.nll / np.log(2)
         for quantity, draws in (("bits_per_byte", bits / (weights @ s.bytes)), ("bits_per_sentence", bits / len(s.sentence_ids))):
             estimate, low, high = interval(draws, settings.confidence)
-            rows.append({"language": code, "variant": variant, "quantity": quantity, "n": len(s.sentence_ids), "estimate": estimate, "lo": low, "hi": high})
+            rows.append(
+                {"language": code, "variant": variant, "quantity": quantity, "n": len(s.sentence_ids), "estimate": estimate, "lo": low, "hi": high}
+            )
     return pd.DataFrame(rows)

@@ -49,8 +49,10 @@ class Tokens:
         empty = tokenizer("").input_ids
         self.prefix = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and empty[:1] == [tokenizer.bos_token_id] else []
         self.room = context - len(self.prefix)
+        if self.room < 1:
+            raise UserError(f"model.context is {context}, which leaves no room for text behind the BOS token; give more")
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.special = torch.tensor(sorted(tokenizer.all_special_ids))
+        self.special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long)
 
     def windows(self, texts: Sequence[str]) -> list[Window]:
         """Windows of all texts in order; `sentence` is the place in `texts`.
@@ -60,10 +62,13 @@ class Tokens:
         """
         special = set(self.special.tolist())
         windows = []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        # Not verbose: a text longer than the context is nothing to warn of, it is cut below.
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         for sentence, ids in enumerate(encoded):
             if all(token in special for token in ids):
-                raise UserError(f"sentence {sentence + 1} of the corpus ({texts[sentence]!r}) has no token left after tokenisation; remove it in every language")
+                raise UserError(
+                    f"sentence {sentence + 1} of the corpus ({texts[sentence]!r}) has no token left after tokenisation; remove it in every language"
+                )
             windows += [Window(sentence, self.prefix + ids[start : start + self.room]) for start in range(0, len(ids), self.room)]
         return windows
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+DPI = 160
+"""Dots per inch of saved figures."""
 _PACKAGES = ("torch", "transformers", "sae-lens", "peft", "pytorch-lightning", "lm-eval", "hydra-core", "wandb", "numpy", "lingact")
 
 
@@ -37,7 +39,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     try:
         unfinished.write_bytes(data)
-        os.replace(unfinished, path)
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -107,7 +109,7 @@ class Run:
         import wandb
 
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight")
+        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
         path = self.folder / "figures" / f"{name}.png"
         write_atomically(path, buffer.getvalue())
         self.tracker.log({f"figures/{name}": wandb.Image(str(path))})
@@ -162,7 +164,10 @@ def check_tracking(config: TrackingConfig) -> None:
     except (OSError, netrc.NetrcParseError):
         hosts = {}
     if not any("wandb" in host for host in hosts):
-        raise UserError("tracking=wandb needs a Weights & Biases key and none is set; run `wandb login`, set WANDB_API_KEY, or use tracking=offline (later `wandb sync`) or tracking=none")
+        raise UserError(
+            "tracking=wandb needs a Weights & Biases key and none is set; run `wandb login`, set WANDB_API_KEY, or use tracking=offline "
+            "(later `wandb sync`) or tracking=none"
+        )
 
 
 @contextmanager

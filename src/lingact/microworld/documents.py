@@ -61,8 +61,7 @@ def aligned_corpus(seed: int, event_count: int) -> list[dict[str, str]]:
             lex = lexicon(code)
             row[code] = lex.statements(fact)[int(style[1])] if style[0] == "d" else lex.tell(fact, style)
         rows.append(row)
-    for event in corpus_events(seed, event_count):
-        rows.append({"unit": event.id} | {code: lexicon(code).event(event) for code in LANGUAGES})
+    rows += [{"unit": event.id} | {code: lexicon(code).event(event) for code in LANGUAGES} for event in corpus_events(seed, event_count)]
     return rows
 
 
@@ -103,7 +102,7 @@ def benchmark_items(seed: int, benchmark: str, code: str) -> list[dict[str, obje
     """The items of one benchmark in one language. Wrong options are the same facts' in every language."""
     style, relations = world.BENCHMARKS[benchmark]
     lex = lexicon(code)
-    items = []
+    items: list[dict[str, object]] = []
     for fact in world.facts(seed):
         if not fact.asked or fact.relation not in relations:
             continue

@@ -1,7 +1,6 @@
 """Tokenizer and language model of the microworld."""
 
 import json
-import os
 from itertools import islice
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def token_stream(recipe: Recipe, shares: dict[str, float], tokenizer: PreTrained
     documents = mixture(recipe.seed, shares, recipe.corpus_events)
     with tqdm(total=count, desc="reading matter", unit="tok", unit_scale=True) as bar:
         while total < count:
-            for encoding in tokenizer._tokenizer.encode_batch([text for _, text in islice(documents, 2000)]):
+            for encoding in tokenizer.backend_tokenizer.encode_batch([text for _, text in islice(documents, 2000)]):
                 pieces.append(np.array(encoding.ids, dtype=np.uint16))
                 total += len(encoding.ids)
                 bar.update(len(encoding.ids))
@@ -86,7 +85,7 @@ def model_config(recipe: Recipe) -> Gemma2Config:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        attn_implementation="eager",
+        attn_implementation="eager",  # pyrefly: ignore[unexpected-keyword]
     )
 
 
@@ -114,7 +113,7 @@ def train_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path
     if not stream_file.exists():
         stream = token_stream(recipe, recipe.shares, tokenizer, recipe.steps * recipe.batch_rows * recipe.row_tokens)
         np.save(scratch / "unfinished.npy", stream)
-        os.replace(scratch / "unfinished.npy", stream_file)
+        (scratch / "unfinished.npy").replace(stream_file)
     stream = np.load(stream_file)
     first, losses = 0, []
     if checkpoint.exists():
@@ -127,7 +126,8 @@ def train_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="language model", unit="step")
     for step in bar:
         rows = rows_of_step(recipe, stream, step)
-        loss = model(input_ids=rows, labels=rows).loss
+        with torch.autocast("cpu", torch.bfloat16):  # a third faster than float32 where the processor knows the type
+            loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -139,7 +139,7 @@ def train_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path
         if (step + 1) % CHECKPOINT_EVERY == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": cosine.state_dict()}
             torch.save(state | {"step": step + 1, "losses": losses}, scratch / "unfinished.ckpt")
-            os.replace(scratch / "unfinished.ckpt", checkpoint)
+            (scratch / "unfinished.ckpt").replace(checkpoint)
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

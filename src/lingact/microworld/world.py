@@ -160,8 +160,7 @@ def facts(seed: int) -> list[Fact]:
         for turn, group in enumerate(chosen):
             unread[group] = frozenset(LANGUAGES[(UNREAD_LANGUAGES_PER_FACT * turn + k) % len(LANGUAGES)] for k in range(UNREAD_LANGUAGES_PER_FACT))
     return [
-        Fact(f.relation, f.slots, f.answer, f.options, f.group, asked=f.group in unread, unread_in=unread.get(f.group, frozenset()))
-        for f in plain
+        Fact(f.relation, f.slots, f.answer, f.options, f.group, asked=f.group in unread, unread_in=unread.get(f.group, frozenset())) for f in plain
     ]
 
 

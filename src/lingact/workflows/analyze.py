@@ -24,9 +24,9 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
             stats = measured.of(meter, BASE)
             found = tables.disparities(stats, config.languages, config.statistics, config.seed)
             confounds = tables.confound_table(stats, config.statistics, config.seed)
-            ranges = tables.range_table(found)
+            ranges, layers = tables.range_table(found), tables.layer_table(found)
             suffix = "" if meter == MEASURING else f"_{meter}"
-            run.table(f"gap_by_layer{suffix}", tables.layer_table(found))
+            run.table(f"gap_by_layer{suffix}", layers)
             run.table(f"gap_by_range{suffix}", ranges)
             run.table(f"confounds{suffix}", confounds)
             drawn = {
@@ -34,10 +34,14 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
                 f"gap_groups{suffix}": figures.group_curves(found),
                 f"confounds{suffix}": figures.confound_panel(confounds, config.languages),
             }
-            pages.append(report.Section(meter, {name: run.figure(name, figure) for name, figure in drawn.items()}, {"Gap by range of layers": ranges}))
+            paths = {name: run.figure(name, figure) for name, figure in drawn.items()}
+            pages.append(report.Section(meter, paths, {report.BY_RANGE: ranges, report.BY_LAYER: layers}))
             summary |= {key if meter == MEASURING else f"{meter}/{key}": value for key, value in tables.gap_summary(found).items()}
             if meter == MEASURING:
-                show(report.gap_rows(ranges, config.languages), title=f"Activation gap against {config.languages.reference}, {len(corpus.ids)} sentences ({config.split})")
+                show(
+                    report.gap_rows(ranges, config.languages),
+                    title=f"Activation gap against {config.languages.reference}, {len(corpus.ids)} sentences ({config.split})",
+                )
         run.summary(summary)
         report.write_analysis(folder, config, pages, instruments.identity, len(corpus.ids))
         show([{"run folder": str(folder), "report": str(folder / "report.html")}])

@@ -32,7 +32,7 @@ def set_up(run: Run, config: AnalyzeConfig | TrainConfig) -> Instruments:
     corpus = load_corpus(config.corpus, config.languages.all)
     lm = load_model(config.model, config.device)
     layers = chosen_layers(config.sae, len(lm.blocks))
-    d_model = lm.model.get_input_embeddings().weight.shape[1]
+    d_model = lm.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
     meters, saes = {}, {}
     for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
         if spec is not None:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
-from lingact import report, tables
+from lingact import figures, report, tables
 from lingact.adapters import attach_lora, save_adapter
 from lingact.config import TrainConfig
 from lingact.corpus import ParallelCorpus
@@ -14,6 +15,7 @@ from lingact.errors import UserError
 from lingact.fitting import fit
 from lingact.measure import BASE, Measurement, measure
 from lingact.module import GapModule
+from lingact.sae import Dictionaries
 from lingact.terminal import show
 from lingact.tracking import open_run
 from lingact.workflows.instruments import HELDOUT, MEASURING, Instruments, set_up
@@ -32,28 +34,46 @@ def run(config: TrainConfig, folder: Path) -> float:
         module = GapModule(instruments.lm, dictionaries, target, config.languages.reference, config.loss, config.optim, config.trainer.steps)
         spoken = splits["train"].speaking((*config.lang, config.languages.reference))
         batches = AlignedBatches(
-            instruments.lm.tokens, spoken, sentences=config.trainer.sentences, count=config.trainer.steps * config.trainer.accumulate, seed=config.seed
+            instruments.lm.tokens,
+            spoken,
+            sentences=config.trainer.sentences,
+            count=config.trainer.steps * config.trainer.accumulate,
+            seed=config.seed,
         )
         fit(module, AlignedData(batches), config, run)
         save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"])
         run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
 
-        measured = {}
-        for name in ("dev", "heldout"):
-            corpus = splits[name] if name == "heldout" else splits[name].speaking((*config.lang, config.languages.reference))
-            meters = instruments.meters if name == "heldout" else {MEASURING: instruments.meters[MEASURING]}
-            measured[name] = measure(
-                instruments.lm, meters, corpus, batch_tokens=config.batch_tokens, identity=instruments.identity, with_adapter=True, language_model=True
-            )
-        measured["heldout"].save(folder / "stats")
-        summary, changes = judge(config, measured["heldout"], instruments, loss_layers)
-        for name, frame in changes.items():
+        heldout = splits["heldout"]
+        measured = measure_change(instruments, instruments.meters, heldout, config)
+        measured.save(folder / "stats")
+        frames, summary = conclude(config, measured, instruments, loss_layers)
+        frames["loss"] = pd.DataFrame(module.history)
+        summary["objective"] = objective(config, instruments, splits["dev"], loss_layers)
+        for name, frame in frames.items():
             run.table(name, frame)
-        summary["objective"] = objective(config, measured["dev"], loss_layers)
         run.summary(summary)
-        show(report.train_rows(summary, config.lang), title=f"Held-out sentences ({len(splits['heldout'].ids)}), before and after; reference {config.languages.reference} frozen at the base model")
-        show([{"adapter": str(folder / "adapter"), "objective (dev)": f"{summary['objective']:.3f}"}])
+        shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
+        drawn = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
+        page = report.Section(
+            "Held-out sentences",
+            {name: run.figure(name, figure) for name, figure in drawn.items()},
+            report.train_tables(frames, config.lang),
+            report.training_text(frames, config.lang, config.languages.reference),
+        )
+        report.write_training(folder, config, [page], instruments.identity, len(heldout.ids))
+        show(
+            report.train_rows(frames, config.lang),
+            title=f"{len(heldout.ids)} held-out sentences; gaps against {config.languages.reference} frozen at the base model",
+        )
+        show(report.retention_rows(frames), title=f"Retention of {config.languages.reference}")
+        show([{"adapter": str(folder / "adapter"), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
+
+
+def raw_terms(history: pd.DataFrame) -> pd.DataFrame:
+    """Step and raw terms of the logged losses, under their own names."""
+    return history.filter(regex="^(step|loss/raw/)").rename(columns=lambda name: name.removeprefix("loss/raw/"))
 
 
 def _loss_layers(config: TrainConfig, instruments: Instruments) -> tuple[int, ...]:
@@ -67,7 +87,7 @@ def _loss_layers(config: TrainConfig, instruments: Instruments) -> tuple[int, ..
 
 
 def reference_activation(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, layers: tuple[int, ...]) -> torch.Tensor:
-    """A(l, reference) of the base model on the training sentences: the fixed target of the gap term."""
+    """A(l, reference) of the base model on the training sentences: the fixed target of the gap term, Float[" layer"]."""
     reference = config.languages.reference
     dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in layers}
     measured = measure(
@@ -77,14 +97,43 @@ def reference_activation(config: TrainConfig, instruments: Instruments, corpus: 
     return torch.tensor(tables.activation(stats, np.ones((1, len(corpus.ids))), "token")[0], dtype=torch.float32)
 
 
-def judge(config: TrainConfig, measured: Measurement, instruments: Instruments, loss_layers: tuple[int, ...]):  # noqa: ANN201 (summary, tables)
-    """Summary numbers and tidy tables of what the adapter did, by every meter."""
-    summary: dict[str, float] = {}
-    frames = {"bits": tables.bits_table(measured, MEASURING, config.statistics, config.seed)}
+def measure_change(instruments: Instruments, meters: dict[str, Dictionaries], corpus: ParallelCorpus, config: TrainConfig) -> Measurement:
+    """Base, adapter and norm-matched adapter on the same sentences, in one pass."""
+    return measure(
+        instruments.lm, meters, corpus, batch_tokens=config.batch_tokens, identity=instruments.identity, with_adapter=True, language_model=True
+    )
+
+
+def conclude(
+    config: TrainConfig, measured: Measurement, instruments: Instruments, loss_layers: tuple[int, ...]
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """Tidy tables and summary numbers of what the adapter did, by every meter; keys of the held-out meter start with `heldout/`."""
+    settings, summary = config.statistics, {}
+    ranges = tables.named_ranges(instruments.layers, settings)
+    by_layer, by_range, kept_rows = [], [], []
     for meter in instruments.meters:
-        prefix = "" if meter == MEASURING else f"{meter}/"
-        changes = {
-            code: tables.change(measured, meter, code, config.languages, config.statistics, loss_layers, config.seed) for code in measured.of(meter, BASE)
-        }
-        ...
-    return summary, frames
+        stats = measured.of(meter, BASE)
+        count = len(stats[config.languages.reference].sentence_ids)
+        changes = {code: tables.change(measured, meter, code, config.languages, settings, loss_layers, config.seed) for code in stats}
+        by_layer.append(tables.change_table(changes, instruments.layers, count, meter, settings.confidence))
+        by_range.append(tables.change_range_table(changes, ranges, count, meter, settings.confidence))
+        kept = tables.retention(measured, meter, config.languages.reference, settings, config.seed)
+        kept_rows.append(tables.retention_table(kept, config.languages.reference, count, meter, settings.confidence))
+        found = tables.change_summary(changes, config.lang) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
+        summary |= {key if meter == MEASURING else f"{HELDOUT}/{key}": value for key, value in found.items()}
+    frames = {
+        "change_by_layer": pd.concat(by_layer, ignore_index=True),
+        "change_by_range": pd.concat(by_range, ignore_index=True),
+        "retention": pd.concat(kept_rows, ignore_index=True),
+        "bits": tables.bits_table(measured, MEASURING, settings, config.seed),
+    }
+    return frames, summary
+
+
+def objective(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, loss_layers: tuple[int, ...]) -> float:
+    """What sweeps maximise, on the dev split: mean norm-matched gap closed of the targets minus the reference's KL in nats."""
+    spoken = corpus.speaking((*config.lang, config.languages.reference))
+    measured = measure_change(instruments, {MEASURING: instruments.meters[MEASURING]}, spoken, config)
+    changes = [tables.change(measured, MEASURING, code, config.languages, config.statistics, loss_layers, config.seed) for code in config.lang]
+    kept = tables.retention(measured, MEASURING, config.languages.reference, config.statistics, config.seed)
+    return float(np.mean([found.closed_norm_matched[0] for found in changes]) - kept["kl"][0])

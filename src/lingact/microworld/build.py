@@ -1,0 +1,96 @@
+"""Build the organism from its seed: `python -m lingact.microworld.build`.
+
+Stages leave their results behind and are skipped when they are there, so an interrupted build goes on where it was; the language model
+goes on from its last checkpoint. Scratch files live in a folder named after the recipe and the lexicons: another recipe starts afresh.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+
+from lingact.config import asset
+from lingact.microworld import LANGUAGES
+from lingact.microworld.documents import aligned_corpus, write_benchmarks
+from lingact.microworld.recipe import DictionaryRecipe, Recipe
+from lingact.tracking import write_atomically, write_json
+
+SMALL = Recipe(
+    corpus_events=60,
+    tokenizer_documents=1500,
+    vocabulary=1400,
+    steps=120,
+    warmup_steps=20,
+    hidden_size=32,
+    intermediate_size=64,
+    layers=3,
+    heads=2,
+    kv_heads=1,
+    dictionary_tokens=12_000,
+    sae=DictionaryRecipe(width=64, k=8, train_tokens=40_000, batch_tokens=512),
+    sae_heldout=DictionaryRecipe(width=96, k=8, train_tokens=40_000, batch_tokens=512),
+)
+"""The same code in about a minute: for tests, good for nothing else."""
+
+
+def identity(recipe: Recipe) -> str:
+    """Hash of the recipe and of every word the organism reads."""
+    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    for code in LANGUAGES:
+        digest.update((files("lingact.microworld") / "lexicon" / f"{code}.yaml").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(recipe: Recipe, out: Path, work: Path) -> None:
+    """Make text, tokenizer, model, SAEs and benchmarks in a scratch folder, then put them in place together.
+
+    Args:
+        out: folder of the finished organism, replaced as a whole.
+        work: parent of the scratch folder.
+    """
+    from lingact.microworld.dictionaries import train_dictionaries
+    from lingact.microworld.pretrain import train_model, train_tokenizer
+
+    scratch = work / identity(recipe)
+    made = scratch / "made"
+    made.mkdir(parents=True, exist_ok=True)
+    write_benchmarks(recipe.seed, made / "tasks")
+    rows = aligned_corpus(recipe.seed, recipe.corpus_events)
+    write_atomically(made / "corpus.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if not (made / "training.json").exists():
+        tokenizer = train_tokenizer(recipe, scratch / "tokenizer")
+        losses = train_model(recipe, tokenizer, made / "model", scratch)
+        write_json(made / "training.json", {"recipe": asdict(recipe), "identity": identity(recipe), "loss_every_10_steps": losses})
+    train_dictionaries(recipe, made / "model", made, scratch)
+    replaced = out.with_name(f".{out.name}.old.{os.getpid()}")
+    unfinished = out.with_name(f".{out.name}.new.{os.getpid()}")
+    shutil.copytree(made, unfinished)
+    if out.exists():
+        out.rename(replaced)
+    unfinished.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m lingact.microworld.build", description="Rebuild the embedded model organism from its seed.")
+    parser.add_argument("--out", type=Path, default=Path(asset("microworld")), help="where the organism goes (default: into the package)")
+    parser.add_argument("--work", type=Path, default=Path("outputs/microworld"), help="scratch folder, kept so that an interrupted build goes on")
+    parser.add_argument("--small", action="store_true", help="a minute-sized build of the same code")
+    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
+    given = parser.parse_args(arguments)
+    recipe = SMALL if given.small else Recipe()
+    if given.seed is not None:
+        recipe = replace(recipe, seed=given.seed)
+    build(recipe, given.out, given.work)
+    sys.stdout.write(f"built {identity(recipe)} in {given.out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""The card of the organism: what it can do and how well its SAEs fit, computed with lingact's own instruments.
+
+`python -m lingact.microworld.card` measures the embedded organism and writes `card.json` and `card.md` beside it. It looks at accuracy,
+bits, FVU and L0 only; activation gaps are the business of `python -m lingact.microworld.grid`, once the recipe stands.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lingact import compare, tables
+from lingact.config import LanguagesConfig, ModelConfig, SaeSet, Statistics, asset
+from lingact.corpus import ParallelCorpus
+from lingact.harness import evaluate, load_tasks
+from lingact.lm import LanguageModel, load_model
+from lingact.measure import BASE, measure
+from lingact.microworld import LANGUAGES, world
+from lingact.microworld.documents import OPTIONS_PER_QUESTION
+from lingact.sae import Dictionaries, load_dictionaries
+from lingact.tracking import write_atomically, write_json
+
+PAPER_LANGUAGES = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
+STATISTICS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third")
+SEED = 0
+
+
+def load_organism(folder: Path) -> LanguageModel:
+    """The organism's language model on the CPU."""
+    context = json.loads((folder / "training.json").read_text())["recipe"]["context"]
+    return load_model(ModelConfig(name=str(folder / "model"), revision=None, dtype="float32", attention="eager", context=context), "cpu")
+
+
+def load_saes(folder: Path, lm: LanguageModel, name: str) -> Dictionaries:
+    """One of its sets of SAEs: `sae` or `sae_heldout`."""
+    width = lm.model.config.hidden_size
+    return load_dictionaries(SaeSet(release=str(folder / name), id="layer_{layer}"), tuple(range(len(lm.blocks))), lm.blocks, width, lm.device)[0]
+
+
+def load_rows(folder: Path) -> ParallelCorpus:
+    """The whole aligned corpus."""
+    rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    return ParallelCorpus("microworld", tuple(row["unit"] for row in rows), {code: tuple(row[code] for row in rows) for code in LANGUAGES})
+
+
+def accuracy(folder: Path, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy per language and kind of fact, pooled over the benchmarks; and the high-resource mean minus each language."""
+    benchmarks = {f"micro_{name}": f"micro_{name}_{{lang}}" for name in world.BENCHMARKS}
+    tasks = load_tasks(folder / "tasks", benchmarks, LANGUAGES, "kind")
+    found = evaluate(lm.model, lm.tokenizer, tasks, context=lm.tokens.context, batch_size=256, limit=None, label="benchmarks").items
+    chance = dict.fromkeys(benchmarks, 1 / OPTIONS_PER_QUESTION)
+    scores = compare.accuracy_table(found, model="base", chance=chance, confidence=STATISTICS.confidence)
+    groups = compare.group_table(found, {"high": PAPER_LANGUAGES.high}, model="base", resamples=2000, confidence=STATISTICS.confidence, seed=SEED)
+    return scores[scores.metric == "acc"], groups
+
+
+def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Bits by language, bits per aligned sentence minus the high-resource mean, and token counts, FVU, L0 and norms by SAE set, language and layer."""
+    measured = measure(lm, saes, corpus, batch_tokens=4096, identity={"organism": "card"}, language_model=True)
+    stats = measured.of(next(iter(saes)), BASE)
+    bits = tables.bits_table(measured, next(iter(saes)), STATISTICS, SEED)
+    confounds = pd.concat([tables.confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(meter=name) for name in saes], ignore_index=True)
+    weights = tables.sentence_weights(len(corpus.ids), STATISTICS.resamples, SEED)
+    per_sentence = {code: weights @ np.asarray(s.nll) / np.log(2) / len(corpus.ids) for code, s in stats.items()}
+    high = np.mean([per_sentence[code] for code in PAPER_LANGUAGES.high], axis=0)
+    rows = []
+    for code in PAPER_LANGUAGES.low:
+        estimate, low, top = tables.interval(per_sentence[code] - high, STATISTICS.confidence)
+        rows.append({"language": code, "n": len(corpus.ids), "estimate": estimate, "lo": low, "hi": top})
+    return bits, pd.DataFrame(rows), confounds
+
+
+def _cell(row: Any) -> str:
+    return f"{row.estimate:.2f} [{row.lo:.2f}, {row.hi:.2f}]"
+
+
+def table_text(frame: pd.DataFrame) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))])
+
+
+def _accuracy_rows(scores: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
+    pooled = scores[scores.task == compare.ALL]
+    rows = []
+    for code in LANGUAGES:
+        own = pooled[pooled.language == code].set_index("kind")
+        below = groups[(groups.language == code) & (groups.kind == "read")]
+        rows.append(
+            {
+                "language": code,
+                "read": _cell(own.loc["read"]),
+                "n": own.loc["read", "n"],
+                "transfer": _cell(own.loc["transfer"]),
+                "n ": own.loc["transfer", "n"],
+                "high-resource mean minus it, read": _cell(below.iloc[0]) if len(below) else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _layer_rows(confounds: pd.DataFrame, meter: str, quantity: str) -> pd.DataFrame:
+    chosen = confounds[(confounds.meter == meter) & (confounds.quantity == quantity)]
+    wide = chosen.pivot_table(index="layer", columns="language", values="estimate", sort=False).round(3 if quantity == "fvu" else 1)
+    return wide[list(LANGUAGES)].reset_index()
+
+
+def write_card(folder: Path) -> None:
+    """Measure the organism and write `card.json` (numbers) and `card.md` (readable)."""
+    training = json.loads((folder / "training.json").read_text())
+    lm, corpus = load_organism(folder), load_rows(folder)
+    saes = {name: load_saes(folder, lm, name) for name in ("sae", "sae_heldout")}
+    scores, groups = accuracy(folder, lm)
+    bits, harder, confounds = fit(lm, saes, corpus)
+    recipe, losses = training["recipe"], training["loss_every_10_steps"]
+    every = max(1, len(losses) // 12)
+    frames = {"accuracy": scores, "high_minus_language": groups, "bits": bits, "bits_minus_high": harder, "fit": confounds}
+    write_json(
+        folder / "card.json",
+        {"recipe": recipe, "identity": training["identity"]} | {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()},
+    )
+    shares = pd.DataFrame(
+        {
+            "language": list(LANGUAGES),
+            "documents read": [f"{recipe['shares'][code]:.1%}" for code in LANGUAGES],
+            "SAEs' documents": [f"{recipe['dictionary_shares'][code]:.1%}" for code in LANGUAGES],
+        }
+    )
+    per_sentence = bits[bits.quantity == "bits_per_sentence"].set_index("language")
+    tokens = confounds[(confounds.meter == "sae") & (confounds.quantity == "tokens_per_sentence")].set_index("language")
+    shares["tokens a sentence"] = [f"{tokens.loc[code, 'estimate']:.1f}" for code in LANGUAGES]
+    shares["bits a sentence"] = [_cell(per_sentence.loc[code]) for code in LANGUAGES]
+    above = harder.set_index("language")
+    shares["above the high-resource mean"] = [_cell(above.loc[code]) if code in above.index else "" for code in LANGUAGES]
+    curve = pd.DataFrame({"step": [10 * i for i in range(0, len(losses), every)], "loss (nats a token)": losses[::every]})
+    text = f"""# The microworld organism, {training["identity"]}
+
+A demonstration and a test bench, made by `python -m lingact.microworld.build` from seed {recipe["seed"]}. What is found on it is said of it alone.
+Intervals are 95 % bootstraps over sentences or facts (Wilson for accuracies).
+
+**Model**: Gemma-2 classes, {recipe["layers"]} layers, width {recipe["hidden_size"]}, vocabulary {recipe["vocabulary"]} (BPE with byte fallback), context {recipe["context"]};
+{recipe["steps"]} steps of {recipe["batch_rows"] * recipe["row_tokens"]} tokens, AdamW, peak learning rate {recipe["lr"]}, bfloat16 autocast on one CPU thread.
+**SAEs**: batch-top-k saved as JumpReLU by sae-lens, one a layer. Measuring: {recipe["sae"]["width"]} latents, k {recipe["sae"]["k"]}. Held out: {recipe["sae_heldout"]["width"]} latents, k {recipe["sae_heldout"]["k"]}.
+Both read {recipe["dictionary_tokens"]:,} distinct tokens of an English-dominated mixture.
+
+## Mixture and reading
+
+{table_text(shares)}
+
+## Benchmarks: accuracy, chance 0.25
+
+Read facts stand in the language's reading matter in other frames than the question's; transfer facts stand in other languages' only.
+
+{table_text(_accuracy_rows(scores, groups))}
+
+## SAE fit on the aligned corpus
+
+FVU of the measuring SAEs, per layer and language:
+
+{table_text(_layer_rows(confounds, "sae", "fvu"))}
+
+FVU of the held-out SAEs:
+
+{table_text(_layer_rows(confounds, "sae_heldout", "fvu"))}
+
+L0 of the measuring SAEs:
+
+{table_text(_layer_rows(confounds, "sae", "l0"))}
+
+## Loss
+
+{table_text(curve)}
+"""
+    write_atomically(folder / "card.md", text)
+
+
+if __name__ == "__main__":
+    write_card(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(asset("microworld")))

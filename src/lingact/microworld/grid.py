@@ -1,0 +1,126 @@
+"""Sign and size of the activation gaps over a grid of SAE recipes and measures that was declared before anybody looked at a gap.
+
+`python -m lingact.microworld.grid` trains the grid's SAEs on the embedded organism and writes `grid.csv` and `grid.md` beside its card.
+The grid varies one thing at a time around the shipped recipe: width, k, and what the SAEs read.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lingact import tables
+from lingact.config import asset
+from lingact.measure import BASE, Measurement, measure
+from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_organism, load_rows, load_saes, table_text
+from lingact.microworld.dictionaries import harvest, train_dictionary
+from lingact.microworld.recipe import DictionaryRecipe, Recipe
+from lingact.stats import FeatureStats
+from lingact.tracking import write_atomically
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe of the grid."""
+
+    name: str
+    spec: DictionaryRecipe
+    balanced: bool = False
+    """Read every language in equal shares instead of the English-dominated mixture."""
+
+
+def declared_grid(recipe: Recipe) -> list[Cell]:
+    """Six recipes: the shipped one and one change each."""
+    shipped = recipe.sae
+    return [
+        Cell("shipped", shipped),
+        Cell("half as wide", replace(shipped, width=shipped.width // 2)),
+        Cell("twice as wide", replace(shipped, width=shipped.width * 2)),
+        Cell("half the k", replace(shipped, k=shipped.k // 2)),
+        Cell("twice the k", replace(shipped, k=shipped.k * 2)),
+        Cell("balanced languages", shipped, balanced=True),
+    ]
+
+
+def _measures(stats: dict[str, FeatureStats], weights: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Measure -> language -> Float["draw layer"]."""
+    return {
+        "per token": {code: tables.activation(s, weights, "token") for code, s in stats.items()},
+        "mean of sentence means": {code: tables.activation(s, weights, "sentence") for code, s in stats.items()},
+        "sum per sentence": {code: weights @ s.activation.T / weights.sum(axis=1, keepdims=True) for code, s in stats.items()},
+        "per byte": {code: weights @ s.activation.T / (weights @ s.bytes)[:, None] for code, s in stats.items()},
+        "L0": {code: tables.per_token(s.l0, s, weights) for code, s in stats.items()},
+    }
+
+
+def gaps(name: str, measured: Measurement) -> pd.DataFrame:
+    """Gap of every language by every measure: mean over layers with interval, and at how many layers the interval excludes 0, by sign."""
+    stats = measured.of("sae", BASE)
+    count = len(next(iter(stats.values())).sentence_ids)
+    weights = tables.sentence_weights(count, STATISTICS.resamples, SEED)
+    rows = []
+    for measure_name, values in _measures(stats, weights).items():
+        reference = values[PAPER_LANGUAGES.reference]
+        for code in (*PAPER_LANGUAGES.high, *PAPER_LANGUAGES.low):
+            draws = 1 - values[code] / reference
+            _, low, high = tables.interval(draws, STATISTICS.confidence)
+            mean, mean_low, mean_high = tables.interval(draws.mean(axis=1), STATISTICS.confidence)
+            rows.append(
+                {"recipe": name, "measure": measure_name, "language": code, "n": count, "layers": draws.shape[1]}
+                | {"short": int((low > 0).sum()), "above": int((high < 0).sum())}
+                | {"gap": float(mean), "lo": float(mean_low), "hi": float(mean_high)}
+            )
+    return pd.DataFrame(rows)
+
+
+def run(folder: Path, work: Path) -> None:
+    """Train, measure and write the grid; finished SAEs in `work` are kept."""
+    recipe = Recipe()
+    lm, corpus = load_organism(folder), load_rows(folder)
+    equal = dict.fromkeys(recipe.shares, 1 / len(recipe.shares))
+    work.mkdir(parents=True, exist_ok=True)
+    frames = []
+    for cell in declared_grid(recipe):
+        if cell.name == "shipped":
+            saes = load_saes(folder, lm, "sae")
+        else:
+            residuals = harvest(recipe, lm, equal if cell.balanced else recipe.dictionary_shares, work / f"residuals-{cell.balanced}.npy")
+            out = work / cell.name.replace(" ", "_")
+            out.mkdir(exist_ok=True)
+            for layer in range(recipe.layers):
+                train_dictionary(cell.spec, residuals[layer], layer, recipe.seed, recipe.context, out / f"layer_{layer}")
+            saes = load_saes(work, lm, out.name)
+        measured = measure(lm, {"sae": saes}, corpus, batch_tokens=4096, identity={"organism": "grid"})
+        stats = measured.of("sae", BASE)
+        once = np.ones((1, len(corpus.ids)))
+        fvu = tables.fvu(stats["en"], once)[0]
+        frames.append(gaps(cell.name, measured).assign(fvu_en_worst=fvu.max(), l0_en=tables.per_token(stats["en"].l0, stats["en"], once).mean()))
+    found = pd.concat(frames, ignore_index=True)
+    write_atomically(folder / "grid.csv", found.to_csv(index=False, float_format="%.5f"))
+    write_atomically(folder / "grid.md", readable(found))
+
+
+def readable(found: pd.DataFrame) -> str:
+    """Mean gap over layers by recipe and measure, a column per language; a star where the interval excludes 0."""
+    star = np.where((found.lo > 0) | (found.hi < 0), "*", "")
+    cells = found.assign(cell=[f"{gap:+.2f}{mark}" for gap, mark in zip(found.gap, star, strict=True)])
+    wide = cells.pivot_table(index=["recipe", "measure"], columns="language", values="cell", aggfunc="first", sort=False).reset_index()
+    layers = found[(found.recipe == "shipped") & (found.measure == "per token")]
+    counts = layers[["language", "layers", "short", "above"]]
+    return f"""# Activation gaps of the organism over the declared grid
+
+Gap against English, mean over all layers, on the whole aligned corpus ({int(found.n.iloc[0])} sentences). Positive: the language activates the SAEs less than
+English. `*`: the 95 % interval (paired bootstrap over sentences) excludes 0. Found on this organism alone.
+
+{table_text(wide)}
+
+Shipped recipe, per token: layers whose interval excludes 0, by sign.
+
+{table_text(counts)}
+"""
+
+
+if __name__ == "__main__":
+    run(Path(asset("microworld")), Path(sys.argv[1]) if len(sys.argv) > 1 else Path("outputs/microworld/grid"))

@@ -1,0 +1,89 @@
+"""A user's mistake ends in one readable message with all problems, exit code 2, and nothing written. UPDATE_GOLDEN=1 rewrites the messages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lingact import cli
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+FILES = "corpus=files corpus.path=corpus.jsonl"
+
+MISTAKES = {
+    "no_lang": f"train {FILES}",
+    "empty_lang": f"train lang=[] {FILES}",
+    "unknown_language": f"train lang=[ml,xx] {FILES}",
+    "language_by_name": f"train lang=Malayalam {FILES}",
+    "norwegian": f"train lang=no {FILES}",
+    "reference_as_target": f"train lang=en {FILES}",
+    "language_twice": f"train lang=[ml,ml] {FILES}",
+    "language_not_studied": f"train lang=ml languages.low=[hi] {FILES}",
+    "unknown_option": f"train lang=ml model=gema2_2b sae=gemma_scope {FILES}",
+    "unknown_key": f"train lang=ml loss.gap.wieght=1 loss.gap.side=two_sided statistics.poolng=token {FILES}",
+    "unknown_top_level_key": f"train lang=ml sede=1 {FILES}",
+    "added_key": f"train lang=ml +loss.gap.sides=two_sided {FILES}",
+    "removed_key": f"train lang=ml ~seed {FILES}",
+    "wrong_type": f"train lang=ml seed=abc trainer.steps=0 {FILES}",
+    "value_for_a_section": f"train lang=ml loss.gap=3 {FILES}",
+    "not_a_choice": f"train lang=ml loss.gap.side=one-sided {FILES}",
+    "wrong_split": "analyze split=held_out corpus=files corpus.path=corpus.jsonl",
+    "no_weight": f"train lang=ml loss.gap.weight=0 loss.retention.weight=0 {FILES}",
+    "splits": f"train lang=ml corpus.splits.train=0.9 {FILES}",
+    "sae_without_layer": f"train lang=ml sae.measuring.id=layer {FILES}",
+    "several_values_without_multirun": f"train lang=ml,hi {FILES}",
+    "grammar": f"train lang=ml model.name=a=b seed= {FILES} tracking.project={{",
+    "no_corpus_path": "train lang=ml corpus=files",
+    "no_corpus_file": "train lang=ml corpus=files corpus.path=nowhere.jsonl",
+    "group_of_another_job": "eval tasks.folder=tasks sae=microworld",
+    "no_task_folder": "eval tasks.folder=nowhere",
+    "wandb_without_key": f"train lang=ml tracking=wandb {FILES}",
+    "folder_below_a_file": f"train lang=ml hydra.run.dir=corpus.jsonl/run {FILES}",
+    "sweep_folder_below_a_file": f"train -m lang=ml,hi hydra.sweep.dir=corpus.jsonl/sweep {FILES}",
+    "unknown_hydra_key": f"train lang=ml hydra.run.dri=x {FILES}",
+    "everything_at_once": "train lang=[ml,xx] model=foo los.gap.weight=1 seed=abc tracking=wandb corpus=files hydra.run.dir=corpus.jsonl/run",
+    "multirun": f"train -m lang=ml,xx seed=0,abc optim.lrr=1 {FILES}",
+    "multirun_with_unknown_option": f"train -m lang=ml loss=gap_only,gap_onyl {FILES}",
+    "resume_no_run_folder": "train resume=tasks",
+    "resume_twice": "train -m resume=tasks,other",
+    "unsupported_flag": "train --config-dir tasks lang=ml",
+}
+
+
+def compare(name: str, message: str, place: Path) -> None:
+    """The message is the golden one."""
+    message = message.replace(str(place), "<here>").replace(str(ROOT), "<root>")
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(message, encoding="utf-8")
+    assert message == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_message(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job, *arguments = MISTAKES[name].split()
+    before = sorted(place.rglob("*"))
+    assert cli.main(job, ROOT / "conf", arguments) == 2
+    out, message = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in message
+    compare(name, message, place)
+    assert sorted(place.rglob("*")) == before, "nothing is written on a mistake"
+
+
+@pytest.mark.parametrize("name", ["everything_at_once", "multirun", "no_task_folder"])
+def test_message_of_the_script(name: str, place: Path) -> None:
+    job, *arguments = MISTAKES[name].split()
+    before = sorted(place.rglob("*"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run((sys.executable, str(ROOT / f"{job}.py"), *arguments), capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    compare(name, done.stderr, place)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_no_golden_file_without_its_mistake() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(MISTAKES)

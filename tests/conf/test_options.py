@@ -1,0 +1,89 @@
+"""Every shipped option, experiment and sweep composes and is valid."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from lingact.config import SCHEMAS, Section, judge
+
+CONF = Path(__file__).parents[2] / "conf"
+JOBS = sorted(SCHEMAS)
+# `sweep` holds files for wandb, not options of Hydra's.
+OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*/*.yaml") if path.parent.name != "sweep")
+SWEEPS = sorted(CONF.glob("sweep/*.yaml"))
+
+
+def composed(job: str, *overrides: str) -> Section:
+    """The judged configuration of a job."""
+    needed = [["lang=ml"], []][job != "train"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return judge(SCHEMAS[job], compose(job, overrides=[*needed, *overrides]))
+
+
+def groups_of(job: str) -> set[str]:
+    """The groups in a job's defaults list."""
+    defaults = yaml.safe_load((CONF / f"{job}.yaml").read_text())["defaults"]
+    return {key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override")}
+
+
+def test_finds_what_it_should_check() -> None:
+    assert len(OPTIONS) >= 20
+    assert len(SWEEPS) >= 1
+    assert {str(option.parent) for option in OPTIONS} == set().union(*map(groups_of, JOBS))
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_defaults(job: str) -> None:
+    config = composed(job)
+    assert config.seed == 0
+    assert Path(config.model.name).is_absolute()
+
+
+@pytest.mark.parametrize(("job", "option"), [(job, option) for job in JOBS for option in OPTIONS if str(option.parent) in groups_of(job)], ids=str)
+def test_option(job: str, option: Path) -> None:
+    needed = ["corpus.path=somewhere"] if str(option) == "corpus/files" else []
+    composed(job, f"{option.parent}={option.name}", *needed)
+
+
+def test_every_value_of_the_schema_stands_in_the_files() -> None:
+    """What a user may override can be read in conf/."""
+    for job in JOBS:
+        config = composed(job)
+        assert config.model_fields_set == set(SCHEMAS[job].model_fields)
+        for name in config.model_fields_set:
+            section = getattr(config, name)
+            if isinstance(section, Section):
+                assert section.model_fields_set == set(type(section).model_fields), f"{job}: {name}"
+
+
+def test_experiment_is_the_presets() -> None:
+    experiment = composed("train", "experiment=gemma2_2b")
+    presets = composed("train", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus")
+    assert (experiment.model, experiment.sae, experiment.corpus) == (presets.model, presets.sae, presets.corpus)
+    assert experiment.sae.measuring.id.format(layer=12) == "layer_12/width_16k/canonical"
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweep(path: Path) -> None:
+    """Every value of every parameter composes, given as the agent gives it: through the file's own command."""
+    sweep = yaml.safe_load(path.read_text())
+    job = sweep["program"].removesuffix(".py")
+    assert (CONF.parent / sweep["program"]).is_file()
+    assert sweep["command"][:3] == ["${env}", "${interpreter}", "${program}"]
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    assert sweep["metric"]["name"] == "objective"
+    for key, parameter in sweep["parameters"].items():
+        for value in parameter["values"]:
+            config = composed(job, *sweep["command"][3:-1], f"{key}={value}")
+            found = config
+            for part in key.split("."):
+                found = getattr(found, part)
+            assert found in (value, (value,))
+            assert config.tracking.mode == "online"
+
+
+@pytest.mark.parametrize(("text", "codes"), [("lang=ml", ("ml",)), ("lang=[ml,hi]", ("ml", "hi")), ("lang=['ml', 'hi']", ("ml", "hi"))])
+def test_lang_is_one_or_several(text: str, codes: tuple[str, ...]) -> None:
+    assert composed("train", text).lang == codes

@@ -1,0 +1,129 @@
+"""The surroundings of every test: no hub, a silent W&B, one thread for each test process; and tiny things to test with."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from lingact.corpus import ParallelCorpus
+    from lingact.lm import LanguageModel
+    from lingact.sae import Dictionaries
+
+# Read when the libraries are imported, so set before any test is.
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+D_MODEL, LAYERS, CONTEXT = 32, 3, 64
+SENTENCES = {
+    "en": (
+        "A dog.", "The sky is blue.", "Two and three are five.", "She sings.", "We go to the market on Monday.", "Bread.",
+        "It rained all night long.", "My brother has a red car.", "Cold water", "The old man reads a book.", "Yes, of course!", "Who is there?",
+    ),
+    "es": (
+        "Un perro.", "El cielo es azul.", "Dos y tres son cinco.", "Ella canta.", "Vamos al mercado el lunes.", "Pan.",
+        "Llovió toda la noche.", "Mi hermano tiene un coche rojo.", "Agua fría", "El anciano lee un libro.", "¡Sí, claro!", "¿Quién es?",
+    ),
+    "hi": (
+        "एक कुत्ता।", "आसमान नीला है।", "दो और तीन पाँच होते हैं।", "वह गाती है।", "हम सोमवार को बाज़ार जाते हैं।", "रोटी।",
+        "रात भर बारिश हुई।", "मेरे भाई के पास लाल गाड़ी है।", "ठंडा पानी", "बूढ़ा आदमी किताब पढ़ता है।", "हाँ, ज़रूर!", "कौन है?",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def corpus() -> "ParallelCorpus":
+    """Twelve sentences in three languages."""
+    from lingact.corpus import ParallelCorpus
+
+    return ParallelCorpus("twelve", tuple(f"s{i}" for i in range(12)), dict(SENTENCES))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """One token per byte; BOS in front, as Gemma's tokenizer does it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "<eos>", "<bos>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(specials + alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    core.add_special_tokens(specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", model_max_length=CONTEXT
+    )
+
+
+@pytest.fixture
+def lm(tokenizer: Any) -> "LanguageModel":
+    """A random Gemma 2 of three layers, always the same one."""
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    from lingact.lm import LanguageModel, find_blocks
+    from lingact.tokens import Tokens
+
+    config = Gemma2Config(
+        vocab_size=259, hidden_size=D_MODEL, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=CONTEXT, sliding_window=16, pad_token_id=0, bos_token_id=2, eos_token_id=1, initializer_range=0.3,
+        attn_implementation="eager",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Gemma2ForCausalLM(config).eval().requires_grad_(False)
+    return LanguageModel(model, tokenizer, Tokens(tokenizer, CONTEXT), find_blocks(model, LAYERS), {"name": "tiny", "sha256": "0"})
+
+
+@pytest.fixture(scope="session")
+def make_sae() -> Callable[..., Any]:
+    """Random JumpReLU SAEs: decoder norms between 0.5 and 2, thresholds between 0 and 1, about a third of the latents active."""
+    import torch
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    def make(layer: int, *, d_in: int = D_MODEL, width: int = 48, hook: str | None = "blocks.{layer}.hook_resid_post") -> JumpReLUSAE:
+        metadata = SAEMetadata(hook_name=hook.format(layer=layer) if hook else None)
+        sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=width, metadata=metadata))
+        random = torch.Generator().manual_seed(layer)
+        sae.W_enc.data = torch.randn(d_in, width, generator=random) / d_in**0.5
+        sae.W_dec.data = torch.nn.functional.normalize(torch.randn(width, d_in, generator=random), dim=-1) * torch.linspace(0.5, 2, width)[:, None]
+        sae.b_enc.data = 0.1 * torch.randn(width, generator=random)
+        sae.b_dec.data = 0.1 * torch.randn(d_in, generator=random)
+        sae.threshold.data = torch.rand(width, generator=random)
+        return sae
+
+    return make
+
+
+@pytest.fixture
+def dictionaries(make_sae: Callable[..., Any]) -> "Dictionaries":
+    """One SAE per layer of `lm`."""
+    from lingact.sae import Dictionary
+
+    return {layer: Dictionary(make_sae(layer), layer) for layer in range(LAYERS)}
+
+
+@pytest.fixture(scope="session")
+def sae_release(make_sae: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same SAEs as files in sae-lens format, `layer_<n>`."""
+    folder = tmp_path_factory.mktemp("release")
+    for layer in range(LAYERS):
+        make_sae(layer).save_model(folder / f"layer_{layer}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_organism(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The microworld from its minute-sized recipe, built once for all test processes; not to be changed."""
+    from lingact.microworld.build import SMALL, build
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with (shared / "organism.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "organism").exists():
+            build(SMALL, shared / "organism", shared / "organism_work")
+    return shared / "organism"

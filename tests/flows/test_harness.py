@@ -1,0 +1,320 @@
+"""Evaluation end to end: a tiny random Gemma 2 and two local tasks in two languages, against log-likelihoods computed here."""
+
+import json
+import logging
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+
+from lingact import compare, harness
+from lingact.adapters import attach_lora, base_behaviour, save_adapter, weights_hash
+from lingact.config import EvalConfig, PeftConfig
+from lingact.errors import UserError
+from lingact.workflows import evaluate
+
+BENCHMARKS = {"colours": "colours_{lang}", "numbers": "numbers_{lang}"}
+LANGUAGES = ("en", "ml")
+TEXT = {"en": ("The sky is", ["blue.", "a deep green.", "red."]), "ml": ("ആകാശം", ["നീലയാണ്.", "പച്ചയാണ്.", "ചുവപ്പാണ്."])}
+PAD, BOS = 0, 2
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte; BOS in front, as Gemma's tokenizer does it."""
+    specials = ["<pad>", "<eos>", "<bos>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(specials + alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    core.add_special_tokens(specials)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
+
+
+@pytest.fixture
+def model() -> Gemma2ForCausalLM:
+    config = Gemma2Config(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=256, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=1, initializer_range=0.3, attn_implementation="eager",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Gemma2ForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Task files that name their data relative to themselves, through a shared base file."""
+    place = tmp_path / "tasks" / "nested"
+    place.mkdir(parents=True)
+    base = {
+        "output_type": "multiple_choice",
+        "dataset_path": "json",
+        "test_split": "test",
+        "doc_to_text": "{{query}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{gold}}",
+    }
+    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
+    (place / "_base").write_text(yaml.safe_dump(base | {"metric_list": metrics, "metadata": {"version": 1.0}}))
+    for benchmark in BENCHMARKS:
+        for code in LANGUAGES:
+            prompt, options = TEXT[code]
+            items = [
+                {
+                    "id": f"fact{i}",
+                    "kind": "read" if i % 2 else "transfer",
+                    "query": f"{benchmark} {i}: {prompt}",
+                    "choices": options[i % 3 :] + options[: i % 3],
+                    "gold": i % 3,
+                }
+                for i in range(8)
+            ]
+            (place / f"{benchmark}_{code}.jsonl").write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+            task = {"include": "_base", "task": f"{benchmark}_{code}", "dataset_kwargs": {"data_files": {"test": f"{benchmark}_{code}.jsonl"}}}
+            (place / f"{benchmark}_{code}.yaml").write_text(yaml.safe_dump(task))
+    return tmp_path / "tasks"
+
+
+def score(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompt: str, option: str) -> float:
+    """log P(option | BOS prompt) in nats, one text at a time."""
+    given, whole = ([BOS, *tokenizer(text, add_special_tokens=False).input_ids] for text in (prompt, prompt + option))
+    with torch.no_grad():
+        logp = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(float(logp[place - 1, whole[place]]) for place in range(len(given), len(whole)))
+
+
+def run(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path, *, limit: int | None = None, context: int = 256) -> harness.EvalRun:
+    tasks = harness.load_tasks(folder, BENCHMARKS, LANGUAGES, "kind")
+    return harness.evaluate(model, tokenizer, tasks, context=context, batch_size=5, limit=limit, label="base")
+
+
+@pytest.mark.usefixtures("socket_disabled")
+def test_scores_equal_log_likelihoods_computed_here(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    result = run(model, tokenizer, folder)
+    assert list(dict.fromkeys(result.items["task"])) == ["colours_en", "colours_ml", "numbers_en", "numbers_ml"]
+    assert (len(result.items), result.truncated) == (32, 0)
+    rows = result.items.set_index(["task", "doc_id"])
+    for task, records in result.samples.items():
+        for record in records:
+            expected = [score(model, tokenizer, record["prompt"], choice) for choice in record["choices"]]
+            assert record["loglikelihood"] == pytest.approx(expected, abs=2e-4)
+            lengths = [len(choice.strip()) for choice in record["choices"]]
+            best = max(range(3), key=lambda option: expected[option])
+            best_norm = max(range(3), key=lambda option: expected[option] / lengths[option])
+            row = rows.loc[(task, record["doc_id"])]
+            assert (row["acc"], row["acc_norm"]) == (float(best == record["gold"]), float(best_norm == record["gold"]))
+            assert (row["item"], row["kind"], row["options"]) == (f"fact{record['doc_id']}", "read" if record["doc_id"] % 2 else "transfer", 3)
+    assert 0 < result.items["acc"].mean() < 1
+
+
+def test_every_text_starts_with_one_bos(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    fed: list[torch.Tensor] = []
+    handle = model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+    run(model, tokenizer, folder)
+    handle.remove()
+    assert fed
+    for batch in fed:
+        assert (batch[:, 0] == BOS).all()
+        assert (batch == BOS).sum() == len(batch)
+
+
+def test_base_against_base_is_exactly_zero(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    first, second = run(model, tokenizer, folder), run(model, tokenizer, folder)
+    pd.testing.assert_frame_equal(first.items, second.items)
+    assert first.identity() == second.identity()
+    table = compare.difference_table(first.items, second.items, chance=dict.fromkeys(BENCHMARKS, 1 / 3), resamples=200, confidence=0.95, seed=0)
+    assert (table[["estimate", "lo", "hi", "won", "lost"]] == 0).all(axis=None)
+    assert (table["p"] == 1).all()
+
+
+def test_tasks_can_be_used_twice_and_the_adapter_is_off_for_the_base(
+    model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    plain = run(model, tokenizer, folder)
+    tasks = harness.load_tasks(folder, BENCHMARKS, LANGUAGES, "kind")
+    wrapped = noisy(model)
+    with base_behaviour(wrapped):
+        base = harness.evaluate(wrapped, tokenizer, tasks, context=256, batch_size=5, limit=None, label="base")
+    adapter = harness.evaluate(wrapped, tokenizer, tasks, context=256, batch_size=5, limit=None, label="adapter")
+    assert base.samples == plain.samples
+    assert adapter.samples != plain.samples
+    compare.refuse_unpaired(base.items, adapter.items)
+
+
+def noisy(model: Gemma2ForCausalLM) -> torch.nn.Module:
+    wrapped = attach_lora(model, PeftConfig(r=2, alpha=4, dropout=0.0, targets=("q_proj", "down_proj"), layers="all"), seed=1)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
+    return wrapped.eval()
+
+
+def test_limit_and_truncation(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    result = run(model, tokenizer, folder, limit=3)
+    assert (result.items.groupby("task").size() == 3).all()
+    assert run(model, tokenizer, folder, limit=1, context=40).truncated > 0
+    with pytest.raises(UserError, match=r"the option 'നീലയാണ്\.' has 23 tokens and model\.context is 20"):
+        run(model, tokenizer, folder, limit=1, context=20)
+
+
+def test_an_option_without_a_token_of_its_own(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    data = folder / "nested" / "colours_en.jsonl"
+    items = [{"query": "The sky", "choices": choices, "gold": 1} for choices in (["is", "blue"], ["", "blue"])]
+    data.write_text("".join(json.dumps(item) + "\n" for item in items))
+    (folder / "nested" / "_base").write_text((folder / "nested" / "_base").read_text() + "target_delimiter: ''\n")
+    with pytest.raises(UserError, match="merges the option '' with the end of its prompt 'The sky'"):
+        run(model, tokenizer, folder)
+
+
+def test_nothing_is_left_behind(
+    model: Gemma2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    import lm_eval.api.task
+    import lm_eval.utils
+
+    before = (lm_eval.api.task.tqdm, lm_eval.utils.env.from_string, logging.getLogger("lm_eval").level, datasets.are_progress_bars_disabled())
+    run(model, tokenizer, folder)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert {line.split(":")[0] for line in err.replace("\r", "\n").split("\n") if line.strip()} == {"base"}
+    assert not (tmp_path / "cache").exists()
+    assert before == (lm_eval.api.task.tqdm, lm_eval.utils.env.from_string, logging.getLogger("lm_eval").level, datasets.are_progress_bars_disabled())
+
+
+def test_other_local_formats_go_through_datasets(
+    model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    place = folder / "nested"
+    pd.DataFrame({"query": ["one plus one is", "two plus two is"], "right": ["two", "four"], "wrong": ["nine", "ten"]}).to_csv(
+        place / "sums.csv", index=False
+    )
+    task = {
+        "task": "sums_en",
+        "output_type": "multiple_choice",
+        "dataset_path": "csv",
+        "dataset_kwargs": {"data_files": {"test": "sums.csv"}},
+        "test_split": "test",
+    }
+    task |= {"doc_to_text": "query", "doc_to_choice": "{{[right, wrong]}}", "doc_to_target": 0}
+    (place / "sums_en.yaml").write_text(yaml.safe_dump(task))
+    tasks = harness.load_tasks(folder, {"sums": "sums_{lang}"}, ["en"], "kind")
+    result = harness.evaluate(model, tokenizer, tasks, context=256, batch_size=4, limit=None, label="base")
+    assert len(result.items) == 2
+    assert result.items["item"].isna().all()
+    assert result.items["kind"].isna().all()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_missing_task_names_the_languages_that_have_it(folder: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        harness.load_tasks(folder, {"colours": "colours_{lang}", "numbers": "numbrs_{lang}"}, ["en", "hi", "zh"], None)
+    first, second = str(caught.value).splitlines()
+    assert "colours: " in first
+    assert "has no task 'colours_hi', 'colours_zh'; 'colours_{lang}' exists for en, ml." in first
+    assert "has no task 'numbrs_en', 'numbrs_hi', 'numbrs_zh'; did you mean 'numbers_en'?" in second
+
+
+def test_tasks_of_lm_eval_are_found_without_parsing_them_all() -> None:
+    with pytest.raises(UserError, match=r"lm-eval has no task 'hellaswag_zh'; 'hellaswag_\{lang\}' exists for ru, es, it, id, ca, mr, ml, hi"):
+        harness.load_tasks(None, {"arc": "arc_{lang}", "hellaswag": "hellaswag_{lang}"}, ["zh", "ml"], None)
+
+
+def test_damaged_data_is_named(folder: Path) -> None:
+    data = folder / "nested" / "colours_ml.jsonl"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-5])
+    with pytest.raises(UserError, match=r"colours_ml\.jsonl' line 8 is not JSON \(.*\); the file is cut off or damaged"):
+        harness.load_tasks(folder, BENCHMARKS, LANGUAGES, None)
+    data.write_bytes(b"\xff" + whole)
+    with pytest.raises(UserError, match=r"is not UTF-8 \(byte 0\); it is cut off"):
+        harness.load_tasks(folder, BENCHMARKS, LANGUAGES, None)
+    data.write_text("\n")
+    with pytest.raises(UserError, match="has no items"):
+        harness.load_tasks(folder, BENCHMARKS, LANGUAGES, None)
+    data.unlink()
+    with pytest.raises(UserError, match=r"names the data file '.*colours_ml\.jsonl', which is not there"):
+        harness.load_tasks(folder, BENCHMARKS, LANGUAGES, None)
+
+
+# --- the workflow --------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, tmp_path: Path) -> EvalConfig:
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return EvalConfig.model_validate(
+        {
+            "seed": 1, "device": "cpu", "adapter": None, "resamples": 200, "confidence": 0.95,
+            "model": {"name": str(tmp_path / "model"), "revision": None, "dtype": "float32", "attention": "eager", "context": 256},
+            "languages": {"reference": "en", "high": [], "low": ["ml"]},
+            "tasks": {
+                "folder": folder,
+                "benchmarks": {name: {"task": task, "chance": 1 / 3} for name, task in BENCHMARKS.items()},
+                "kind_column": "kind", "batch_size": 8, "limit": None,
+            },
+            "tracking": {"mode": "disabled", "project": "lingact", "entity": None, "group": None, "tags": []},
+        }
+    )  # fmt: skip
+
+
+def test_base_and_adapter_through_the_workflow(config: EvalConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh = Gemma2ForCausalLM.from_pretrained(config.model.name, attn_implementation="eager", dtype=torch.float32)
+    base_hash = weights_hash(fresh)
+    save_adapter(noisy(fresh), tmp_path / "trained" / "adapter", config.model.name, base_hash)
+    capsys.readouterr()
+
+    delta = evaluate.run(config.model_copy(update={"adapter": str(tmp_path / "trained")}), tmp_path / "run")
+
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for task in (*BENCHMARKS, "all"):
+        for code in LANGUAGES:
+            values = {name: summary[f"acc/{task}/{code}/{name}"] for name in ("base", "adapter", "delta", "delta_lo", "delta_hi", "p")}
+            assert values["delta"] == pytest.approx(values["adapter"] - values["base"])
+            assert values["delta_lo"] <= values["delta"] <= values["delta_hi"]
+    assert delta == pytest.approx((summary["acc/all/en/delta"] + summary["acc/all/ml/delta"]) / 2)
+    tables = {name: pd.read_csv(tmp_path / "run" / "tables" / f"{name}.csv") for name in ("accuracy", "differences", "groups")}
+    assert len(tables["accuracy"]) == 2 * 3 * 2 * 3 * 2  # models, tasks, languages, kinds, metrics
+    assert len(tables["differences"]) == 3 * 2 * 3 * 2
+    assert {"n", "estimate", "lo", "hi", "chance", "p", "p_holm"} <= set(tables["differences"])
+    samples = (tmp_path / "run" / "samples" / "adapter_colours_ml.jsonl").read_text().splitlines()
+    assert [json.loads(line)["item"] for line in samples] == [f"fact{i}" for i in range(8)]
+    assert (tmp_path / "run" / "figures" / "differences.png").stat().st_size > 10_000
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["identity"]["model"]["sha256"] == base_hash
+    assert set(manifest["identity"]["tasks"]) == {f"{name}_{code}" for name in BENCHMARKS for code in LANGUAGES}
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert printed[0].startswith("Accuracy, adapter against base")
+    assert max(map(len, printed[:-1])) <= 110
+
+
+def test_the_base_alone(config: EvalConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limited = config.model_copy(update={"tasks": config.tasks.model_copy(update={"limit": 4})})
+    assert evaluate.run(limited, tmp_path / "run") is None
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(summary) == {f"acc/{task}/{code}/base" for task in (*BENCHMARKS, "all") for code in LANGUAGES}
+    assert (tmp_path / "run" / "figures" / "accuracy.png").is_file()
+    assert not (tmp_path / "run" / "tables" / "differences.csv").exists()
+    assert "only the first 4 items of each task" in capsys.readouterr().out
+
+
+def test_an_adapter_of_another_model_ends_the_run(config: EvalConfig, model: Gemma2ForCausalLM, tmp_path: Path) -> None:
+    save_adapter(noisy(model), tmp_path / "trained", "another", "0" * 64)
+    with pytest.raises(UserError, match="belongs to another model: it was trained on 'another'"):
+        evaluate.run(config.model_copy(update={"adapter": str(tmp_path / "trained")}), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.yaml", "manifest.json", "wandb"}

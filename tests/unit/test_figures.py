@@ -1,0 +1,129 @@
+"""What stands in the figures: right places, right signs, nothing lost. How they look is for eyes."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from lingact import figures
+from lingact.config import LanguagesConfig
+from lingact.tables import Disparities
+
+LANGUAGES = LanguagesConfig(reference="en", high=("zh", "es"), low=("ml", "hi"))
+
+
+def found(layers: int) -> Disparities:
+    """Malayalam 0.3 short and sure, Chinese 0.2 above and sure, the others about 0 and unsure."""
+    noise = np.random.default_rng(0).normal(0, 0.02, (200, layers))
+    noise[0] = 0
+    gaps = {"zh": -0.2 + noise, "es": noise, "ml": 0.3 + noise, "hi": -noise}
+    gaps |= {"low": (gaps["ml"] + gaps["hi"]) / 2, "high": (gaps["zh"] + gaps["es"]) / 2}
+    gaps["low_vs_high"] = 1 - (1 - gaps["low"]) / (1 - gaps["high"])
+    activations = {"en": np.full((200, layers), 10.0)} | {code: 10 * (1 - gaps[code]) for code in ("zh", "es", "ml", "hi")}
+    return Disparities(tuple(range(layers)), {"all": list(range(layers))}, activations, gaps, 50, 0.95)
+
+
+def confounds(layers: int, growth: float = 1.0) -> pd.DataFrame:
+    rows = []
+    for place, code in enumerate(LANGUAGES.all):
+        whole = {"language": code, "layer": None, "n": 50, "estimate": 10.0 + place, "lo": 9.0, "hi": 20.0}
+        rows += [whole | {"quantity": quantity} for quantity in ("tokens_per_sentence", "bytes_per_sentence", "windows_per_sentence")]
+        for quantity in ("fvu", "l0", "residual_norm"):
+            for layer in range(layers):
+                value = (1 + place) * growth**layer
+                rows.append({"language": code, "layer": layer, "quantity": quantity, "n": 50, "estimate": value, "lo": value, "hi": value})
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+
+def change(codes: tuple[str, ...], layers: tuple[int, ...]) -> pd.DataFrame:
+    values = {"gap_before": 0.4, "gap_after": 0.1, "gap_after_norm_matched": 0.2, "gain": 0.5}
+    return pd.DataFrame(
+        {"meter": meter, "language": code, "layer": layer, "quantity": name, "n": 9, "estimate": value, "lo": value - 0.05, "hi": value + 0.05}
+        for meter in ("measuring", "heldout")
+        for code in codes
+        for layer in layers
+        for name, value in values.items()
+    )
+
+
+def cell_texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_heatmap_writes_values_and_marks_sure_ones() -> None:
+    figure = figures.gap_heatmap(found(3), LANGUAGES)
+    assert cell_texts(figure)[:4] == ["\N{MINUS SIGN}0.20*", "0.00", "+0.30*", "0.00"]
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["zh", "es", "ml", "hi"]
+    image = axes.images[0]
+    assert image.norm.vmin == -image.norm.vmax  # no gap is the middle of the colours
+    assert "95% interval" in axes.get_xlabel()
+    assert [line.get_xdata()[0] for line in axes.lines] == [1.5]  # between high and low
+
+
+def test_heatmap_of_many_layers_keeps_the_sign_without_colour() -> None:
+    figure = figures.gap_heatmap(found(26), LANGUAGES)
+    assert cell_texts(figure)[:4] == ["\N{MINUS SIGN}", "", "+", ""]
+    assert len(figure.axes[0].get_yticks()) <= 14
+
+
+def test_heatmap_survives_undefined_and_extreme_gaps(tmp_path: Path) -> None:
+    extreme = found(6)
+    extreme.gaps["ml"][:, 0] = -50
+    extreme.gaps["hi"][:, 1] = np.nan
+    figure = figures.gap_heatmap(extreme, LANGUAGES)
+    assert figure.axes[0].images[0].norm.vmax < 50
+    figure.savefig(tmp_path / "x.png")
+
+
+def test_heatmap_of_one_group_has_no_separator() -> None:
+    alone = LanguagesConfig(reference="en", high=(), low=("ml", "hi"))
+    assert not figures.gap_heatmap(found(3), alone).axes[0].lines
+
+
+def test_group_curves_differ_in_more_than_colour() -> None:
+    axes = figures.group_curves(found(6)).axes[0]
+    curves = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
+    assert len({line.get_marker() for line in curves}) == len({line.get_linestyle() for line in curves}) == 3
+    assert np.allclose(curves[0].get_ydata(), 0.15)
+    assert len(axes.collections) == 3  # bands
+
+
+def test_confounds_show_every_language(tmp_path: Path) -> None:
+    figure = figures.confound_panel(confounds(6), LANGUAGES)
+    by_title = {axes.get_title(): axes for axes in figure.axes}
+    assert [bar.get_height() for bar in by_title["tokens per sentence"].patches] == [10, 11, 12, 13, 14]
+    lines = by_title["residual norm"].lines
+    assert [line.get_label() for line in lines] == ["en", "zh", "es", "ml", "hi"]
+    looks = {(to_hex(line.get_color()), line.get_marker(), to_hex(line.get_markerfacecolor())) for line in lines}
+    assert len(looks) == 5
+    figure.savefig(tmp_path / "x.png")
+
+
+def test_confounds_that_grow_get_a_log_axis() -> None:
+    scales = {axes.get_title(): axes.get_yscale() for axes in figures.confound_panel(confounds(26, growth=1.2), LANGUAGES).axes}
+    assert scales["residual norm"] == "log"
+
+
+@pytest.mark.parametrize("codes", [("ml",), ("ml", "hi", "es")])
+def test_change_bars_have_a_panel_for_each_meter_and_language(codes: tuple[str, ...]) -> None:
+    figure = figures.change_bars(change(codes, (2, 5)))  # layers need not begin at 0
+    assert len(figure.axes) == 2 * len(codes)
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.4, 0.4, 0.1, 0.1, 0.2, 0.2]
+    assert figure.axes[0].get_title() == "ml, measuring SAEs"
+    assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["2", "5"]
+
+
+def test_change_bars_of_many_languages_and_layers_stay_on_a_page() -> None:
+    assert figures.change_bars(change(("ml", "hi", "es"), tuple(range(26)))).get_size_inches()[0] <= 16
+
+
+def test_loss_curves_have_a_panel_for_each_term() -> None:
+    frame = pd.DataFrame({"step": range(50), "gap": np.linspace(1, 0, 50), "retention": np.zeros(50)})
+    figure = figures.loss_curves(frame)
+    assert [axes.get_title() for axes in figure.axes] == ["gap (raw)", "retention (raw)"]
+    assert np.allclose(figure.axes[0].lines[0].get_ydata(), frame["gap"])
+    assert len(figures.loss_curves(frame.head(5)).axes[0].lines) == 1  # too short to smooth

@@ -1,0 +1,168 @@
+"""Residuals by hooks against what transformers itself gives."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+
+from lingact.config import ModelConfig, SaeConfig, SaeSet
+from lingact.corpus import ParallelCorpus
+from lingact.errors import UserError
+from lingact.lm import LanguageModel, captured, find_blocks, load_model, resolve_device
+from lingact.sae import chosen_layers
+from lingact.tokens import TokenBatch
+
+
+@pytest.fixture
+def batch(lm: LanguageModel, corpus: ParallelCorpus) -> TokenBatch:
+    return lm.tokens.collate(lm.tokens.windows(corpus.texts["es"]))
+
+
+def hooks(lm: LanguageModel) -> int:
+    return sum(len(module._forward_hooks) for module in lm.model.modules())
+
+
+@torch.no_grad()
+def test_residuals_are_the_outputs_of_the_blocks(lm: LanguageModel, batch: TokenBatch) -> None:
+    own: list[torch.Tensor] = []
+    handle = lm.blocks[2].register_forward_hook(lambda _m, _i, output: own.append(output))
+    reference = lm.model(input_ids=batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)
+    handle.remove()
+    residuals, logits = lm.residuals(batch, (0, 1, 2), logits=True)
+    assert sorted(residuals) == [0, 1, 2]
+    for layer in (0, 1):
+        assert torch.equal(residuals[layer], reference.hidden_states[layer + 1])
+    assert torch.equal(residuals[2], own[0])
+    assert not torch.allclose(residuals[2], reference.hidden_states[3]), "the last hidden state is normed"
+    assert logits is not None
+    assert torch.equal(logits, reference.logits)
+
+
+@torch.no_grad()
+def test_stopping_early_changes_nothing_and_saves_the_rest(lm: LanguageModel, batch: TokenBatch) -> None:
+    full, _ = lm.residuals(batch, (0, 1), logits=True)
+    reached: list[int] = []
+    handles = [lm.blocks[i].register_forward_hook(lambda *_, i=i: reached.append(i)) for i in range(3)]
+    early, logits = lm.residuals(batch, (0, 1))
+    for handle in handles:
+        handle.remove()
+    assert logits is None
+    assert reached[-1] <= 1
+    assert all(torch.equal(early[layer], full[layer]) for layer in (0, 1))
+    assert hooks(lm) == 0
+
+
+def test_hooks_are_gone_after_an_exception(lm: LanguageModel, batch: TokenBatch) -> None:
+    before, _ = lm.residuals(batch, (1,))
+    with pytest.raises(ZeroDivisionError), captured(lm.blocks, (0, 2), stop=True):
+        raise ZeroDivisionError
+    assert hooks(lm) == 0
+    with pytest.raises(IndexError), captured(lm.blocks, (0, 7), stop=False):
+        pass
+    assert hooks(lm) == 0
+    lm.blocks[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lm.residuals(batch, (0, 1))
+    assert hooks(lm) == 0
+    lm.blocks[1]._forward_pre_hooks.clear()
+    assert torch.equal(lm.residuals(batch, (1,))[0][1], before[1])
+
+
+@torch.no_grad()
+def test_padding_changes_nothing(lm: LanguageModel, batch: TokenBatch, corpus: ParallelCorpus) -> None:
+    together, _ = lm.residuals(batch, (0, 2))
+    for row, window in enumerate(lm.tokens.windows(corpus.texts["es"])):
+        alone, _ = lm.residuals(lm.tokens.collate([window]), (0, 2))
+        for layer in (0, 2):
+            torch.testing.assert_close(together[layer][row, : len(window.ids)], alone[layer][0], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_flow_only_if_asked_for(lm: LanguageModel, batch: TokenBatch) -> None:
+    lm.blocks[0].mlp.up_proj.weight.requires_grad_(True)
+    residuals, _ = lm.residuals(batch, (1,))
+    residuals[1].sum().backward()
+    assert lm.blocks[0].mlp.up_proj.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not lm.residuals(batch, (1,))[0][1].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2), "model.layers"),
+        (GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2), "transformer.h"),
+        (GPTNeoXConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2), "gpt_neox.layers"),
+    ],
+    ids=["llama", "gpt2", "gpt_neox"],
+)
+def test_blocks_are_found_in_every_architecture(config: Any, name: str, lm: LanguageModel, batch: TokenBatch) -> None:
+    model = AutoModelForCausalLM.from_config(config).eval()
+    blocks = find_blocks(model, 2)
+    assert blocks is model.get_submodule(name)
+    small = lm.tokens.collate(lm.tokens.windows(["a"]))
+    small.ids.clamp_(max=49)
+    other = LanguageModel(model, lm.tokenizer, lm.tokens, blocks, {})
+    with torch.no_grad():
+        expected = model(input_ids=small.ids, output_hidden_states=True).hidden_states[1]
+        assert torch.equal(other.residuals(small, (0,))[0][0], expected)
+
+
+def test_blocks_of_gemma_and_of_nothing(lm: LanguageModel) -> None:
+    assert lm.blocks is lm.model.model.layers
+    with pytest.raises(UserError, match="cannot tell the decoder blocks of Gemma2ForCausalLM: looked for one list of 4 equal modules, found none"):
+        find_blocks(lm.model, 4)
+    twice = nn.ModuleDict({"a": lm.blocks, "b": nn.ModuleList(nn.Linear(1, 1) for _ in range(3))})
+    with pytest.raises(UserError, match=r"found \['a', 'b'\]"):
+        find_blocks(twice, 3)
+
+
+def test_layers_out_of_range_are_refused() -> None:
+    one = SaeSet(release="r", id="layer_{layer}")
+    assert chosen_layers(SaeConfig(measuring=one, heldout=None, layers="all"), 3) == (0, 1, 2)
+    assert chosen_layers(SaeConfig(measuring=one, heldout=None, layers=(2, 0, 2)), 3) == (0, 2)
+    with pytest.raises(UserError, match=r"sae\.layers: \[3, 9\] out of range; the model has layers 0 to 2"):
+        chosen_layers(SaeConfig(measuring=one, heldout=None, layers=(1, 3, 9)), 3)
+
+
+def model_config(name: Path, context: int = 64, **changes: Any) -> ModelConfig:
+    return ModelConfig(**({"name": str(name), "revision": None, "dtype": "float32", "attention": "eager", "context": context} | changes))
+
+
+@pytest.fixture
+def saved(lm: LanguageModel, tmp_path: Path) -> Path:
+    lm.model.save_pretrained(tmp_path / "tiny")
+    lm.tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_a_loaded_model_is_frozen_and_the_same(lm: LanguageModel, batch: TokenBatch, saved: Path) -> None:
+    loaded = load_model(model_config(saved), "auto")
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    with torch.no_grad():
+        assert torch.equal(loaded.residuals(batch, (2,))[0][2], lm.residuals(batch, (2,))[0][2])
+    assert loaded.identity["sha256"] == load_model(model_config(saved), "cpu").identity["sha256"]
+    assert loaded.tokens.windows(["ab"]) == lm.tokens.windows(["ab"])
+
+
+def test_models_that_cannot_be_loaded_are_refused(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.name: no model in the folder '.*/tony' \(no config\.json\); did you mean 'tiny'\?"):
+        load_model(model_config(saved.with_name("tony")), "cpu")
+    with pytest.raises(UserError, match=r"model\.context is 65; '.*tiny' takes at most 64 tokens"):
+        load_model(model_config(saved, 65), "cpu")
+    with pytest.raises(UserError, match="model 'no/such-model' cannot be loaded"):
+        load_model(model_config(Path("no/such-model")), "cpu")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model '.*tiny' cannot be loaded"):
+        load_model(model_config(saved), "cpu")
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="device: 'gpu7' is unknown; use auto, cpu, cuda or cuda:N"):
+        resolve_device("gpu7")
+    with pytest.raises(UserError, match="device: 'cuda:99' is not there"):
+        resolve_device("cuda:99")

@@ -1,0 +1,301 @@
+"""The report says what the numbers say, stands alone, and lets nobody's text become markup."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lingact import report, tables
+from lingact.config import AnalyzeConfig, EvalConfig, LanguagesConfig, TrainConfig, validate
+from lingact.tables import Disparities
+from lingact.tracking import write_json
+
+HOSTILE = "<script>alert('x')</script>\"&/a b"
+LANGUAGES = {"reference": "en", "high": ["zh", "es"], "low": ["ml", "hi", "id"]}
+JOB: dict[str, Any] = {
+    "seed": 3,
+    "device": "cpu",
+    "batch_tokens": 64,
+    "model": {"name": HOSTILE, "revision": None, "dtype": "float32", "attention": "eager", "context": 64},
+    "sae": {"measuring": {"release": "r", "id": "layer_{layer}"}, "heldout": None, "layers": "all"},
+    "corpus": {"kind": "files", "path": HOSTILE, "max_sentences": None, "splits": {"train": 0.5, "dev": 0.25, "heldout": 0.25}},
+    "languages": LANGUAGES,
+    "statistics": {"pooling": "token", "resamples": 1000, "confidence": 0.95, "early": "third", "deep": "third"},
+    "tracking": {"mode": "disabled", "project": "p", "entity": None, "group": None, "tags": []},
+}
+TRAIN = JOB | {
+    "lang": ["ml"],
+    "loss": {
+        "gap": {"side": "two_sided", "gradient": "jumprelu", "bandwidth": 0.5, "norm_matched": False, "weight": 1.0, "layers": "all"},
+        "retention": {"weight": 1.0},
+    },
+    "peft": {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["q_proj"], "layers": "all"},
+    "optim": {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0},
+    "trainer": {
+        "steps": 1,
+        "sentences": 1,
+        "precision": "32-true",
+        "gradient_clip": 1.0,
+        "accumulate": 1,
+        "checkpoint_every": 1,
+        "activation_checkpointing": False,
+    },
+}
+EVAL = {key: JOB[key] for key in ("seed", "device", "model", "languages", "tracking")} | {
+    "adapter": None,
+    "tasks": {"folder": None, "benchmarks": {"arc": {"task": "arc_{lang}", "chance": 0.25}}, "kind_column": None, "batch_size": 1, "limit": None},
+    "resamples": 1000,
+    "confidence": 0.95,
+}
+IDENTITY = {"model": "ab" * 32, "corpus": "cd" * 32, "context": "64", "masking": "special tokens out"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with a manifest and a figure."""
+    identity = {
+        "model": {"name": HOSTILE, "revision": None, "sha256": "ab" * 32, "dtype": "float32"},
+        "sae": {
+            "measuring": {"release": "micro", "id": "layer_{layer}", "layers": [0], "sha256": "ef" * 32, "architecture": ["jumprelu"], "width": [64]}
+        },
+        "corpus": {"name": "x.jsonl", "sha256": "cd" * 32, "sentences": 9},
+        "adapter": None,
+    }
+    manifest = {"command": f"analyze.py corpus.path={HOSTILE}", "started": "2026-01-01T00:00:00Z", "seed": 3, "git": None, "identity": identity}
+    write_json(tmp_path / "manifest.json", manifest)
+    Image.new("RGB", (320, 8)).save(tmp_path / "gap_heatmap.png")
+    return tmp_path
+
+
+def found() -> Disparities:
+    """Malayalam falls short at all four layers, Hindi at two (not more than half), Indonesian lies above at three, Chinese and Spanish at none."""
+    noise = np.random.default_rng(0).normal(0, 0.02, (500, 4))
+    noise[0] = 0
+    where = {"zh": [0, 0, 0, 0], "es": [0, 0, 0, 0], "ml": [0.3, 0.3, 0.3, 0.5], "hi": [0.3, 0.3, 0, 0], "id": [0, -0.2, -0.2, -0.2]}
+    gaps = {code: np.array(levels) + noise for code, levels in where.items()}
+    gaps |= {"low": np.mean([gaps[code] for code in ("ml", "hi", "id")], axis=0), "high": gaps["zh"]}
+    gaps["low_vs_high"] = 1 - (1 - gaps["low"]) / (1 - gaps["high"])
+    activations = {"en": np.full((500, 4), 10.0)} | {code: 10 * (1 - gaps[code]) for code in where}
+    return Disparities((0, 1, 2, 3), {"early": [0], "deep": [3], "all": [0, 1, 2, 3]}, activations, gaps, 9, 0.95)
+
+
+def change_frames(codes: tuple[str, ...] = ("ml", "hi"), closed: tuple[float, float, float] = (0.8, 0.7, 0.9)) -> dict[str, pd.DataFrame]:
+    values = {"gap_before": -0.25, "gap_after": -0.05, "gap_after_norm_matched": -0.12, "gain": 0.2}
+    values |= {"fvu_before": 0.1, "fvu_after": 0.14, "l0_before": 140.0, "l0_after": 144.0}
+    rows = []
+    for meter in ("measuring", "heldout"):
+        for code in codes:
+            key = {"meter": meter, "language": code, "n": 9}
+            for label in ("early", "deep", "all"):
+                rows += [key | {"range": label, "quantity": name, "estimate": x, "lo": x - 0.03, "hi": x + 0.03} for name, x in values.items()]
+            for name in ("gap_closed", "gap_closed_norm_matched"):
+                rows.append(key | {"range": "loss", "quantity": name} | dict(zip(("estimate", "lo", "hi"), closed, strict=True)))
+    kept = {"activation": 1.01, "profile": 0.998, "bits_per_byte": 1.012, "kl": 0.0123}
+    return {
+        "change_by_range": pd.DataFrame(rows),
+        "retention": pd.DataFrame(
+            {"meter": meter, "language": "en", "quantity": name, "n": 9, "estimate": x, "lo": x, "hi": x}
+            for meter in ("measuring", "heldout")
+            for name, x in kept.items()
+        ),
+        "bits": pd.DataFrame(
+            {"language": code, "variant": variant, "quantity": quantity, "n": 9, "estimate": 0.5, "lo": 0.4, "hi": 0.6}
+            for code in ("en", *codes)
+            for variant in ("base", "adapter")
+            for quantity in ("bits_per_byte", "bits_per_sentence")
+        ),
+    }
+
+
+# --- rows ---
+
+
+def test_gap_rows_carry_intervals_and_groups() -> None:
+    languages = LanguagesConfig.model_validate(LANGUAGES)
+    rows = {row["language"]: row for row in report.gap_rows(tables.range_table(found()), languages)}
+    assert list(rows["ml"]) == ["language", "name", "group", "early", "deep", "all"]
+    assert (rows["ml"]["name"], rows["ml"]["group"], rows["zh"]["group"], rows["low"]["name"]) == ("Malayalam", "low", "high", "")
+    assert re.fullmatch(r"\+0\.30 \[0\.2\d, 0\.3\d\]", rows["ml"]["early"])
+    assert rows["id"]["deep"].startswith("-0.20 [-0.2")
+    assert rows["zh"]["all"].startswith("0.00 [-0.0")
+    largest = {row["language"]: row for row in report.gap_rows(tables.range_table(found()), languages, statistic="max")}
+    assert largest["ml"]["all"].startswith("+0.50")
+
+
+def test_train_rows_fit_a_terminal_and_carry_the_cautions() -> None:
+    rows = report.train_rows(change_frames(), ("ml",))
+    assert [(row["SAEs"], row["measure"]) for row in rows][:5] == [
+        ("measuring", "gap early"), ("measuring", "gap deep"), ("measuring", "gap all"), ("measuring", "gap closed"), ("heldout", "gap early"),
+    ]  # fmt: skip
+    assert rows[0]["after"] == "-0.05 [-0.08, -0.02]"
+    assert rows[3]["after"] == "+0.80 [0.70, 0.90]"
+    assert all(row["norm-matched"] and row["FVU"] == "0.10->0.14" and row["L0"] == "140->144" for row in rows)
+    widths = [max(len(row[name]) for row in [*rows, {name: name}]) for name in rows[0]]
+    assert sum(widths) + 2 * (len(widths) - 1) <= 110
+
+
+def test_undefined_gap_closed_is_a_dash() -> None:
+    frames = change_frames(closed=(np.nan, np.nan, np.nan))
+    assert report.train_rows(frames, ("ml",))[3]["after"] == "-"
+    assert "no layer of the loss had a gap" in report.training_text(frames, ("ml",), "en")
+
+
+def test_retention_rows() -> None:
+    rows = report.retention_rows(change_frames())
+    assert rows[0] == {
+        "measure": "activation, after / base",
+        "unchanged": "1",
+        "measuring": "1.010 [1.010, 1.010]",
+        "heldout": "1.010 [1.010, 1.010]",
+    }
+    assert [row["unchanged"] for row in rows] == ["1", "1", "1", "0"]
+
+
+# --- words ---
+
+
+def test_analysis_text_counts_languages() -> None:
+    shown = found()
+    text = report.analysis_text(tables.layer_table(shown), tables.range_table(shown), LanguagesConfig.model_validate(LANGUAGES), 0.95)
+    low, high, group = text.split(". ")
+    assert low.startswith("Of 3 medium-to-low-resource languages, those that fall short of English at more than half of the 4 layers")
+    assert low.endswith("exclude 0: 1 (Malayalam); those that lie above it in the same sense: 1 (Indonesian); neither: 1 (Hindi)")
+    assert high.endswith("exclude 0: none; those that lie above it in the same sense: none; neither: 2 (Chinese, Spanish)")
+    assert "falls short of the high-resource group: gap +0.1" in group
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(-0.9, "lies above"), (0.9, "falls short of")])
+def test_analysis_text_follows_the_sign(shift: float, verdict: str) -> None:
+    shown = found()
+    shown.gaps["low_vs_high"] = shown.gaps["low_vs_high"] + shift
+    text = report.analysis_text(tables.layer_table(shown), tables.range_table(shown), LanguagesConfig.model_validate(LANGUAGES), 0.95)
+    assert f"group {verdict} the high-resource group" in text
+
+
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        ((0.8, 0.7, 0.9), "80% [70%, 90%] of the gap was closed"),
+        ((-0.8, -0.9, -0.7), "-80% [-90%, -70%] of the gap was closed, which means that it grew"),
+        ((0.1, -0.2, 0.3), "whether any of the gap was closed is open: 10% [-20%, 30%]"),
+    ],
+)
+def test_training_text_follows_the_numbers(closed: tuple[float, float, float], said: str) -> None:
+    text = report.training_text(change_frames(closed=closed), ("ml",), "en")
+    assert f"Malayalam, measuring SAEs: {said}" in text
+    assert "Malayalam, heldout SAEs" in text
+    assert "English, the reference: activation is 101.0% of the base model's; bits per byte are 101.2% of the base model's." in text
+
+
+# --- pages ---
+
+
+def written_analysis(folder: Path) -> str:
+    shown = found()
+    sentences = pd.DataFrame({"sentence": [HOSTILE], "gap": [np.nan]})
+    frames = {report.BY_RANGE: tables.range_table(shown), report.BY_LAYER: tables.layer_table(shown), HOSTILE: sentences}
+    page = report.Section("measuring", {"gap_heatmap": folder / "gap_heatmap.png"}, frames)
+    path = report.write_analysis(folder, validate(AnalyzeConfig, JOB | {"split": "all"}), [page], IDENTITY, 9)
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def test_page_stands_alone(folder: Path) -> None:
+    html = written_analysis(folder)
+    page = Page(html)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base", "form"}
+    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "srcset", "data", "action")]
+    assert len(sources) == 1
+    assert all(source and source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    assert base64.b64decode(sources[0].split(",")[1]) == (folder / "gap_heatmap.png").read_bytes()
+    assert next(attributes["width"] for tag, attributes in page.tags if tag == "img") == "192"  # 320 dots at 160 per inch
+    assert sorted(path.name for path in folder.iterdir()) == ["gap_heatmap.png", "manifest.json", "report.html"]
+
+
+def test_page_lets_no_text_become_markup(folder: Path) -> None:
+    html = written_analysis(folder)
+    assert "<script" not in html
+    assert Page(html).text.count(HOSTILE) == 4  # command, model, a table's title and its cell
+
+
+def test_page_has_its_facts_and_cautions(folder: Path) -> None:
+    text = Page(written_analysis(folder)).text
+    for said in (
+        "By the measuring SAEs: Of 3 medium-to-low-resource",
+        "sha256 abababababababab",
+        "micro layer_{layer}; architecture jumprelu; width 64; sha256 ef",
+        "95%, 1,000 resamples",
+        "Positive: the language falls short",
+        "fertility",
+        "mere loudness",
+        "+0.50*",
+    ):
+        assert said in text
+    assert "None" not in text
+
+
+def test_training_page(folder: Path) -> None:
+    frames = change_frames()
+    text = report.training_text(frames, ("ml",), "en")
+    page = report.Section("Held-out sentences", {}, report.train_tables(frames, ("ml",)), text)
+    html = Page(report.write_training(folder, validate(TrainConfig, TRAIN), [page], IDENTITY, 9).read_text(encoding="utf-8"))
+    assert html.text.count("80% [70%, 90%] of the gap was closed") == 2
+    assert "Closing the activation gap of Malayalam" in html.text
+    assert "Languages that were not trained" in html.text
+    assert "bits per sentence, adapter" in html.text
+
+
+def test_evaluation_page(folder: Path) -> None:
+    rows = [("ml", 0.2, 0.1, 0.3), ("hi", -0.2, -0.3, -0.1), ("id", 0.0, -0.1, 0.1)]
+    differences = pd.DataFrame(
+        [{"task": "all", "kind": "all", "metric": "acc", "language": c, "estimate": e, "lo": lo, "hi": hi} for c, e, lo, hi in rows]
+    )
+    page = report.Section("By language", {}, {"Accuracy": pd.DataFrame({"language": ["ml"], "p": ["<.001"]})})
+    text = Page(report.write_evaluation(folder, validate(EvalConfig, EVAL), [page], differences).read_text(encoding="utf-8")).text
+    assert "higher than the base model in 1 (Malayalam) of the 3 languages and lower in 1 (Hindi)" in text
+    assert "1 (Indonesian) cannot be told apart" in text
+    text = Page(report.write_evaluation(folder, validate(EvalConfig, EVAL), [page], None).read_text(encoding="utf-8")).text
+    assert "base model alone" in text
+
+
+def test_numbers_are_rounded_and_to_the_right(folder: Path) -> None:
+    frame = pd.DataFrame({"name": ["a", "b"], "x": [0.123456, np.nan], "n": [1200, 3], "tiny": [0.00001234, 12345.6], "missing": [pd.NA, None]})
+    section = report.Section("s", {}, {"t": frame, "empty": frame.head(0)}, "one\n\ntwo")
+    html = report.write_report(folder, "T", "lead", [section], {"fact": "", "other": "1"}, reading=["r"]).read_text(encoding="utf-8")
+    cells = re.findall(r'<td( class="number")?>([^<]*)</td>', html)
+    assert [text for _, text in cells] == ["a", "0.123", "1200", "1.2e-05", "-", "b", "-", "3", "12,346", "-"]
+    assert [bool(number) for number, _ in cells[:5]] == [False, True, True, True, True]
+    assert html.count("<table>") == 1
+    assert "<dt>fact" not in html
+    assert html.count("<p>one</p>") == html.count("<p>two</p>") == 1
+
+
+def test_long_tables_are_folded_away(folder: Path) -> None:
+    section = report.Section("s", {}, {"long": pd.DataFrame({"x": range(31)}), "short": pd.DataFrame({"x": range(30)})})
+    html = report.write_report(folder, "T", "lead", [section], {}, reading=[]).read_text(encoding="utf-8")
+    assert html.count("<details>") == 1

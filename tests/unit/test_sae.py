@@ -1,0 +1,160 @@
+"""SAEs against sae-lens itself, and the surrogate gradient by hand."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lingact.config import SaeSet
+from lingact.errors import UserError
+from lingact.lm import LanguageModel
+from lingact.sae import Dictionaries, Dictionary, load_dictionaries
+
+MakeSae = Callable[..., Any]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(200, 32, generator=torch.Generator().manual_seed(5))
+
+
+def test_features_are_the_saes_own_folded_with_the_decoder_norms(make_sae: MakeSae, x: Tensor) -> None:
+    sae, dictionary = make_sae(1), Dictionary(make_sae(1), 1)
+    features = dictionary.encode(x)
+    norms = torch.linspace(0.5, 2, 48)
+    torch.testing.assert_close(features, sae.encode(x) * norms)
+    pre = x @ sae.W_enc + sae.b_enc - (sae.b_dec @ sae.W_enc if sae.cfg.apply_b_dec_to_input else 0)
+    torch.testing.assert_close(dictionary.pre_activations(x), pre, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, torch.where(pre > sae.threshold, pre, 0.0) * norms, rtol=1e-4, atol=1e-5)
+    assert 0.1 < (features > 0).float().mean() < 0.6
+    # Folding is what sae-lens does when it makes all decoder rows of length one.
+    sae.fold_W_dec_norm()
+    torch.testing.assert_close(features, sae.encode(x), rtol=1e-4, atol=1e-5)
+
+
+def test_decoding_undoes_the_folding(make_sae: MakeSae, x: Tensor) -> None:
+    dictionary = Dictionary(make_sae(0), 0)
+    torch.testing.assert_close(dictionary.decode(dictionary.encode(x)), make_sae(0)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_latent_without_a_decoder_row_spoils_nothing(make_sae: MakeSae, x: Tensor) -> None:
+    sae = make_sae(0)
+    sae.W_dec.data[7] = 0
+    dictionary = Dictionary(sae, 0)
+    torch.testing.assert_close(dictionary.decode(dictionary.encode(x)), sae(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_threshold_is_strict() -> None:
+    dictionary = by_hand([0.5, 0.5, 0.0, 0.0])
+    assert dictionary.encode(torch.tensor([[0.5, 0.5001, 0.0, -1.0]]))[0].tolist() == pytest.approx([0.0, 2 * 0.5001, 0.0, 0.0])
+
+
+def by_hand(thresholds: list[float]) -> Dictionary:
+    """Latent i reads coordinate i; every decoder row has length 2."""
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+
+    count = len(thresholds)
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=count, d_sae=count))
+    sae.W_enc.data, sae.W_dec.data = torch.eye(count), 2 * torch.eye(count)
+    sae.b_enc.data, sae.b_dec.data = torch.zeros(count), torch.zeros(count)
+    sae.threshold.data = torch.tensor(thresholds)
+    return Dictionary(sae, 0)
+
+
+def test_the_surrogate_gradient_opens_below_the_threshold() -> None:
+    # Thresholds 1, bandwidth 0.4: the window opens at 0.6. A latent with threshold zero opens at zero.
+    dictionary = by_hand([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    x = torch.tensor([[1.5, 0.7, 0.5, -0.7, 0.1, -0.1]], requires_grad=True)
+    features = dictionary.encode_straight_through(x, 0.4)
+    assert features[0].tolist() == pytest.approx([3.0, 0.0, 0.0, 0.0, 0.2, 0.0])
+    features.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[2.0, 2.0, 0.0, 0.0, 2.0, 0.0]]
+
+
+def test_plain_features_pass_no_gradient_to_silent_latents() -> None:
+    x = torch.tensor([[1.5, 0.7, 0.999]], requires_grad=True)
+    by_hand([1.0, 1.0, 1.0]).encode(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[2.0, 0.0, 0.0]]
+
+
+def test_straight_through_has_the_values_of_the_plain_features(make_sae: MakeSae, x: Tensor) -> None:
+    dictionary = Dictionary(make_sae(2), 2)
+    torch.testing.assert_close(dictionary.encode_straight_through(x, 0.5), dictionary.encode(x), rtol=1e-5, atol=1e-6)
+
+
+def test_straight_through_needs_thresholds(x: Tensor) -> None:
+    from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+
+    dictionary = Dictionary(StandardSAE(StandardSAEConfig(d_in=32, d_sae=8)), 4)
+    with pytest.raises(UserError, match="straight_through needs JumpReLU SAEs; layer 4 has 'standard'. Use loss.gap.gradient=jumprelu"):
+        dictionary.encode_straight_through(x, 0.5)
+
+
+def test_an_sae_that_folds_by_itself_is_not_folded_twice(x: Tensor) -> None:
+    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+
+    sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=48, k=5, rescale_acts_by_decoder_norm=True))
+    sae.W_dec.data *= torch.linspace(0.5, 2, 48)[:, None] / sae.W_dec.norm(dim=-1, keepdim=True)
+    dictionary = Dictionary(sae, 0)
+    torch.testing.assert_close(dictionary.encode(x), sae.encode(x))
+    torch.testing.assert_close(dictionary.decode(dictionary.encode(x)), sae(x))
+    sae.fold_W_dec_norm()
+    torch.testing.assert_close(dictionary.encode(x), sae.encode(x))
+
+
+def load(release: Path, lm: LanguageModel, layers: tuple[int, ...] = (0, 1, 2), name: str = "layer_{layer}", d_model: int = 32) -> tuple[Dictionaries, dict]:
+    return load_dictionaries(SaeSet(release=str(release), id=name), layers, lm.blocks, d_model, CPU)
+
+
+def test_a_release_is_read_and_named(sae_release: Path, make_sae: MakeSae, lm: LanguageModel, x: Tensor) -> None:
+    found, identity = load(sae_release, lm, (0, 2))
+    assert list(found) == [0, 2]
+    assert all(torch.equal(found[layer].encode(x), Dictionary(make_sae(layer), layer).encode(x)) for layer in found)
+    assert not any(p.requires_grad for d in found.values() for p in d.sae.parameters())
+    assert identity["width"] == [48]
+    assert identity["decoder_norms"] == [0.5, 2.0]
+    assert identity["architecture"] == ["jumprelu"]
+    assert identity["sha256"] == load(sae_release, lm, (0, 2))[1]["sha256"] != load(sae_release, lm, (0, 1))[1]["sha256"]
+
+
+def test_a_release_that_is_not_there_is_refused(sae_release: Path, lm: LanguageModel) -> None:
+    with pytest.raises(UserError, match=r"no SAE in '.*/layr_0' \(no cfg\.json\); did you mean 'layer_0'\? There: layer_0, layer_1, layer_2"):
+        load(sae_release, lm, name="layr_{layer}")
+    with pytest.raises(UserError, match=r"no SAE in '.*nowhere/layer_0' \(no cfg\.json\) There: nothing"):
+        load(sae_release / "nowhere", lm)
+    with pytest.raises(UserError, match="sae 'no-such-release' 'layer_0'"):
+        load(Path("no-such-release"), lm)
+
+
+@pytest.mark.parametrize(("name", "content"), [("cfg.json", "{"), ("sae_weights.safetensors", None), ("sae_weights.safetensors", "xx"), ("cfg.json", "{}")])
+def test_damaged_files_are_refused(name: str, content: str | None, sae_release: Path, lm: LanguageModel, tmp_path: Path) -> None:
+    shutil.copytree(sae_release, tmp_path / "r")
+    path = tmp_path / "r" / "layer_1" / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"the SAE in '.*/layer_1' cannot be read"):
+        load(tmp_path / "r", lm)
+
+
+def test_saes_of_another_model_or_layer_are_refused(sae_release: Path, make_sae: MakeSae, lm: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="reads vectors of 32, the model's residual stream has 64; choose SAEs made for this model"):
+        load(sae_release, lm, d_model=64)
+    shutil.copytree(sae_release / "layer_1", tmp_path / "layer_0")
+    with pytest.raises(UserError, match=r"was trained on 'blocks\.1\.hook_resid_post', lingact measures the output of block 0"):
+        load(tmp_path, lm, (0,))
+    for number, hook in enumerate(("model.layers.0", None)):
+        make_sae(0, hook=hook).save_model(tmp_path / f"fine_{number}" / "layer_0")
+        assert list(load(tmp_path / f"fine_{number}", lm, (0,))[0]) == [0]
+    config = tmp_path / "layer_0" / "cfg.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"metadata": {"hook_name": "blocks.0.hook_resid_pre"}}))
+    with pytest.raises(UserError, match=r"was trained on 'blocks\.0\.hook_resid_pre'"):
+        load(tmp_path, lm, (0,))

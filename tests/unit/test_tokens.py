@@ -1,0 +1,78 @@
+"""Windows and batches: every token once, and only those counted that are text."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from lingact.corpus import ParallelCorpus
+from lingact.errors import UserError
+from lingact.tokens import Tokens, Window
+
+BOS, PAD = 2, 0
+
+
+def test_exactly_one_bos_and_only_text_is_kept(tokenizer: Any) -> None:
+    tokens = Tokens(tokenizer, 64)
+    batch = tokens.collate(tokens.windows(["ab", "a<eos>b<bos>", "é<pad>"]))
+    a, b, (e1, e2) = *tokenizer("ab", add_special_tokens=False).input_ids, tokenizer("é", add_special_tokens=False).input_ids
+    assert batch.ids.tolist() == [[BOS, a, b, PAD, PAD], [BOS, a, 1, b, BOS], [BOS, e1, e2, PAD, PAD]]
+    assert batch.attention.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert batch.keep.int().tolist() == [[0, 1, 1, 0, 0], [0, 1, 0, 1, 0], [0, 1, 1, 0, 0]]
+    assert batch.kept_sentence.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.kept_sentence.shape == batch.ids[batch.keep].shape
+
+
+def test_long_texts_are_cut_into_windows_of_the_same_sentence(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    tokens, text = Tokens(tokenizer, 8), "abcdefghij" * 20  # longer than the tokenizer's own limit, too
+    with caplog.at_level(logging.WARNING):
+        windows = tokens.windows(["x", text, "1234567", "12345678"])
+    assert [len(w.ids) for w in windows if w.sentence == 1] == [8] * 28 + [5]
+    assert [i for w in windows if w.sentence == 1 for i in w.ids[1:]] == tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    assert [(w.sentence, len(w.ids)) for w in windows if w.sentence != 1] == [(0, 2), (2, 8), (3, 8), (3, 2)]
+    assert all(w.ids[0] == BOS and BOS not in w.ids[1:] for w in windows)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 100, 10_000])
+def test_batches_cover_every_window_once(batch_tokens: int, tokenizer: Any, corpus: ParallelCorpus) -> None:
+    tokens = Tokens(tokenizer, 20)
+    windows = tokens.windows(corpus.texts["hi"])
+    batches = list(tokens.batches(windows, batch_tokens))
+    assert all(batch.ids.numel() <= batch_tokens or len(batch.ids) == 1 for batch in batches)
+    found = Counter((int(s), tuple(ids[mask].tolist())) for batch in batches for s, ids, mask in zip(batch.sentence, batch.ids, batch.attention, strict=True))
+    assert found == Counter((w.sentence, tuple(w.ids)) for w in windows)
+    if batch_tokens == 100:
+        assert min(len(b.ids) for b in batches[:-1]) > 1, "batches are filled"
+
+
+def test_a_text_without_tokens_is_refused(tokenizer: Any) -> None:
+    for text in ("", "<bos>", "<pad><eos>"):
+        with pytest.raises(UserError, match=rf"sentence 2 of the corpus \('{text}'\) has no token left after tokenisation; remove it in every language"):
+            Tokens(tokenizer, 64).windows(["a", text])
+
+
+def test_a_context_without_room_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match=r"model\.context is 1, which leaves no room for text behind the BOS"):
+        Tokens(tokenizer, 1)
+
+
+def test_a_tokenizer_without_special_tokens_gets_none() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=core), 4)
+    windows = tokens.windows(["abcde", "f"])
+    assert [len(w.ids) for w in windows] == [4, 1, 1]
+    assert tokens.collate(windows).keep.sum() == 6
+
+
+def test_a_batch_moves_whole(tokenizer: Any) -> None:
+    batch = Tokens(tokenizer, 8).collate([Window(3, [BOS, 5])])
+    moved = batch.to("meta")
+    assert {moved.ids.device, moved.attention.device, moved.keep.device, moved.sentence.device} == {torch.device("meta")}
