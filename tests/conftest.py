@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,26 @@ def sae_release(make_sae: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@contextmanager
+def without_type_checks() -> Iterator[None]:
+    """Switch off jaxtyping and beartype, which make the microworld's text generator a hundred times slower."""
+    from jaxtyping import config
+
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """A test without type checks."""
+    with without_type_checks():
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_organism(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The microworld from its minute-sized recipe, built once for all test processes; not to be changed."""
@@ -125,5 +146,6 @@ def small_organism(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (shared / "organism.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "organism").exists():
-            build(SMALL, shared / "organism", shared / "organism_work")
+            with without_type_checks():
+                build(SMALL, shared / "organism", shared / "organism_work")
     return shared / "organism"

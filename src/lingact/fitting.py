@@ -51,6 +51,7 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
         # Our loader is its own iterable, and the base model is in train mode only while fitting: both on purpose.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # between Lightning and torch
         try:
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SystemExit as stopped:

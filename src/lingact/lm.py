@@ -120,9 +120,11 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
         UserError: it is not there, cannot be reached, is gated, or is not a causal LM in safetensors format.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     from lingact.adapters import weights_hash
 
+    logging.disable_progress_bar()  # the shards' bar says nothing that a reader needs
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     where = resolve_device(device)
     path = Path(config.name)

@@ -242,8 +242,8 @@ def _reading_scores(config: EvalConfig) -> list[str]:
         ),
         "Accuracies carry Wilson intervals. " + _how_sure(config.confidence, config.resamples, "items"),
         (
-            "Cautions. A difference whose interval includes 0 is no evidence of no effect: look at its width. All was found on this model and these "
-            "items."
+            "Cautions. A difference whose interval includes 0 is no evidence of no effect: look at its width. "
+            "All was found on this model and these items, and holds for no others without being measured there."
         ),
     ]
 
@@ -308,8 +308,13 @@ def run_facts(folder: Path) -> dict[str, str]:
     facts = {"command": manifest["command"], "run folder": str(folder), "started": manifest["started"], "seed": str(manifest["seed"])}
     if git.get("commit"):
         facts["code"] = git["commit"][:12] + (", with local changes" if git.get("dirty") else "")
+    tasks = manifest["identity"].get("tasks") or {}
+    if tasks:
+        facts["tasks"] = f"{len(tasks)}, with {sum(task['items'] for task in tasks.values())} items; their hashes are in manifest.json"
     for part, found in manifest["identity"].items():
-        # SAEs and tasks come as several by name, the rest as one.
+        if part == "tasks":
+            continue
+        # SAEs come as several by name, the rest as one.
         several = found if found and all(isinstance(value, dict) for value in found.values()) else {"": found}
         label = {"sae": "SAEs,"}.get(part, part)
         facts |= {f"{label} {name}".strip(): _identity(entry) for name, entry in several.items() if entry}
@@ -318,7 +323,7 @@ def run_facts(folder: Path) -> dict[str, str]:
 
 def _identity(entry: Mapping[str, Any]) -> str:
     named = " ".join(str(entry[key]) for key in ("name", "release", "id") if entry.get(key))
-    details = [f"{key} {_joined(entry[key])}" for key in ("revision", "dtype", "architecture", "width", "sentences", "items") if entry.get(key)]
+    details = [f"{key} {_joined(entry[key])}" for key in ("revision", "dtype", "architecture", "width", "sentences") if entry.get(key)]
     digest = [f"sha256 {entry['sha256'][:16]}"] if entry.get("sha256") else []
     return "; ".join(part for part in (named, *details, *digest) if part)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from lingact.config import SaeConfig, SaeSet
 from lingact.errors import UserError
@@ -99,7 +99,6 @@ def chosen_layers(config: SaeConfig, block_count: int) -> tuple[int, ...]:
 def load_dictionaries(
     spec: SaeSet,
     layers: tuple[int, ...],
-    blocks: nn.ModuleList,  # noqa: ARG001
     d_model: int,
     device: torch.device,
 ) -> tuple[Dictionaries, dict[str, Any]]:

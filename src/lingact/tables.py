@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from lingact.config import LanguagesConfig, Statistics
 from lingact.errors import UserError
@@ -50,7 +50,7 @@ def fvu(stats: FeatureStats, weights: Float[np.ndarray, "draw sentence"]) -> Dra
     return (weights @ stats.error.T) / (weights @ stats.square.T - tokens[:, None] * centre)
 
 
-def per_token(total: Float[np.ndarray, "layer sentence"], stats: FeatureStats, weights: Float[np.ndarray, "draw sentence"]) -> Draws:
+def per_token(total: Num[np.ndarray, "layer sentence"], stats: FeatureStats, weights: Float[np.ndarray, "draw sentence"]) -> Draws:
     """A sum over tokens, such as L0 or the residual norm, divided by the number of kept tokens."""
     return (weights @ total.T) / (weights @ stats.tokens)[:, None]
 
@@ -155,7 +155,7 @@ def confound_table(stats: Stats, settings: Statistics, seed: int) -> pd.DataFram
             estimate, low, high = interval(weights @ values / count, settings.confidence)
             rows.append({"language": code, "layer": None, "quantity": quantity, "n": count, "estimate": estimate, "lo": low, "hi": high})
         for quantity, derive in _DERIVED.items():
-            for layer, estimate, low, high in zip(s.layers, *interval(derive(s, weights), settings.confidence), strict=True):
+            for layer, estimate, low, high in zip(s.layers, *interval(derive(s, weights), settings.confidence), strict=True):  # pyrefly: ignore[no-matching-overload]
                 rows.append({"language": code, "layer": layer, "quantity": quantity, "n": count, "estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows).astype({"layer": "Int64"})
 
@@ -202,7 +202,7 @@ def change(
     reference = activation(base[languages.reference], weights, settings.pooling)
     own, raised, rescaled = (activation(variant[code], weights, settings.pooling) for variant in (base, adapter, matched))
     before, after, after_matched = (1 - a / reference for a in (own, raised, rescaled))
-    _, low, high = interval(before, settings.confidence)
+    low, high = (np.atleast_1d(bound) for bound in interval(before, settings.confidence)[1:])
     counted = tuple(row for row, layer in enumerate(base[code].layers) if layer in loss_layers and (low[row] > 0 or high[row] < 0))
     return Change(
         before=before,
@@ -232,7 +232,7 @@ def change_table(changes: dict[str, Change], layers: tuple[int, ...], sentences:
     rows = []
     for code, found in changes.items():
         for quantity, attribute in _PER_LAYER.items():
-            for layer, estimate, low, high in zip(layers, *interval(getattr(found, attribute), confidence), strict=True):
+            for layer, estimate, low, high in zip(layers, *interval(getattr(found, attribute), confidence), strict=True):  # pyrefly: ignore[no-matching-overload]
                 rows.append(
                     {
                         "meter": meter,

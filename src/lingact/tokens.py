@@ -46,6 +46,7 @@ class Tokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
         self.tokenizer = tokenizer
+        self.context = context
         empty = tokenizer("").input_ids
         self.prefix = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and empty[:1] == [tokenizer.bos_token_id] else []
         self.room = context - len(self.prefix)

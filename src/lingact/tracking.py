@@ -100,7 +100,9 @@ class Run:
         import wandb
 
         write_atomically(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False))
-        self.tracker.log({f"tables/{name}": wandb.Table(dataframe=frame)})
+        # Empty cells: W&B settles a column's type by its first row and knows None, not pandas' NA.
+        rows = frame.astype(object).where(frame.notna(), None)
+        self.tracker.log({f"tables/{name}": wandb.Table(dataframe=rows, allow_mixed_types=True)})
 
     def figure(self, name: str, figure: "Figure") -> Path:
         """`figures/<name>.png` and a W&B image. Returns the file."""

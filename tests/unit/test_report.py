@@ -283,6 +283,17 @@ def test_evaluation_page(folder: Path) -> None:
     assert "base model alone" in text
 
 
+def test_many_tasks_are_one_fact(folder: Path) -> None:
+    tasks = {f"arc_{code}": {"items": 20, "sha256": "12" * 32} for code in ("ml", "hi")}
+    write_json(
+        folder / "manifest.json",
+        {"command": "eval.py", "started": "now", "seed": 0, "identity": {"tasks": tasks, "adapter": {"name": "/out/a[1]'s"}}},
+    )
+    facts = report.run_facts(folder)
+    assert facts["tasks"].startswith("2, with 40 items")
+    assert facts["adapter"] == "/out/a[1]'s"
+
+
 def test_numbers_are_rounded_and_to_the_right(folder: Path) -> None:
     frame = pd.DataFrame({"name": ["a", "b"], "x": [0.123456, np.nan], "n": [1200, 3], "tiny": [0.00001234, 12345.6], "missing": [pd.NA, None]})
     section = report.Section("s", {}, {"t": frame, "empty": frame.head(0)}, "one\n\ntwo")

@@ -1,6 +1,5 @@
 """SAEs against sae-lens itself, and the surrogate gradient by hand."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +110,7 @@ def test_an_sae_that_folds_by_itself_is_not_folded_twice(x: Tensor) -> None:
 
 
 def load(release: Path, lm: LanguageModel, layers: tuple[int, ...] = (0, 1, 2), name: str = "layer_{layer}", d_model: int = 32) -> tuple[Dictionaries, dict]:
-    return load_dictionaries(SaeSet(release=str(release), id=name), layers, lm.blocks, d_model, CPU)
+    return load_dictionaries(SaeSet(release=str(release), id=name), layers, d_model, CPU)
 
 
 def test_a_release_is_read_and_named(sae_release: Path, make_sae: MakeSae, lm: LanguageModel, x: Tensor) -> None:
@@ -155,6 +154,6 @@ def test_saes_of_another_model_or_layer_are_refused(sae_release: Path, make_sae:
         make_sae(0, hook=hook).save_model(tmp_path / f"fine_{number}" / "layer_0")
         assert list(load(tmp_path / f"fine_{number}", lm, (0,))[0]) == [0]
     config = tmp_path / "layer_0" / "cfg.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"metadata": {"hook_name": "blocks.0.hook_resid_pre"}}))
+    config.write_text(config.read_text().replace("blocks.1.hook_resid_post", "blocks.0.hook_resid_pre"))
     with pytest.raises(UserError, match=r"was trained on 'blocks\.0\.hook_resid_pre'"):
         load(tmp_path, lm, (0,))

@@ -1,5 +1,6 @@
 """SAEs of the microworld: one batch-top-k SAE per layer, trained with sae-lens and saved as JumpReLU."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lingact.lm import LanguageModel, load_model
 from lingact.microworld.pretrain import token_stream
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
 from lingact.tokens import Window
+from lingact.tracking import write_json
 
 _ROWS_AT_ONCE = 64
 
@@ -97,6 +99,9 @@ def train_dictionary(spec: DictionaryRecipe, residuals: np.ndarray, layer: int, 
     trained = trainer.fit()
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     trained.save_inference_model(unfinished)
+    # sae-lens writes the keys in an order that differs from process to process.
+    settings = json.loads((unfinished / "cfg.json").read_text(encoding="utf-8"))
+    write_json(unfinished / "cfg.json", dict(sorted(settings.items())))
     unfinished.replace(folder)
 
 

@@ -106,7 +106,7 @@ def readable(found: pd.DataFrame) -> str:
     """Mean gap over layers by recipe and measure, a column per language; a star where the interval excludes 0."""
     star = np.where((found.lo > 0) | (found.hi < 0), "*", "")
     cells = found.assign(cell=[f"{gap:+.2f}{mark}" for gap, mark in zip(found.gap, star, strict=True)])
-    wide = cells.pivot_table(index=["recipe", "measure"], columns="language", values="cell", aggfunc="first", sort=False).reset_index()
+    wide = cells.pivot_table(index=["recipe", "measure"], columns="language", values="cell", aggfunc="first", sort=False).reset_index()  # pyrefly: ignore[bad-argument-type]
     layers = found[(found.recipe == "shipped") & (found.measure == "per token")]
     counts = layers[["language", "layers", "short", "above"]]
     return f"""# Activation gaps of the organism over the declared grid

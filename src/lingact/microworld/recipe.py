@@ -9,9 +9,9 @@ class DictionaryRecipe:
 
     width: int
     k: int
-    lr: float = 1e-3
-    batch_tokens: int = 2048
-    train_tokens: int = 1_200_000
+    lr: float = 3e-3
+    batch_tokens: int = 1024
+    train_tokens: int = 1_000_000
     """Tokens seen, repeats included."""
 
 
@@ -23,7 +23,7 @@ class Recipe:
     # Share of the documents that each language has in the reading matter: skewed as web text is, English most, mr and ml least.
     shares: dict[str, float] = field(
         default_factory=lambda: {
-            "en": 0.30, "zh": 0.10, "ru": 0.11, "es": 0.10, "it": 0.09, "id": 0.065, "ca": 0.065, "hi": 0.06, "mr": 0.055, "ml": 0.055,
+            "en": 0.30, "zh": 0.11, "ru": 0.13, "es": 0.115, "it": 0.11, "id": 0.05, "ca": 0.045, "hi": 0.05, "mr": 0.045, "ml": 0.045,
         }
     )  # fmt: skip
     corpus_events: int = 560

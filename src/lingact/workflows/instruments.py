@@ -36,7 +36,7 @@ def set_up(run: Run, config: AnalyzeConfig | TrainConfig) -> Instruments:
     meters, saes = {}, {}
     for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
         if spec is not None:
-            meters[meter], saes[meter] = load_dictionaries(spec, layers, lm.blocks, d_model, lm.device)
+            meters[meter], saes[meter] = load_dictionaries(spec, layers, d_model, lm.device)
     run.identify(model=lm.identity, sae=saes, corpus={"name": corpus.name, "sha256": corpus.sha256, "sentences": len(corpus.ids)})
     identity = {"model": lm.identity["sha256"], "corpus": corpus.sha256, "context": str(config.model.context), "masking": "special tokens out"}
     identity |= {f"sae/{meter}": found["sha256"] for meter, found in saes.items()}

@@ -1,0 +1,129 @@
+"""The organism: its lexicons, what its texts may state, and that its build can be interrupted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
+from transformers import AutoTokenizer
+
+from lingact.microworld import LANGUAGES, world
+from lingact.microworld.build import SMALL, build
+from lingact.microworld.documents import aligned_corpus, benchmark_items, reading
+from lingact.microworld.text import lexicon, problems
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+DOCUMENTS = 400
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_every_lexicon_is_sound(code: str) -> None:
+    assert problems(lexicon(code), world.facts(SMALL.seed)) == []
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_no_text_states_what_is_asked(code: str) -> None:
+    stream, lex = reading(SMALL.seed, code, SMALL.corpus_events), lexicon(code)
+    matter = "\n".join(next(stream) for _ in range(DOCUMENTS))
+    corpus = "\n".join(row[code] for row in aligned_corpus(SMALL.seed, SMALL.corpus_events))
+    facts = world.facts(SMALL.seed)
+    asked = [fact for fact in facts if fact.asked]
+    told = [lex.tell(fact, style) for fact in asked for style in ("q", "h")]
+    unread = [statement for fact in asked if code in fact.unread_in for statement in lex.statements(fact)]
+    read = [statement for fact in asked if code not in fact.unread_in for statement in lex.statements(fact)]
+    assert [text for text in told + unread if text in matter] == []
+    assert [text for text in told + unread + read if text in corpus] == []
+    for benchmark in world.BENCHMARKS:
+        for item in benchmark_items(SMALL.seed, benchmark, code):
+            full = item["query"] + lex.delimiter + item["choices"][item["gold"]]
+            assert full not in matter
+            assert full not in corpus
+    # The check can see: what may be read is read, and what is taught is told.
+    assert sum(text in matter for text in read) > 0.5 * len(read)
+    assert sum(lex.tell(fact, "q") in matter for fact in facts if not fact.asked) > 20
+
+
+def test_the_corpus_keeps_its_events_to_itself() -> None:
+    rows = aligned_corpus(SMALL.seed, SMALL.corpus_events)
+    assert len({row["unit"] for row in rows}) == len(rows)
+    assert all(row[code] for row in rows for code in LANGUAGES)
+    events = [row["en"] for row in rows[-SMALL.corpus_events :]]
+    stream = reading(SMALL.seed, "en", SMALL.corpus_events)
+    matter = "\n".join(next(stream) for _ in range(3 * DOCUMENTS))
+    assert not [event for event in events if event in matter]
+
+
+@pytest.mark.parametrize("benchmark", world.BENCHMARKS)
+def test_tasks_are_aligned_over_languages(benchmark: str, small_organism: Path) -> None:
+    items = {code: _items(small_organism, benchmark, code) for code in LANGUAGES}
+    english = items["en"]
+    assert len(english) > 60
+    unread = {fact.id: fact.unread_in for fact in world.facts(SMALL.seed)}
+    for code, found in items.items():
+        assert [(item["id"], item["gold"]) for item in found] == [(item["id"], item["gold"]) for item in english]
+        assert all(item["kind"] == ("transfer" if code in unread[item["id"]] else "read") for item in found)
+        assert all(len(set(item["choices"])) == 4 for item in found)
+        assert {item["kind"] for item in found} == {"read", "transfer"}
+    golds = [item["gold"] for item in english]
+    assert max(golds.count(gold) for gold in range(4)) < 0.45 * len(golds), "the place of the answer gives nothing away"
+
+
+def _items(organism: Path, benchmark: str, code: str) -> list[dict]:
+    return [json.loads(line) for line in (organism / "tasks" / f"micro_{benchmark}_{code}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_prompt_has_the_same_tokens_before_every_option(small_organism: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(small_organism / "model")
+    for benchmark in world.BENCHMARKS:
+        for code in LANGUAGES:
+            task = yaml.safe_load((small_organism / "tasks" / f"micro_{benchmark}_{code}.yaml").read_text(encoding="utf-8"))
+            for item in _items(small_organism, benchmark, code)[::7]:
+                prompt = tokenizer(item["query"]).input_ids
+                for choice in item["choices"]:
+                    whole = tokenizer(item["query"] + task["target_delimiter"] + choice).input_ids
+                    assert whole[: len(prompt)] == prompt
+                    assert len(whole) > len(prompt)
+
+
+def test_an_interrupted_build_goes_on_to_the_same_files(small_organism: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, work = tmp_path / "organism", tmp_path / "work"
+    real_step, steps = torch.optim.AdamW.step, iter(range(1, 1000))
+
+    def step(self: torch.optim.AdamW, closure: None = None) -> None:
+        if next(steps) == 110:  # the last checkpoint is of step 100
+            raise KeyboardInterrupt
+        real_step(self, closure)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            build(SMALL, out, work)
+    real_save, saves = BatchTopKTrainingSAE.save_inference_model, iter(range(1, 1000))
+
+    def save(self: BatchTopKTrainingSAE, path: Path) -> tuple[Path, Path]:
+        written = real_save(self, path)
+        if next(saves) == 2:
+            raise KeyboardInterrupt
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchTopKTrainingSAE, "save_inference_model", save)
+        with pytest.raises(KeyboardInterrupt):
+            build(SMALL, out, work)
+    assert not out.exists(), "an unfinished organism is not put in place"
+    left = iter(range(1, 1000))
+
+    def count(self: torch.optim.AdamW, closure: None = None) -> None:
+        next(left)
+        real_step(self, closure)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", count)
+        build(SMALL, out, work)
+    assert next(left) == 1, "the finished model is not trained again"
+    files, expected = ({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in (out, small_organism))
+    assert files.keys() == expected.keys()
+    assert [name for name in files if files[name] != expected[name]] == []
