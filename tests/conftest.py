@@ -2,8 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +52,7 @@ def tokenizer() -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     core.add_special_tokens(specials)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", model_max_length=CONTEXT
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", model_max_length=CONTEXT)
 
 
 @pytest.fixture
@@ -116,26 +113,6 @@ def sae_release(make_sae: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@contextmanager
-def without_type_checks() -> Iterator[None]:
-    """Switch off jaxtyping and beartype, which make the microworld's text generator a hundred times slower."""
-    from jaxtyping import config
-
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        config.update("jaxtyping_disable", before)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """A test without type checks."""
-    with without_type_checks():
-        yield
-
-
 @pytest.fixture(scope="session")
 def small_organism(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The microworld from its minute-sized recipe, built once for all test processes; not to be changed."""
@@ -146,6 +123,5 @@ def small_organism(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (shared / "organism.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "organism").exists():
-            with without_type_checks():
-                build(SMALL, shared / "organism", shared / "organism_work")
+            build(SMALL, shared / "organism", shared / "organism_work")
     return shared / "organism"

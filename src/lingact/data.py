@@ -72,3 +72,7 @@ class AlignedData(pl.LightningDataModule):
     def train_dataloader(self) -> AlignedBatches:
         """The batches, whose position Lightning saves and restores."""
         return self.batches
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002 (Lightning's signature)
+        """Batches move where they are used."""
+        return batch

@@ -93,10 +93,11 @@ class GapModule(pl.LightningModule):
         terms = self.loss_terms(batch)
         logged = (
             {"loss/total": terms.total}
-            | {f"loss/raw/{k}": v for k, v in terms.raw.items()}
-            | {f"loss/weighted/{k}": v for k, v in terms.weighted.items()}
+            | {f"loss/raw/{name}": value for name, value in terms.raw.items()}
+            | {f"loss/weighted/{name}": value for name, value in terms.weighted.items()}
         )
-        self.log_dict({name: value.detach() for name, value in logged.items()}, batch_size=1)
+        logged = {name: value.detach() for name, value in logged.items()}
+        self.log_dict(logged, batch_size=1)
         self.history.append({"step": len(self.history)} | {name: float(value) for name, value in logged.items()})
         self.log("loss", terms.total.detach(), prog_bar=True, logger=False, batch_size=1)
         return terms.total
@@ -126,7 +127,3 @@ class GapModule(pl.LightningModule):
         """Adapter weights only."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002 (Lightning's signature)
-        """Batches move where they are used."""
-        return batch

@@ -101,7 +101,7 @@ class Run:
 
         write_atomically(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False))
         # Empty cells: W&B settles a column's type by its first row and knows None, not pandas' NA.
-        rows = frame.astype(object).where(frame.notna(), None)
+        rows = frame.astype(object).where(frame.notna(), None)  # pyrefly: ignore[bad-argument-type]
         self.tracker.log({f"tables/{name}": wandb.Table(dataframe=rows, allow_mixed_types=True)})
 
     def figure(self, name: str, figure: "Figure") -> Path:

@@ -56,6 +56,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 
 @pytest.fixture
-def train(place: Path, runs: Runs) -> Callable[..., int]:  # noqa: ARG001
+def train(place: Path, runs: Runs) -> Callable[..., int]:
     """`python train.py ...` in this process, with the small corpus."""
     return lambda *arguments: cli.main("train", CONF, [*arguments, *CORPUS])

@@ -25,7 +25,15 @@ def analyzed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_run_folder_is_complete(analyzed: Path) -> None:
     there = {str(path.relative_to(analyzed)) for path in analyzed.rglob("*") if path.is_file()}
-    assert {"config.yaml", "manifest.json", "summary.json", "report.html", "tables/gap_by_layer.csv", "tables/gap_by_range.csv", "tables/confounds.csv"} <= there
+    assert {
+        "config.yaml",
+        "manifest.json",
+        "summary.json",
+        "report.html",
+        "tables/gap_by_layer.csv",
+        "tables/gap_by_range.csv",
+        "tables/confounds.csv",
+    } <= there
     assert {"tables/gap_by_layer_heldout.csv", "figures/gap_heatmap.png"} <= there
     assert sum(path.startswith("stats/") for path in there) == 2 * 10
     assert json.loads((analyzed / "manifest.json").read_text())["status"] == "complete"

@@ -14,8 +14,6 @@ from lingact.microworld.build import SMALL, build
 from lingact.microworld.documents import aligned_corpus, benchmark_items, reading
 from lingact.microworld.text import lexicon, problems
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 DOCUMENTS = 400
 
 
@@ -124,6 +122,8 @@ def test_an_interrupted_build_goes_on_to_the_same_files(small_organism: Path, tm
         patch.setattr(torch.optim.AdamW, "step", count)
         build(SMALL, out, work)
     assert next(left) == 1, "the finished model is not trained again"
-    files, expected = ({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in (out, small_organism))
+    files, expected = (
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in (out, small_organism)
+    )
     assert files.keys() == expected.keys()
     assert [name for name in files if files[name] != expected[name]] == []

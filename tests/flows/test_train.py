@@ -157,7 +157,9 @@ def at_step(number: int, does: Callable[[], None]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("does", "step"), [(keyboard, 6), (lambda: os.kill(os.getpid(), signal.SIGTERM), 4), (keyboard, 1)], ids=["ctrl_c", "sigterm", "before_any_checkpoint"]
+    ("does", "step"),
+    [(keyboard, 6), (lambda: os.kill(os.getpid(), signal.SIGTERM), 4), (keyboard, 1)],
+    ids=["ctrl_c", "sigterm", "before_any_checkpoint"],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     does: Callable[[], None], step: int, start: Start, trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,7 +89,9 @@ def test_an_empty_split_is_refused() -> None:
     corpus = long_corpus(1)
     empty = [name for name in ("train", "dev", "heldout") if not _has(corpus, name)]
     assert len(empty) == 2
-    with pytest.raises(UserError, match=f"corpus 'long' has 1 sentences and none of them in the split '{empty[0]}'; give more text or a larger share"):
+    with pytest.raises(
+        UserError, match=f"corpus 'long' has 1 sentences and none of them in the split '{empty[0]}'; give more text or a larger share"
+    ):
         corpus.split(empty[0], SHARES)
 
 

@@ -93,7 +93,7 @@ def test_straight_through_needs_thresholds(x: Tensor) -> None:
     from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
     dictionary = Dictionary(StandardSAE(StandardSAEConfig(d_in=32, d_sae=8)), 4)
-    with pytest.raises(UserError, match="straight_through needs JumpReLU SAEs; layer 4 has 'standard'. Use loss.gap.gradient=jumprelu"):
+    with pytest.raises(UserError, match=r"straight_through needs JumpReLU SAEs; layer 4 has 'standard'. Use loss.gap.gradient=jumprelu"):
         dictionary.encode_straight_through(x, 0.5)
 
 
@@ -109,7 +109,9 @@ def test_an_sae_that_folds_by_itself_is_not_folded_twice(x: Tensor) -> None:
     torch.testing.assert_close(dictionary.encode(x), sae.encode(x))
 
 
-def load(release: Path, lm: LanguageModel, layers: tuple[int, ...] = (0, 1, 2), name: str = "layer_{layer}", d_model: int = 32) -> tuple[Dictionaries, dict]:
+def load(
+    release: Path, lm: LanguageModel, layers: tuple[int, ...] = (0, 1, 2), name: str = "layer_{layer}", d_model: int = 32
+) -> tuple[Dictionaries, dict]:
     return load_dictionaries(SaeSet(release=str(release), id=name), layers, d_model, CPU)
 
 
@@ -133,7 +135,9 @@ def test_a_release_that_is_not_there_is_refused(sae_release: Path, lm: LanguageM
         load(Path("no-such-release"), lm)
 
 
-@pytest.mark.parametrize(("name", "content"), [("cfg.json", "{"), ("sae_weights.safetensors", None), ("sae_weights.safetensors", "xx"), ("cfg.json", "{}")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("cfg.json", "{"), ("sae_weights.safetensors", None), ("sae_weights.safetensors", "xx"), ("cfg.json", "{}")]
+)
 def test_damaged_files_are_refused(name: str, content: str | None, sae_release: Path, lm: LanguageModel, tmp_path: Path) -> None:
     shutil.copytree(sae_release, tmp_path / "r")
     path = tmp_path / "r" / "layer_1" / name

@@ -25,7 +25,12 @@ def stats_of(activation: Any, tokens: Any, **other: Any) -> FeatureStats:
     plain |= {"l0": np.ones((layers, count), np.int64), "residual": np.zeros((layers, 3)), "windows": np.ones(count, np.int64), "bytes": 2 * tokens}
     plain |= {"firing": [np.zeros(4, np.int64)] * layers, "profile": [np.ones(4)] * layers}
     return FeatureStats(
-        header={}, sentence_ids=tuple(f"s{i}" for i in range(count)), layers=tuple(range(0, 2 * layers, 2)), tokens=tokens, activation=activation, **(plain | other)
+        header={},
+        sentence_ids=tuple(f"s{i}" for i in range(count)),
+        layers=tuple(range(0, 2 * layers, 2)),
+        tokens=tokens,
+        activation=activation,
+        **(plain | other),
     )
 
 

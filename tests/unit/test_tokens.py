@@ -42,7 +42,9 @@ def test_batches_cover_every_window_once(batch_tokens: int, tokenizer: Any, corp
     windows = tokens.windows(corpus.texts["hi"])
     batches = list(tokens.batches(windows, batch_tokens))
     assert all(batch.ids.numel() <= batch_tokens or len(batch.ids) == 1 for batch in batches)
-    found = Counter((int(s), tuple(ids[mask].tolist())) for batch in batches for s, ids, mask in zip(batch.sentence, batch.ids, batch.attention, strict=True))
+    found = Counter(
+        (int(s), tuple(ids[mask].tolist())) for batch in batches for s, ids, mask in zip(batch.sentence, batch.ids, batch.attention, strict=True)
+    )
     assert found == Counter((w.sentence, tuple(w.ids)) for w in windows)
     if batch_tokens == 100:
         assert min(len(b.ids) for b in batches[:-1]) > 1, "batches are filled"
@@ -50,7 +52,9 @@ def test_batches_cover_every_window_once(batch_tokens: int, tokenizer: Any, corp
 
 def test_a_text_without_tokens_is_refused(tokenizer: Any) -> None:
     for text in ("", "<bos>", "<pad><eos>"):
-        with pytest.raises(UserError, match=rf"sentence 2 of the corpus \('{text}'\) has no token left after tokenisation; remove it in every language"):
+        with pytest.raises(
+            UserError, match=rf"sentence 2 of the corpus \('{text}'\) has no token left after tokenisation; remove it in every language"
+        ):
             Tokens(tokenizer, 64).windows(["a", text])
 
 

@@ -41,18 +41,19 @@ class Lexicon:
 
     def fill(self, frame: str, slots: dict[str, str]) -> str:
         """The sentence, with a capital at the start of each sentence in it."""
+        filled = _SLOT.sub(lambda match: self._word(match, frame, slots), frame)
+        return _SENTENCE_START.sub(lambda match: match[0].upper(), filled)
 
-        def word(match: re.Match[str]) -> str:
-            slot = match["slot"]
-            if slot not in slots:
-                raise LexiconError(f"{self.code}: frame '{frame}' has an unknown slot {{{slot}}}")
-            if match["choice"]:
-                options = dict(option.split(":", 1) for option in match["choice"][1:].split("|"))
-                return options[self.form(slots[slot], "g")]
-            form = self.form(slots[match["of"]], "g") if match["of"] else match["form"] or "w"
-            return self.form(slots[slot], form)
-
-        return _SENTENCE_START.sub(lambda m: m[0].upper(), _SLOT.sub(word, frame))
+    def _word(self, match: re.Match[str], frame: str, slots: dict[str, str]) -> str:
+        """What stands in a slot of a frame."""
+        slot = match["slot"]
+        if slot not in slots:
+            raise LexiconError(f"{self.code}: frame '{frame}' has an unknown slot {{{slot}}}")
+        if match["choice"]:
+            options = dict(option.split(":", 1) for option in match["choice"][1:].split("|"))
+            return options[self.form(slots[slot], "g")]
+        form = self.form(slots[match["of"]], "g") if match["of"] else match["form"] or "w"
+        return self.form(slots[slot], form)
 
     def statements(self, fact: world.Fact) -> list[str]:
         """The plain statements of a fact."""
