@@ -24,14 +24,23 @@ Values = np.ndarray | np.floating
 """One number per layer, or one alone."""
 
 
-def sentence_weights(count: int, resamples: int, seed: int) -> Float[np.ndarray, "draw sentence"]:
-    """How often each sentence counts: once in row 0, as drawn with replacement in the others.
+def check_enough(count: int) -> None:
+    """Refuse what has no interval; workflows ask before they measure.
 
     Raises:
         UserError: fewer than two sentences, which carry no information on their own spread.
     """
     if count < 2:
         raise UserError(f"{count} sentence is too few for an interval; give at least two sentences in the split")
+
+
+def sentence_weights(count: int, resamples: int, seed: int) -> Float[np.ndarray, "draw sentence"]:
+    """How often each sentence counts: once in row 0, as drawn with replacement in the others.
+
+    Raises:
+        UserError: fewer than two sentences, which carry no information on their own spread.
+    """
+    check_enough(count)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     return np.concatenate([np.ones((1, count)), drawn])
 

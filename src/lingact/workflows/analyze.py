@@ -15,6 +15,8 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
     with open_run("analyze", config, config.tracking, folder) as run:
         instruments = set_up(run, config)
         corpus = instruments.corpus.split(config.split, config.corpus.splits)
+        tables.check_enough(len(corpus.ids))
+        tables.named_ranges(instruments.layers, config.statistics)
         measured = measure(instruments.lm, instruments.meters, corpus, batch_tokens=config.batch_tokens, identity=instruments.identity)
         measured.save(folder / "stats")
 

@@ -26,6 +26,9 @@ def run(config: TrainConfig, folder: Path) -> float:
     with open_run("train", config, config.tracking, folder) as run:
         instruments = set_up(run, config)
         splits = {name: instruments.corpus.split(name, config.corpus.splits) for name in ("train", "dev", "heldout")}
+        for name in ("dev", "heldout"):
+            tables.check_enough(len(splits[name].ids))
+        tables.named_ranges(instruments.layers, config.statistics)
         loss_layers = _loss_layers(config, instruments)
         dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in loss_layers}
         target = reference_activation(config, instruments, splits["train"], loss_layers)
