@@ -82,6 +82,7 @@ def test_the_base_model_is_untouched_and_the_adapter_can_be_switched_off(trained
     assert not seen["training"]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks transformers 5.23
 def test_the_adapter_loads_with_plain_peft(trained: tuple[Path, dict[str, Any]], small_organism: Path) -> None:
     folder, seen = trained
     lm = organism(small_organism)
