@@ -51,7 +51,7 @@ def launch(job: str, conf_dir: Path) -> None:
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     """Run a job. Returns the exit code; a fault of ours passes through as its exception."""
-    arguments = get_args_parser().parse_args(argv)
+    arguments = get_args_parser().parse_intermixed_args(argv)  # flags may stand between overrides
     conf_dir = conf_dir.absolute()
     if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
         hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()

@@ -129,7 +129,8 @@ class Run:
         import wandb
 
         artifact = wandb.Artifact(name, type=kind)
-        artifact.add_dir(str(folder))
+        for file in sorted(folder.iterdir()):  # `add_dir` would announce itself on the terminal
+            artifact.add_file(str(file), name=file.name)
         self.tracker.log_artifact(artifact)
 
     def close(self, status: str, seconds: float) -> None:

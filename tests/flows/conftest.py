@@ -26,6 +26,8 @@ def start(small_organism: Path) -> Start:
 
     def run(job: str, folder: Path | None, *overrides: str) -> int:
         where = [f"hydra.run.dir={folder}"] if folder else []
-        return cli.main(job, CONF, [*few, *(short if job == "train" else []), *where, *overrides])
+        flags = [text for text in overrides if text.startswith("-")]  # argparse wants them before the first override
+        given = [text for text in overrides if text not in flags]
+        return cli.main(job, CONF, [*flags, *few, *(short if job == "train" else []), *where, *given])
 
     return run

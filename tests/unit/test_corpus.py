@@ -81,6 +81,7 @@ def test_splits_are_disjoint_complete_and_of_the_right_size() -> None:
 
 def test_splits_stay_when_sentences_are_added_and_shuffled() -> None:
     few, many = long_corpus(100), long_corpus(300).select([*range(200, 300), *range(199, -1, -1)])
+    assert (many.ids[0], many.texts["en"][0], many.ids[-1], many.texts["en"][-1]) == ("unit-200", "Sentence 200.", "unit-0", "Sentence 0.")
     for name in ("train", "dev", "heldout"):
         assert set(few.split(name, SHARES).ids) == set(many.split(name, SHARES).ids) & set(few.ids)
 
