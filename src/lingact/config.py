@@ -276,7 +276,6 @@ class TrainerConfig(Section):
     accumulate: PositiveInt
     checkpoint_every: PositiveInt
     """Steps between resumable checkpoints."""
-    activation_checkpointing: bool
 
 
 class TrainConfig(Job):

@@ -44,7 +44,6 @@ TRAIN = JOB | {
         "gradient_clip": 1.0,
         "accumulate": 1,
         "checkpoint_every": 1,
-        "activation_checkpointing": False,
     },
 }
 EVAL = {key: JOB[key] for key in ("seed", "device", "model", "languages", "tracking")} | {
