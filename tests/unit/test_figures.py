@@ -8,8 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from lingact import figures
 from lingact.config import LanguagesConfig
+from lingact.figures import gaps, training
 from lingact.tables import Disparities
 
 LANGUAGES = LanguagesConfig(reference="en", high=("zh", "es"), low=("ml", "hi"))
@@ -54,7 +54,7 @@ def cell_texts(figure: Figure) -> list[str]:
 
 
 def test_heatmap_writes_values_and_marks_sure_ones() -> None:
-    figure = figures.gap_heatmap(found(3), LANGUAGES)
+    figure = gaps.gap_heatmap(found(3), LANGUAGES)
     assert cell_texts(figure)[:4] == ["\N{MINUS SIGN}0.20*", "0.00", "+0.30*", "0.00"]
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["zh", "es", "ml", "hi"]
@@ -65,7 +65,7 @@ def test_heatmap_writes_values_and_marks_sure_ones() -> None:
 
 
 def test_heatmap_of_many_layers_keeps_the_sign_without_colour() -> None:
-    figure = figures.gap_heatmap(found(26), LANGUAGES)
+    figure = gaps.gap_heatmap(found(26), LANGUAGES)
     assert cell_texts(figure)[:4] == ["\N{MINUS SIGN}", "", "+", ""]
     assert len(figure.axes[0].get_yticks()) <= 14
 
@@ -74,18 +74,18 @@ def test_heatmap_survives_undefined_and_extreme_gaps(tmp_path: Path) -> None:
     extreme = found(6)
     extreme.gaps["ml"][:, 0] = -50
     extreme.gaps["hi"][:, 1] = np.nan
-    figure = figures.gap_heatmap(extreme, LANGUAGES)
+    figure = gaps.gap_heatmap(extreme, LANGUAGES)
     assert figure.axes[0].images[0].get_clim()[1] < 50
     figure.savefig(tmp_path / "x.png")
 
 
 def test_heatmap_of_one_group_has_no_separator() -> None:
     alone = LanguagesConfig(reference="en", high=(), low=("ml", "hi"))
-    assert not figures.gap_heatmap(found(3), alone).axes[0].lines
+    assert not gaps.gap_heatmap(found(3), alone).axes[0].lines
 
 
 def test_group_curves_differ_in_more_than_colour() -> None:
-    axes = figures.group_curves(found(6)).axes[0]
+    axes = gaps.group_curves(found(6)).axes[0]
     curves = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
     assert len({line.get_marker() for line in curves}) == len({line.get_linestyle() for line in curves}) == 3
     assert np.allclose(curves[0].get_ydata(), 0.15)
@@ -93,7 +93,7 @@ def test_group_curves_differ_in_more_than_colour() -> None:
 
 
 def test_confounds_show_every_language(tmp_path: Path) -> None:
-    figure = figures.confound_panel(confounds(6), LANGUAGES)
+    figure = gaps.confound_panel(confounds(6), LANGUAGES)
     by_title = {axes.get_title(): axes for axes in figure.axes}
     assert [bar.get_height() for bar in by_title["tokens per sentence"].patches] == [10, 11, 12, 13, 14]
     lines = by_title["residual norm"].lines
@@ -104,13 +104,13 @@ def test_confounds_show_every_language(tmp_path: Path) -> None:
 
 
 def test_confounds_that_grow_get_a_log_axis() -> None:
-    scales = {axes.get_title(): axes.get_yscale() for axes in figures.confound_panel(confounds(26, growth=1.2), LANGUAGES).axes}
+    scales = {axes.get_title(): axes.get_yscale() for axes in gaps.confound_panel(confounds(26, growth=1.2), LANGUAGES).axes}
     assert scales["residual norm"] == "log"
 
 
 @pytest.mark.parametrize("codes", [("ml",), ("ml", "hi", "es")])
 def test_change_bars_have_a_panel_for_each_meter_and_language(codes: tuple[str, ...]) -> None:
-    figure = figures.change_bars(change(codes, (2, 5)))  # layers need not begin at 0
+    figure = training.change_bars(change(codes, (2, 5)))  # layers need not begin at 0
     assert len(figure.axes) == 2 * len(codes)
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.4, 0.4, 0.1, 0.1, 0.2, 0.2]
     assert figure.axes[0].get_title() == "ml, measuring SAEs"
@@ -118,12 +118,12 @@ def test_change_bars_have_a_panel_for_each_meter_and_language(codes: tuple[str, 
 
 
 def test_change_bars_of_many_languages_and_layers_stay_on_a_page() -> None:
-    assert figures.change_bars(change(("ml", "hi", "es"), tuple(range(26)))).get_size_inches()[0] <= 16
+    assert training.change_bars(change(("ml", "hi", "es"), tuple(range(26)))).get_size_inches()[0] <= 16
 
 
 def test_loss_curves_have_a_panel_for_each_term() -> None:
     frame = pd.DataFrame({"step": range(50), "gap": np.linspace(1, 0, 50), "retention": np.zeros(50)})
-    figure = figures.loss_curves(frame)
+    figure = training.loss_curves(frame)
     assert [axes.get_title() for axes in figure.axes] == ["gap (raw)", "retention (raw)"]
     assert np.allclose(figure.axes[0].lines[0].get_ydata(), frame["gap"])
-    assert len(figures.loss_curves(frame.head(5)).axes[0].lines) == 1  # too short to smooth
+    assert len(training.loss_curves(frame.head(5)).axes[0].lines) == 1  # too short to smooth

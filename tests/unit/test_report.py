@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lingact import report, tables
+from lingact import tables
 from lingact.config import AnalyzeConfig, EvalConfig, LanguagesConfig, TrainConfig, validate
+from lingact.report import evaluation, gaps, training
+from lingact.report.page import Section, run_facts, write_report
 from lingact.tables import Disparities
 from lingact.tracking import write_json
 
@@ -133,18 +135,18 @@ def change_frames(codes: tuple[str, ...] = ("ml", "hi"), closed: tuple[float, fl
 
 def test_gap_rows_carry_intervals_and_groups() -> None:
     languages = LanguagesConfig.model_validate(LANGUAGES)
-    rows = {row["language"]: row for row in report.gap_rows(tables.range_table(found()), languages)}
+    rows = {row["language"]: row for row in gaps.gap_rows(tables.range_table(found()), languages)}
     assert list(rows["ml"]) == ["language", "name", "group", "early", "deep", "all"]
     assert (rows["ml"]["name"], rows["ml"]["group"], rows["zh"]["group"], rows["low"]["name"]) == ("Malayalam", "low", "high", "")
     assert re.fullmatch(r"\+0\.30 \[0\.2\d, 0\.3\d\]", rows["ml"]["early"])
     assert rows["id"]["deep"].startswith("-0.20 [-0.2")
     assert rows["zh"]["all"].startswith("0.00 [-0.0")
-    largest = {row["language"]: row for row in report.gap_rows(tables.range_table(found()), languages, statistic="max")}
+    largest = {row["language"]: row for row in gaps.gap_rows(tables.range_table(found()), languages, statistic="max")}
     assert largest["ml"]["all"].startswith("+0.50")
 
 
 def test_train_rows_fit_a_terminal_and_carry_the_cautions() -> None:
-    rows = report.train_rows(change_frames(), ("ml",))
+    rows = training.train_rows(change_frames(), ("ml",))
     assert [(row["SAEs"], row["measure"]) for row in rows][:5] == [
         ("measuring", "gap early"), ("measuring", "gap deep"), ("measuring", "gap all"), ("measuring", "gap closed"), ("heldout", "gap early"),
     ]  # fmt: skip
@@ -157,12 +159,12 @@ def test_train_rows_fit_a_terminal_and_carry_the_cautions() -> None:
 
 def test_undefined_gap_closed_is_a_dash() -> None:
     frames = change_frames(closed=(np.nan, np.nan, np.nan))
-    assert report.train_rows(frames, ("ml",))[3]["after"] == "-"
-    assert "no layer of the loss had a gap" in report.training_text(frames, ("ml",), "en")
+    assert training.train_rows(frames, ("ml",))[3]["after"] == "-"
+    assert "no layer of the loss had a gap" in training.training_text(frames, ("ml",), "en")
 
 
 def test_retention_rows() -> None:
-    rows = report.retention_rows(change_frames())
+    rows = training.retention_rows(change_frames())
     assert rows[0] == {
         "measure": "activation, after / base",
         "unchanged": "1",
@@ -177,7 +179,7 @@ def test_retention_rows() -> None:
 
 def test_analysis_text_counts_languages() -> None:
     shown = found()
-    text = report.analysis_text(tables.layer_table(shown), tables.range_table(shown), LanguagesConfig.model_validate(LANGUAGES), 0.95)
+    text = gaps.analysis_text(tables.layer_table(shown), tables.range_table(shown), LanguagesConfig.model_validate(LANGUAGES), 0.95)
     low, high, group = text.split(". ")
     assert low.startswith("Of 3 medium-to-low-resource languages, those that fall short of English at more than half of the 4 layers")
     assert low.endswith("exclude 0: 1 (Malayalam); those that lie above it in the same sense: 1 (Indonesian); neither: 1 (Hindi)")
@@ -189,7 +191,7 @@ def test_analysis_text_counts_languages() -> None:
 def test_analysis_text_follows_the_sign(shift: float, verdict: str) -> None:
     shown = found()
     shown.gaps["low_vs_high"] = shown.gaps["low_vs_high"] + shift
-    text = report.analysis_text(tables.layer_table(shown), tables.range_table(shown), LanguagesConfig.model_validate(LANGUAGES), 0.95)
+    text = gaps.analysis_text(tables.layer_table(shown), tables.range_table(shown), LanguagesConfig.model_validate(LANGUAGES), 0.95)
     assert f"group {verdict} the high-resource group" in text
 
 
@@ -202,7 +204,7 @@ def test_analysis_text_follows_the_sign(shift: float, verdict: str) -> None:
     ],
 )
 def test_training_text_follows_the_numbers(closed: tuple[float, float, float], said: str) -> None:
-    text = report.training_text(change_frames(closed=closed), ("ml",), "en")
+    text = training.training_text(change_frames(closed=closed), ("ml",), "en")
     assert f"Malayalam, measuring SAEs: {said}" in text
     assert "Malayalam, heldout SAEs" in text
     assert "English, the reference: activation is 101.0% of the base model's; bits per byte are 101.2% of the base model's." in text
@@ -214,9 +216,9 @@ def test_training_text_follows_the_numbers(closed: tuple[float, float, float], s
 def written_analysis(folder: Path) -> str:
     shown = found()
     sentences = pd.DataFrame({"sentence": [HOSTILE], "gap": [np.nan]})
-    frames = {report.BY_RANGE: tables.range_table(shown), report.BY_LAYER: tables.layer_table(shown), HOSTILE: sentences}
-    page = report.Section("measuring", {"gap_heatmap": folder / "gap_heatmap.png"}, frames)
-    path = report.write_analysis(folder, validate(AnalyzeConfig, JOB | {"split": "all"}), [page], IDENTITY, 9)
+    frames = {gaps.BY_RANGE: tables.range_table(shown), gaps.BY_LAYER: tables.layer_table(shown), HOSTILE: sentences}
+    page = Section("measuring", {"gap_heatmap": folder / "gap_heatmap.png"}, frames)
+    path = gaps.write_analysis(folder, validate(AnalyzeConfig, JOB | {"split": "all"}), [page], IDENTITY, 9)
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -260,9 +262,9 @@ def test_page_has_its_facts_and_cautions(folder: Path) -> None:
 
 def test_training_page(folder: Path) -> None:
     frames = change_frames()
-    text = report.training_text(frames, ("ml",), "en")
-    page = report.Section("Held-out sentences", {}, report.train_tables(frames, ("ml",)), text)
-    html = Page(report.write_training(folder, validate(TrainConfig, TRAIN), [page], IDENTITY, 9).read_text(encoding="utf-8"))
+    text = training.training_text(frames, ("ml",), "en")
+    page = Section("Held-out sentences", {}, training.train_tables(frames, ("ml",)), text)
+    html = Page(training.write_training(folder, validate(TrainConfig, TRAIN), [page], IDENTITY, 9).read_text(encoding="utf-8"))
     assert html.text.count("80% [70%, 90%] of the gap was closed") == 2
     assert "Closing the activation gap of Malayalam" in html.text
     assert "Languages that were not trained" in html.text
@@ -274,11 +276,11 @@ def test_evaluation_page(folder: Path) -> None:
     differences = pd.DataFrame(
         [{"task": "all", "kind": "all", "metric": "acc", "language": c, "estimate": e, "lo": lo, "hi": hi} for c, e, lo, hi in rows]
     )
-    page = report.Section("By language", {}, {"Accuracy": pd.DataFrame({"language": ["ml"], "p": ["<.001"]})})
-    text = Page(report.write_evaluation(folder, validate(EvalConfig, EVAL), [page], differences).read_text(encoding="utf-8")).text
+    page = Section("By language", {}, {"Accuracy": pd.DataFrame({"language": ["ml"], "p": ["<.001"]})})
+    text = Page(evaluation.write_evaluation(folder, validate(EvalConfig, EVAL), [page], differences).read_text(encoding="utf-8")).text
     assert "higher than the base model in 1 (Malayalam) of the 3 languages and lower in 1 (Hindi)" in text
     assert "1 (Indonesian) cannot be told apart" in text
-    text = Page(report.write_evaluation(folder, validate(EvalConfig, EVAL), [page], None).read_text(encoding="utf-8")).text
+    text = Page(evaluation.write_evaluation(folder, validate(EvalConfig, EVAL), [page], None).read_text(encoding="utf-8")).text
     assert "base model alone" in text
 
 
@@ -288,15 +290,15 @@ def test_many_tasks_are_one_fact(folder: Path) -> None:
         folder / "manifest.json",
         {"command": "eval.py", "started": "now", "seed": 0, "identity": {"tasks": tasks, "adapter": {"name": "/out/a[1]'s"}}},
     )
-    facts = report.run_facts(folder)
+    facts = run_facts(folder)
     assert facts["tasks"].startswith("2, with 40 items")
     assert facts["adapter"] == "/out/a[1]'s"
 
 
 def test_numbers_are_rounded_and_to_the_right(folder: Path) -> None:
     frame = pd.DataFrame({"name": ["a", "b"], "x": [0.123456, np.nan], "n": [1200, 3], "tiny": [0.00001234, 12345.6], "missing": [pd.NA, None]})
-    section = report.Section("s", {}, {"t": frame, "empty": frame.head(0)}, "one\n\ntwo")
-    html = report.write_report(folder, "T", "lead", [section], {"fact": "", "other": "1"}, reading=["r"]).read_text(encoding="utf-8")
+    section = Section("s", {}, {"t": frame, "empty": frame.head(0)}, "one\n\ntwo")
+    html = write_report(folder, "T", "lead", [section], {"fact": "", "other": "1"}, reading=["r"]).read_text(encoding="utf-8")
     cells = re.findall(r'<td( class="number")?>([^<]*)</td>', html)
     assert [text for _, text in cells] == ["a", "0.123", "1200", "1.2e-05", "-", "b", "-", "3", "12,346", "-"]
     assert [bool(number) for number, _ in cells[:5]] == [False, True, True, True, True]
@@ -306,6 +308,6 @@ def test_numbers_are_rounded_and_to_the_right(folder: Path) -> None:
 
 
 def test_long_tables_are_folded_away(folder: Path) -> None:
-    section = report.Section("s", {}, {"long": pd.DataFrame({"x": range(31)}), "short": pd.DataFrame({"x": range(30)})})
-    html = report.write_report(folder, "T", "lead", [section], {}, reading=[]).read_text(encoding="utf-8")
+    section = Section("s", {}, {"long": pd.DataFrame({"x": range(31)}), "short": pd.DataFrame({"x": range(30)})})
+    html = write_report(folder, "T", "lead", [section], {}, reading=[]).read_text(encoding="utf-8")
     assert html.count("<details>") == 1

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from lingact import figures, report, tables
+from lingact import tables
 from lingact.config import AnalyzeConfig
+from lingact.figures import gaps as figures
 from lingact.measure import BASE, measure
+from lingact.report import gaps as report
+from lingact.report.page import Section
 from lingact.terminal import show
 from lingact.tracking import open_run
 from lingact.workflows.instruments import MEASURING, set_up
@@ -21,7 +24,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
         measured.save(folder / "stats")
 
         summary: dict[str, float] = {}
-        pages: list[report.Section] = []
+        pages: list[Section] = []
         for meter in instruments.meters:
             stats = measured.of(meter, BASE)
             found = tables.disparities(stats, config.languages, config.statistics, config.seed)
@@ -37,7 +40,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
                 f"confounds{suffix}": figures.confound_panel(confounds, config.languages),
             }
             paths = {name: run.figure(name, figure) for name, figure in drawn.items()}
-            pages.append(report.Section(meter, paths, {report.BY_RANGE: ranges, report.BY_LAYER: layers}))
+            pages.append(Section(meter, paths, {report.BY_RANGE: ranges, report.BY_LAYER: layers}))
             summary |= {key if meter == MEASURING else f"{meter}/{key}": value for key, value in tables.gap_summary(found).items()}
             if meter == MEASURING:
                 show(

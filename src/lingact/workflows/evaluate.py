@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from lingact import compare, figures, report, scores
+from lingact import compare, scores
 from lingact.adapters import adapter_hash, base_behaviour, find_adapter, load_adapter
 from lingact.config import EvalConfig
+from lingact.figures import evaluation as figures
 from lingact.harness import EvalRun, evaluate, load_tasks
 from lingact.lm import load_model
+from lingact.report import evaluation as report
+from lingact.report.page import Section
 from lingact.terminal import show
 from lingact.tracking import Run, open_run, write_atomically
 
@@ -78,7 +81,7 @@ def conclude(run: Run, config: EvalConfig, items: dict[str, pd.DataFrame], *, tr
         drawn = {"accuracy": run.figure("accuracy", figures.accuracy_figure(accuracy, confidence=config.confidence))}
         title = f"Accuracy of the base model, {config.confidence:.0%} interval (Wilson){part}"
     run.summary(scores.summary(accuracy, differences))
-    page = report.Section("By language", drawn, {title: pd.DataFrame(rows)})
+    page = Section("By language", drawn, {title: pd.DataFrame(rows)})
     written = report.write_evaluation(run.folder, config, [page], differences)
     show(rows, title=title)
     show([{"run folder": str(run.folder), "report": str(written)}])

@@ -6,15 +6,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lingact import figures, report, tables
+from lingact import tables
 from lingact.adapters import attach_lora, save_adapter
 from lingact.config import TrainConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
+from lingact.figures import training as figures
 from lingact.fitting import fit
 from lingact.measure import BASE, Measurement, measure
 from lingact.module import GapModule
+from lingact.report import training as report
+from lingact.report.page import Section
 from lingact.sae import Dictionaries
 from lingact.terminal import show
 from lingact.tracking import open_run
@@ -58,7 +61,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         run.summary(summary)
         shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
         drawn = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
-        page = report.Section(
+        page = Section(
             "Held-out sentences",
             {name: run.figure(name, figure) for name, figure in drawn.items()},
             report.train_tables(frames, config.lang),

@@ -1,0 +1,49 @@
+"""Looks that keep their meaning for colour-blind readers and in black-and-white print.
+
+Nothing rests on colour alone: markers, line styles, hatches, signs and codes say the same. Matplotlib is imported where it is used, because it is
+slow to.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind people tell apart.
+BLACK, BLUE, ORANGE, GREEN, PINK = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+GROUP_LOOKS = {"reference": (BLACK, "-"), "high": (BLUE, "--"), "low": (ORANGE, "-")}
+KIND_LOOKS = ((BLACK, "o"), (BLUE, "s"), (ORANGE, "^"), (GREEN, "D"), (PINK, "v"))
+GROUP_NAMES = {"reference": "reference", "high": "high-resource", "low": "medium-to-low-resource"}
+MARKERS = "os^DvPX*<>phd8"
+WRITTEN_LAYERS = 16
+"""Up to so many layers the heatmap's cells carry their values."""
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def layer_ticks(layers: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Rows and layer numbers to write at an axis: at most fourteen."""
+    step = -(-len(layers) // 14)
+    rows = list(range(0, len(layers), step))
+    return rows, [layers[row] for row in rows]
+
+
+def zero_line(axes: "Axes", *, vertical: bool = False, label: str | None = None) -> None:
+    """A dotted line at zero."""
+    (axes.axvline if vertical else axes.axhline)(0, color="0.35", linestyle=":", linewidth=1.2, label=label, zorder=1)
+
+
+def reach_of(cell: "pd.Series | pd.DataFrame") -> np.ndarray:
+    """Distances from estimate to interval ends; a percentile interval can miss the estimate, and a bar cannot be negative."""
+    estimate, low, high = (np.atleast_1d(np.asarray(cell[name], float)) for name in ("estimate", "lo", "hi"))
+    return np.maximum(0, [estimate - low, high - estimate])

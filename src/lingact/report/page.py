@@ -1,0 +1,149 @@
+"""One self-contained HTML page."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lingact.config import Job
+from lingact.tracking import DPI, read_manifest, write_atomically
+
+_LONG = 30
+"""Tables with more rows are folded away."""
+_CAPTIONS = {
+    "gap_heatmap": "Gap of each language at each layer; the reference is the zero of the scale.",
+    "gap_groups": "Gap of the language groups over the layers.",
+    "confounds": "What else differs between the languages and could pass for weak features.",
+    "change": "Gap of the trained languages before and after training; the reference is frozen at the base model.",
+    "loss": "Raw value of each loss term during training.",
+    "accuracy": "Benchmark accuracy of the base model.",
+    "differences": "Difference in benchmark accuracy, adapter minus base.",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    heading: str
+    figures: dict[str, Path]
+    """PNG files by name; the page embeds them."""
+    tables: dict[str, pd.DataFrame]
+    """Frames by title."""
+    text: str = ""
+    """Paragraphs, with blank lines between them."""
+
+
+def run_facts(folder: Path) -> dict[str, str]:
+    """Who and what, from the manifest of a run folder."""
+    manifest = read_manifest(folder)
+    git = manifest.get("git") or {}
+    facts = {"command": manifest["command"], "run folder": str(folder), "started": manifest["started"], "seed": str(manifest["seed"])}
+    if git.get("commit"):
+        facts["code"] = git["commit"][:12] + (", with local changes" if git.get("dirty") else "")
+    tasks = manifest["identity"].get("tasks") or {}
+    if tasks:
+        facts["tasks"] = f"{len(tasks)}, with {sum(task['items'] for task in tasks.values())} items; their hashes are in manifest.json"
+    for part, found in manifest["identity"].items():
+        if part == "tasks":
+            continue
+        # SAEs come as several by name, the rest as one.
+        several = found if found and all(isinstance(value, dict) for value in found.values()) else {"": found}
+        label = {"sae": "SAEs,"}.get(part, part)
+        facts |= {f"{label} {name}".strip(): _identity(entry) for name, entry in several.items() if entry}
+    return facts
+
+
+def _identity(entry: Mapping[str, Any]) -> str:
+    named = " ".join(str(entry[key]) for key in ("name", "release", "id") if entry.get(key))
+    details = [f"{key} {_joined(entry[key])}" for key in ("revision", "dtype", "architecture", "width", "sentences") if entry.get(key)]
+    digest = [f"sha256 {entry['sha256'][:16]}"] if entry.get("sha256") else []
+    return "; ".join(part for part in (named, *details, *digest) if part)
+
+
+def _joined(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def measured_facts(folder: Path, config: Job, identity: Mapping[str, str], sentences: int) -> dict[str, str]:
+    """`run_facts`, and how it was measured."""
+    settings = config.statistics
+    return run_facts(folder) | {
+        "sentences measured": str(sentences),
+        "context": f"{identity['context']} tokens" if "context" in identity else "",
+        "masking": identity.get("masking", ""),
+        "pooling": settings.pooling,
+        "confidence": f"{settings.confidence:.0%}, {settings.resamples:,} resamples",
+    }
+
+
+def write_report(folder: Path, title: str, lead: str, sections: Sequence[Section], facts: Mapping[str, str], *, reading: Sequence[str]) -> Path:
+    """Write `report.html`: one file that needs no other and no network.
+
+    Args:
+        title: headline.
+        lead: what was found; paragraphs, with blank lines between them.
+        sections: figures, tables and text.
+        facts: what stands in the page's head; empty values are left out.
+        reading: paragraphs on how to read the numbers.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("lingact"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("report.html").render(
+        title=title,
+        lead=_paragraphs(lead),
+        facts={name: value for name, value in facts.items() if value},
+        reading=reading,
+        sections=[
+            {
+                "heading": section.heading,
+                "text": _paragraphs(section.text),
+                "figures": [_embedded(name, path.read_bytes()) for name, path in section.figures.items()],
+                "tables": [_table(name, frame) for name, frame in section.tables.items() if len(frame)],
+            }
+            for section in sections
+        ],
+    )
+    path = folder / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in text.split("\n\n") if part.strip()]
+
+
+def _embedded(name: str, png: bytes) -> dict[str, Any]:
+    caption = next((caption for known, caption in _CAPTIONS.items() if name.startswith(known)), name.replace("_", " "))
+    # Shown at the size it was drawn for, so that letters are of one size in all figures. Bytes 16 to 20 of a PNG are its width.
+    width = int.from_bytes(png[16:20]) * 96 // DPI
+    return {"caption": caption, "data": base64.b64encode(png).decode(), "width": width}
+
+
+def _table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
+    columns = [[_cell(value) for value in frame[name]] for name in frame]
+    return {
+        "title": title,
+        "columns": [{"name": str(name), "number": all(_NUMBER.match(cell) for cell in cells)} for name, cells in zip(frame, columns, strict=True)],
+        "rows": list(zip(*columns, strict=True)),
+        "long": len(frame) > _LONG,
+    }
+
+
+_NUMBER = re.compile(r"[-+<]?[\d.]|-?$")
+
+
+def _cell(value: object) -> str:
+    if value is None or value is pd.NA or value != value:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    size = abs(value)
+    return (
+        "0" if size == 0 else f"{value:.1e}" if size < 0.001 else f"{value:.3f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
+    )

@@ -1,0 +1,67 @@
+"""Numbers and names as they stand in sentences and cells."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lingact.config import Statistics
+from lingact.languages import LANGUAGES
+
+Cells = dict[tuple[Any, ...], dict[Any, Any]]
+"""Rows of a tidy table by some of their columns."""
+
+
+def cells_by(frame: pd.DataFrame, *keys: str) -> Cells:
+    """The rows of a tidy table by their keys."""
+    return {tuple(record[key] for key in keys): record for record in frame.to_dict("records")}
+
+
+def with_interval(cell: Mapping[Any, Any], key: str = "estimate", *, digits: int = 2, signed: bool = True) -> str:
+    """`+0.12 [0.10, 0.14]`, or `-` where there is no number."""
+    if pd.isna(cell[key]):
+        return "-"
+    estimate, low, high = (round(float(cell[name]), digits) + 0.0 for name in (key, "lo", "hi"))  # + 0.0: no -0.00
+    return f"{estimate:{'+' if signed and estimate else ''}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def share_of(cell: Mapping[Any, Any]) -> str:
+    """`12% [10%, 14%]`."""
+    return f"{cell['estimate']:.0%} [{cell['lo']:.0%}, {cell['hi']:.0%}]"
+
+
+def name_of(code: str) -> str:
+    """The language of a code, or the code of something else."""
+    return LANGUAGES[code].name if code in LANGUAGES else code
+
+
+def listed(codes: Sequence[str]) -> str:
+    """How many, and which."""
+    return f"{len(codes)} ({', '.join(map(name_of, codes))})" if codes else "none"
+
+
+def how_sure(confidence: float, resamples: int, unit: str) -> str:
+    """What the brackets mean."""
+    return (
+        f"Brackets, bands and bars hold the {confidence:.0%} interval of a paired bootstrap over {unit} ({resamples:,} resamples), which draws "
+        f"the same {unit} for all that is compared. Each interval speaks for itself alone: where many are shown, about {1 - confidence:.0%} of "
+        "them exclude 0 even if nothing is there."
+    )
+
+
+def reading_gaps(settings: Statistics) -> list[str]:
+    """How to read gaps, with the cautions."""
+    mean = "over all tokens" if settings.pooling == "token" else "within each sentence, then over sentences"
+    return [
+        (
+            f"A gap is 1 minus the summed SAE activation of a language per token (mean {mean}), divided by that of the reference language on the "
+            "same sentences. Positive: the language falls short. Negative: it lies above. 0: no difference."
+        ),
+        how_sure(settings.confidence, settings.resamples, "sentences"),
+        (
+            "Cautions. Means are per token, and languages need different numbers of tokens to say the same (fertility), so a gap can come from the "
+            "tokenizer. An SAE that fits a language worse (higher FVU) misreads its activation: less may mean a poorer dictionary, not weaker "
+            "features. Raw activation grows with the norm of the residual, so mere loudness inflates it; compare the norms. All was found on this "
+            "model, these SAEs and this corpus, and holds for no other without being measured there."
+        ),
+    ]
