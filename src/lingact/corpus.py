@@ -5,17 +5,29 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+import regex
+from jaxtyping import Int
 
 from lingact.config import FilesCorpus, HubCorpus, Splits
 from lingact.errors import UserError
 from lingact.languages import LANGUAGES, nearest
 
+_WORD_BOUNDARY, _WORDLIKE = regex.compile(r"(?wV1)\b"), regex.compile(r"[\p{L}\p{N}]")
 Split = Literal["train", "dev", "heldout", "all"]
 ID_COLUMN = "unit"
 """Column with sentence ids, if a file has it. (`id` would be Indonesian.)"""
+
+
+def split_in_halves(ids: Sequence[str]) -> Int[np.ndarray, " sentence"]:
+    """0 where a sentence serves discovery, 1 where it serves confirmation. It follows from the sentence id alone."""
+    return np.array([hashlib.sha256(f"half {sentence_id}".encode()).digest()[0] & 1 for sentence_id in ids], np.int64)
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,16 @@ class ParallelCorpus:
         """Hash of ids and texts, whatever file they came from."""
         content = json.dumps([self.ids, sorted(self.texts.items())], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    @cached_property
+    def halves(self) -> Int[np.ndarray, " sentence"]:
+        """`split_in_halves` of the ids."""
+        return split_in_halves(self.ids)
+
+    def sample(self, at_most: int) -> Int[np.ndarray, " chosen"]:
+        """Places of at most so many sentences, ascending: the first ones in the order of a hash of the ids, so that no order of the file matters."""
+        order = sorted(range(len(self.ids)), key=lambda place: hashlib.sha256(f"sample {self.ids[place]}".encode()).digest())
+        return np.array(sorted(order[:at_most]))
 
     def select(self, keep: list[int]) -> "ParallelCorpus":
         """The sentences at the given places."""
@@ -60,6 +82,11 @@ class ParallelCorpus:
                 "share in corpus.splits"
             )
         return self.select(keep)
+
+
+def word_count(text: str) -> int:
+    """Words by Unicode's word boundaries (UAX #29): stretches with a letter or digit; every Han character is one."""
+    return sum(1 for part in _WORD_BOUNDARY.split(text) if _WORDLIKE.search(part))
 
 
 def load_corpus(config: FilesCorpus | HubCorpus, codes: tuple[str, ...]) -> ParallelCorpus:

@@ -26,6 +26,11 @@ def rescaled(x: Float[Tensor, "token d_model"], like: Float[Tensor, "token d_mod
     return x * (like.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
 
+def rescaled_to(x: Float[Tensor, "token d_model"], norm: float) -> Float[Tensor, "token d_model"]:
+    """`x` with every token's norm set to `norm`: loudness taken away between languages."""
+    return x * (norm / x.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+
+
 def token_activation(features: Float[Tensor, "token d_sae"]) -> Float[Tensor, " token"]:
     """Total activation of each token: the sum over latents. The gap loss and the statistics both start from it."""
     return features.sum(dim=-1)

@@ -1,25 +1,52 @@
 """One pass over aligned text: every layer, every set of SAEs, base and adapter side by side, into streaming statistics."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from lingact.adapters import base_behaviour
-from lingact.corpus import ParallelCorpus
+from lingact.corpus import ParallelCorpus, split_in_halves
+from lingact.errors import UserError
 from lingact.features import kept_residuals, next_token_nll, rescaled
 from lingact.lm import LanguageModel
 from lingact.losses import kl_per_token
+from lingact.passes import load_state, refuse_strangers, resumable, token_bar
 from lingact.sae import Dictionaries
-from lingact.stats import FeatureStats, add_batch
+from lingact.stats import DISCOVERY, FeatureStats, SentenceVectors, Yardstick, add_batch
 from lingact.tokens import TokenBatch
+from lingact.tracking import write_json
 
 BASE, ADAPTER, NORM_MATCHED = "base", "adapter", "norm_matched"
 """What is measured: the base model, the adapted one, and the adapted one with each residual rescaled to the base's norm on that token."""
+ACTIVE_SHARE = 0.01
+"""A latent belongs to the reference language if it fires on at least this share of its kept tokens (design section 7)."""
 
 Key = tuple[str, str, str]
-"""(meter, variant, language); a meter is a set of SAEs: measuring or heldout."""
+"""(meter, variant, language); a meter is a set of SAEs: measuring, heldout or random."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a measurement is to contain."""
+
+    adapter: bool = False
+    """Base, adapter and norm-matched adapter instead of the base alone; the model carries an adapter."""
+    language_model: bool = False
+    """Cross-entropies, and KL(base || adapter); needs the logits."""
+    yardstick: Yardstick | None = None
+    """Measures by the reference language."""
+    vectors: int = 0
+    """Keep the mean residuals of at most so many sentences, base model only."""
+    top_k: int = 10
+    piece: tuple[int, int] = (0, 1)
+    """(k, n): every n-th batch, beginning with number k, of every language. Pieces merge."""
+    title: str = "measuring"
 
 
 @dataclass(frozen=True)
@@ -27,15 +54,46 @@ class Measurement:
     """Statistics by meter, variant and language."""
 
     stats: dict[Key, FeatureStats]
+    vectors: dict[str, SentenceVectors] = field(default_factory=dict)
+    """By language; empty if none were wanted."""
 
     def of(self, meter: str, variant: str) -> dict[str, FeatureStats]:
         """Language -> statistics."""
         return {code: s for (m, v, code), s in self.stats.items() if (m, v) == (meter, variant)}
 
-    def save(self, folder: Path) -> None:
-        """One safetensors file per meter, variant and language."""
-        for key, stats in self.stats.items():
-            stats.save(folder / f"{'-'.join(key)}.safetensors")
+    @property
+    def meters(self) -> tuple[str, ...]:
+        """The sets of SAEs, in the order of measuring."""
+        return tuple(dict.fromkeys(meter for meter, _, _ in self.stats))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Base alone, or base, adapter and norm-matched."""
+        return tuple(dict.fromkeys(variant for _, variant, _ in self.stats))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """In the order of measuring."""
+        return tuple(dict.fromkeys(code for _, _, code in self.stats))
+
+    def arrays(self, code: str) -> dict[str, np.ndarray]:
+        """All sums of one language by name, not copied."""
+        named = {f"{m}/{v}/{name}": array for (m, v, c), s in self.stats.items() if c == code for name, array in s.arrays().items()}
+        return named | (self.vectors[code].arrays() if code in self.vectors else {})
+
+    def merge(self, other: "Measurement") -> "Measurement":
+        """The statistics of both, which cover different batches of the same sentences.
+
+        Raises:
+            UserError: they do not belong together.
+        """
+        if self.stats.keys() != other.stats.keys() or self.vectors.keys() != other.vectors.keys():
+            raise UserError("these statistics do not belong together; they have other languages, SAEs or variants")
+        vectors = {
+            code: replace(mine, total=mine.total + other.vectors[code].total, tokens=mine.tokens + other.vectors[code].tokens)
+            for code, mine in self.vectors.items()
+        }
+        return Measurement({key: mine.merge(other.stats[key]) for key, mine in self.stats.items()}, vectors)
 
 
 @torch.no_grad()
@@ -46,60 +104,159 @@ def measure(
     *,
     batch_tokens: int,
     identity: dict[str, str],
-    with_adapter: bool = False,
-    language_model: bool = False,
+    wanted: Wanted = Wanted(),
+    folder: Path | None = None,
 ) -> Measurement:
     """Measure every language of the corpus.
 
     Args:
-        lm: the model; with an adapter attached if `with_adapter`.
+        lm: the model; with an adapter attached if `wanted.adapter`.
         meters: sets of SAEs by name; all have the same layers.
         batch_tokens: padded tokens per forward pass.
         identity: goes into the statistics' headers, with meter, variant and language added.
-        with_adapter: measure base, adapter and norm-matched adapter instead of the base alone.
-        language_model: also sum cross-entropies, and KL(base || adapter); needs the logits.
+        folder: keep the statistics there, a file for each language, and go on from what is there. None: nothing is kept.
     """
     layers = tuple(next(iter(meters.values())))
-    variants = (BASE, ADAPTER, NORM_MATCHED) if with_adapter else (BASE,)
-    windows = {code: lm.tokens.windows(texts) for code, texts in corpus.texts.items()}
-    found: dict[Key, FeatureStats] = {}
-    total = sum(len(window.ids) for ws in windows.values() for window in ws)
-    with tqdm(total=total, desc="measuring", unit="tok", unit_scale=True, leave=False) as bar:
-        for code, language_windows in windows.items():
+    header = identity | {"batch_tokens": str(batch_tokens)}
+    measured = _empty(lm, meters, corpus, header, wanted)
+    if folder is not None:
+        _write_index(folder, measured, corpus, header, wanted)
+
+    def add(code: str, batch: TokenBatch) -> None:
+        residuals, predictions = _forward(lm, batch, layers, wanted)
+        for (meter, variant, language), stats in measured.stats.items():
+            if language == code:
+                stats.count_tokens(batch, lm.tokens.partial)
+                add_batch(stats, meters[meter], residuals[variant], batch, wanted.yardstick)
+                if variant in predictions:
+                    stats.add_predictions(*predictions[variant])
+        if code in measured.vectors:
+            measured.vectors[code].add(residuals[BASE], batch)
+
+    every, first = wanted.piece[1], wanted.piece[0]
+    with token_bar(sum(lm.tokens.count(texts) for texts in corpus.texts.values()) // every, wanted.title) as bar:
+        for code, texts in corpus.texts.items():
             bar.set_postfix_str(code)
-            for batch in lm.tokens.batches(language_windows, batch_tokens):
-                residuals, predictions = _forward(lm, batch, layers, with_adapter=with_adapter, language_model=language_model)
-                sentence = batch.kept_sentence
-                for meter, dictionaries in meters.items():
-                    for variant in variants:
-                        key = (meter, variant, code)
-                        if key not in found:
-                            header = identity | {"meter": meter, "variant": variant, "language": code}
-                            d_model = residuals[BASE][layers[0]].shape[-1]
-                            found[key] = FeatureStats.empty(header, corpus, code, dictionaries, d_model, language_model=variant in predictions)
-                        stats = found[key]
-                        stats.count_tokens(batch.sentence, sentence)
-                        add_batch(stats, dictionaries, residuals[variant], sentence)
-                        if variant in predictions:
-                            stats.add_predictions(*predictions[variant])
-                bar.update(int(batch.attention.sum()))
-    return Measurement(found)
+            # A language's batches at a time: memory does not grow with the corpus.
+            steps = list(islice(lm.tokens.batches(lm.tokens.windows(texts), batch_tokens), first, None, every))
+            path = folder / f"{code}.safetensors" if folder is not None else None
+            state = measured.arrays(code)
+            resumable(path, header | {"language": code}, state, steps, lambda batch, c=code: add(c, batch), tokens=TokenBatch.size, bar=bar)
+    return measured
 
 
-def _forward(lm: LanguageModel, batch: TokenBatch, layers: tuple[int, ...], *, with_adapter: bool, language_model: bool):  # noqa: ANN202 (two dictionaries, named in the last line)
+def _empty(lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, header: dict[str, str], wanted: Wanted) -> Measurement:
+    d_model = lm.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
+    variants = (BASE, ADAPTER, NORM_MATCHED) if wanted.adapter else (BASE,)
+    stats = {
+        (meter, variant, code): FeatureStats.empty(
+            header | {"meter": meter, "variant": variant, "language": code},
+            corpus,
+            code,
+            dictionaries,
+            d_model,
+            language_model=wanted.language_model and variant != NORM_MATCHED,
+            yardstick=wanted.yardstick is not None,
+            top_k_size=wanted.top_k,
+        )
+        for code in corpus.texts
+        for meter, dictionaries in meters.items()
+        for variant in variants
+    }
+    layers = tuple(next(iter(meters.values())))
+    kept = corpus.texts if wanted.vectors else ()
+    return Measurement(stats, {code: SentenceVectors.empty(header | {"language": code}, corpus, layers, d_model, wanted.vectors) for code in kept})
+
+
+def _forward(lm: LanguageModel, batch: TokenBatch, layers: tuple[int, ...], wanted: Wanted):  # noqa: ANN202 (two dictionaries, named in the last line)
     with base_behaviour(lm.model):
-        base, base_logits = kept_residuals(lm, batch, layers, logits=language_model)
+        base, base_logits = kept_residuals(lm, batch, layers, logits=wanted.language_model)
     residuals = {BASE: base}
-    predictions: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+    predictions: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     if base_logits is not None:
         nll, mask = next_token_nll(base_logits, batch)
         sentence = batch.sentence[:, None].expand(-1, mask.shape[1])[mask.cpu()]
         predictions[BASE] = (nll, torch.zeros_like(nll), sentence)
-    if with_adapter:
-        residuals[ADAPTER], logits = kept_residuals(lm, batch, layers, logits=language_model)
+    if wanted.adapter:
+        residuals[ADAPTER], logits = kept_residuals(lm, batch, layers, logits=wanted.language_model)
         residuals[NORM_MATCHED] = {layer: rescaled(x, base[layer]) for layer, x in residuals[ADAPTER].items()}
         if logits is not None and base_logits is not None:
             nll, mask = next_token_nll(logits, batch)
             kl = kl_per_token(base_logits[:, :-1][mask], logits[:, :-1][mask])
             predictions[ADAPTER] = (nll, kl, predictions[BASE][2])
     return residuals, predictions
+
+
+def yardstick(
+    lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, reference: str, *, batch_tokens: int, identity: dict[str, str]
+) -> Yardstick:
+    """Mean residual norms and active latents of the reference language, from a pass over its discovery half.
+
+    They must be known before other languages are measured by them, so this half of one language is read twice.
+
+    Raises:
+        UserError: no sentence is in the discovery half.
+    """
+    chosen = [place for place, half in enumerate(corpus.halves) if half == DISCOVERY]
+    if not chosen:
+        raise UserError(f"none of the {len(corpus.ids)} sentences is in the discovery half; give more sentences, or use measures=core")
+    part = corpus.speaking((reference,)).select(chosen)
+    found = measure(lm, meters, part, batch_tokens=batch_tokens, identity=identity, wanted=Wanted(title=f"yardstick {reference}"))
+    by_meter = {meter: found.of(meter, BASE)[reference] for meter in meters}
+    any_meter = next(iter(by_meter.values()))
+    norms = any_meter.norm.sum(axis=1) / any_meter.tokens.sum()
+    active = {
+        meter: {layer: torch.from_numpy(fires.sum(axis=0) >= ACTIVE_SHARE * s.tokens.sum()) for layer, fires in zip(s.layers, s.firing, strict=True)}
+        for meter, s in by_meter.items()
+    }
+    return Yardstick({layer: float(norm) for layer, norm in zip(any_meter.layers, norms, strict=True)}, active)
+
+
+# --- on disk -------------------------------------------------------------------------------------------------------------------------------------
+
+_INDEX = "index.json"
+
+
+def _write_index(folder: Path, measured: Measurement, corpus: ParallelCorpus, header: dict[str, str], wanted: Wanted) -> None:
+    first = next(iter(measured.stats.values()))
+    index: dict[str, Any] = {
+        "header": header,
+        "keys": [list(key) for key in measured.stats],
+        "layers": list(first.layers),
+        "top_k": first.top_k_size,
+        "piece": list(wanted.piece),
+        "sentence_ids": list(corpus.ids),
+        "vectors": {code: v.places.tolist() for code, v in measured.vectors.items()},
+    }
+    write_json(folder / _INDEX, index)
+
+
+def load_measurement(folder: Path) -> tuple[Measurement, list[tuple[int, int]]]:
+    """What `measure` kept in a folder, and which piece of it this is.
+
+    Raises:
+        UserError: it is not there, or not complete, or damaged.
+    """
+    path = folder / _INDEX
+    if not path.is_file():
+        raise UserError(f"'{folder}' holds no statistics (no {_INDEX}); name a run folder of analyze.py or train.py")
+    index = json.loads(path.read_text(encoding="utf-8"))
+    header, layers, ids = index["header"], tuple(index["layers"]), tuple(index["sentence_ids"])
+    keys: list[Key] = [(meter, variant, code) for meter, variant, code in index["keys"]]
+    stats: dict[Key, FeatureStats] = {}
+    vectors: dict[str, SentenceVectors] = {}
+    for code in dict.fromkeys(code for _, _, code in keys):
+        found, arrays, (done, total) = load_state(folder / f"{code}.safetensors")
+        if done < total:
+            raise UserError(f"the statistics in '{folder}' are not complete ({code}: {done} of {total} batches); finish the run with resume= first")
+        refuse_strangers(found, header | {"language": code}, f"'{folder / code}.safetensors'")
+        for meter, variant, _ in (key for key in keys if key[2] == code):
+            prefix = f"{meter}/{variant}/"
+            own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            described = header | {"meter": meter, "variant": variant, "language": code}
+            stats[meter, variant, code] = FeatureStats.from_arrays(described, (ids, split_in_halves(ids)), layers, index["top_k"], own)
+        if code in index["vectors"]:
+            places = np.array(index["vectors"][code], np.int64)
+            chosen = tuple(ids[place] for place in places)
+            vectors[code] = SentenceVectors(header | {"language": code}, chosen, places, layers, arrays["vectors.total"], arrays["vectors.tokens"])
+    return Measurement(stats, vectors), [tuple(index["piece"])]

@@ -1,7 +1,9 @@
 """From text to batches of token ids, with a mask of the tokens that count."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,6 +19,8 @@ class Window:
 
     sentence: int
     ids: list[int]
+    first: bool = True
+    """The sentence begins here."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,26 @@ class TokenBatch:
     """True on the tokens that statistics and losses count: no padding, no BOS, no other special token."""
     sentence: Int[Tensor, " batch"]
     """Place of each window's sentence in the corpus."""
+    first: Bool[Tensor, " batch"]
+    """True on the first window of a sentence."""
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        return TokenBatch(self.ids.to(device), self.attention.to(device), self.keep.to(device), self.sentence.to(device))
+        return TokenBatch(self.ids.to(device), self.attention.to(device), self.keep.to(device), self.sentence.to(device), self.first.to(device))
+
+    def size(self) -> int:
+        """Tokens that are no padding."""
+        return int(self.attention.sum())
 
     @property
     def kept_sentence(self) -> Int[Tensor, " token"]:
         """The sentence of each kept token, in the order of `x[keep]`."""
         return self.sentence[:, None].expand_as(self.ids)[self.keep]
+
+    @property
+    def kept_row(self) -> Int[Tensor, " token"]:
+        """The row of each kept token, in the order of `x[keep]`."""
+        return torch.arange(len(self.ids), device=self.ids.device)[:, None].expand_as(self.ids)[self.keep]
 
 
 class Tokens:
@@ -55,6 +70,16 @@ class Tokens:
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long)
 
+    @cached_property
+    def partial(self) -> Bool[Tensor, " vocabulary"]:
+        """True on the tokens that stand for a part of a character: byte fallback, or pieces of a byte-level vocabulary."""
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+        fallback = torch.tensor([bool(re.fullmatch(r"<0x[0-9A-F]{2}>", token or "")) for token in tokens])
+        if fallback.any():
+            return fallback
+        decoded = self.tokenizer.batch_decode([[i] for i in range(len(tokens))])
+        return torch.tensor(["\N{REPLACEMENT CHARACTER}" in text for text in decoded])
+
     def windows(self, texts: Sequence[str]) -> list[Window]:
         """Windows of all texts in order; `sentence` is the place in `texts`.
 
@@ -70,8 +95,12 @@ class Tokens:
                 raise UserError(
                     f"sentence {sentence + 1} of the corpus ({texts[sentence]!r}) has no token left after tokenisation; remove it in every language"
                 )
-            windows += [Window(sentence, self.prefix + ids[start : start + self.room]) for start in range(0, len(ids), self.room)]
+            windows += [Window(sentence, self.prefix + ids[start : start + self.room], first=start == 0) for start in range(0, len(ids), self.room)]
         return windows
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Tokens of all windows of the texts."""
+        return sum(len(window.ids) for window in self.windows(texts))
 
     def collate(self, windows: Sequence[Window]) -> TokenBatch:
         """One batch of the given windows."""
@@ -82,7 +111,8 @@ class Tokens:
             ids[row, : len(window.ids)] = torch.tensor(window.ids)
             attention[row, : len(window.ids)] = True
         keep = attention & ~torch.isin(ids, self.special)
-        return TokenBatch(ids, attention, keep, torch.tensor([window.sentence for window in windows]))
+        sentence, first = ([getattr(window, name) for window in windows] for name in ("sentence", "first"))
+        return TokenBatch(ids, attention, keep, torch.tensor(sentence), torch.tensor(first))
 
     def batches(self, windows: Sequence[Window], batch_tokens: int) -> Iterator[TokenBatch]:
         """All windows, bucketed by length, at most `batch_tokens` padded tokens a batch (a longer window goes alone)."""

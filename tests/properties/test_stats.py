@@ -11,13 +11,14 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from lingact.corpus import ParallelCorpus
 from lingact.sae import Dictionaries, Dictionary
 from lingact.stats import FeatureStats, add_batch
+from lingact.tokens import TokenBatch
 
 D_MODEL, WIDTH, SENTENCES = 5, 7, 4
-COUNTS = ("tokens", "windows", "bytes", "l0", "predicted")
+COUNTS = ("tokens", "windows", "bytes", "words", "partial", "l0", "predicted")
 CORPUS = ParallelCorpus("four", ("a", "b", "c", "d"), {"en": ("one", "two", "three", "four")})
 calmly = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
-Tokens = tuple[dict[int, torch.Tensor], torch.Tensor, torch.Tensor]
+Found = tuple[dict[int, torch.Tensor], torch.Tensor, torch.Tensor]
 
 
 @cache
@@ -33,7 +34,7 @@ def dictionaries() -> Dictionaries:
 
 
 @st.composite
-def tokens(draw: st.DrawFn) -> Tokens:
+def tokens(draw: st.DrawFn) -> Found:
     """Residuals of some tokens behind both layers, their sentences, their losses; magnitudes differ widely between tokens."""
     sentence = draw(st.lists(st.integers(0, SENTENCES - 1), min_size=1, max_size=24))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -45,38 +46,42 @@ def empty() -> FeatureStats:
     return FeatureStats.empty({"model": "m"}, CORPUS, "en", dictionaries(), D_MODEL, language_model=True)
 
 
-def one_by_one(found: Tokens, places: list[int]) -> list[FeatureStats]:
+def one_by_one(found: Found, places: list[int]) -> list[FeatureStats]:
     """Statistics of each token alone. Each token's features are those of its own forward pass, so that counts can be compared exactly."""
     return [add(empty(), found, [place]) for place in places]
 
 
-def add(stats: FeatureStats, found: Tokens, places: list[int]) -> FeatureStats:
+def add(stats: FeatureStats, found: Found, places: list[int]) -> FeatureStats:
     residuals, sentence, losses = found
     chosen = torch.tensor(places, dtype=torch.long)
-    stats.count_tokens(sentence[chosen], sentence[chosen])
-    add_batch(stats, dictionaries(), {layer: x[chosen] for layer, x in residuals.items()}, sentence[chosen])
+    alone = torch.ones(len(chosen), 1, dtype=torch.bool)
+    # Every token is a window; that of its sentence's first token begins the sentence.
+    first = torch.tensor([int((sentence == sentence[place]).nonzero()[0, 0]) == place for place in places])
+    batch = TokenBatch(chosen[:, None] % 3, alone, alone, sentence[chosen], first)
+    stats.count_tokens(batch, torch.tensor([True, False, False]))
+    add_batch(stats, dictionaries(), {layer: x[chosen] for layer, x in residuals.items()}, batch)
     stats.add_predictions(losses[chosen], losses[chosen] * 2, sentence[chosen])
     return stats
 
 
 def assert_same(one: FeatureStats, other: FeatureStats, rtol: float) -> None:
-    mine, theirs = one._arrays(), other._arrays()
+    mine, theirs = one.arrays(), other.arrays()
     assert mine.keys() == theirs.keys()
     for name in mine:
-        if name in COUNTS or name.startswith("firing"):
+        if name in COUNTS or name.startswith("fir"):
             assert np.array_equal(mine[name], theirs[name]), name
         else:
             np.testing.assert_allclose(mine[name], theirs[name], rtol=rtol, atol=rtol * np.abs(mine[name]).max(), err_msg=name)
 
 
 def identical(one: FeatureStats, other: FeatureStats) -> bool:
-    mine, theirs = one._arrays(), other._arrays()
+    mine, theirs = one.arrays(), other.arrays()
     return all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
 @calmly
 @given(tokens(), tokens())
-def test_merging_commutes(one: Tokens, other: Tokens) -> None:
+def test_merging_commutes(one: Found, other: Found) -> None:
     a, b = (add(empty(), found, list(range(len(found[1])))) for found in (one, other))
     assert identical(a.merge(b), b.merge(a))
     assert identical(a.merge(empty()), a)
@@ -84,14 +89,14 @@ def test_merging_commutes(one: Tokens, other: Tokens) -> None:
 
 @calmly
 @given(tokens(), tokens(), tokens())
-def test_merging_associates(one: Tokens, other: Tokens, third: Tokens) -> None:
+def test_merging_associates(one: Found, other: Found, third: Found) -> None:
     a, b, c = (add(empty(), found, list(range(len(found[1])))) for found in (one, other, third))
     assert_same(a.merge(b).merge(c), a.merge(b.merge(c)), rtol=1e-14)
 
 
 @calmly
 @given(tokens(), st.data())
-def test_any_grouping_of_the_tokens_is_one_pass(found: Tokens, data: st.DataObject) -> None:
+def test_any_grouping_of_the_tokens_is_one_pass(found: Found, data: st.DataObject) -> None:
     count = len(found[1])
     order = data.draw(st.permutations(range(count)))
     in_turn = empty()
@@ -106,7 +111,7 @@ def test_any_grouping_of_the_tokens_is_one_pass(found: Tokens, data: st.DataObje
 
 @calmly
 @given(tokens(), st.data())
-def test_any_split_into_batches_is_one_pass(found: Tokens, data: st.DataObject) -> None:
+def test_any_split_into_batches_is_one_pass(found: Found, data: st.DataObject) -> None:
     count = len(found[1])
     cuts = sorted(data.draw(st.sets(st.integers(1, count - 1)))) if count > 1 else []
     stats = empty()
@@ -118,7 +123,7 @@ def test_any_split_into_batches_is_one_pass(found: Tokens, data: st.DataObject) 
 
 @calmly
 @given(tokens())
-def test_sums_are_those_of_numpy(found: Tokens) -> None:
+def test_sums_are_those_of_numpy(found: Found) -> None:
     residuals, sentence, _ = found
     stats = add(empty(), found, list(range(len(sentence))))
     for row, (layer, dictionary) in enumerate(dictionaries().items()):
@@ -129,5 +134,5 @@ def test_sums_are_those_of_numpy(found: Tokens) -> None:
             assert stats.l0[row, place] == (features[mine] > 0).sum()
             np.testing.assert_allclose(stats.activation[row, place], features[mine].sum(), rtol=1e-5)
             np.testing.assert_allclose(stats.square[row, place], (x[mine] ** 2).sum(), rtol=1e-12)
-        assert np.array_equal(stats.firing[row], (features > 0).sum(0))
-        np.testing.assert_allclose(stats.profile[row], features.sum(0), rtol=1e-12)
+        assert np.array_equal(stats.firing[row].sum(axis=0), (features > 0).sum(0))
+        np.testing.assert_allclose(stats.profile[row].sum(axis=0), features.sum(0), rtol=1e-12)

@@ -1,6 +1,7 @@
 """Streaming statistics and the measurement that fills them, against sums worked out one sentence at a time."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from lingact.config import PeftConfig
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.lm import LanguageModel
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, measure
+from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Wanted, load_measurement, measure, yardstick
 from lingact.sae import Dictionaries, Dictionary
-from lingact.stats import FeatureStats
+from lingact.stats import FeatureStats, Yardstick
 from lingact.tokens import TokenBatch, Tokens
 
 PEFT = PeftConfig(r=4, alpha=8, dropout=0.0, targets=("q_proj", "up_proj"), layers="all")
@@ -27,14 +28,21 @@ def test_one_layer_by_hand() -> None:
     corpus = ParallelCorpus("two", ("a", "b"), {"en": ("é", "xyz")})
     from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 
-    stats = FeatureStats.empty({}, corpus, "en", {4: Dictionary(JumpReLUSAE(JumpReLUSAEConfig(d_in=2, d_sae=3)), 4)}, 2, language_model=True)
+    stats = FeatureStats.empty(
+        {}, corpus, "en", {4: Dictionary(JumpReLUSAE(JumpReLUSAEConfig(d_in=2, d_sae=3)), 4)}, 2, language_model=True, top_k_size=1
+    )
     assert stats.bytes.tolist() == [2, 3]
     # Two tokens of sentence 1, one of sentence 0.
     x = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
     features = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
-    sentence = torch.tensor([1, 1, 0])
-    stats.count_tokens(torch.tensor([1, 0]), sentence)
-    stats.add_layer(4, x, features, x - torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0]]), sentence)
+    # Token 7 is padding, token 5 a part of a character.
+    ids, keep = torch.tensor([[5, 6], [5, 7]]), torch.tensor([[True, True], [True, False]])
+    batch = TokenBatch(ids, keep, keep, torch.tensor([1, 0]), torch.tensor([True, False]))
+    assert batch.kept_sentence.tolist() == [1, 1, 0]
+    assert batch.kept_row.tolist() == [0, 0, 1]
+    stats.halves = np.array([0, 1])
+    stats.count_tokens(batch, torch.arange(8) == 5)
+    stats.add_layer(4, x, features, x - torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0]]), batch)
     stats.add_predictions(torch.tensor([0.5, 1.5]), torch.tensor([0.1, 0.2]), torch.tensor([1, 1]))
     assert stats.tokens.tolist() == [1, 2]
     assert stats.windows.tolist() == [1, 1]
@@ -44,8 +52,13 @@ def test_one_layer_by_hand() -> None:
     assert stats.square.tolist() == [[1, 29]]
     assert stats.error.tolist() == [[9, 5]]
     assert stats.residual.tolist() == [[4, 6]]
-    assert stats.firing[0].tolist() == [1, 0, 2]
-    assert stats.profile[0].tolist() == [1, 0, 2.5]
+    assert stats.partial.tolist() == [1, 1]
+    assert stats.words.tolist() == [1, 1]
+    assert stats.l2 == pytest.approx(np.array([[0, 5**0.5 + 0.5]]))
+    assert stats.top_k.tolist() == [[0, 2.5]]
+    assert stats.firing[0].tolist() == [[0, 0, 0], [1, 0, 2]]
+    assert stats.profile[0].tolist() == [[0, 0, 0], [1, 0, 2.5]]
+    assert stats.fired[0].tolist() == [[0, 0, 0], [1, 0, 1]]
     assert stats.nll is not None
     assert stats.kl is not None
     assert stats.predicted is not None
@@ -65,9 +78,15 @@ def test_measuring_base_and_adapter_against_one_sentence_at_a_time(lm: LanguageM
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.2)
     meters = {"measuring": dictionaries, "heldout": {2 - layer: Dictionary(d.sae, 2 - layer) for layer, d in reversed(dictionaries.items())}}
     spoken = corpus.speaking(("en", "hi"))
-    found = measure(lm, meters, spoken, batch_tokens=100, identity={"model": "m"}, with_adapter=True, language_model=True)
+    found = measure(lm, meters, spoken, batch_tokens=100, identity={"model": "m"}, wanted=Wanted(adapter=True, language_model=True))
     assert set(found.stats) == {(m, v, c) for m in meters for v in (BASE, ADAPTER, NORM_MATCHED) for c in ("en", "hi")}
-    assert found.stats["heldout", ADAPTER, "hi"].header == {"model": "m", "meter": "heldout", "variant": ADAPTER, "language": "hi"}
+    assert found.stats["heldout", ADAPTER, "hi"].header == {
+        "model": "m",
+        "batch_tokens": "100",
+        "meter": "heldout",
+        "variant": ADAPTER,
+        "language": "hi",
+    }
     windows = lm.tokens.windows(corpus.texts["hi"])
     for place in (2, 4):
         expected = {name: np.zeros((3, 3)) for name in ("activation", "l0", "norm", "square", "error")}
@@ -106,7 +125,7 @@ def test_measuring_base_and_adapter_against_one_sentence_at_a_time(lm: LanguageM
 
 
 def whole(lm: LanguageModel, ids: torch.Tensor) -> TokenBatch:
-    return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), ids > 2, torch.zeros(1, dtype=torch.long))
+    return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), ids > 2, torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool))
 
 
 def test_batch_size_changes_no_count(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
@@ -119,19 +138,139 @@ def test_batch_size_changes_no_count(lm: LanguageModel, dictionaries: Dictionari
 
 def test_what_is_saved_is_loaded(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path) -> None:
     for language_model in (True, False):
-        measured = measure(lm, {"m": dictionaries}, corpus, batch_tokens=400, identity={"model": "é"}, language_model=language_model)
-        measured.save(tmp_path)
-        stats, loaded = measured.of("m", BASE)["hi"], FeatureStats.load(tmp_path / "m-base-hi.safetensors")
+        wanted = Wanted(language_model=language_model, vectors=5, yardstick=by_english(lm, dictionaries, corpus), piece=(0, 1))
+        folder = tmp_path / str(language_model)
+        measured = measure(lm, {"m": dictionaries}, corpus, batch_tokens=400, identity={"model": "é"}, wanted=wanted, folder=folder)
+        found, piece = load_measurement(folder)
+        assert piece == [(0, 1)]
+        stats, loaded = measured.of("m", BASE)["hi"], found.of("m", BASE)["hi"]
         assert (loaded.header, loaded.sentence_ids, loaded.layers) == (stats.header, stats.sentence_ids, stats.layers)
-        mine, theirs = stats._arrays(), loaded._arrays()
+        assert loaded.halves.tolist() == stats.halves.tolist()
+        mine, theirs = measured.arrays("hi"), found.arrays("hi")
         assert mine.keys() == theirs.keys()
-        assert ("nll" in mine) is language_model
+        assert ("m/base/nll" in mine) is language_model
         assert all(np.array_equal(mine[name], theirs[name]) and mine[name].dtype == theirs[name].dtype for name in mine)
+
+
+def by_english(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> Yardstick:
+    return yardstick(lm, {"m": dictionaries}, corpus, "en", batch_tokens=400, identity={})
+
+
+def test_measures_by_the_reference_against_one_sentence_at_a_time(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
+    dictionaries[1].threshold[:10] = 1e6  # never fire
+    by = by_english(lm, dictionaries, corpus)
+    discovery = [text for text, half in zip(corpus.texts["en"], corpus.halves, strict=True) if half == 0]
+    rows = [batch for text in discovery for batch in lm.tokens.batches(lm.tokens.windows([text]), 400)]
+    x = torch.cat([lm.residuals(batch, (1,))[0][1][batch.keep] for batch in rows])
+    assert by.norm[1] == pytest.approx(x.norm(dim=-1).mean().item(), rel=1e-5)
+    often = (dictionaries[1].encode(x) > 0).double().mean(dim=0) >= 0.01
+    assert torch.equal(by.active["m"][1], often)
+    assert often.sum() == 38
+    stats = measure(lm, {"m": dictionaries}, corpus, batch_tokens=400, identity={}, wanted=Wanted(yardstick=by)).of("m", BASE)["hi"]
+    batch = next(lm.tokens.batches(lm.tokens.windows(corpus.texts["hi"][4:5]), 400))
+    own = lm.residuals(batch, (1,))[0][1][batch.keep]
+    features = dictionaries[1].encode(own)
+    assert stats.reference_active[1, 4] == pytest.approx(features[:, often].sum().item(), rel=1e-4)
+    matched = dictionaries[1].encode(own / own.norm(dim=-1, keepdim=True) * by.norm[1])
+    assert stats.norm_matched[1, 4] == pytest.approx(matched.sum().item(), rel=1e-4)
+    assert stats.l2[1, 4] == pytest.approx(features.norm(dim=-1).sum().item(), rel=1e-4)
+    assert stats.top_k[1, 4] == pytest.approx(features.sort(dim=-1).values[:, -10:].sum().item(), rel=1e-4)
+
+
+def test_sums_per_latent_keep_the_halves_apart(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
+    lm.tokens = Tokens(lm.tokenizer, 24)  # some sentences take several windows
+    stats = measure(lm, {"m": dictionaries}, corpus.speaking(("hi",)), batch_tokens=100, identity={}).of("m", BASE)["hi"]
+    firing, fired = np.zeros((2, 48), int), np.zeros((2, 48), int)
+    for window in lm.tokens.windows(corpus.texts["hi"]):
+        batch = lm.tokens.collate([window])
+        active = (dictionaries[2].encode(lm.residuals(batch, (2,))[0][2][batch.keep]) > 0).numpy()
+        firing[corpus.halves[window.sentence]] += active.sum(axis=0)
+        fired[corpus.halves[window.sentence]] += active.any(axis=0) & window.first
+    assert np.array_equal(stats.firing[2], firing)
+    assert np.array_equal(stats.fired[2], fired)
+    assert firing.sum() > fired.sum() > 0
+    assert stats.profile[2].sum() == pytest.approx(stats.activation[2].sum())
+
+
+def test_sentence_vectors_are_means_of_kept_residuals(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
+    lm.tokens = Tokens(lm.tokenizer, 24)
+    found = measure(lm, {"m": dictionaries}, corpus, batch_tokens=100, identity={}, wanted=Wanted(vectors=5)).vectors["hi"]
+    assert len(found.sentence_ids) == 5
+    assert (
+        found.sentence_ids
+        == measure(lm, {"m": dictionaries}, corpus, batch_tokens=999, identity={}, wanted=Wanted(vectors=5)).vectors["en"].sentence_ids
+    )
+    place = corpus.ids.index(found.sentence_ids[3])
+    batches = [lm.tokens.collate([window]) for window in lm.tokens.windows(corpus.texts["hi"]) if window.sentence == place]
+    x = torch.cat([lm.residuals(batch, (1,))[0][1][batch.keep] for batch in batches])
+    np.testing.assert_allclose(found.means()[1, 3], x.mean(dim=0).numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_bits(
+    lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lingact.passes.SAVE_EVERY", 0.0)
+    given = {"meters": {"m": dictionaries}, "corpus": corpus, "batch_tokens": 60, "identity": {"model": "m"}, "wanted": Wanted(vectors=5)}
+    whole_run = measure(lm, **given)
+    count = sum(1 for texts in corpus.texts.values() for _ in lm.tokens.batches(lm.tokens.windows(texts), 60))
+    assert count >= 20
+    forward, left = lm.model.forward, [0]
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(lm.model, "forward", failing)
+    interruptions = 0
+    while True:
+        left[0] = 4
+        try:
+            pieces = measure(lm, **given, folder=tmp_path)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions == (count - 1) // 4
+    for code in corpus.texts:
+        mine, theirs = whole_run.arrays(code), pieces.arrays(code)
+        assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_pieces_merge_to_the_whole(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
+    def run(piece: tuple[int, int]) -> Any:
+        return measure(lm, {"m": dictionaries}, corpus, batch_tokens=60, identity={}, wanted=Wanted(vectors=5, language_model=True, piece=piece))
+
+    whole_run, merged = run((0, 1)), run((2, 3)).merge(run((0, 3))).merge(run((1, 3)))
+    for code in corpus.texts:
+        mine, theirs = whole_run.arrays(code), merged.arrays(code)
+        for name in mine:
+            if mine[name].dtype == np.int64:
+                assert np.array_equal(mine[name], theirs[name]), name
+            else:
+                np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-13, atol=1e-12, err_msg=name)
+
+
+def test_unfinished_or_foreign_files_are_refused(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path) -> None:
+    given = {"meters": {"m": dictionaries}, "corpus": corpus, "batch_tokens": 60}
+    measure(lm, **given, identity={"model": "m"}, folder=tmp_path)
+    with pytest.raises(UserError, match=r"en.safetensors' does not belong here; it differs in model: m / other"):
+        measure(lm, **given, identity={"model": "other"}, folder=tmp_path)
+    measure(lm, **given, identity={"model": "m"}, folder=tmp_path)
+    whole_file = (tmp_path / "hi.safetensors").read_bytes()
+    (tmp_path / "hi.safetensors").write_bytes(whole_file[: len(whole_file) // 2])
+    with pytest.raises(UserError, match="cannot be read as statistics of lingact"):
+        load_measurement(tmp_path)
+    (tmp_path / "hi.safetensors").unlink()
+    with pytest.raises(UserError, match="is not there; the run has not saved these statistics"):
+        load_measurement(tmp_path)
+    with pytest.raises(UserError, match="holds no statistics"):
+        load_measurement(tmp_path / "nowhere")
 
 
 def test_strangers_do_not_merge(dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
     mine = small(dictionaries, corpus)
-    with pytest.raises(UserError, match="these statistics do not belong together; they differ in language: None / ml; model: m / other"):
+    with pytest.raises(UserError, match="one of the statistics does not belong here; it differs in language: ml / None; model: other / m"):
         mine.merge(small(dictionaries, corpus, model="other", language="ml"))
     with pytest.raises(UserError, match="they cover other sentences or layers"):
         mine.merge(small(dictionaries, corpus.select([0, 1])))

@@ -17,7 +17,7 @@ from lingact.config import LanguagesConfig, ModelConfig, SaeSet, Statistics, ass
 from lingact.corpus import ParallelCorpus
 from lingact.harness import evaluate, load_tasks
 from lingact.lm import LanguageModel, load_model
-from lingact.measure import BASE, measure
+from lingact.measure import BASE, Wanted, measure
 from lingact.microworld import LANGUAGES, world
 from lingact.microworld.documents import OPTIONS_PER_QUESTION
 from lingact.sae import Dictionaries, load_dictionaries
@@ -59,7 +59,7 @@ def accuracy(folder: Path, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFram
 
 def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Bits by language, bits per aligned sentence minus the high-resource mean, and token counts, FVU, L0 and norms by SAE set, language and layer."""
-    measured = measure(lm, saes, corpus, batch_tokens=4096, identity={"organism": "card"}, language_model=True)
+    measured = measure(lm, saes, corpus, batch_tokens=4096, identity={"organism": "card"}, wanted=Wanted(language_model=True))
     stats = measured.of(next(iter(saes)), BASE)
     bits = tables.bits_table(measured, next(iter(saes)), STATISTICS, SEED)
     confounds = pd.concat([tables.confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(meter=name) for name in saes], ignore_index=True)

@@ -7,14 +7,14 @@ import pandas as pd
 import torch
 
 from lingact import tables
-from lingact.adapters import attach_lora, save_adapter
+from lingact.adapters import adapter_hash, attach_lora, save_adapter
 from lingact.config import TrainConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
-from lingact.measure import BASE, Measurement, measure
+from lingact.measure import BASE, Measurement, Wanted, measure
 from lingact.module import GapModule
 from lingact.report import training as report
 from lingact.report.page import Section
@@ -51,8 +51,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
 
         heldout = splits["heldout"]
-        measured = measure_change(instruments, instruments.meters, heldout, config)
-        measured.save(folder / "stats")
+        measured = measure_change(instruments, instruments.meters, heldout, config, folder / "stats")
         frames, summary = conclude(config, measured, instruments, loss_layers)
         frames["loss"] = pd.DataFrame(module.history)
         summary["objective"] = objective(config, instruments, splits["dev"], loss_layers)
@@ -103,10 +102,18 @@ def reference_activation(config: TrainConfig, instruments: Instruments, corpus: 
     return torch.tensor(tables.activation(stats, np.ones((1, len(corpus.ids))), "token")[0], dtype=torch.float32)
 
 
-def measure_change(instruments: Instruments, meters: dict[str, Dictionaries], corpus: ParallelCorpus, config: TrainConfig) -> Measurement:
-    """Base, adapter and norm-matched adapter on the same sentences, in one pass."""
+def measure_change(
+    instruments: Instruments, meters: dict[str, Dictionaries], corpus: ParallelCorpus, config: TrainConfig, folder: Path | None = None
+) -> Measurement:
+    """Base, adapter and norm-matched adapter on the same sentences, in one pass; the raw statistics are kept in the folder."""
     return measure(
-        instruments.lm, meters, corpus, batch_tokens=config.batch_tokens, identity=instruments.identity, with_adapter=True, language_model=True
+        instruments.lm,
+        meters,
+        corpus,
+        batch_tokens=config.batch_tokens,
+        identity=instruments.identity | {"adapter": adapter_hash(instruments.lm.model)},  # pyrefly: ignore[bad-argument-type]
+        wanted=Wanted(adapter=True, language_model=True),
+        folder=folder,
     )
 
 
