@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from scipy.stats import binomtest, norm
 
 from lingact.errors import UserError
+from lingact.inference import holm
 
 ALL = "all"
 """Stands for every task, or every kind, in the tables."""
@@ -113,15 +114,6 @@ def sign_flip_p(sums: Int[np.ndarray, " cluster"]) -> float:
         probability = 0.5 * (np.roll(probability, step) + np.roll(probability, -step))  # never wraps: the total stays within the span
     extreme = np.abs(np.arange(-span, span + 1)) >= abs(int(sums.sum()))
     return min(1.0, float(probability[extreme].sum()))
-
-
-def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Holm's step-down correction (Holm 1979): adjusted p in the given order."""
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    adjusted = np.empty_like(p, dtype=float)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
 
 
 def paired(base: pd.DataFrame, adapter: pd.DataFrame, *, resamples: int, confidence: float, seed: int, metric: str = "acc") -> Comparison:

@@ -3,6 +3,7 @@
 The first part of a key path is the folder under `conf/` where its options live, if there is one.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -75,6 +77,8 @@ class ModelConfig(Section):
     context: PositiveInt
     """Tokens per window, BOS included. Longer texts are split into windows."""
     trust_remote_code: bool = False
+    training_shares: dict[Code, PositiveFloat] | None = None
+    """Share of the training text by language, in any unit, where it is known; None: the share of public web pages stands in."""
 
 
 class SaeSet(Section):
@@ -205,10 +209,113 @@ class Job(Section):
     tracking: TrackingConfig
 
 
+Measure = Literal[
+    "mean", "mean_active", "firing_rate", "l0", "l2", "top_k", "per_sentence", "per_byte", "per_word", "reference_active", "norm_matched"
+]
+Part = Literal["by_reference", "language_model", "similarity", "features", "spliced", "causal", "random_sae", "shuffled_labels"]
+
+
+class SimilarityConfig(Section):
+    """Representation similarity between languages."""
+
+    sentences: Annotated[int, Field(ge=10)]
+    """At most so many; their mean residuals are kept in memory."""
+
+
+class FeaturesConfig(Section):
+    """Language-specific latents."""
+
+    min_rate: Share
+    """Share of the language's tokens on which a candidate fires at least."""
+    per_layer: PositiveInt
+    """Candidates per language and layer."""
+    alpha: Share
+    """False discovery rate among the candidates."""
+    random_tokens: PositiveInt
+    cards: PositiveInt
+    """Features per language whose strongest contexts are shown."""
+
+
+class SplicedConfig(Section):
+    """Cross-entropy with the residual replaced by its reconstruction."""
+
+    sentences: Annotated[int, Field(ge=2)]
+
+
+class CausalConfig(Section):
+    """Change features and see what it does to each language's cross-entropy."""
+
+    mode: Literal["scale", "steer"]
+    doses: Annotated[tuple[float, ...], Field(min_length=1)]
+    """scale: factors of the features' activations; steer: multiples of the residual's mean norm."""
+    features: Literal["language_specific"] | dict[NonNegativeInt, tuple[NonNegativeInt, ...]]
+    per_language: PositiveInt
+    layers: Literal["all"] | tuple[NonNegativeInt, ...]
+    sentences: Annotated[int, Field(ge=2)]
+
+
+class MeasuresConfig(Section):
+    """What analyze.py measures."""
+
+    gap: Measure
+    """The measure of the gap tables."""
+    top_k: PositiveInt
+    parts: tuple[Part, ...]
+    similarity: SimilarityConfig
+    features: FeaturesConfig
+    spliced: SplicedConfig
+    causal: CausalConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "MeasuresConfig":
+        if self.gap in ("reference_active", "norm_matched") and "by_reference" not in self.parts:
+            raise ValueError(f"gap={self.gap} needs the part by_reference; add it to measures.parts, or use measures=full")
+        if "causal" in self.parts and self.causal.features == "language_specific" and "features" not in self.parts:
+            raise ValueError("the part causal needs the part features; add it, or name latents in measures.causal.features")
+        return self
+
+
+def _read_piece(value: object) -> object:
+    """`2/4` as (1, 4): the place counts from 0 inside."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+)/(\d+)", value)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"'{value}' is not k/n with k from 1 to n; write for instance piece=2/4 for the second of four")
+        return (int(found[1]) - 1, int(found[2]))
+    return value
+
+
 class AnalyzeConfig(Job):
     """analyze.py."""
 
     split: Literal["train", "dev", "heldout", "all"]
+    adapter: str | None
+    """Run folder of train.py, PEFT folder or hub id: measure base and adapter on the same sentences. None: the base alone."""
+    measures: MeasuresConfig
+    scores: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+    """Benchmark scores: run folders of eval.py, or CSV files."""
+    stats: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+    """Runs whose statistics are used instead of measuring."""
+    compare: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+    """Two runs: before and after."""
+    piece: Annotated[tuple[NonNegativeInt, PositiveInt], BeforeValidator(_read_piece), PlainSerializer(lambda piece: f"{piece[0] + 1}/{piece[1]}")]
+    """(k, n): the k-th of n parts of the batches, from 0."""
+
+    @field_validator("compare")
+    @classmethod
+    def _two(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
+        if len(runs) not in (0, 2):
+            raise ValueError(f"{len(runs)} run given; name two: compare=[BEFORE,AFTER]")
+        return runs
+
+    @field_validator("piece")
+    @classmethod
+    def _core_only(cls, piece: tuple[int, int], info: Any) -> tuple[int, int]:
+        # `info` is pydantic's ValidationInfo, a protocol that beartype cannot check.
+        measures = info.data.get("measures")
+        if piece != (0, 1) and measures is not None and measures.parts:
+            raise ValueError(f"pieces measure without further parts, these were asked for: {', '.join(measures.parts)}; use measures=core")
+        return piece
 
 
 class GapLoss(Section):
@@ -352,7 +459,7 @@ class EvalConfig(Section):
 SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "analyze": AnalyzeConfig, "eval": EvalConfig}
 
 
-_FOLDERS = {"model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking"}
+_FOLDERS = {"measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking"}
 _HOW_TO_GIVE = {
     "lang": "write for instance lang=ml or lang=[ml,hi]",
     "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",

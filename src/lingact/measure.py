@@ -231,7 +231,7 @@ def _write_index(folder: Path, measured: Measurement, corpus: ParallelCorpus, he
     write_json(folder / _INDEX, index)
 
 
-def load_measurement(folder: Path) -> tuple[Measurement, list[tuple[int, int]]]:
+def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
     """What `measure` kept in a folder, and which piece of it this is.
 
     Raises:
@@ -259,4 +259,5 @@ def load_measurement(folder: Path) -> tuple[Measurement, list[tuple[int, int]]]:
             places = np.array(index["vectors"][code], np.int64)
             chosen = tuple(ids[place] for place in places)
             vectors[code] = SentenceVectors(header | {"language": code}, chosen, places, layers, arrays["vectors.total"], arrays["vectors.tokens"])
-    return Measurement(stats, vectors), [tuple(index["piece"])]
+    place, count = index["piece"]
+    return Measurement(stats, vectors), (place, count)

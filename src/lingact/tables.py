@@ -1,74 +1,29 @@
-"""From raw statistics to tidy tables: one row per observation, with n, estimate and interval. Pure functions.
+"""From raw statistics to tidy tables of gaps: one row per observation, with n, estimate and interval. Pure functions.
 
-Uncertainty is a paired bootstrap over sentence ids: a resample draws the same sentences for every language. All arrays carry a
-leading axis `draw`, whose row 0 is the sample itself and whose other rows are the resamples; a formula is written once for both.
+Uncertainty is a paired bootstrap over sentence ids: a resample draws the same sentences for every language (`inference`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float
+from scipy.stats import binom
 
 from lingact.config import LanguagesConfig, Statistics
 from lingact.errors import UserError
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
-from lingact.stats import FeatureStats
+from lingact.inference import benjamini_hochberg, effect_size, holm, interval, p_value, sentence_weights, simultaneous_band
+from lingact.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Draws, Stats, Terms, available, quotient, value
 
-Stats = dict[str, FeatureStats]
-"""Language -> statistics of one meter and variant."""
-Draws = Float[np.ndarray, "draw layer"]
-Values = np.ndarray | np.floating
-"""One number per layer, or one alone."""
-
-
-def check_enough(count: int) -> None:
-    """Refuse what has no interval; workflows ask before they measure.
-
-    Raises:
-        UserError: fewer than two sentences, which carry no information on their own spread.
-    """
-    if count < 2:
-        raise UserError(f"{count} sentence is too few for an interval; give at least two sentences in the split")
-
-
-def sentence_weights(count: int, resamples: int, seed: int) -> Float[np.ndarray, "draw sentence"]:
-    """How often each sentence counts: once in row 0, as drawn with replacement in the others.
-
-    Raises:
-        UserError: fewer than two sentences, which carry no information on their own spread.
-    """
-    check_enough(count)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return np.concatenate([np.ones((1, count)), drawn])
-
-
-def activation(stats: FeatureStats, weights: Float[np.ndarray, "draw sentence"], pooling: Literal["token", "sentence"]) -> Draws:
-    """A(l, L): over all kept tokens, or the mean over sentences of the mean within each (design section 7)."""
-    if pooling == "token":
-        return (weights @ stats.activation.T) / (weights @ stats.tokens)[:, None]
-    return (weights @ (stats.activation / stats.tokens).T) / weights.sum(axis=1, keepdims=True)
-
-
-def fvu(stats: FeatureStats, weights: Float[np.ndarray, "draw sentence"]) -> Draws:
-    """Fraction of variance unexplained, centred on the language's mean residual, which resamples keep at its estimate."""
-    tokens = weights @ stats.tokens
-    centre = np.square(stats.residual / stats.tokens.sum()).sum(axis=1)
-    return (weights @ stats.error.T) / (weights @ stats.square.T - tokens[:, None] * centre)
-
-
-def per_token(total: Num[np.ndarray, "layer sentence"], stats: FeatureStats, weights: Float[np.ndarray, "draw sentence"]) -> Draws:
-    """A sum over tokens, such as L0 or the residual norm, divided by the number of kept tokens."""
-    return (weights @ total.T) / (weights @ stats.tokens)[:, None]
-
-
-def interval(draws: Float[np.ndarray, "draw ..."], confidence: float) -> tuple[Values, Values, Values]:
-    """Estimate and percentile interval (low, high) along the draws."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws[1:], [tail, 1 - tail], axis=0)
-    return draws[0], low, high
+MAIN = "mean"
+"""The measure that `gap` means where none is named."""
+GROUPS = ("low", "high", "low_vs_high")
+"""Names of gaps that are not a language's own; where p is corrected, they are a family of tests of their own."""
+ALL = "all"
+"""Stands for every language, in the table of shuffled labels."""
+_SHUFFLED_RESAMPLES = 2000
+"""Enough for whether an interval excludes 0; the shuffles themselves are the repeats."""
 
 
 def named_ranges(layers: tuple[int, ...], settings: Statistics) -> dict[str, list[int]]:
@@ -89,7 +44,7 @@ def named_ranges(layers: tuple[int, ...], settings: Statistics) -> dict[str, lis
 
 @dataclass(frozen=True)
 class Disparities:
-    """Gaps of every language and group as draws, ready for tables and figures."""
+    """Gaps of every language and group in one measure as draws, ready for tables and figures."""
 
     layers: tuple[int, ...]
     ranges: dict[str, list[int]]
@@ -98,44 +53,93 @@ class Disparities:
     """Language, or group: `low` and `high` against the reference, `low_vs_high`."""
     sentences: int
     confidence: float
+    effects: dict[str, Float[np.ndarray, " layer"]] = field(default_factory=dict)
+    """Language -> Cohen's d_z of the reference minus the language over sentences: with the sign of the gap. Groups have none."""
 
 
-def disparities(stats: Stats, languages: LanguagesConfig, settings: Statistics, seed: int) -> Disparities:
-    """Gap of each language and group: `1 - A(L) / A(reference)`; positive means the language falls short."""
-    reference = stats[languages.reference]
-    weights = sentence_weights(len(reference.sentence_ids), settings.resamples, seed)
-    activations = {code: activation(s, weights, settings.pooling) for code, s in stats.items()}
-    base = activations[languages.reference]
-    groups = {
+def disparities(stats: Stats, languages: LanguagesConfig, settings: Statistics, seed: int, measure: str = MAIN) -> Disparities:
+    """Gap of each language and group: `1 - A(L) / A(reference)`; positive means the language falls short.
+
+    Args:
+        measure: what A is, a name of `measures.MEASURES`.
+    """
+    weights = sentence_weights(len(stats[languages.reference].sentence_ids), settings.resamples, seed)
+    return _disparities(stats, languages, settings, weights, measure)
+
+
+def _disparities(
+    stats: Stats, languages: LanguagesConfig, settings: Statistics, weights: Float[np.ndarray, "draw sentence"], measure: str
+) -> Disparities:
+    ratios = {code: MEASURES[measure](s) for code, s in stats.items()}
+    own = {code: ratio.per_sentence() for code, ratio in ratios.items()}
+    activations = {code: value(s, measure, weights, settings.pooling) for code, s in stats.items()}
+    levels = activations | _groups(activations, languages)
+    gaps = {name: 1 - quotient(levels[one], levels[other]) for name, (one, other) in _contrasts(levels, languages.reference).items()}
+    return Disparities(
+        layers=stats[languages.reference].layers,
+        ranges=named_ranges(stats[languages.reference].layers, settings),
+        activations=activations,
+        gaps=gaps,
+        sentences=int(ratios[languages.reference].counted.sum()),
+        confidence=settings.confidence,
+        effects={code: effect_size(own[languages.reference] - own[code]) for code in stats if code != languages.reference},
+    )
+
+
+def _groups(activations: Mapping[str, Draws], languages: LanguagesConfig) -> dict[str, Draws]:
+    """Mean of the languages of each group that has any."""
+    return {
         name: np.mean([activations[code] for code in codes], axis=0) for name, codes in (("low", languages.low), ("high", languages.high)) if codes
     }
-    gaps = {code: 1 - activations[code] / base for code in stats if code != languages.reference}
-    gaps |= {name: 1 - group / base for name, group in groups.items()}
-    if len(groups) == 2:
-        gaps["low_vs_high"] = 1 - groups["low"] / groups["high"]
-    layers = reference.layers
-    return Disparities(layers, named_ranges(layers, settings), activations, gaps, len(reference.sentence_ids), settings.confidence)
+
+
+def _contrasts(levels: Iterable[str], reference: str) -> dict[str, tuple[str, str]]:
+    """Name of each gap -> whose activation is compared with whose."""
+    names = list(levels)
+    against_reference = {name: (name, reference) for name in names if name != reference}
+    return against_reference | ({"low_vs_high": ("low", "high")} if {"low", "high"} <= set(names) else {})
 
 
 def layer_table(found: Disparities) -> pd.DataFrame:
-    """One row per language or group and layer."""
+    """One row per language or group and layer.
+
+    `lo`, `hi`: percentile interval of this gap alone. `band_lo`, `band_hi`: band that holds a language's gaps at all layers at once.
+    `effect`: `Disparities.effects`. `p`: against no gap, corrected by Holm and by Benjamini-Hochberg over languages and layers.
+    """
     frames = []
     for name, draws in found.gaps.items():
         gap, low, high = interval(draws, found.confidence)
-        own = found.activations[name][0] if name in found.activations else np.full(len(found.layers), np.nan)
-        frames.append(pd.DataFrame({"name": name, "layer": found.layers, "n": found.sentences, "activation": own, "gap": gap, "lo": low, "hi": high}))
-    return pd.concat(frames, ignore_index=True)
+        band_low, band_high = simultaneous_band(draws, found.confidence)
+        undefined = np.full(len(found.layers), np.nan)
+        own = found.activations[name][0] if name in found.activations else undefined
+        columns = {"name": name, "layer": found.layers, "n": found.sentences, "activation": own, "gap": gap, "lo": low, "hi": high}
+        columns |= {"band_lo": band_low, "band_hi": band_high, "effect": found.effects.get(name, undefined), "p": p_value(draws)}
+        frames.append(pd.DataFrame(columns))
+    table = pd.concat(frames, ignore_index=True)
+    families = table.groupby(table["name"].isin(GROUPS))["p"]
+    return table.assign(p_holm=families.transform(_over(holm)), p_bh=families.transform(_over(benjamini_hochberg)))
+
+
+def _over(correct: Callable[[Float[np.ndarray, " test"]], Float[np.ndarray, " test"]]) -> Callable[[pd.Series], Float[np.ndarray, " test"]]:
+    return lambda p: correct(p.to_numpy(float))
 
 
 def range_table(found: Disparities) -> pd.DataFrame:
-    """One row per language or group and range of layers: mean of the per-layer gaps, and their maximum."""
+    """One row per language or group and range of layers: mean of the per-layer gaps, and their maximum.
+
+    `p` is of the mean against no gap, corrected by Holm over languages and ranges; the maximum of noisy gaps is not 0 where all gaps are,
+    so it has none.
+    """
     rows = []
     for name, draws in found.gaps.items():
         for label, members in found.ranges.items():
-            for statistic, reduce in (("mean", np.mean), ("max", np.max)):
-                gap, low, high = interval(reduce(draws[:, members], axis=1), found.confidence)
-                rows.append({"name": name, "range": label, "statistic": statistic, "n": found.sentences, "gap": gap, "lo": low, "hi": high})
-    return pd.DataFrame(rows)
+            for statistic, reduced in (("mean", draws[:, members].mean(axis=1)), ("max", draws[:, members].max(axis=1))):
+                gap, low, high = interval(reduced, found.confidence)
+                p = float(p_value(reduced)) if statistic == "mean" else np.nan
+                row = {"name": name, "range": label, "statistic": statistic, "n": found.sentences, "gap": gap, "lo": low, "hi": high, "p": p}
+                rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=table.groupby(table["name"].isin(GROUPS))["p"].transform(_over(holm)))
 
 
 def gap_summary(found: Disparities) -> dict[str, float]:
@@ -146,184 +150,98 @@ def gap_summary(found: Disparities) -> dict[str, float]:
     return summary
 
 
-_DERIVED: dict[str, Callable[[FeatureStats, np.ndarray], Draws]] = {
-    "fvu": fvu,
-    "l0": lambda stats, weights: per_token(stats.l0, stats, weights),
-    "residual_norm": lambda stats, weights: per_token(stats.norm, stats, weights),
-}
+def measure_table(stats: Stats, languages: LanguagesConfig, settings: Statistics, seed: int) -> pd.DataFrame:
+    """The gap in every measure that was measured: one row per measure, language or group, and place (a layer's number, early, deep, all).
+
+    At a range of layers, `value`, `reference_value` and `gap` are means over its layers; `reference_value` of `low_vs_high` is the high group's.
+    """
+    measures = [name for name in MEASURES if all(name in available(s) for s in stats.values())]
+    weights = sentence_weights(len(stats[languages.reference].sentence_ids), settings.resamples, seed)
+    frames = [_measure_rows(_disparities(stats, languages, settings, weights, measure), languages).assign(measure=measure) for measure in measures]
+    table = pd.concat(frames, ignore_index=True)
+    return table[["measure", *table.columns.drop("measure")]]
+
+
+def _measure_rows(found: Disparities, languages: LanguagesConfig) -> pd.DataFrame:
+    levels = found.activations | _groups(found.activations, languages)
+    members = {str(layer): [row] for row, layer in enumerate(found.layers)} | found.ranges
+
+    def by_place(draws: Draws) -> Float[np.ndarray, "draw place"]:
+        return np.stack([draws[:, rows].mean(axis=1) for rows in members.values()], axis=1)
+
+    frames = []
+    for name, (one, other) in _contrasts(levels, languages.reference).items():
+        gap, low, high = interval(by_place(found.gaps[name]), found.confidence)
+        own, others = by_place(levels[one][:1])[0], by_place(levels[other][:1])[0]
+        columns = {"name": name, "place": list(members), "n": found.sentences, "value": own, "reference_value": others}
+        frames.append(pd.DataFrame(columns | {"gap": gap, "lo": low, "hi": high}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def confound_table(stats: Stats, settings: Statistics, seed: int) -> pd.DataFrame:
-    """What else differs: tokens and bytes per sentence, and per layer FVU, L0 and residual norm. One row per language, layer and quantity."""
+    """What else differs, always pooled over tokens: the texts, and at each layer FVU, L0 and residual norm.
+
+    One row per language, layer (none where it is of the text) and quantity.
+    """
     count = len(next(iter(stats.values())).sentence_ids)
     weights = sentence_weights(count, settings.resamples, seed)
-    rows = []
+    frames = []
     for code, s in stats.items():
-        per_sentence = {"tokens_per_sentence": s.tokens, "bytes_per_sentence": s.bytes, "windows_per_sentence": s.windows}
-        for quantity, values in per_sentence.items():
-            estimate, low, high = interval(weights @ values / count, settings.confidence)
-            rows.append({"language": code, "layer": None, "quantity": quantity, "n": count, "estimate": estimate, "lo": low, "hi": high})
-        for quantity, derive in _DERIVED.items():
-            for layer, estimate, low, high in zip(s.layers, *interval(derive(s, weights), settings.confidence), strict=True):  # pyrefly: ignore[no-matching-overload]
-                rows.append({"language": code, "layer": layer, "quantity": quantity, "n": count, "estimate": estimate, "lo": low, "hi": high})
-    return pd.DataFrame(rows).astype({"layer": "Int64"})
-
-
-def gap_closed(before: Draws, after: Draws, rows: Sequence[int]) -> Float[np.ndarray, " draw"]:
-    """`1 - sum_l |g_after| / sum_l |g_before|` over the given layers; nan where there are none."""
-    if not rows:
-        return np.full(len(before), np.nan)
-    return 1 - np.abs(after[:, rows]).sum(axis=1) / np.abs(before[:, rows]).sum(axis=1)
-
-
-def overshoot(before: Draws, after: Draws) -> Draws:
-    """Per layer, the part of the gap after training that lies beyond zero, seen from where it was before."""
-    return np.maximum(0, -np.sign(before[:1]) * after)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What an adapter did to one language under one meter, as draws."""
-
-    before: Draws
-    after: Draws
-    after_norm_matched: Draws
-    gain: Draws
-    closed: Float[np.ndarray, " draw"]
-    closed_norm_matched: Float[np.ndarray, " draw"]
-    overshoot: Draws
-    fvu_before: Draws
-    fvu_after: Draws
-    l0_before: Draws
-    l0_after: Draws
-    norm_before: Draws
-    norm_after: Draws
-    counted: tuple[int, ...]
-    """Rows of the layers of the loss whose gap before training excludes 0."""
-
-
-def change(
-    measured: Measurement, meter: str, code: str, languages: LanguagesConfig, settings: Statistics, loss_layers: tuple[int, ...], seed: int
-) -> Change:
-    """Gaps before and after, both against the reference language under the base model, which stays frozen."""
-    base, adapter, matched = (measured.of(meter, variant) for variant in (BASE, ADAPTER, NORM_MATCHED))
-    weights = sentence_weights(len(base[code].sentence_ids), settings.resamples, seed)
-    reference = activation(base[languages.reference], weights, settings.pooling)
-    own, raised, rescaled = (activation(variant[code], weights, settings.pooling) for variant in (base, adapter, matched))
-    before, after, after_matched = (1 - a / reference for a in (own, raised, rescaled))
-    low, high = (np.atleast_1d(bound) for bound in interval(before, settings.confidence)[1:])
-    counted = tuple(row for row, layer in enumerate(base[code].layers) if layer in loss_layers and (low[row] > 0 or high[row] < 0))
-    return Change(
-        before=before,
-        after=after,
-        after_norm_matched=after_matched,
-        gain=raised / own - 1,
-        closed=gap_closed(before, after, counted),
-        closed_norm_matched=gap_closed(before, after_matched, counted),
-        overshoot=overshoot(before, after),
-        fvu_before=fvu(base[code], weights),
-        fvu_after=fvu(adapter[code], weights),
-        l0_before=per_token(base[code].l0, base[code], weights),
-        l0_after=per_token(adapter[code].l0, adapter[code], weights),
-        norm_before=per_token(base[code].norm, base[code], weights),
-        norm_after=per_token(adapter[code].norm, adapter[code], weights),
-        counted=counted,
-    )
-
-
-_GAPS = {"gap_before": "before", "gap_after": "after", "gap_after_norm_matched": "after_norm_matched"}
-_PER_LAYER = _GAPS | {name: name for name in ("gain", "overshoot", "fvu_before", "fvu_after", "l0_before", "l0_after", "norm_before", "norm_after")}
-_OVERALL = {"gap_closed": "closed", "gap_closed_norm_matched": "closed_norm_matched"}
-
-
-def change_table(changes: dict[str, Change], layers: tuple[int, ...], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
-    """One row per language, layer and quantity."""
-    rows = []
-    for code, found in changes.items():
-        for quantity, attribute in _PER_LAYER.items():
-            for layer, estimate, low, high in zip(layers, *interval(getattr(found, attribute), confidence), strict=True):  # pyrefly: ignore[no-matching-overload]
-                rows.append(
-                    {
-                        "meter": meter,
-                        "language": code,
-                        "layer": layer,
-                        "quantity": quantity,
-                        "n": sentences,
-                        "estimate": estimate,
-                        "lo": low,
-                        "hi": high,
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
-    """One row per language, range of layers and quantity (means over the range), and the gap closed over the counted layers (range `loss`)."""
-    rows = []
-    for code, found in changes.items():
-        cells = {(label, q): getattr(found, a)[:, members].mean(axis=1) for label, members in ranges.items() for q, a in _PER_LAYER.items()}
-        cells |= {("loss", quantity): getattr(found, attribute) for quantity, attribute in _OVERALL.items()}
-        for (label, quantity), draws in cells.items():
-            estimate, low, high = interval(draws, confidence)
-            rows.append(
-                {"meter": meter, "language": code, "range": label, "quantity": quantity, "n": sentences, "estimate": estimate, "lo": low, "hi": high}
+        for quantity in (*CONFOUNDS, *LAYER_CONFOUNDS):
+            if quantity == "bits_per_sentence" and s.nll is None:
+                continue
+            estimate, low, high = interval(value(s, quantity, weights, "token"), settings.confidence)
+            layers = pd.array(s.layers if quantity in LAYER_CONFOUNDS else [None], dtype="Int64")
+            frames.append(
+                pd.DataFrame({"language": code, "layer": layers, "quantity": quantity, "n": count, "estimate": estimate, "lo": low, "hi": high})
             )
-    return pd.DataFrame(rows)
+    return pd.concat(frames, ignore_index=True)
 
 
-def change_summary(changes: dict[str, Change], targets: Sequence[str]) -> dict[str, float]:
-    """`gain/<lang>`, `gap_closed/<lang>`, `overshoot/<lang>`, `norm_matched/gap_closed/<lang>`, `fvu/<lang>`: means over layers where per layer."""
-    summary = {}
-    for code in targets:
-        found = changes[code]
-        summary[f"gain/{code}"] = float(found.gain[0].mean())
-        summary[f"gap_closed/{code}"] = float(found.closed[0])
-        summary[f"overshoot/{code}"] = float(found.overshoot[0].mean())
-        summary[f"norm_matched/gap_closed/{code}"] = float(found.closed_norm_matched[0])
-        summary[f"fvu/{code}"] = float(found.fvu_after[0].mean())
-        summary[f"fvu_before/{code}"] = float(found.fvu_before[0].mean())
-    return summary
+def shuffled_table(stats: Stats, languages: LanguagesConfig, settings: Statistics, seed: int, *, shuffles: int = 20) -> pd.DataFrame:
+    """A control without a gap to find: in each sentence, a fair coin decides which text is the language's and which the reference's.
 
-
-def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str, sentences: int, meter: str, confidence: float) -> pd.DataFrame:
-    """One row per retention measure of the reference language."""
-    rows = []
-    for quantity, draws in kept.items():
-        estimate, low, high = interval(draws, confidence)
-        rows.append({"meter": meter, "language": reference, "quantity": quantity, "n": sentences, "estimate": estimate, "lo": low, "hi": high})
-    return pd.DataFrame(rows)
-
-
-def retention(measured: Measurement, meter: str, reference: str, settings: Statistics, seed: int) -> dict[str, Float[np.ndarray, " draw"]]:
-    """How the reference language fared, four readings (design section 7); the profile cosine is a point estimate, its draws are equal.
-
-    `activation`: A_after / A_base, mean over layers. `profile`: cosine of the mean feature profiles, mean over layers.
-    `bits_per_byte`: after over base, 1 is unchanged, more is worse. `kl`: KL(base || adapter) in nats per predicted token.
+    Of so many intervals about `1 - confidence` (`expected`) should exclude 0. One row per language, and for `all` of them together, and scope:
+    every layer by itself (`layer`), or the mean of the gaps over layers (`mean`). Layers of one shuffle go together, so `allowed`, the 97.5 %
+    quantile of a binomial distribution, is given for `mean` alone, where the tests are independent.
     """
-    base, adapter = measured.of(meter, BASE)[reference], measured.of(meter, ADAPTER)[reference]
-    weights = sentence_weights(len(base.sentence_ids), settings.resamples, seed)
-    cosines = [float(b @ a / (np.linalg.norm(b) * np.linalg.norm(a))) for b, a in zip(base.profile, adapter.profile, strict=True)]
-    found = {
-        "activation": (activation(adapter, weights, settings.pooling) / activation(base, weights, settings.pooling)).mean(axis=1),
-        "profile": np.full(len(weights), np.mean(cosines)),
-    }
-    if adapter.nll is not None and base.nll is not None:
-        found["bits_per_byte"] = (weights @ adapter.nll) / (weights @ base.nll)
-        found["kl"] = (weights @ adapter.kl) / (weights @ adapter.predicted)
-    return found
+    reference = MEASURES[MAIN](stats[languages.reference]).terms(settings.pooling)
+    layers, sentences = reference[0].shape
+    weights = sentence_weights(sentences, min(settings.resamples, _SHUFFLED_RESAMPLES), seed)
+    coins = np.random.default_rng(seed).spawn(1)[0]  # independent of what drew the weights
+    significant: dict[str, dict[str, int]] = {}
+    for code in (code for code in stats if code != languages.reference):
+        own = MEASURES[MAIN](stats[code]).terms(settings.pooling)
+        gaps = _shuffled_gaps(own, reference, coins.random((shuffles, sentences)) < 0.5, weights)
+        significant[code] = {"layer": _excluding_zero(gaps, settings.confidence), "mean": _excluding_zero(gaps.mean(axis=2), settings.confidence)}
+    pairs = dict.fromkeys(significant, 1) | {ALL: len(significant)}
+    significant[ALL] = {scope: sum(counts[scope] for counts in significant.values()) for scope in ("layer", "mean")}
+
+    table = pd.DataFrame(
+        {"name": name, "scope": scope, "shuffles": shuffles, "layers": layers, "tests": pairs[name] * shuffles * size, "significant": counts[scope]}
+        for name, counts in significant.items()
+        for scope, size in (("layer", layers), ("mean", 1))
+    )
+    expected = 1 - settings.confidence
+    allowed = np.where(table["scope"] == "mean", binom.ppf(0.975, table["tests"], expected), np.nan)
+    return table.assign(share=table["significant"] / table["tests"], expected=expected, allowed=allowed)
 
 
-def bits_table(measured: Measurement, meter: str, settings: Statistics, seed: int) -> pd.DataFrame:
-    """Bits per byte (comparable within a language only) and per aligned sentence (between languages too), for every variant measured."""
-    rows = []
-    for (found_meter, variant, code), s in measured.stats.items():
-        if found_meter != meter or s.nll is None:
-            continue
-        weights = sentence_weights(len(s.sentence_ids), settings.resamples, seed)
-        bits = weights @ s.nll / np.log(2)
-        for quantity, draws in (("bits_per_byte", bits / (weights @ s.bytes)), ("bits_per_sentence", bits / len(s.sentence_ids))):
-            estimate, low, high = interval(draws, settings.confidence)
-            rows.append(
-                {"language": code, "variant": variant, "quantity": quantity, "n": len(s.sentence_ids), "estimate": estimate, "lo": low, "hi": high}
-            )
-    return pd.DataFrame(rows)
+def _shuffled_gaps(
+    own: Terms, reference: Terms, swapped: Bool[np.ndarray, "shuffle sentence"], weights: Float[np.ndarray, "draw sentence"]
+) -> Float[np.ndarray, "draw shuffle layer"]:
+    """The gap between two heaps of texts: the language's, those of the swapped sentences exchanged for the reference's, and the rest."""
+    heaps = []
+    for mine, theirs in zip(own, reference, strict=True):
+        chosen = np.where(swapped[:, None], theirs, mine)
+        weighted = (weights @ chosen.reshape(-1, chosen.shape[-1]).T).reshape(len(weights), *chosen.shape[:2])
+        both = (weights @ (mine + theirs).T)[:, None]
+        heaps.append((weighted, both - weighted))
+    (numerator, other_numerator), (denominator, other_denominator) = heaps
+    return 1 - quotient(quotient(numerator, denominator), quotient(other_numerator, other_denominator))
+
+
+def _excluding_zero(gaps: Float[np.ndarray, "draw ..."], confidence: float) -> int:
+    """How many of the gaps have an interval on one side of 0."""
+    _, low, high = interval(gaps, confidence)
+    return int(((low > 0) | (high < 0)).sum())

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from lingact import compare
@@ -67,13 +66,6 @@ def test_sign_flip_of_larger_clusters_against_enumeration() -> None:
     sums = np.array([2, -1, 3, 1, 0, -2, 3])
     totals = [float(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=len(sums))]
     assert compare.sign_flip_p(sums) == pytest.approx(np.mean(np.abs(totals) >= abs(sums.sum())))
-
-
-def test_holm_by_hand_and_against_statsmodels() -> None:
-    # sorted .01 .02 .03 .04 times 4 3 2 1, running maximum: .04 .06 .06 .06
-    assert compare.holm(np.array([0.04, 0.01, 0.03, 0.02])) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    p = np.random.default_rng(3).uniform(size=30) ** 3
-    assert compare.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_bootstrap_of_singletons_is_the_binomial() -> None:

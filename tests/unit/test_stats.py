@@ -142,7 +142,7 @@ def test_what_is_saved_is_loaded(lm: LanguageModel, dictionaries: Dictionaries, 
         folder = tmp_path / str(language_model)
         measured = measure(lm, {"m": dictionaries}, corpus, batch_tokens=400, identity={"model": "é"}, wanted=wanted, folder=folder)
         found, piece = load_measurement(folder)
-        assert piece == [(0, 1)]
+        assert piece == (0, 1)
         stats, loaded = measured.of("m", BASE)["hi"], found.of("m", BASE)["hi"]
         assert (loaded.header, loaded.sentence_ids, loaded.layers) == (stats.header, stats.sentence_ids, stats.layers)
         assert loaded.halves.tolist() == stats.halves.tolist()

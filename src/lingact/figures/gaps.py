@@ -1,5 +1,6 @@
 """Gaps over layers and languages, and what else differs between the languages."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,7 +8,8 @@ import pandas as pd
 
 from lingact.config import LanguagesConfig
 from lingact.figures.style import BLUE, GREEN, GROUP_LOOKS, GROUP_NAMES, MARKERS, ORANGE, WRITTEN_LAYERS, layer_ticks, new_figure, reach_of, zero_line
-from lingact.tables import Disparities, interval
+from lingact.inference import interval
+from lingact.tables import Disparities
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,6 +78,34 @@ def group_curves(found: Disparities) -> "Figure":
         figure.legend(
             loc="outside upper center", ncols=3, frameon=False, fontsize=9, title=f"bands: {found.confidence:.0%} intervals", title_fontsize=9
         )
+    return figure
+
+
+def measure_heatmap(overall: pd.DataFrame, languages: LanguagesConfig, measures: Sequence[str]) -> "Figure":
+    """Gap by measure (row) and language or group (column), with its value and an asterisk where the interval excludes 0. White is no gap.
+
+    Args:
+        overall: rows of `tables.measure_table` for one place.
+        measures: in the order of the rows.
+    """
+    groups = [code for code in (*languages.high, *languages.low, "high", "low") if code in set(overall["name"])]
+    cells = overall.set_index(["measure", "name"])
+    gap = np.array([[cells.loc[(measure, name), "gap"] for name in groups] for measure in measures], float)
+    sure = np.array([[cells.loc[(m, n), "lo"] > 0 or cells.loc[(m, n), "hi"] < 0 for n in groups] for m in measures])
+    figure = new_figure(3.2 + 0.66 * len(groups), 1.5 + 0.36 * len(measures))
+    axes = figure.subplots()
+    size = np.abs(gap[np.isfinite(gap)])
+    reach = max(0.01, float(np.quantile(size, 0.95))) if size.size else 0.01
+    image = axes.imshow(gap, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
+    for (row, column), value in np.ndenumerate(gap):
+        text = f"{round(value, 2) + 0.0:+.2f}{'*' if sure[row, column] else ''}".replace("-", "\N{MINUS SIGN}").replace("+0.00", "0.00")
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if abs(value) > 0.72 * reach else "black")
+    for edge in (len(languages.high), len(languages.high) + len(languages.low)):
+        axes.axvline(edge - 0.5, color="black", linewidth=1.5)
+    axes.set_xticks(range(len(groups)), [f"all {name}" if name in ("high", "low") else name for name in groups])
+    axes.set_yticks(range(len(measures)), [measure.replace("_", " ") for measure in measures])
+    axes.set_xlabel(f"{GROUP_NAMES['high']} | {GROUP_NAMES['low']} | groups; *: interval excludes 0", fontsize=9)
+    figure.colorbar(image, ax=axes, extend="both" if size.size and size.max() > reach else "neither", label="gap (positive: falls short)", aspect=30)
     return figure
 
 

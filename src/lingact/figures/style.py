@@ -4,11 +4,13 @@ Nothing rests on colour alone: markers, line styles, hatches, signs and codes sa
 slow to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+from lingact.config import LanguagesConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,3 +49,21 @@ def reach_of(cell: "pd.Series | pd.DataFrame") -> np.ndarray:
     """Distances from estimate to interval ends; a percentile interval can miss the estimate, and a bar cannot be negative."""
     estimate, low, high = (np.atleast_1d(np.asarray(cell[name], float)) for name in ("estimate", "lo", "hi"))
     return np.maximum(0, [estimate - low, high - estimate])
+
+
+def language_looks(languages: LanguagesConfig) -> dict[str, dict[str, str]]:
+    """Colour and filling of a language's mark tell its group, the shape of the mark tells it within the group."""
+    looks = {}
+    for group, codes in (("high", languages.high), ("low", languages.low)):
+        colour, _ = GROUP_LOOKS[group]
+        for place, code in enumerate(codes):
+            filling = "white" if group == "high" else colour
+            looks[code] = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "markerfacecolor": filling, "markeredgecolor": colour}
+    return looks
+
+
+def groups_note(codes: Iterable[str], languages: LanguagesConfig) -> str:
+    """What hollow and filled marks stand for, of the groups that are there."""
+    present = set(codes)
+    words = (("hollow", "high", languages.high), ("filled", "low", languages.low))
+    return "; ".join(f"{look}: {GROUP_NAMES[group]}" for look, group, members in words if present & set(members))

@@ -15,7 +15,7 @@ def change_bars(frame: pd.DataFrame) -> "Figure":
     """Gap per layer before, after, and after on residuals of the base's norm: a column for each language, a row for each meter.
 
     Args:
-        frame: `tables.change_table` of the languages to show, several meters below each other.
+        frame: `changes.change_table` of the languages to show, several meters below each other.
     """
     looks = {
         "gap_before": ("before", "0.85", ""),

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lingact import compare, tables
+from lingact import compare
+from lingact.changes import bits_table
 from lingact.config import LanguagesConfig, ModelConfig, SaeSet, Statistics, asset
 from lingact.corpus import ParallelCorpus
 from lingact.harness import evaluate, load_tasks
+from lingact.inference import interval, sentence_weights
 from lingact.lm import LanguageModel, load_model
 from lingact.measure import BASE, Wanted, measure
 from lingact.microworld import LANGUAGES, world
 from lingact.microworld.documents import OPTIONS_PER_QUESTION
 from lingact.sae import Dictionaries, load_dictionaries
+from lingact.tables import confound_table
 from lingact.tracking import write_atomically, write_json
 
 PAPER_LANGUAGES = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
@@ -61,14 +64,14 @@ def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus
     """Bits by language, bits per aligned sentence minus the high-resource mean, and token counts, FVU, L0 and norms by SAE set, language and layer."""
     measured = measure(lm, saes, corpus, batch_tokens=4096, identity={"organism": "card"}, wanted=Wanted(language_model=True))
     stats = measured.of(next(iter(saes)), BASE)
-    bits = tables.bits_table(measured, next(iter(saes)), STATISTICS, SEED)
-    confounds = pd.concat([tables.confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(meter=name) for name in saes], ignore_index=True)
-    weights = tables.sentence_weights(len(corpus.ids), STATISTICS.resamples, SEED)
+    bits = bits_table(measured, next(iter(saes)), STATISTICS, SEED)
+    confounds = pd.concat([confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(meter=name) for name in saes], ignore_index=True)
+    weights = sentence_weights(len(corpus.ids), STATISTICS.resamples, SEED)
     per_sentence = {code: weights @ np.asarray(s.nll) / np.log(2) / len(corpus.ids) for code, s in stats.items()}
     high = np.mean([per_sentence[code] for code in PAPER_LANGUAGES.high], axis=0)
     rows = []
     for code in PAPER_LANGUAGES.low:
-        estimate, low, top = tables.interval(per_sentence[code] - high, STATISTICS.confidence)
+        estimate, low, top = interval(per_sentence[code] - high, STATISTICS.confidence)
         rows.append({"language": code, "n": len(corpus.ids), "estimate": estimate, "lo": low, "hi": top})
     return bits, pd.DataFrame(rows), confounds
 

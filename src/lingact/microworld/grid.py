@@ -11,14 +11,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lingact import tables
 from lingact.config import asset
+from lingact.inference import interval, sentence_weights
 from lingact.measure import BASE, Measurement, measure
+from lingact.measures import Pooling, value
 from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_organism, load_rows, load_saes, table_text
 from lingact.microworld.dictionaries import harvest, train_dictionary
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
-from lingact.stats import FeatureStats
 from lingact.tracking import write_atomically
+
+MEASURES: dict[str, tuple[str, Pooling]] = {
+    "per token": ("mean", "token"),
+    "mean of sentence means": ("mean", "sentence"),
+    "sum per sentence": ("per_sentence", "token"),
+    "per byte": ("per_byte", "token"),
+    "L0": ("l0", "token"),
+}
+"""The grid's measures -> their names in `measures`, and pooling."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +53,19 @@ def declared_grid(recipe: Recipe) -> list[Cell]:
     ]
 
 
-def _measures(stats: dict[str, FeatureStats], weights: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Measure -> language -> Float["draw layer"]."""
-    return {
-        "per token": {code: tables.activation(s, weights, "token") for code, s in stats.items()},
-        "mean of sentence means": {code: tables.activation(s, weights, "sentence") for code, s in stats.items()},
-        "sum per sentence": {code: weights @ s.activation.T / weights.sum(axis=1, keepdims=True) for code, s in stats.items()},
-        "per byte": {code: weights @ s.activation.T / (weights @ s.bytes)[:, None] for code, s in stats.items()},
-        "L0": {code: tables.per_token(s.l0, s, weights) for code, s in stats.items()},
-    }
-
-
 def gaps(name: str, measured: Measurement) -> pd.DataFrame:
     """Gap of every language by every measure: mean over layers with interval, and at how many layers the interval excludes 0, by sign."""
     stats = measured.of("sae", BASE)
     count = len(next(iter(stats.values())).sentence_ids)
-    weights = tables.sentence_weights(count, STATISTICS.resamples, SEED)
+    weights = sentence_weights(count, STATISTICS.resamples, SEED)
     rows = []
-    for measure_name, values in _measures(stats, weights).items():
+    for measure_name, (chosen, pooling) in MEASURES.items():
+        values = {code: value(s, chosen, weights, pooling) for code, s in stats.items()}
         reference = values[PAPER_LANGUAGES.reference]
         for code in (*PAPER_LANGUAGES.high, *PAPER_LANGUAGES.low):
             draws = 1 - values[code] / reference
-            _, low, high = tables.interval(draws, STATISTICS.confidence)
-            mean, mean_low, mean_high = tables.interval(draws.mean(axis=1), STATISTICS.confidence)
+            _, low, high = interval(draws, STATISTICS.confidence)
+            mean, mean_low, mean_high = interval(draws.mean(axis=1), STATISTICS.confidence)
             rows.append(
                 {"recipe": name, "measure": measure_name, "language": code, "n": count, "layers": draws.shape[1]}
                 | {"short": int((low > 0).sum()), "above": int((high < 0).sum())}
@@ -95,8 +94,8 @@ def run(folder: Path, work: Path) -> None:
         measured = measure(lm, {"sae": saes}, corpus, batch_tokens=4096, identity={"organism": "grid"})
         stats = measured.of("sae", BASE)
         once = np.ones((1, len(corpus.ids)))
-        fvu = tables.fvu(stats["en"], once)[0]
-        frames.append(gaps(cell.name, measured).assign(fvu_en_worst=fvu.max(), l0_en=tables.per_token(stats["en"].l0, stats["en"], once).mean()))
+        fvu = value(stats["en"], "fvu", once, "token")[0]
+        frames.append(gaps(cell.name, measured).assign(fvu_en_worst=fvu.max(), l0_en=value(stats["en"], "l0", once, "token").mean()))
     found = pd.concat(frames, ignore_index=True)
     write_atomically(folder / "grid.csv", found.to_csv(index=False, float_format="%.5f"))
     write_atomically(folder / "grid.md", readable(found))

@@ -18,11 +18,33 @@ _CAPTIONS = {
     "gap_heatmap": "Gap of each language at each layer; the reference is the zero of the scale.",
     "gap_groups": "Gap of the language groups over the layers.",
     "confounds": "What else differs between the languages and could pass for weak features.",
+    "measures": "Gap by other measures of activation, mean over all layers; the sign can depend on the measure.",
+    "similarity": "Similarity of translations to the reference over the layers, and what shuffled pairs reach.",
+    "separation": "How well one number per sentence tells a language from the reference (AUC; 0.5 is chance).",
+    "feature_counts": "Language-specific features by language and layer: found on one half of the sentences, confirmed on the other.",
+    "feature_rates": "How often the strongest language-specific features fire in every language (confirmation half).",
+    "spliced": "Rise of the cross-entropy when the SAE's reconstruction replaces the residual at one layer.",
+    "causal_matrix": "Change of the cross-entropy when features of one language (rows) are taken away, in every language (columns).",
+    "dose_response": "Change of the cross-entropy over the dose.",
+    "scores": "Gap and benchmark score of each language, with uncorrected p.",
+    "side_by_side": "Similarity, gap and benchmark scores of the same languages.",
     "change": "Gap of the trained languages before and after training; the reference is frozen at the base model.",
     "loss": "Raw value of each loss term during training.",
     "accuracy": "Benchmark accuracy of the base model.",
     "differences": "Difference in benchmark accuracy, adapter minus base.",
 }
+
+
+@dataclass(frozen=True)
+class Card:
+    """A feature and where it is strong."""
+
+    title: str
+    link: str | None
+    """A page elsewhere."""
+    facts: Sequence[str]
+    contexts: Sequence[tuple[str, str, str, str]]
+    """Label, text before, the token, text after."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,7 @@ class Section:
     """Frames by title."""
     text: str = ""
     """Paragraphs, with blank lines between them."""
+    cards: Sequence[Card] = ()
 
 
 def run_facts(folder: Path) -> dict[str, str]:
@@ -104,6 +127,7 @@ def write_report(folder: Path, title: str, lead: str, sections: Sequence[Section
                 "heading": section.heading,
                 "text": _paragraphs(section.text),
                 "figures": [_embedded(name, path.read_bytes()) for name, path in section.figures.items()],
+                "cards": section.cards,
                 "tables": [_table(name, frame) for name, frame in section.tables.items() if len(frame)],
             }
             for section in sections

@@ -1,52 +1,172 @@
-"""How strongly do the model's features respond to each language, at every layer?"""
+"""How strongly do the model's features respond to each language, at every layer; how sure are we; and what else could it be?"""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lingact import tables
-from lingact.config import AnalyzeConfig
-from lingact.figures import gaps as figures
-from lingact.measure import BASE, measure
-from lingact.report import gaps as report
-from lingact.report.page import Section
+import yaml
+
+from lingact import chapters
+from lingact.changes import Variants
+from lingact.chapters import Chapter, Judgement
+from lingact.config import AnalyzeConfig, validate
+from lingact.correlation import read_scores
+from lingact.errors import UserError
+from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
+from lingact.measures import Stats
+from lingact.report.analysis import reviewer_table
+from lingact.report.page import Section, measured_facts, write_report
+from lingact.report.words import name_of, reading_gaps
 from lingact.terminal import show
-from lingact.tracking import open_run
-from lingact.workflows.instruments import MEASURING, set_up
+from lingact.tracking import Run, open_run, read_manifest
+from lingact.workflows.instruments import MEASURING
+from lingact.workflows.observe import RANDOM, Observations, criteria, observe, recall
 
 
 def run(config: AnalyzeConfig, folder: Path) -> None:
-    """Measure every language, compare it with the reference, and write tables, figures and a report into the run folder."""
+    """Measure every language, or recall what was measured; compare it with the reference; write tables, figures and a report."""
+    if config.compare:
+        return compare(config, folder)
+    config = as_measured(config)
+    scores = read_scores(config.scores) if config.scores else None
     with open_run("analyze", config, config.tracking, folder) as run:
-        instruments = set_up(run, config)
-        corpus = instruments.corpus.split(config.split, config.corpus.splits)
-        tables.check_enough(len(corpus.ids))
-        tables.named_ranges(instruments.layers, config.statistics)
-        measured = measure(instruments.lm, instruments.meters, corpus, batch_tokens=config.batch_tokens, identity=instruments.identity)
-        measured.save(folder / "stats")
+        if config.stats:
+            seen = recall(config.stats, config)
+            run.identify(**read_manifest(config.stats[0])["identity"])
+        else:
+            seen = observe(run, config)
+        if config.piece != (0, 1):
+            show([{"piece": f"{config.piece[0] + 1} of {config.piece[1]}", "statistics": str(folder / "stats")}])
+            return None
+        told = list(tell(config, seen, scores))
+        publish(run, config, told, seen.measured)
+        return None
 
-        summary: dict[str, float] = {}
-        pages: list[Section] = []
-        for meter in instruments.meters:
-            stats = measured.of(meter, BASE)
-            found = tables.disparities(stats, config.languages, config.statistics, config.seed)
-            confounds = tables.confound_table(stats, config.statistics, config.seed)
-            ranges, layers = tables.range_table(found), tables.layer_table(found)
-            suffix = "" if meter == MEASURING else f"_{meter}"
-            run.table(f"gap_by_layer{suffix}", layers)
-            run.table(f"gap_by_range{suffix}", ranges)
-            run.table(f"confounds{suffix}", confounds)
-            drawn = {
-                f"gap_heatmap{suffix}": figures.gap_heatmap(found, config.languages),
-                f"gap_groups{suffix}": figures.group_curves(found),
-                f"confounds{suffix}": figures.confound_panel(confounds, config.languages),
-            }
-            paths = {name: run.figure(name, figure) for name, figure in drawn.items()}
-            pages.append(Section(meter, paths, {report.BY_RANGE: ranges, report.BY_LAYER: layers}))
-            summary |= {key if meter == MEASURING else f"{meter}/{key}": value for key, value in tables.gap_summary(found).items()}
-            if meter == MEASURING:
-                show(
-                    report.gap_rows(ranges, config.languages),
-                    title=f"Activation gap against {config.languages.reference}, {len(corpus.ids)} sentences ({config.split})",
-                )
-        run.summary(summary)
-        report.write_analysis(folder, config, pages, instruments.identity, len(corpus.ids))
-        show([{"run folder": str(folder), "report": str(folder / "report.html")}])
+
+def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
+    """With `stats`: the configuration of the run that measured, judged by this command's statistics, gap measure and scores.
+
+    Raises:
+        UserError: the folder is not a run of analyze.py.
+    """
+    if not config.stats:
+        return config
+    path = config.stats[0] / "config.yaml"
+    if not path.is_file() or read_manifest(config.stats[0])["job"] != "analyze":
+        raise UserError(f"stats: '{config.stats[0]}' is not a run of analyze.py; name the run folders whose statistics to use")
+    saved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    given = config.model_dump(mode="json")
+    judged = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking")} | {"piece": "1/1"}
+    return validate(AnalyzeConfig, saved | judged | {"measures": saved["measures"] | {"gap": given["measures"]["gap"]}})
+
+
+def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Chapter]:
+    """The chapters, from what was seen."""
+    how = Judgement(config.languages, config.statistics, config.seed)
+    measured, measures = seen.measured, config.measures
+    by_meter: dict[str, Stats] = {meter: measured.of(meter, BASE) for meter in measured.meters}
+    stats = by_meter[MEASURING]
+    found = {}
+    for meter, own in by_meter.items():
+        chapter, found[meter] = chapters.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
+        yield chapter if meter == MEASURING else _aside(chapter, meter)
+    yield chapters.measures(stats, how)
+    yield chapters.confounds(stats, seen.spliced, how)
+    yield chapters.controls(found, stats, how, shuffled="shuffled_labels" in measures.parts)
+    alike = None
+    if measured.vectors:
+        alike = chapters.alike(measured.vectors, stats, how)
+        yield alike
+    if seen.features is not None:
+        cards = (seen.contexts or [], seen.links or {}, measures.features.cards)
+        yield chapters.language_features(seen.features, cards, stats, how, criteria(measures.features))
+    if seen.causal is not None:
+        yield chapters.causal(seen.causal, measures.causal.mode, how)
+    if scores is not None:
+        shares = config.model.training_shares
+        yield chapters.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)
+    if ADAPTER in measured.variants:
+        layers = stats[config.languages.reference].layers
+        variants = {meter: Variants.of(measured, meter) for meter in measured.meters if meter != RANDOM}
+        yield chapters.changed(variants, measured, layers, how)
+
+
+def _aside(chapter: Chapter, meter: str) -> Chapter:
+    """The gaps by SAEs that check the measuring ones: their summary keys carry the meter's name."""
+    return replace(chapter, summary={f"{meter}/{key}": value for key, value in chapter.summary.items()})
+
+
+def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Measurement, *, title: str = "") -> None:
+    """Write every chapter's tables and figures, the summary and the page; print the answer."""
+    first = next(iter(measured.stats.values()))
+    sections, summary = [], {}
+    for chapter in told:
+        for name, frame in chapter.frames.items():
+            run.table(name, frame)
+        paths = {name: run.figure(name, figure) for name, figure in chapter.figures.items()}
+        sections.append(Section(chapter.heading, paths, chapter.shown, chapter.text, chapter.cards))
+        summary |= chapter.summary
+    run.summary(summary)
+    windows = float(first.windows.sum() / len(first.sentence_ids))
+    asked = reviewer_table(config, heldout="heldout" in measured.meters, windows=windows)
+    sections.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
+    count = len(first.sentence_ids)
+    lead = [chapter.text for chapter in told if chapter.heading in (told[0].heading, "Controls", "Before and after")]
+    title = title or f"Activation gaps against {name_of(config.languages.reference)}"
+    facts = measured_facts(run.folder, config, first.header, count)
+    page = write_report(run.folder, title, "\n\n".join(lead), sections, facts, reading=reading_gaps(config.statistics))
+    for chapter in told:
+        for caption, table in chapter.printed.items():
+            show(table.to_dict("records"), title=f"{caption}, {count} sentences")
+    show([{"run folder": str(run.folder), "report": str(page)}])
+
+
+# --- two runs ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def compare(config: AnalyzeConfig, folder: Path) -> None:
+    """What changed from the first run to the second, from their saved statistics.
+
+    Raises:
+        UserError: they did not measure the same sentences with the same SAEs.
+    """
+    before, after = (load_measurement(path / "stats")[0] for path in config.compare)
+    paths = tuple(map(str, config.compare))
+    refuse_incomparable(before, after, paths)
+    adapted = ADAPTER in after.variants
+    by_meter = {}
+    for meter in (meter for meter in before.meters if meter in after.meters and meter != RANDOM):
+        second = after.of(meter, ADAPTER if adapted else BASE)
+        # The divergence of a base model from itself says nothing of the step between two runs.
+        second = second if adapted else {code: replace(stats, kl=None) for code, stats in second.items()}
+        by_meter[meter] = Variants(before.of(meter, BASE), second, after.of(meter, NORM_MATCHED) if adapted else None)
+    strangers = [code for code in config.languages.all if code not in before.languages]
+    if strangers:
+        raise UserError(f"compare: {', '.join(strangers)} not measured in '{paths[0]}' ({', '.join(before.languages)} are); choose languages=...")
+    with open_run("analyze", config, config.tracking, folder) as run:
+        run.identify(before={"name": paths[0]}, after={"name": paths[1]}, sae=read_manifest(config.compare[0])["identity"]["sae"])
+        how = Judgement(config.languages, config.statistics, config.seed)
+        chapter = chapters.changed(by_meter, None, next(iter(before.stats.values())).layers, how)
+        publish(run, config, [chapter], before, title=f"From {config.compare[0].name} to {config.compare[1].name}")
+
+
+def refuse_incomparable(before: Measurement, after: Measurement, paths: tuple[str, str]) -> None:
+    """Raise unless both cover the same sentences with the same SAEs; the model, or its adapter, may differ.
+
+    Raises:
+        UserError: with what differs.
+    """
+    one, other = (next(iter(measurement.stats.values())) for measurement in (before, after))
+    free = {"adapter", "batch_tokens", "sae/random", "meter", "variant", "language"} | ({"model"} if ADAPTER not in after.variants else set())
+    keys = sorted((one.header.keys() | other.header.keys()) - free)
+    differing = [key for key in keys if one.header.get(key) != other.header.get(key)]
+    if one.sentence_ids != other.sentence_ids:
+        differing.append("sentences")
+    if one.layers != other.layers:
+        differing.append("layers")
+    if differing or before.languages != after.languages:
+        raise UserError(
+            f"compare: '{paths[0]}' and '{paths[1]}' differ in {', '.join(dict.fromkeys(differing)) or 'languages'}; a comparison needs the same "
+            "sentences, languages, layers and SAEs"
+        )

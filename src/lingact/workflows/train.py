@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lingact import tables
+from lingact import changes
 from lingact.adapters import adapter_hash, attach_lora, save_adapter
 from lingact.config import TrainConfig
 from lingact.corpus import ParallelCorpus
@@ -14,11 +14,14 @@ from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
+from lingact.inference import check_enough
 from lingact.measure import BASE, Measurement, Wanted, measure
+from lingact.measures import value
 from lingact.module import GapModule
 from lingact.report import training as report
 from lingact.report.page import Section
 from lingact.sae import Dictionaries
+from lingact.tables import named_ranges
 from lingact.terminal import show
 from lingact.tracking import open_run
 from lingact.workflows.instruments import HELDOUT, MEASURING, Instruments, set_up
@@ -30,8 +33,8 @@ def run(config: TrainConfig, folder: Path) -> float:
         instruments = set_up(run, config)
         splits = {name: instruments.corpus.split(name, config.corpus.splits) for name in ("train", "dev", "heldout")}
         for name in ("dev", "heldout"):
-            tables.check_enough(len(splits[name].ids))
-        tables.named_ranges(instruments.layers, config.statistics)
+            check_enough(len(splits[name].ids))
+        named_ranges(instruments.layers, config.statistics)
         loss_layers = _loss_layers(config, instruments)
         dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in loss_layers}
         target = reference_activation(config, instruments, splits["train"], loss_layers)
@@ -99,7 +102,7 @@ def reference_activation(config: TrainConfig, instruments: Instruments, corpus: 
         instruments.lm, {MEASURING: dictionaries}, corpus.speaking((reference,)), batch_tokens=config.batch_tokens, identity=instruments.identity
     )
     stats = measured.of(MEASURING, BASE)[reference]
-    return torch.tensor(tables.activation(stats, np.ones((1, len(corpus.ids))), "token")[0], dtype=torch.float32)
+    return torch.tensor(value(stats, "mean", np.ones((1, len(corpus.ids))), "token")[0], dtype=torch.float32)
 
 
 def measure_change(
@@ -122,23 +125,23 @@ def conclude(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """Tidy tables and summary numbers of what the adapter did, by every meter; keys of the held-out meter start with `heldout/`."""
     settings, summary = config.statistics, {}
-    ranges = tables.named_ranges(instruments.layers, settings)
+    ranges = named_ranges(instruments.layers, settings)
     by_layer, by_range, kept_rows = [], [], []
     for meter in instruments.meters:
-        stats = measured.of(meter, BASE)
-        count = len(stats[config.languages.reference].sentence_ids)
-        changes = {code: tables.change(measured, meter, code, config.languages, settings, loss_layers, config.seed) for code in stats}
-        by_layer.append(tables.change_table(changes, instruments.layers, count, meter, settings.confidence))
-        by_range.append(tables.change_range_table(changes, ranges, count, meter, settings.confidence))
-        kept = tables.retention(measured, meter, config.languages.reference, settings, config.seed)
-        kept_rows.append(tables.retention_table(kept, config.languages.reference, count, meter, settings.confidence))
-        found = tables.change_summary(changes, config.lang) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
-        summary |= {key if meter == MEASURING else f"{HELDOUT}/{key}": value for key, value in found.items()}
+        variants = changes.Variants.of(measured, meter)
+        count = len(variants.base[config.languages.reference].sentence_ids)
+        found = {code: changes.change(variants, code, config.languages, settings, loss_layers, config.seed) for code in variants.base}
+        by_layer.append(changes.change_table(found, instruments.layers, count, meter, settings.confidence))
+        by_range.append(changes.change_range_table(found, ranges, count, meter, settings.confidence))
+        kept = changes.retention(variants, config.languages.reference, settings, config.seed)
+        kept_rows.append(changes.retention_table(kept, config.languages.reference, count, meter, settings.confidence))
+        numbers = changes.change_summary(found, config.lang) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
+        summary |= {key if meter == MEASURING else f"{HELDOUT}/{key}": number for key, number in numbers.items()}
     frames = {
         "change_by_layer": pd.concat(by_layer, ignore_index=True),
         "change_by_range": pd.concat(by_range, ignore_index=True),
         "retention": pd.concat(kept_rows, ignore_index=True),
-        "bits": tables.bits_table(measured, MEASURING, settings, config.seed),
+        "bits": changes.bits_table(measured, MEASURING, settings, config.seed),
     }
     return frames, summary
 
@@ -147,6 +150,7 @@ def objective(config: TrainConfig, instruments: Instruments, corpus: ParallelCor
     """What sweeps maximise, on the dev split: mean norm-matched gap closed of the targets minus the reference's KL in nats."""
     spoken = corpus.speaking((*config.lang, config.languages.reference))
     measured = measure_change(instruments, {MEASURING: instruments.meters[MEASURING]}, spoken, config)
-    changes = [tables.change(measured, MEASURING, code, config.languages, config.statistics, loss_layers, config.seed) for code in config.lang]
-    kept = tables.retention(measured, MEASURING, config.languages.reference, config.statistics, config.seed)
-    return float(np.mean([found.closed_norm_matched[0] for found in changes]) - kept["kl"][0])
+    variants = changes.Variants.of(measured, MEASURING)
+    found = [changes.change(variants, code, config.languages, config.statistics, loss_layers, config.seed) for code in config.lang]
+    kept = changes.retention(variants, config.languages.reference, config.statistics, config.seed)
+    return float(np.mean([change.closed_norm_matched[0] for change in found]) - kept["kl"][0])

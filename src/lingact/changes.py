@@ -1,0 +1,188 @@
+"""Before and after: what an adapter did to every language, and how the reference language fared. Pure functions of statistics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lingact.config import LanguagesConfig, Statistics
+from lingact.inference import interval, sentence_weights
+from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.measures import Draws, Stats, value
+
+
+@dataclass(frozen=True)
+class Variants:
+    """The same sentences under two models, language by language."""
+
+    base: Stats
+    adapter: Stats
+    norm_matched: Stats | None
+    """The adapted model with each residual rescaled to the base's norm on that token. None: not measured, and nan in what is made of it."""
+
+    @classmethod
+    def of(cls, measured: Measurement, meter: str) -> "Variants":
+        """What one set of SAEs saw of base and adapter."""
+        return cls(*(measured.of(meter, variant) for variant in (BASE, ADAPTER, NORM_MATCHED)))
+
+
+def gap_closed(before: Draws, after: Draws, rows: Sequence[int]) -> Float[np.ndarray, " draw"]:
+    """`1 - sum_l |g_after| / sum_l |g_before|` over the given layers; nan where there are none."""
+    if not rows:
+        return np.full(len(before), np.nan)
+    return 1 - np.abs(after[:, rows]).sum(axis=1) / np.abs(before[:, rows]).sum(axis=1)
+
+
+def overshoot(before: Draws, after: Draws) -> Draws:
+    """Per layer, the part of the gap after training that lies beyond zero, seen from where it was before."""
+    return np.maximum(0, -np.sign(before[:1]) * after)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter did to one language under one meter, as draws."""
+
+    before: Draws
+    after: Draws
+    after_norm_matched: Draws
+    gain: Draws
+    closed: Float[np.ndarray, " draw"]
+    closed_norm_matched: Float[np.ndarray, " draw"]
+    overshoot: Draws
+    fvu_before: Draws
+    fvu_after: Draws
+    l0_before: Draws
+    l0_after: Draws
+    norm_before: Draws
+    norm_after: Draws
+    counted: tuple[int, ...]
+    """Rows of the layers of the loss whose gap before training excludes 0."""
+
+
+def change(variants: Variants, code: str, languages: LanguagesConfig, settings: Statistics, loss_layers: tuple[int, ...], seed: int) -> Change:
+    """Gaps before and after, both against the reference language under the base model, which stays frozen."""
+    base, adapter, matched = variants.base, variants.adapter, variants.norm_matched
+    weights = sentence_weights(len(base[code].sentence_ids), settings.resamples, seed)
+    reference = value(base[languages.reference], "mean", weights, settings.pooling)
+    own, raised = (value(stats[code], "mean", weights, settings.pooling) for stats in (base, adapter))
+    rescaled = value(matched[code], "mean", weights, settings.pooling) if matched is not None else np.full_like(own, np.nan)
+    before, after, after_matched = (1 - a / reference for a in (own, raised, rescaled))
+    low, high = (np.atleast_1d(bound) for bound in interval(before, settings.confidence)[1:])
+    counted = tuple(row for row, layer in enumerate(base[code].layers) if layer in loss_layers and (low[row] > 0 or high[row] < 0))
+    return Change(
+        before=before,
+        after=after,
+        after_norm_matched=after_matched,
+        gain=raised / own - 1,
+        closed=gap_closed(before, after, counted),
+        closed_norm_matched=gap_closed(before, after_matched, counted),
+        overshoot=overshoot(before, after),
+        fvu_before=value(base[code], "fvu", weights, "token"),
+        fvu_after=value(adapter[code], "fvu", weights, "token"),
+        l0_before=value(base[code], "l0", weights, "token"),
+        l0_after=value(adapter[code], "l0", weights, "token"),
+        norm_before=value(base[code], "residual_norm", weights, "token"),
+        norm_after=value(adapter[code], "residual_norm", weights, "token"),
+        counted=counted,
+    )
+
+
+_GAPS = {"gap_before": "before", "gap_after": "after", "gap_after_norm_matched": "after_norm_matched"}
+_PER_LAYER = _GAPS | {name: name for name in ("gain", "overshoot", "fvu_before", "fvu_after", "l0_before", "l0_after", "norm_before", "norm_after")}
+_OVERALL = {"gap_closed": "closed", "gap_closed_norm_matched": "closed_norm_matched"}
+
+
+def change_table(changes: dict[str, Change], layers: tuple[int, ...], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+    """One row per language, layer and quantity."""
+    rows = []
+    for code, found in changes.items():
+        for quantity, attribute in _PER_LAYER.items():
+            for layer, estimate, low, high in zip(layers, *interval(getattr(found, attribute), confidence), strict=True):  # pyrefly: ignore[no-matching-overload]
+                rows.append(
+                    {
+                        "meter": meter,
+                        "language": code,
+                        "layer": layer,
+                        "quantity": quantity,
+                        "n": sentences,
+                        "estimate": estimate,
+                        "lo": low,
+                        "hi": high,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+    """One row per language, range of layers and quantity (means over the range), and the gap closed over the counted layers (range `loss`)."""
+    rows = []
+    for code, found in changes.items():
+        cells = {(label, q): getattr(found, a)[:, members].mean(axis=1) for label, members in ranges.items() for q, a in _PER_LAYER.items()}
+        cells |= {("loss", quantity): getattr(found, attribute) for quantity, attribute in _OVERALL.items()}
+        for (label, quantity), draws in cells.items():
+            estimate, low, high = interval(draws, confidence)
+            rows.append(
+                {"meter": meter, "language": code, "range": label, "quantity": quantity, "n": sentences, "estimate": estimate, "lo": low, "hi": high}
+            )
+    return pd.DataFrame(rows)
+
+
+def change_summary(changes: dict[str, Change], targets: Sequence[str]) -> dict[str, float]:
+    """`gain/<lang>`, `gap_closed/<lang>`, `overshoot/<lang>`, `norm_matched/gap_closed/<lang>`, `fvu/<lang>`: means over layers where per layer."""
+    summary = {}
+    for code in targets:
+        found = changes[code]
+        summary[f"gain/{code}"] = float(found.gain[0].mean())
+        summary[f"gap_closed/{code}"] = float(found.closed[0])
+        summary[f"overshoot/{code}"] = float(found.overshoot[0].mean())
+        summary[f"norm_matched/gap_closed/{code}"] = float(found.closed_norm_matched[0])
+        summary[f"fvu/{code}"] = float(found.fvu_after[0].mean())
+        summary[f"fvu_before/{code}"] = float(found.fvu_before[0].mean())
+    return summary
+
+
+def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str, sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+    """One row per retention measure of the reference language."""
+    rows = []
+    for quantity, draws in kept.items():
+        estimate, low, high = interval(draws, confidence)
+        rows.append({"meter": meter, "language": reference, "quantity": quantity, "n": sentences, "estimate": estimate, "lo": low, "hi": high})
+    return pd.DataFrame(rows)
+
+
+def retention(variants: Variants, reference: str, settings: Statistics, seed: int) -> dict[str, Float[np.ndarray, " draw"]]:
+    """How the reference language fared, four readings (design section 7); the profile cosine is a point estimate, its draws are equal.
+
+    `activation`: A_after / A_base, mean over layers. `profile`: cosine of the mean feature profiles, mean over layers.
+    `bits_per_byte`: after over base, 1 is unchanged, more is worse. `kl`: KL(base || adapter) in nats per predicted token.
+    """
+    base, adapter = variants.base[reference], variants.adapter[reference]
+    weights = sentence_weights(len(base.sentence_ids), settings.resamples, seed)
+    profiles = [(b.sum(axis=0), a.sum(axis=0)) for b, a in zip(base.profile, adapter.profile, strict=True)]
+    cosines = [float(b @ a / (np.linalg.norm(b) * np.linalg.norm(a))) for b, a in profiles]
+    found = {
+        "activation": (value(adapter, "mean", weights, settings.pooling) / value(base, "mean", weights, settings.pooling)).mean(axis=1),
+        "profile": np.full(len(weights), np.mean(cosines)),
+    }
+    if adapter.nll is not None and base.nll is not None:
+        found["bits_per_byte"] = (weights @ adapter.nll) / (weights @ base.nll)
+        found["kl"] = (weights @ adapter.kl) / (weights @ adapter.predicted)
+    return found
+
+
+def bits_table(measured: Measurement, meter: str, settings: Statistics, seed: int) -> pd.DataFrame:
+    """Bits per byte (comparable within a language only) and per aligned sentence (between languages too), for every variant measured."""
+    rows = []
+    for (found_meter, variant, code), s in measured.stats.items():
+        if found_meter != meter or s.nll is None:
+            continue
+        weights = sentence_weights(len(s.sentence_ids), settings.resamples, seed)
+        bits = weights @ s.nll / np.log(2)
+        for quantity, draws in (("bits_per_byte", bits / (weights @ s.bytes)), ("bits_per_sentence", bits / len(s.sentence_ids))):
+            estimate, low, high = interval(draws, settings.confidence)
+            rows.append(
+                {"language": code, "variant": variant, "quantity": quantity, "n": len(s.sentence_ids), "estimate": estimate, "lo": low, "hi": high}
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,307 @@
+"""What an analysis found, subject by subject: each function turns raw statistics into tables, figures and words. No model, no files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lingact import correlation, effects, similarity
+from lingact.changes import Variants, bits_table, change, change_range_table, change_summary, change_table, retention, retention_table
+from lingact.config import LanguagesConfig, Statistics
+from lingact.contexts import Context
+from lingact.figures import correlation as score_figures
+from lingact.figures import features as feature_figures
+from lingact.figures import gaps as gap_figures
+from lingact.figures import interventions as causal_figures
+from lingact.figures import similarity as similarity_figures
+from lingact.figures.training import change_bars
+from lingact.interventions import CausalLosses, SplicedLosses
+from lingact.language_features import Criteria, features_text, rate_table, strongest_confirmed
+from lingact.languages import LANGUAGES
+from lingact.measure import Measurement
+from lingact.measures import Stats, available
+from lingact.report import analysis as words
+from lingact.report.gaps import analysis_text, gap_rows, wide_layers
+from lingact.report.page import Card
+from lingact.report.training import retention_rows, train_rows, training_text
+from lingact.stats import SentenceVectors
+from lingact.tables import (
+    Disparities,
+    confound_table,
+    disparities,
+    gap_summary,
+    layer_table,
+    measure_table,
+    named_ranges,
+    range_table,
+    shuffled_table,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How everything is judged."""
+
+    languages: LanguagesConfig
+    settings: Statistics
+    seed: int
+
+    @property
+    def how_sure(self) -> dict[str, float]:
+        """Resamples, confidence and seed, for functions that take no configuration."""
+        return {"resamples": self.settings.resamples, "confidence": self.settings.confidence, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One subject of the report."""
+
+    heading: str
+    text: str
+    """Paragraphs, with blank lines between them."""
+    frames: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Tidy tables by the name of their file."""
+    figures: "dict[str, Figure]" = field(default_factory=dict)
+    """By the name of their file."""
+    shown: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Tables of the report by title."""
+    cards: Sequence[Card] = ()
+    printed: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Tables for the terminal by title."""
+    summary: dict[str, float] = field(default_factory=dict)
+
+
+def gaps(stats: Stats, meter: str, how: Judgement, *, measure: str, suffix: str = "") -> tuple[Chapter, Disparities]:
+    """Which languages fall short of the reference, at which layers, by one set of SAEs."""
+    found = disparities(stats, how.languages, how.settings, how.seed, measure=measure)
+    layers, ranges = layer_table(found), range_table(found)
+    text = analysis_text(layers, ranges, how.languages, how.settings.confidence)
+    shown = {
+        "Gap by range of layers, mean": pd.DataFrame(gap_rows(ranges, how.languages)),
+        "Gap by range of layers, largest": pd.DataFrame(gap_rows(ranges, how.languages, statistic="max")),
+        "Gap by layer (*: outside the simultaneous band over layers)": wide_layers(layers),
+    }
+    figures = {f"gap_heatmap{suffix}": gap_figures.gap_heatmap(found, how.languages), f"gap_groups{suffix}": gap_figures.group_curves(found)}
+    frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
+    heading = f"Gaps by the {meter} SAEs"
+    printed = {} if suffix else {f"Activation gap against {how.languages.reference}": next(iter(shown.values()))}
+    return Chapter(heading, text, frames, figures, shown, summary=gap_summary(found), printed=printed), found
+
+
+def measures(stats: Stats, how: Judgement) -> Chapter:
+    """Does the answer depend on the measure of activation?"""
+    table = measure_table(stats, how.languages, how.settings, how.seed)
+    overall = table[table["place"] == "all"]
+    summary = {f"measure/{row['measure']}/{row['name']}": float(row["gap"]) for row in overall.to_dict("records")}
+    names = available(stats[how.languages.reference])
+    return Chapter(
+        "Other measures of activation",
+        words.measures_text(overall, how.languages),
+        {"gap_by_measure": table},
+        {"measures": gap_figures.measure_heatmap(overall, how.languages, names)},
+        {"Gap by measure, mean over all layers (*: the interval excludes 0)": words.wide_measures(overall, names)},
+        summary=summary,
+    )
+
+
+def confounds(stats: Stats, spliced: SplicedLosses | None, how: Judgement, suffix: str = "") -> Chapter:
+    """What else differs between the languages: text, tokenizer, norms, and how well the SAEs fit."""
+    table = confound_table(stats, how.settings, how.seed)
+    frames, figures = {f"confounds{suffix}": table}, {f"confounds{suffix}": gap_figures.confound_panel(table, how.languages)}
+    summary, costs = {}, None
+    if spliced is not None:
+        costs = effects.spliced_table(spliced, **how.how_sure)
+        frames["spliced"] = costs
+        figures["spliced"] = causal_figures.spliced_curves(costs, how.languages)
+        rises = costs[costs["quantity"] == "ce_increase"].groupby(["meter", "language"], sort=False)["estimate"].mean()
+        summary = {f"spliced/{meter}/{code}": float(value) for (meter, code), value in rises.items()}  # pyrefly: ignore[not-iterable]
+    text = words.confounds_text(table, costs, how.languages)
+    return Chapter(
+        "Confounds: text, norms and the fit of the SAEs", text, frames, figures, {"By language": words.wide_confounds(table)}, summary=summary
+    )
+
+
+def controls(by_meter: Mapping[str, Disparities], stats: Stats, how: Judgement, *, shuffled: bool) -> Chapter:
+    """Would the same come out where nothing can be there, or with other SAEs?"""
+    frames, shown, summary = {}, {}, {}
+    others = words.meters_table({meter: range_table(found) for meter, found in by_meter.items()})
+    if len(by_meter) > 1:
+        shown["Mean gap over all layers by each set of SAEs"] = others
+    table = None
+    if shuffled:
+        table = shuffled_table(stats, how.languages, how.settings, how.seed)
+        frames["shuffled_labels"] = table
+        shown["Shuffled language labels"] = table
+        summary["control/shuffled/share"] = float(table["significant"].sum() / table["tests"].sum())
+    return Chapter(
+        "Controls", words.controls_text({m: range_table(f) for m, f in by_meter.items()}, table, how.languages), frames, {}, shown, summary=summary
+    )
+
+
+def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) -> Chapter:
+    """Are translations represented alike, and what tells the languages apart?"""
+    first = vectors[how.languages.reference]
+    means = {code: own.means() for code, own in vectors.items()}
+    table = similarity.similarity_table(means, first.layers, how.languages.reference, **how.how_sure)
+    chosen = first.places
+    scalars = {
+        "activation": {code: (s.activation / s.tokens)[:, chosen] for code, s in stats.items()},
+        "residual_norm": {code: (s.norm / s.tokens)[:, chosen] for code, s in stats.items()},
+    }
+    halves = stats[how.languages.reference].halves[chosen]
+    apart = similarity.separation_table(means, scalars, halves, first.layers, how.languages.reference, **how.how_sure)
+    summary = {
+        f"similarity/{quantity}/{code}": float(value)
+        for (quantity, code), value in table.groupby(["quantity", "language"], sort=False)["estimate"].mean().items()  # pyrefly: ignore[not-iterable]
+    }
+    return Chapter(
+        "Similarity of representations",
+        words.similarity_text(table, apart, how.languages),
+        {"similarity": table, "separation": apart},
+        {
+            "similarity": similarity_figures.similarity_curves(table, how.languages),
+            "separation": similarity_figures.separation_curves(apart, how.languages),
+        },
+        {"Similarity to the reference, mean over layers (floor: shuffled pairs)": words.wide_similarity(table)},
+        summary=summary,
+    )
+
+
+def language_features(
+    found: pd.DataFrame,
+    cards: tuple[Sequence[Context], Mapping[tuple[int, int], str], int],
+    stats: Stats,
+    how: Judgement,
+    criteria: Criteria,
+) -> Chapter:
+    """Which latents belong to one language?
+
+    Args:
+        found: `language_features.find_features`.
+        cards: strongest contexts, links by layer and latent, and how many features of a language get a card.
+        criteria: by which they were found.
+    """
+    contexts, links, per_language = cards
+    layers = next(iter(stats.values())).layers
+    best = strongest_confirmed(found, per_language=per_language)
+    rates = rate_table(best, stats, confidence=how.settings.confidence)
+    figures = {"feature_counts": feature_figures.feature_counts(found, how.languages, layers)}
+    if len(best):
+        figures["feature_rates"] = feature_figures.feature_rates(rates, how.languages)
+    counts = found[found["passed"]].groupby("language", sort=False)["confirmed"].agg(["size", "sum"])
+    summary = {}
+    for code in how.languages.all:
+        size, sure = counts.loc[code] if code in counts.index else (0, 0)
+        summary |= {f"features/{code}/candidates": float(size), f"features/{code}/confirmed": float(sure)}
+    return Chapter(
+        "Language-specific features",
+        features_text(found, how.languages, criteria),
+        {"language_features": found, "language_feature_rates": rates},
+        figures,
+        {"Candidates": words.wide_features(found)},
+        words.cards(best, rates, contexts, links),
+        summary=summary,
+    )
+
+
+def causal(losses: CausalLosses, mode: str, how: Judgement) -> Chapter:
+    """Do the features matter to the model, and to their own language more than to others?"""
+    if not losses.arms:
+        return Chapter("Causal checks", "No features were chosen, so there was nothing to intervene on.")
+    table = effects.causal_table(losses, **how.how_sure)
+    selectivity = effects.selectivity_table(losses, **how.how_sure)
+    figures = {"dose_response": causal_figures.dose_response(table, mode)}
+    if mode == "scale" and (table["dose"] == effects.ABLATION).any():
+        figures = {"causal_matrix": causal_figures.causal_matrix(table)} | figures
+    summary = {
+        f"causal/{row['owner']}/{row['kind']}/{row['contrast']}": float(row["estimate"])
+        for row in selectivity[(selectivity["mode"] == "scale") & (selectivity["dose"] == effects.ABLATION)].to_dict("records")
+    }
+    text = effects.causal_text(selectivity, table, confidence=how.settings.confidence)
+    shown = {"Selectivity": words.wide_selectivity(selectivity)}
+    return Chapter("Causal checks", text, {"causal": table, "selectivity": selectivity}, figures, shown, summary=summary)
+
+
+def benchmarks(
+    found: Disparities, scores: pd.DataFrame, alikeness: pd.DataFrame | None, stats: Stats, how: Judgement, shares: Mapping[str, float] | None
+) -> Chapter:
+    """Do gaps go with benchmark scores, and do similarities?
+
+    Args:
+        shares: of the model's training text by language; None: those of public web pages stand in.
+    """
+    shares = {code: language.web_share for code, language in LANGUAGES.items()} if shares is None else shares
+    correlation.refuse_few_languages(scores, [code for code in stats if code != how.languages.reference])
+    layers = layer_table(found)[["name", "layer", "gap"]]
+    ranges = range_table(found).query("statistic == 'mean'")[["name", "range", "gap"]].rename(columns={"range": "layer"})
+    places = pd.concat([layers.astype({"layer": object}), ranges], ignore_index=True)
+    fertility = confound_table(stats, how.settings, how.seed).query("quantity == 'tokens_per_sentence'").set_index("language")["estimate"]
+    covariates = pd.DataFrame(
+        {
+            "language": list(stats),
+            "fertility": fertility.loc[list(stats)].to_numpy(),
+            "log_resource": [np.log(shares.get(code, np.nan)) for code in stats],
+        }
+    )
+    table = correlation.correlation_table(places, scores, covariates, seed=how.seed, confidence=how.settings.confidence)
+    main = table[(table["place"].astype(str) == "all") & (table["control"] == "none")]
+    summary = {f"correlation/{row['benchmark']}/{row['method']}": float(row["estimate"]) for row in main.to_dict("records")}
+    summary |= {f"correlation/{row['benchmark']}/{row['method']}/p": float(row["p"]) for row in main.to_dict("records")}
+    text, frames, figures = words.correlation_text(table, how.settings.confidence), {"correlation": table, "scores": scores}, {}
+    if alikeness is not None:
+        beside = correlation.side_by_side(alikeness, places, scores)
+        with_both = correlation.side_by_side_correlations(beside, seed=how.seed, confidence=how.settings.confidence)
+        text += "\n\n" + correlation.side_by_side_text(beside, with_both)
+        frames |= {"side_by_side": beside, "side_by_side_correlation": with_both}
+        figures = {
+            "scores": score_figures.score_scatter(beside, with_both, how.languages),
+            "side_by_side": score_figures.side_by_side_figure(beside, how.languages),
+        }
+    shown = {"Correlation of the mean gap over all layers with scores": words.wide_correlation(table)}
+    return Chapter("Benchmark scores", text, frames, figures, shown, summary=summary)
+
+
+def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], how: Judgement) -> Chapter:
+    """What an adapter, or the step from one model to another, did to every language.
+
+    Args:
+        measured: for bits per byte and sentence; None where the two sides come from different runs.
+        counted_layers: layers over which the gap closed is summed up.
+    """
+    codes = [code for code in how.languages.all if code != how.languages.reference]
+    frames, summary = change_frames(by_meter, measured, counted_layers, how, codes)
+    shown = {"Before and after": pd.DataFrame(train_rows(frames, codes)), "Retention of the reference": pd.DataFrame(retention_rows(frames))}
+    text = training_text(frames, codes, how.languages.reference)
+    targets = frames["change_by_layer"][frames["change_by_layer"]["language"].isin(codes)]
+    return Chapter("Before and after", text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=shown)
+
+
+def change_frames(
+    by_meter: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], how: Judgement, targets: Sequence[str]
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """Tidy tables and summary numbers of a change, by every meter; keys of all but the first meter start with its name."""
+    settings, reference, summary = how.settings, how.languages.reference, {}
+    by_layer, by_range, kept_rows = [], [], []
+    for place, (meter, variants) in enumerate(by_meter.items()):
+        first = variants.base[reference]
+        count, ranges = len(first.sentence_ids), named_ranges(first.layers, settings)
+        changes = {code: change(variants, code, how.languages, settings, counted_layers, how.seed) for code in variants.base}
+        by_layer.append(change_table(changes, first.layers, count, meter, settings.confidence))
+        by_range.append(change_range_table(changes, ranges, count, meter, settings.confidence))
+        kept = retention(variants, reference, settings, how.seed)
+        kept_rows.append(retention_table(kept, reference, count, meter, settings.confidence))
+        found = change_summary(changes, targets) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
+        summary |= {key if place == 0 else f"{meter}/{key}": value for key, value in found.items()}
+    frames = {
+        "change_by_layer": pd.concat(by_layer, ignore_index=True),
+        "change_by_range": pd.concat(by_range, ignore_index=True),
+        "retention": pd.concat(kept_rows, ignore_index=True),
+    }
+    if measured is not None:
+        frames["bits"] = bits_table(measured, next(iter(by_meter)), settings, how.seed)
+    return frames, summary

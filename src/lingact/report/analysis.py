@@ -1,0 +1,370 @@
+"""What an analysis found in sentences, readable tables and cards. Every sentence is computed from the numbers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from lingact.config import AnalyzeConfig, LanguagesConfig
+from lingact.contexts import Context
+from lingact.report.page import Card
+from lingact.report.words import listed, name_of, with_interval
+
+_GROUPS = {"low": "medium-to-low-resource", "high": "high-resource"}
+_MEASURES = {
+    "mean": "per token",
+    "mean_active": "per active latent",
+    "firing_rate": "firing rate",
+    "l0": "L0",
+    "l2": "L2",
+    "top_k": "top k",
+    "per_sentence": "per sentence",
+    "per_byte": "per byte",
+    "per_word": "per word",
+    "reference_active": "reference's latents",
+    "norm_matched": "norm-matched",
+}
+
+
+def _others(languages: LanguagesConfig) -> tuple[str, ...]:
+    return (*languages.high, *languages.low)
+
+
+def _marked(rows: pd.DataFrame) -> list[str]:
+    """`+0.12*`: the gap, with an asterisk where its interval excludes 0."""
+    sure = (rows["lo"] > 0) | (rows["hi"] < 0)
+    return ["-" if pd.isna(gap) else f"{gap + 0.0:+.2f}{'*' if mark else ''}" for gap, mark in zip(rows["gap"], sure, strict=True)]
+
+
+def _span(values: pd.Series, digits: int = 2) -> str:
+    """Smallest and largest of some values by language: `0.12 (Hindi) to 0.30 (Malayalam)`."""
+    low, high = str(values.idxmin()), str(values.idxmax())
+    return f"{values.min():.{digits}f} ({name_of(low)}) to {values.max():.{digits}f} ({name_of(high)})"
+
+
+# --- measures ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
+    """By which measures each group falls short, lies above, or cannot be told from the reference.
+
+    Args:
+        overall: rows of `tables.measure_table` for all layers together.
+    """
+    sentences = []
+    for group, title in _GROUPS.items():
+        rows = overall[overall["name"] == group]
+        if rows.empty:
+            continue
+        verdicts = {
+            "falls short of": rows.loc[rows["lo"] > 0, "measure"],
+            "lies above": rows.loc[rows["hi"] < 0, "measure"],
+            "cannot be told from": rows.loc[(rows["lo"] <= 0) & (rows["hi"] >= 0), "measure"],
+        }
+        parts = [f"{verb} {name_of(languages.reference)} by {_named(found)}" for verb, found in verdicts.items() if len(found)]
+        sentences.append(f"Averaged over all layers the {title} group {'; '.join(parts)}.")
+        if len(verdicts["falls short of"]) and len(verdicts["lies above"]):
+            sentences.append("So for this group the direction of the disparity is a choice of the measure, and no single one stands for all.")
+    sentences.append("Firing rate and L0 are the same up to the number of latents, so they give the same gap.")
+    return " ".join(sentences)
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(_MEASURES[name] for name in names)
+
+
+def wide_measures(overall: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """A row per language and group, a column per measure."""
+    cells = overall.assign(cell=_marked(overall))
+    wide = cells.pivot_table(index="name", columns="measure", values="cell", aggfunc="first", sort=False)[list(names)]  # pyrefly: ignore[bad-argument-type]
+    return wide.rename(columns=_MEASURES, index=lambda name: name.replace("_", " ")).reset_index()
+
+
+# --- confounds -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: LanguagesConfig) -> str:
+    """How far the languages differ in what is not features.
+
+    Args:
+        table: `tables.confound_table`.
+        costs: `effects.spliced_table`; None: not measured.
+    """
+    means = table.groupby(["quantity", "language"], sort=False)["estimate"].mean()
+    reference, others = languages.reference, [code for code in _others(languages) if code in set(table["language"])]
+    phrases = {
+        "tokens_per_sentence": ("tokens per aligned sentence", 1),
+        "fertility": ("tokens per word", 2),
+        "partial_share": ("share of tokens that are parts of characters", 3),
+        "fvu": ("variance that the SAEs miss (FVU, mean over layers)", 2),
+        "residual_norm": ("residual norm (mean over layers)", 1),
+    }
+    parts = [
+        f"{text}: {means[quantity][reference]:.{digits}f} in {name_of(reference)}, {_span(means[quantity][others], digits)} elsewhere"
+        for quantity, (text, digits) in phrases.items()
+    ]
+    sentences = [f"{'; '.join(parts)}."]
+    worse = [code for code in others if means["fvu"][code] > 1.1 * means["fvu"][reference]]
+    if worse:
+        sentences.append(
+            f"The SAEs fit {listed(worse)} of {len(others)} languages worse than {name_of(reference)} by more than a tenth: there a gap may be the "
+            "dictionary's and not the model's."
+        )
+    if costs is not None:
+        rises = costs[costs["quantity"] == "ce_increase"]
+        for meter, own in rises.groupby("meter", sort=False):
+            mean = own.groupby("language", sort=False)["estimate"].mean()
+            sentences.append(
+                f"Putting the {meter} SAEs' reconstruction in the place of the residual raises the cross-entropy by {mean[reference]:.2f} nats per "
+                f"token in {name_of(reference)} and by {_span(mean[others])} elsewhere (mean over layers, n = {own['n'].iloc[0]} sentences)."
+            )
+    text = " ".join(sentences)
+    return text[0].upper() + text[1:]
+
+
+def wide_confounds(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per language, a column per quantity; those with layers are means over them."""
+    means = table.groupby(["language", "quantity"], sort=False)["estimate"].mean().unstack(sort=False)
+    return means.rename(columns=lambda name: name.replace("_", " ")).reset_index()
+
+
+# --- controls ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def meters_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row per language and group, a column per set of SAEs with the mean gap over all layers."""
+    columns = {}
+    for meter, table in ranges.items():
+        own = table[(table["range"] == "all") & (table["statistic"] == "mean")]
+        columns[meter] = pd.Series({str(row["name"]).replace("_", " "): with_interval(row, "gap") for row in own.to_dict("records")})
+    return pd.DataFrame(columns).rename_axis("name").reset_index()
+
+
+def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | None, languages: LanguagesConfig) -> str:
+    """What other SAEs, random ones and shuffled labels say of the gaps.
+
+    Args:
+        ranges: meter -> `tables.range_table`; the first meter is the one that is checked.
+        shuffled: `tables.shuffled_table`; None: not made.
+    """
+    overall = {m: t[(t["range"] == "all") & (t["statistic"] == "mean")].set_index("name") for m, t in ranges.items()}
+    main, *others = overall
+    codes = [code for code in _others(languages) if code in overall[main].index]
+    sentences = []
+    for meter in others:
+        own, checked = overall[meter].loc[codes, "gap"], overall[main].loc[codes, "gap"]
+        same = int((np.sign(own) == np.sign(checked)).sum())
+        what = "SAEs with random directions, which fire as often in the reference" if meter == "random" else f"The {meter} SAEs"
+        groups = [
+            f"{with_interval(overall[meter].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
+            f"{with_interval(overall[main].loc[group].to_dict(), 'gap')}"
+            for group, title in _GROUPS.items()
+            if group in overall[meter].index
+        ]
+        sentences.append(f"{what} give the gap the same sign in {same} of {len(codes)} languages: {'; '.join(groups)}.")
+        if meter == "random":
+            sentences.append(
+                "What they show too needs no trained features: it comes from the residuals' size and place alone. Only the difference can be theirs."
+            )
+    if shuffled is not None:
+        every = shuffled[shuffled["name"] == "all"].set_index("scope")
+        layer, mean = every.loc["layer"], every.loc["mean"]
+        verdict = "within" if mean["significant"] <= mean["allowed"] else "above"
+        sentences.append(
+            f"With shuffled language labels, where no gap can be, {mean['significant']} of {mean['tests']} intervals of the mean over layers "
+            f"exclude 0 ({mean['share']:.1%}; {mean['expected']:.0%} expected, {verdict} the {mean['allowed']:.0f} that chance allows), and "
+            f"{layer['share']:.1%} of those of single layers."
+        )
+    return " ".join(sentences) or "No control was asked for; measures=full makes them all."
+
+
+# --- similarity ----------------------------------------------------------------------------------------------------------------------------------
+
+_SIMILARITIES = {
+    "cka": "linear CKA",
+    "retrieval": "retrieval of translations",
+    "mrr": "their mean reciprocal rank",
+    "centred_cosine": "mean-centred cosine",
+    "cosine": "plain mean-pooled cosine",
+}
+
+
+def similarity_text(table: pd.DataFrame, apart: pd.DataFrame, languages: LanguagesConfig) -> str:
+    """How alike translations are, with the floor of shuffled pairs; and what tells the languages apart.
+
+    Args:
+        table: `similarity.similarity_table`.
+        apart: `similarity.separation_table`.
+    """
+    means = table.groupby(["quantity", "language"], sort=False)[["estimate", "floor"]].mean()
+    sentences = [f"Similarity to {name_of(languages.reference)} over {table['n'].iloc[0]} sentences, means over layers, shuffled pairs in brackets:"]
+    parts = []
+    for quantity, title in _SIMILARITIES.items():
+        own = means.loc[quantity]
+        parts.append(f"{title} {_span(own['estimate'])} [{own['floor'].min():.2f} to {own['floor'].max():.2f}]")
+    sentences.append("; ".join(parts) + ".")
+    plain, centred = means.loc["cosine"], means.loc["centred_cosine"]
+    sentences.append(
+        f"Of the plain cosine, {(plain['floor'] / plain['estimate']).mean():.0%} is there between sentences that are no translations of each other; "
+        f"of the mean-centred one, {(centred['floor'] / centred['estimate']).mean():.0%}."
+    )
+    auc = apart.groupby(["quantity", "language"], sort=False)["estimate"].mean()
+    either = {quantity: (auc[quantity] - 0.5).abs() + 0.5 for quantity in ("diffmean", "activation", "residual_norm")}
+    sentences.append(
+        f"A direction found without any SAE (DiffMean) tells a sentence of the language from one of the reference with AUC "
+        f"{_span(either['diffmean'])}; the summed activation alone, either way round, with {_span(either['activation'])}, the residual norm with "
+        f"{_span(either['residual_norm'])}."
+    )
+    return " ".join(sentences)
+
+
+def wide_similarity(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per language, a column per quantity: mean over layers, and the floor."""
+    means = table.groupby(["language", "quantity"], sort=False)[["estimate", "floor"]].mean().reset_index()
+    cells = means.assign(cell=[f"{row.estimate:.2f} (floor {row.floor:.2f})" for row in means.itertuples()])
+    wide = cells.pivot_table(index="language", columns="quantity", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
+    return wide.rename(columns=_SIMILARITIES).reset_index()
+
+
+# --- features ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def wide_features(found: pd.DataFrame) -> pd.DataFrame:
+    """The candidates that were tested, confirmed ones marked."""
+    tested = found[found["passed"]].copy()
+    tested["confirmed"] = np.where(tested["confirmed"], "yes", "no")
+    return tested[["language", "layer", "latent", "nu", "lape", "rate", "other", "rate_other", "rate_random", "q", "confirmed"]]
+
+
+def cards(features: pd.DataFrame, rates: pd.DataFrame, contexts: Sequence[Context], links: Mapping[tuple[int, int], str]) -> list[Card]:
+    """A card for each feature: where it belongs, how often it fires where, and its strongest tokens."""
+    made = []
+    for row in features.to_dict("records"):
+        layer, latent = row["layer"], row["latent"]
+        own = rates[(rates["layer"] == layer) & (rates["latent"] == latent)].sort_values("rate", ascending=False)
+        fires = ", ".join(f"{code} {rate:.1%}" for code, rate in zip(own["measured"], own["rate"], strict=True))
+        facts = [
+            f"nu {row['nu']:.2f} on discovery, {row['nu_confirmed']:.2f} on confirmation; LAPE {row['lape']:.2f}; q {row['q']:.1e}",
+            f"Fires on tokens: {fires}",
+        ]
+        shown = [
+            (f"{context.language} {context.activation:.1f}", context.before, context.token, context.after)
+            for context in contexts
+            if (context.layer, context.latent) == (layer, latent)
+        ]
+        made.append(Card(f"{name_of(row['language'])}: layer {layer}, latent {latent}", links.get((layer, latent)), facts, shown))
+    return made
+
+
+# --- causal checks -------------------------------------------------------------------------------------------------------------------------------
+
+
+def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:
+    """A row per owner, kind and dose, with both contrasts and their corrected p."""
+    rows: dict[tuple, dict[str, object]] = {}
+    for row in selectivity.to_dict("records"):
+        key = (row["owner"], row["kind"], row["dose"])
+        cells = rows.setdefault(key, {"features of": row["owner"], "kind": row["kind"], "dose": row["dose"], "n": row["n"]})
+        title = str(row["contrast"]).replace("_", " ")
+        cells |= {title: with_interval(row, digits=3), f"{title}, p (Holm)": "<.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"}
+    return pd.DataFrame(rows.values())
+
+
+# --- benchmarks ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def correlation_text(table: pd.DataFrame, confidence: float) -> str:
+    """Which correlations of gaps with scores survive correction, and how far they hang on single languages."""
+    plain = table[table["control"] == "none"]
+    counted = plain[plain["p_holm"].notna()]
+    sentences = []
+    for row in plain[plain["place"].astype(str) == "all"].to_dict("records"):
+        if pd.isna(row["estimate"]):
+            continue
+        name = {"pearson": "Pearson", "spearman": "Spearman"}[row["method"]]
+        sentences.append(
+            f"{row['benchmark']}: {name} correlation of the mean gap over all layers with the score {row['estimate']:+.2f} (n = {row['n']} "
+            f"languages, p {row['p']:.2g}{'' if row['exact'] else ' by sampled orders'}; {row['loo_lo']:+.2f} to {row['loo_hi']:+.2f} when one "
+            f"language is left out, {row['branch_lo']:+.2f} to {row['branch_hi']:+.2f} when one branch is)."
+        )
+    sure = counted[counted["p_holm"] < 1 - confidence]
+    sentences.append(
+        f"Over layers, ranges and benchmarks {len(sure)} of {len(counted)} correlations survive Holm's correction"
+        + (" within their method." if len(sure) else " within their method; with so few languages that is no proof of none.")
+    )
+    held = table[(table["control"] != "none") & (table["place"].astype(str) == "all") & table["estimate"].notna()]
+    if len(held):
+        sentences.append(
+            f"With fertility, resource level or both held constant, {int((held['p'] < 1 - confidence).sum())} of {len(held)} partial correlations "
+            f"over all layers have p below {1 - confidence:.2f}, uncorrected."
+        )
+    sentences.append("Languages are few and related to each other: a correlation over them is a description, not a test of cause.")
+    return " ".join(sentences)
+
+
+def wide_correlation(table: pd.DataFrame) -> pd.DataFrame:
+    """Correlations of the mean gap over all layers, a row per benchmark, method and control."""
+    rows = table[table["place"].astype(str) == "all"]
+    return rows[
+        ["benchmark", "method", "control", "n", "estimate", "lo", "hi", "p", "p_holm", "loo_lo", "loo_hi", "branch_lo", "branch_hi", "reason"]
+    ]
+
+
+# --- what a reviewer asks ------------------------------------------------------------------------------------------------------------------------
+
+
+def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: float) -> pd.DataFrame:
+    """The objections that such analyses meet, and where this run answers them, or that it does not.
+
+    Args:
+        heldout: a second set of SAEs took part.
+        windows: sentences longer than the context, as a share.
+    """
+    parts = config.measures.parts
+    missing = "not in this run; add {} to measures.parts, or use measures=full"
+
+    def with_part(part: str, answer: str) -> str:
+        return answer if part in parts else missing.format(part)
+
+    adapted = "in Before and after" if config.adapter or config.compare else "no adapter in this run"
+    scored = bool(config.scores)
+    rows = [
+        (
+            "Is it only the norm of the residual?",
+            with_part("by_reference", "norm-matched measure beside the others; residual norm among the confounds"),
+        ),
+        ("JumpReLU passes no gradient to silent latents", "a question for training; nothing is trained here"),
+        ("Was the meter trained on?", f"{adapted}; held-out SAEs {'stand beside the measuring ones' if heldout else 'were not given'}"),
+        ("Do the SAEs fit (still, and everywhere)?", "FVU and L0 per language and layer; " + with_part("spliced", "spliced cross-entropy")),
+        ("Were the SAEs trained on English?", "a worse FVU than the reference's says where to doubt; other SAEs: sae=..."),
+        ("Are they better than random directions?", with_part("random_sae", "random-direction SAEs under Controls; DiffMean under Similarity")),
+        ("L0 differs between layers and releases", "only languages are compared, within a layer; release and id are in the head of the page"),
+        ("BOS and massive activations", "BOS, padding and all special tokens are left out; no filter of large norms is applied"),
+        ("Fertility, bytes, byte fallback", "gaps per token, sentence, byte and word side by side; fertility and fallback among the confounds"),
+        ("Tokens of a sentence are not independent", "sentences are resampled, the same ones in every language"),
+        (
+            "Mean-pooled cosine grows with length and anisotropy",
+            with_part("similarity", "CKA, retrieval and centred cosine, each with a shuffled floor"),
+        ),
+        (
+            "Few, related languages in a correlation",
+            "exact permutation p, one language and one branch left out, n printed" if scored else "no scores given; scores=[RUN]",
+        ),
+        (
+            "Many layers, latents and languages",
+            "simultaneous bands, Holm and BH; features found on one half of the sentences, confirmed on the other",
+        ),
+        ("Translation noise", "not measured: the corpus is taken as it is; run a second corpus and compare"),
+        ("Harness artefacts, chance, power", "a question for eval.py; scores come as they are given"),
+        ("Would tuning on the language alone do the same?", "a question for training's controls"),
+        ("Forgetting in other languages", f"every language is measured before and after: {adapted}"),
+        ("Leakage from the corpus into benchmarks", "not checked here; eval.py knows the benchmarks"),
+        (
+            "Numerics",
+            "residuals by hooks on the blocks, SAEs in float32, sums in float64; other batch sizes flip fewer than one threshold in a million",
+        ),
+        ("Do the features matter?", with_part("causal", "ablation and doses against random latents that fire as often, and DiffMean")),
+        ("Overshoot and sign", "gaps are signed; overshoot is a column of Before and after"),
+        ("Were long texts cut?", f"never: they are split into windows, on average {windows:.2f} a sentence"),
+    ]
+    return pd.DataFrame(rows, columns=["question", "answer"])

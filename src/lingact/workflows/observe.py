@@ -1,0 +1,235 @@
+"""Everything analyze.py needs the model for: passes over text, kept in the run's `stats/` folder so that they go on after a kill."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lingact.adapters import adapter_hash, base_behaviour, load_adapter
+from lingact.config import AnalyzeConfig, FeaturesConfig
+from lingact.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
+from lingact.controls import random_dictionaries, reference_sample
+from lingact.corpus import ParallelCorpus, split_in_halves
+from lingact.errors import UserError
+from lingact.inference import check_enough
+from lingact.interventions import Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
+from lingact.language_features import Criteria, chosen_latents, find_features
+from lingact.measure import BASE, Measurement, Wanted, load_measurement, measure, yardstick
+from lingact.passes import load_state
+from lingact.similarity import diffmean_directions
+from lingact.stats import DISCOVERY, FeatureStats
+from lingact.tables import named_ranges
+from lingact.tracking import Run, write_json
+from lingact.workflows.instruments import MEASURING, Instruments, set_up
+
+RANDOM = "random"
+"""Meter of the SAEs with random directions."""
+_SAMPLE_TOKENS = 4096
+"""Tokens of the reference on which the random SAEs are made to fire as often as the trained ones."""
+_NAMES = {"random_rates": "random_tokens.safetensors", "spliced": "spliced.safetensors", "causal": "causal.safetensors", "contexts": "contexts.json"}
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What the passes saw. None: not asked for."""
+
+    measured: Measurement
+    features: pd.DataFrame | None = None
+    """`language_features.find_features` by the measuring SAEs."""
+    contexts: list[Context] | None = None
+    links: dict[tuple[int, int], str] | None = None
+    """(layer, latent) -> its page at Neuronpedia, of the features that have contexts."""
+    spliced: SplicedLosses | None = None
+    causal: CausalLosses | None = None
+
+
+def observe(run: Run, config: AnalyzeConfig) -> Observations:
+    """Measure every language, and do what else `measures.parts` asks for.
+
+    Raises:
+        UserError: anything is missing or does not fit.
+    """
+    instruments = set_up(run, config)
+    corpus = instruments.corpus.split(config.split, config.corpus.splits)
+    check_enough(len(corpus.ids))
+    named_ranges(instruments.layers, config.statistics)
+    _check_causal(config, instruments)
+    lm, parts, folder = instruments.lm, config.measures.parts, run.folder / "stats"
+    identity = instruments.identity | {"sentences": corpus.sha256}
+    if config.adapter is not None:
+        lm.model = load_adapter(lm.model, config.adapter, base_sha256=lm.identity["sha256"])
+        run.identify(adapter={"name": config.adapter, "sha256": adapter_hash(lm.model)})
+        identity |= {"adapter": adapter_hash(lm.model)}
+
+    with base_behaviour(lm.model):
+        meters = dict(instruments.meters)
+        if "random_sae" in parts:
+            meters[RANDOM] = _random_meter(config, instruments, corpus)
+            identity |= {f"sae/{RANDOM}": f"random directions, seed {config.seed}"}
+        by_reference = None
+        if "by_reference" in parts:
+            given = {"batch_tokens": config.batch_tokens, "identity": identity}
+            by_reference = yardstick(lm, meters, corpus, config.languages.reference, **given)
+    wanted = Wanted(
+        adapter=config.adapter is not None,
+        language_model=config.adapter is not None or "language_model" in parts,
+        yardstick=by_reference,
+        vectors=config.measures.similarity.sentences if "similarity" in parts else 0,
+        top_k=config.measures.top_k,
+        piece=config.piece,
+    )
+    measured = measure(lm, meters, corpus, batch_tokens=config.batch_tokens, identity=identity, wanted=wanted, folder=folder)
+    with base_behaviour(lm.model):
+        return _further(config, instruments, corpus, measured, identity, folder)
+
+
+def _further(
+    config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus, measured: Measurement, identity: dict[str, str], folder: Path
+) -> Observations:
+    """The passes of their own, on the base model with the measuring SAEs."""
+    lm, saes, parts, measures = instruments.lm, instruments.meters[MEASURING], config.measures.parts, config.measures
+    given = {"batch_tokens": config.batch_tokens, "header": identity}
+    stats = measured.of(MEASURING, BASE)
+    features = contexts = links = spliced = causal = None
+    if "features" in parts:
+        tokens = measures.features.random_tokens
+        random_token_rates(lm, {MEASURING: saes}, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
+        features = found_features(stats, measures.features, folder)
+        shown: dict[int, list[int]] = {}
+        for by_layer in chosen_latents(features, per_language=measures.features.cards).values():
+            for layer, latents in by_layer.items():
+                shown.setdefault(layer, []).extend(latents)
+        contexts = strongest_contexts(lm, saes, corpus, shown, folder=folder / "contexts", **given)
+        save_contexts(folder / _NAMES["contexts"], contexts)
+        links = {(layer, j): url for layer, latents in shown.items() for j in latents if (url := neuronpedia_url(saes[layer], j))}
+        write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
+    if "spliced" in parts:
+        some = corpus.select(corpus.sample(measures.spliced.sentences).tolist())
+        spliced = spliced_losses(lm, instruments.meters, some, path=folder / _NAMES["spliced"], **given)
+    if "causal" in parts:
+        some = corpus.select(corpus.sample(measures.causal.sentences).tolist())
+        interventions = list(planned_interventions(config, measured, features))
+        causal = causal_losses(lm, saes, some, interventions, path=folder / _NAMES["causal"], **given)
+    return Observations(measured, features, contexts, links, spliced, causal)
+
+
+def found_features(stats: dict[str, FeatureStats], settings: FeaturesConfig, folder: Path) -> pd.DataFrame:
+    """`find_features` with the random-token rates kept in the folder."""
+    header, counts, _ = load_state(folder / _NAMES["random_rates"])
+    rates = {int(name.rpartition("/")[2]): fired / int(header["random_tokens"]) for name, fired in counts.items()}
+    return find_features(stats, rates, criteria(settings))
+
+
+def criteria(settings: FeaturesConfig) -> Criteria:
+    """The criteria that the configuration sets, the others as they are."""
+    return Criteria(min_rate=settings.min_rate, per_layer=settings.per_layer, alpha=settings.alpha)
+
+
+def _random_meter(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus):  # noqa: ANN202 (Dictionaries)
+    """SAEs with random directions that fire as often as the measuring ones on the reference's discovery half."""
+    reference = config.languages.reference
+    discovery = [place for place, half in enumerate(corpus.halves) if half == DISCOVERY]
+    if not discovery:
+        raise UserError(f"none of the {len(corpus.ids)} sentences is in the discovery half; give more sentences, or use measures=core")
+    part = corpus.speaking((reference,)).select(discovery)
+    sample = reference_sample(instruments.lm, part, reference, instruments.layers, tokens=_SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
+    return random_dictionaries(instruments.meters[MEASURING], sample, config.seed)
+
+
+# --- interventions -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _check_causal(config: AnalyzeConfig, instruments: Instruments) -> None:
+    """Refuse layers and latents that are not there before anything is measured."""
+    settings, saes = config.measures.causal, instruments.meters[MEASURING]
+    named = [] if settings.features == "language_specific" else list(settings.features)
+    beyond = [layer for layer in (*named, *(() if settings.layers == "all" else settings.layers)) if layer not in saes]
+    if beyond:
+        raise UserError(f"measures.causal: layers {beyond} are not measured; measured are {list(instruments.layers)}")
+    for layer in named:
+        wide = [latent for latent in settings.features[layer] if latent >= saes[layer].width]
+        if wide:
+            raise UserError(f"measures.causal.features: layer {layer} has latents 0 to {saes[layer].width - 1}; there is no {wide[0]}")
+
+
+def planned_interventions(config: AnalyzeConfig, measured: Measurement, features: pd.DataFrame | None) -> Iterator[Intervention]:
+    """Every owner's latents, random ones that fire as often in its text, and its DiffMean direction, at every dose.
+
+    Latents that the user names go under the reference's name: nobody has said whose they are.
+    """
+    settings, stats, reference = config.measures.causal, measured.of(MEASURING, BASE), config.languages.reference
+    layers = next(iter(stats.values())).layers if settings.layers == "all" else settings.layers
+    if features is not None and settings.features == "language_specific":
+        chosen = chosen_latents(features[features["layer"].isin(layers)], per_language=settings.per_language)
+    else:
+        assert not isinstance(settings.features, str)
+        named = {layer: list(latents) for layer, latents in settings.features.items() if layer in layers}
+        chosen = {reference: named}
+    norms = {layer: float(norm) for layer, norm in zip(*_mean_norms(stats[reference]), strict=True)}
+    directions = _directions(measured, reference)
+    for owner, latents in chosen.items():
+        arms: list[tuple[Kind, dict]] = [("specific", {"latents": {layer: tuple(own) for layer, own in latents.items()}})]
+        arms.append(("random", {"latents": _matched(stats, owner, latents, config.seed)}))
+        if owner in directions:
+            arms.append(("diffmean", {"directions": {layer: directions[owner][layer] for layer in latents}}))
+        for kind, edit in arms:
+            for dose in settings.doses:
+                yield Intervention(Arm(owner, kind, settings.mode, dose), norms=norms, **edit)
+
+
+def _matched(stats: dict[str, FeatureStats], owner: str, latents: dict[int, list[int]], seed: int) -> dict[int, tuple[int, ...]]:
+    """Random latents that fire as often in the owner's text; latents that never fire there have no match and need none."""
+    matched = {}
+    for layer, own in latents.items():
+        rates = stats[owner].firing[stats[owner].layers.index(layer)].sum(axis=0) / stats[owner].tokens.sum()
+        firing = [latent for latent in own if rates[latent] > 0]
+        if firing:
+            matched[layer] = tuple(matched_random(rates, firing, np.ones(len(rates), bool), seed + layer))
+    return matched
+
+
+def _mean_norms(stats: FeatureStats) -> tuple[tuple[int, ...], np.ndarray]:
+    return stats.layers, stats.norm.sum(axis=1) / stats.tokens.sum()
+
+
+def _directions(measured: Measurement, reference: str) -> dict[str, dict[int, np.ndarray]]:
+    """DiffMean direction of each language by layer; none without sentence vectors."""
+    if not measured.vectors:
+        return {}
+    found = next(iter(measured.vectors.values()))
+    means = {code: vectors.means() for code, vectors in measured.vectors.items()}
+    directions = diffmean_directions(means, split_in_halves(found.sentence_ids), reference)
+    return {code: dict(zip(found.layers, by_layer, strict=True)) for code, by_layer in directions.items()}
+
+
+# --- from what is kept ---------------------------------------------------------------------------------------------------------------------------
+
+
+def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
+    """The observations of earlier runs, which are one whole run or all pieces of one.
+
+    Raises:
+        UserError: they are not complete, or not of one analysis.
+    """
+    found = [load_measurement(folder / "stats") for folder in folders]
+    pieces = [piece for _, piece in found]
+    count = pieces[0][1]
+    if sorted(pieces) != [(place, count) for place in range(count)]:
+        listed = ", ".join(f"{folder}: {place + 1}/{of}" for folder, (place, of) in zip(folders, pieces, strict=True))
+        raise UserError(f"stats: these are not the pieces of one analysis, each once ({listed}); name every piece from 1/{count} to {count}/{count}")
+    measured = reduce(Measurement.merge, (measurement for measurement, _ in found))
+    folder = folders[0] / "stats"
+    there = {name: (folder / file).is_file() for name, file in _NAMES.items()}
+    links = {(layer, j): url for layer, j, url in json.loads((folder / "links.json").read_text())} if there["contexts"] else None
+    return Observations(
+        measured,
+        found_features(measured.of(MEASURING, BASE), config.measures.features, folder) if there["random_rates"] else None,
+        load_contexts(folder / _NAMES["contexts"]) if there["contexts"] else None,
+        links,
+        SplicedLosses.load(folder / _NAMES["spliced"]) if there["spliced"] else None,
+        CausalLosses.load(folder / _NAMES["causal"]) if there["causal"] else None,
+    )

@@ -1,0 +1,125 @@
+"""Before and after an adapter, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from lingact import changes
+from lingact.changes import Variants
+from lingact.config import LanguagesConfig, Statistics
+from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+
+from .sums import four, random_stats, stats_of
+
+SETTINGS = Statistics(pooling="token", resamples=500, confidence=0.9, early="third", deep="third")
+LANGUAGES = LanguagesConfig(reference="en", high=("es", "it"), low=("hi",))
+LAYERS = (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "closed", "beyond"),
+    [
+        ([0.4, 0.2], [0.1, 0.2], 0.5, [0, 0]),
+        ([0.4, 0.2], [0.0, 0.0], 1.0, [0, 0]),
+        ([0.4, 0.2], [-0.1, 0.2], 0.5, [0.1, 0]),  # too far: beyond zero counts as gap again
+        ([0.4, 0.2], [-0.4, -0.2], 0.0, [0.4, 0.2]),
+        ([-0.4, 0.2], [-0.1, 0.05], 0.75, [0, 0]),  # from above and from below
+        ([-0.4, 0.2], [0.3, -0.1], 1 - 0.4 / 0.6, [0.3, 0.1]),
+        ([-0.4, -0.2], [-0.8, -0.4], -1.0, [0, 0]),  # the wrong way
+    ],
+)
+def test_gap_closed_and_overshoot_by_hand(before: list[float], after: list[float], closed: float, beyond: list[float]) -> None:
+    draws = np.array([before]), np.array([after])
+    assert changes.gap_closed(*draws, rows=(0, 1)).tolist() == [pytest.approx(closed)]
+    assert changes.overshoot(*draws).tolist() == [pytest.approx(beyond)]
+    assert changes.gap_closed(*draws, rows=(1,))[0] == pytest.approx(1 - abs(after[1]) / abs(before[1]))
+    assert np.isnan(changes.gap_closed(*draws, rows=())).all()
+
+
+def test_the_reference_stays_frozen_at_the_base_model() -> None:
+    before = four()
+    # The adapter halves English and leaves Hindi as it was: the gap must not seem to shrink.
+    after = before | {"en": stats_of(before["en"].activation / 2, before["en"].tokens)}
+    found = changes.change(Variants(before, after, before), "hi", LANGUAGES, SETTINGS, LAYERS, seed=0)
+    assert found.before[0].tolist() == found.after[0].tolist() == pytest.approx([0.5, -0.25])
+    assert found.gain[0].tolist() == [0, 0]
+    assert found.closed[0] == 0
+    own = changes.change(Variants(before, after, before), "en", LANGUAGES, SETTINGS, LAYERS, seed=0)
+    assert own.after[0].tolist() == [0.5, 0.5]
+    assert own.counted == ()
+    assert np.isnan(own.closed).all()
+
+
+def test_change_by_hand() -> None:
+    before = four()
+    after = before | {"hi": stats_of(before["hi"].activation * np.array([[1.6], [0.72]]), before["hi"].tokens)}  # 8 and 18 a token
+    matched = before | {"hi": stats_of(before["hi"].activation * np.array([[1.2], [1.0]]), before["hi"].tokens)}  # 6 and 25
+    by_language = {"hi": changes.change(Variants(before, after, matched), "hi", LANGUAGES, SETTINGS, LAYERS, seed=0)}
+    found = by_language["hi"]
+    assert found.counted == (0, 1)
+    assert found.after[0].tolist() == pytest.approx([0.2, 0.1])
+    assert found.after_norm_matched[0].tolist() == pytest.approx([0.4, -0.25])
+    assert found.gain[0].tolist() == pytest.approx([0.6, -0.28])
+    assert found.overshoot[0].tolist() == pytest.approx([0, 0.1])
+    summary = changes.change_summary(by_language, ("hi",))
+    assert summary["gap_closed/hi"] == pytest.approx(1 - 0.3 / 0.75)
+    assert summary["norm_matched/gap_closed/hi"] == pytest.approx(1 - 0.65 / 0.75)
+    assert summary["overshoot/hi"] == pytest.approx(0.05)
+    assert summary["gain/hi"] == pytest.approx(0.16)
+    only = changes.change(Variants(before, after, matched), "hi", LANGUAGES, SETTINGS, (2,), seed=0)
+    assert only.counted == (1,)
+    assert only.closed[0] == pytest.approx(1 - 0.1 / 0.25)
+    by_layer = changes.change_table(by_language, LAYERS, 3, "m", 0.9).set_index(["layer", "quantity"]).estimate
+    assert by_layer[2, "gap_after"] == pytest.approx(0.1)
+    by_range = changes.change_range_table(by_language, {"all": [0, 1]}, 3, "m", 0.9).set_index(["range", "quantity"]).estimate
+    assert by_range["all", "gap_before"] == pytest.approx(0.125)
+    assert by_range["loss", "gap_closed"] == pytest.approx(0.6)
+
+
+def test_layers_without_a_gap_do_not_count() -> None:
+    rng = np.random.default_rng(0)
+    english = random_stats(1, count=50)
+    noise = rng.normal(1, 0.2, (2, 50)) * np.array([[1.0], [0.5]])  # no gap in layer 0, one of a half in layer 2
+    before = {"en": english, "hi": stats_of(english.activation * noise, english.tokens)}
+    languages = LanguagesConfig(reference="en", high=(), low=("hi",))
+    assert changes.change(Variants(before, before, before), "hi", languages, SETTINGS, LAYERS, seed=0).counted == (1,)
+
+
+def test_retention_by_hand() -> None:
+    base = stats_of([[10.0, 10.0], [20.0, 20.0]], [1, 1], nll=np.array([2.0, 4.0]), kl=np.zeros(2), predicted=np.array([1, 3]))
+    base.profile = [np.array([[1.0, 0, 0, 0], [0, 0, 0, 0]]), np.array([[3.0, 0, 0, 0], [0, 4.0, 0, 0]])]  # halves add up
+    after = stats_of([[9.0, 9.0], [24.0, 24.0]], [1, 1], nll=np.array([3.0, 6.0]), kl=np.array([0.2, 0.6]), predicted=np.array([1, 3]))
+    after.profile = [np.array([[1.0, 0, 0, 0], [1.0, 0, 0, 0]]), np.array([[1.0, 3.0, 0, 0], [3.0, 0, 0, 0]])]
+    found = changes.retention(Variants({"en": base}, {"en": after}, {"en": after}), "en", SETTINGS, seed=0)
+    assert {name: draws[0] for name, draws in found.items()} == pytest.approx(
+        {"activation": (0.9 + 1.2) / 2, "profile": (1 + 24 / 25) / 2, "bits_per_byte": 1.5, "kl": 0.2}
+    )
+    table = changes.retention_table(found, "en", 2, "m", 0.9)
+    assert table.estimate.tolist() == pytest.approx([1.05, 0.98, 1.5, 0.2])
+    assert (table.lo <= table.estimate + 1e-12).all()
+    assert (table.hi >= table.estimate - 1e-12).all()
+
+
+def test_without_norm_matched_statistics_what_is_made_of_them_is_undefined() -> None:
+    before = four()
+    after = before | {"hi": stats_of(before["hi"].activation * 1.6, before["hi"].tokens)}
+    args = ("hi", LANGUAGES, SETTINGS, LAYERS, 0)
+    alone, together = (changes.change(Variants(before, after, matched), *args) for matched in (None, after))
+    assert np.isnan(alone.after_norm_matched).all()
+    assert np.isnan(alone.closed_norm_matched).all()
+    np.testing.assert_array_equal(alone.after, together.after)
+    np.testing.assert_array_equal(alone.closed, together.closed)
+    table = changes.change_table({"hi": alone}, LAYERS, 3, "m", 0.9).set_index("quantity")
+    assert table.loc["gap_after_norm_matched", ["estimate", "lo", "hi"]].isna().all(axis=None)
+    assert table.loc["gap_after", ["estimate", "lo", "hi"]].notna().all(axis=None)
+
+
+def test_variants_are_those_of_one_meter() -> None:
+    base, adapter, matched = (random_stats(seed) for seed in range(3))
+    found = {("m", BASE, "en"): base, ("m", ADAPTER, "en"): adapter, ("m", NORM_MATCHED, "en"): matched, ("other", BASE, "en"): matched}
+    assert Variants.of(Measurement(found), "m") == Variants({"en": base}, {"en": adapter}, {"en": matched})
+
+
+def test_bits_by_hand() -> None:
+    base = stats_of([[10.0, 10.0]], [4, 2], nll=np.array([2.0, 4.0]) * np.log(2), kl=np.zeros(2), predicted=np.array([3, 1]))
+    bits = changes.bits_table(Measurement({("m", BASE, "en"): base, ("other", BASE, "en"): base}), "m", SETTINGS, 0).set_index("quantity").estimate
+    assert bits.to_dict() == pytest.approx({"bits_per_byte": 6 / 12, "bits_per_sentence": 3})
