@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from lingact.figures import gaps as gap_figures
 from lingact.figures import interventions as causal_figures
 from lingact.figures import similarity as similarity_figures
 from lingact.figures.training import change_bars
-from lingact.interventions import CausalLosses, SplicedLosses
+from lingact.interventions import CausalLosses, Mode, SplicedLosses
 from lingact.language_features import Criteria, features_text, rate_table, strongest_confirmed
 from lingact.languages import LANGUAGES
 from lingact.measure import Measurement
@@ -26,6 +26,7 @@ from lingact.report import analysis as words
 from lingact.report.gaps import analysis_text, gap_rows, wide_layers
 from lingact.report.page import Card
 from lingact.report.training import retention_rows, train_rows, training_text
+from lingact.report.words import meter_title
 from lingact.stats import SentenceVectors
 from lingact.tables import (
     Disparities,
@@ -52,7 +53,7 @@ class Judgement:
     seed: int
 
     @property
-    def how_sure(self) -> dict[str, float]:
+    def how_sure(self) -> dict[str, Any]:
         """Resamples, confidence and seed, for functions that take no configuration."""
         return {"resamples": self.settings.resamples, "confidence": self.settings.confidence, "seed": self.seed}
 
@@ -64,6 +65,8 @@ class Chapter:
     heading: str
     text: str
     """Paragraphs, with blank lines between them."""
+    lead: str = ""
+    """What of it belongs at the head of the page."""
     frames: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Tidy tables by the name of their file."""
     figures: "dict[str, Figure]" = field(default_factory=dict)
@@ -84,13 +87,16 @@ def gaps(stats: Stats, meter: str, how: Judgement, *, measure: str, suffix: str 
     shown = {
         "Gap by range of layers, mean": pd.DataFrame(gap_rows(ranges, how.languages)),
         "Gap by range of layers, largest": pd.DataFrame(gap_rows(ranges, how.languages, statistic="max")),
-        "Gap by layer (*: outside the simultaneous band over layers)": wide_layers(layers),
+        "Gap by layer (*: the band, simultaneous over layers, excludes 0)": wide_layers(layers),
     }
     figures = {f"gap_heatmap{suffix}": gap_figures.gap_heatmap(found, how.languages), f"gap_groups{suffix}": gap_figures.group_curves(found)}
     frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
-    heading = f"Gaps by the {meter} SAEs"
+    heading = f"Gaps by the {meter_title(meter)} SAEs"
     printed = {} if suffix else {f"Activation gap against {how.languages.reference}": next(iter(shown.values()))}
-    return Chapter(heading, text, frames, figures, shown, summary=gap_summary(found), printed=printed), found
+    if suffix:  # a check of the measuring SAEs: their numbers stand side by side among the controls
+        del shown["Gap by range of layers, mean"], shown["Gap by range of layers, largest"], figures[f"gap_groups{suffix}"]
+    lead = "" if suffix else words.gaps_lead(ranges, how.languages)
+    return Chapter(heading, text, lead, frames, figures, shown, summary=gap_summary(found), printed=printed), found
 
 
 def measures(stats: Stats, how: Judgement) -> Chapter:
@@ -101,6 +107,7 @@ def measures(stats: Stats, how: Judgement) -> Chapter:
     names = available(stats[how.languages.reference])
     return Chapter(
         "Other measures of activation",
+        words.measures_text(overall, how.languages),
         words.measures_text(overall, how.languages),
         {"gap_by_measure": table},
         {"measures": gap_figures.measure_heatmap(overall, how.languages, names)},
@@ -122,7 +129,7 @@ def confounds(stats: Stats, spliced: SplicedLosses | None, how: Judgement, suffi
         summary = {f"spliced/{meter}/{code}": float(value) for (meter, code), value in rises.items()}  # pyrefly: ignore[not-iterable]
     text = words.confounds_text(table, costs, how.languages)
     return Chapter(
-        "Confounds: text, norms and the fit of the SAEs", text, frames, figures, {"By language": words.wide_confounds(table)}, summary=summary
+        "Confounds: text, norms and the fit of the SAEs", text, "", frames, figures, {"By language": words.wide_confounds(table)}, summary=summary
     )
 
 
@@ -136,11 +143,11 @@ def controls(by_meter: Mapping[str, Disparities], stats: Stats, how: Judgement, 
     if shuffled:
         table = shuffled_table(stats, how.languages, how.settings, how.seed)
         frames["shuffled_labels"] = table
-        shown["Shuffled language labels"] = table
-        summary["control/shuffled/share"] = float(table["significant"].sum() / table["tests"].sum())
-    return Chapter(
-        "Controls", words.controls_text({m: range_table(f) for m, f in by_meter.items()}, table, how.languages), frames, {}, shown, summary=summary
-    )
+        shown["Shuffled language labels, means over layers"] = table[table["scope"] == "mean"].drop(columns=["scope", "layers"])
+        every = table[(table["name"] == "all") & (table["scope"] == "mean")]
+        summary["control/shuffled/share"] = float(every["share"].iloc[0])
+    text = words.controls_text({meter: range_table(of) for meter, of in by_meter.items()}, table, how.languages)
+    return Chapter("Controls", text, text, frames, {}, shown, summary=summary)
 
 
 def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) -> Chapter:
@@ -162,6 +169,7 @@ def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) 
     return Chapter(
         "Similarity of representations",
         words.similarity_text(table, apart, how.languages),
+        "",
         {"similarity": table, "separation": apart},
         {
             "similarity": similarity_figures.similarity_curves(table, how.languages),
@@ -173,7 +181,7 @@ def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) 
 
 
 def language_features(
-    found: pd.DataFrame,
+    by_meter: Mapping[str, pd.DataFrame],
     cards: tuple[Sequence[Context], Mapping[tuple[int, int], str], int],
     stats: Stats,
     how: Judgement,
@@ -182,26 +190,31 @@ def language_features(
     """Which latents belong to one language?
 
     Args:
-        found: `language_features.find_features`.
+        by_meter: meter -> `language_features.find_features`; the first is told, the others (random directions) are what it is held against.
         cards: strongest contexts, links by layer and latent, and how many features of a language get a card.
         criteria: by which they were found.
     """
     contexts, links, per_language = cards
+    found, *others = by_meter.values()
     layers = next(iter(stats.values())).layers
     best = strongest_confirmed(found, per_language=per_language)
     rates = rate_table(best, stats, confidence=how.settings.confidence)
     figures = {"feature_counts": feature_figures.feature_counts(found, how.languages, layers)}
     if len(best):
         figures["feature_rates"] = feature_figures.feature_rates(rates, how.languages)
+    tables = {f"language_features{f'_{meter}' if place else ''}": frame for place, (meter, frame) in enumerate(by_meter.items())}
+    tables["language_feature_rates"] = rates
     counts = found[found["passed"]].groupby("language", sort=False)["confirmed"].agg(["size", "sum"])
     summary = {}
     for code in how.languages.all:
-        size, sure = counts.loc[code] if code in counts.index else (0, 0)
-        summary |= {f"features/{code}/candidates": float(size), f"features/{code}/confirmed": float(sure)}
+        for name, column in (("candidates", "size"), ("confirmed", "sum")):
+            summary[f"features/{code}/{name}"] = float(counts[column].get(code, 0))
     return Chapter(
         "Language-specific features",
-        features_text(found, how.languages, criteria),
-        {"language_features": found, "language_feature_rates": rates},
+        "\n\n".join([words.random_features_text(found, other) for other in others] + [features_text(found, how.languages, criteria)]),
+        words.features_lead(found, *others),
+        tables,
+        | {"language_feature_rates": rates},
         figures,
         {"Candidates": words.wide_features(found)},
         words.cards(best, rates, contexts, links),
@@ -209,7 +222,7 @@ def language_features(
     )
 
 
-def causal(losses: CausalLosses, mode: str, how: Judgement) -> Chapter:
+def causal(losses: CausalLosses, mode: Mode, how: Judgement) -> Chapter:
     """Do the features matter to the model, and to their own language more than to others?"""
     if not losses.arms:
         return Chapter("Causal checks", "No features were chosen, so there was nothing to intervene on.")
@@ -224,7 +237,15 @@ def causal(losses: CausalLosses, mode: str, how: Judgement) -> Chapter:
     }
     text = effects.causal_text(selectivity, table, confidence=how.settings.confidence)
     shown = {"Selectivity": words.wide_selectivity(selectivity)}
-    return Chapter("Causal checks", text, {"causal": table, "selectivity": selectivity}, figures, shown, summary=summary)
+    return Chapter(
+        "Causal checks",
+        text,
+        words.causal_lead(selectivity, 1 - how.settings.confidence),
+        {"causal": table, "selectivity": selectivity},
+        figures,
+        shown,
+        summary=summary,
+    )
 
 
 def benchmarks(
@@ -263,7 +284,7 @@ def benchmarks(
             "side_by_side": score_figures.side_by_side_figure(beside, how.languages),
         }
     shown = {"Correlation of the mean gap over all layers with scores": words.wide_correlation(table)}
-    return Chapter("Benchmark scores", text, frames, figures, shown, summary=summary)
+    return Chapter("Benchmark scores", text, words.correlation_lead(table), frames, figures, shown, summary=summary)
 
 
 def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], how: Judgement) -> Chapter:
@@ -278,7 +299,7 @@ def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, coun
     shown = {"Before and after": pd.DataFrame(train_rows(frames, codes)), "Retention of the reference": pd.DataFrame(retention_rows(frames))}
     text = training_text(frames, codes, how.languages.reference)
     targets = frames["change_by_layer"][frames["change_by_layer"]["language"].isin(codes)]
-    return Chapter("Before and after", text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=shown)
+    return Chapter("Before and after", text, text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=shown)
 
 
 def change_frames(

@@ -2,14 +2,11 @@
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
@@ -233,33 +230,6 @@ def neuronpedia_url(dictionary: Dictionary, latent: int) -> str | None:
     """The latent's page at Neuronpedia, None where the SAE is not known there."""
     known_as = dictionary.sae.cfg.metadata.neuronpedia_id
     return f"https://www.neuronpedia.org/{known_as}/{latent}" if known_as else None
-
-
-def card_rows(features: pd.DataFrame, contexts: list[Context], rates: pd.DataFrame, dictionaries: Dictionaries) -> list[dict[Any, Any]]:
-    """All that a card of each feature shows, as plain data.
-
-    Args:
-        features: rows of `language_features.find_features`, a card each.
-        contexts: of `strongest_contexts`, for these features or more.
-        rates: `language_features.rate_table`, for these features or more.
-
-    Returns:
-        The columns of `features`, and `url` (or None), `contexts` (as `Context`, without layer and latent) and `rates` (measured, rate, n, estimate,
-        lo, hi).
-    """
-    of_token = defaultdict(list)
-    for context in contexts:
-        own = asdict(context)
-        of_token[own.pop("layer"), own.pop("latent")].append(own)
-    of_language = defaultdict(list)
-    for row in rates.to_dict("records"):
-        of_language[row.pop("language"), row.pop("layer"), row.pop("latent")].append(row)
-    cards = []
-    for row in features.to_dict("records"):
-        language, layer, latent = row["language"], row["layer"], row["latent"]
-        url = neuronpedia_url(dictionaries[layer], latent)
-        cards.append(row | {"url": url, "contexts": of_token[layer, latent], "rates": of_language[language, layer, latent]})
-    return cards
 
 
 # --- on disk ---------------------------------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,11 @@ def sentence_weights(count: int, resamples: int, seed: int) -> Float[np.ndarray,
 
 
 def interval(draws: Float[np.ndarray, "draw ..."], confidence: float) -> tuple[Values, Values, Values]:
-    """Estimate and percentile interval (low, high) along the draws (Efron & Tibshirani 1993, chapter 13)."""
+    """Estimate and percentile interval (low, high) along the draws (Efron & Tibshirani 1993, chapter 13).
+
+    On simulated corpora with log-normal activations a 95 % interval holds the true gap in 93 to 95 % of the cases with 200 sentences, and in
+    92 to 93 % with 30 (`tests/unit/test_planted.py`).
+    """
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws[1:], [tail, 1 - tail], axis=0)
     return draws[0], low, high
@@ -53,6 +57,8 @@ def simultaneous_band(draws: Float[np.ndarray, "draw layer"], confidence: float)
 
     q is the quantile, over resamples, of the largest deviation from the estimate in units of the layer's bootstrap SE (the sup-t band of
     Montiel Olea & Plagborg-Moller 2019, algorithm 2). A layer without spread, or undefined, has no say in q and gets zero width, or nan.
+
+    On simulated corpora of four layers a 95 % band holds all true gaps in 93 % of the cases with 200 sentences, and in 88 % with 30.
     """
     estimate, error = draws[0], _standard_error(draws)
     varies = error > 0

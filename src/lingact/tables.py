@@ -14,7 +14,7 @@ from scipy.stats import binom
 from lingact.config import LanguagesConfig, Statistics
 from lingact.errors import UserError
 from lingact.inference import benjamini_hochberg, effect_size, holm, interval, p_value, sentence_weights, simultaneous_band
-from lingact.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Draws, Stats, Terms, available, quotient, value
+from lingact.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Draws, Stats, Terms, available, pooled, quotient, value
 
 MAIN = "mean"
 """The measure that `gap` means where none is named."""
@@ -72,7 +72,7 @@ def _disparities(
 ) -> Disparities:
     ratios = {code: MEASURES[measure](s) for code, s in stats.items()}
     own = {code: ratio.per_sentence() for code, ratio in ratios.items()}
-    activations = {code: value(s, measure, weights, settings.pooling) for code, s in stats.items()}
+    activations = {code: pooled(ratio, weights, settings.pooling) for code, ratio in ratios.items()}
     levels = activations | _groups(activations, languages)
     gaps = {name: 1 - quotient(levels[one], levels[other]) for name, (one, other) in _contrasts(levels, languages.reference).items()}
     return Disparities(
@@ -88,9 +88,8 @@ def _disparities(
 
 def _groups(activations: Mapping[str, Draws], languages: LanguagesConfig) -> dict[str, Draws]:
     """Mean of the languages of each group that has any."""
-    return {
-        name: np.mean([activations[code] for code in codes], axis=0) for name, codes in (("low", languages.low), ("high", languages.high)) if codes
-    }
+    members = {"low": languages.low, "high": languages.high}
+    return {name: np.mean([activations[code] for code in codes], axis=0) for name, codes in members.items() if codes}
 
 
 def _contrasts(levels: Iterable[str], reference: str) -> dict[str, tuple[str, str]]:

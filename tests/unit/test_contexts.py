@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from tokenizers import decoders
@@ -18,7 +17,7 @@ from lingact.contexts import (
     Context,
     _as_text,
     _random_windows,
-    card_rows,
+    _Strongest,
     load_contexts,
     neuronpedia_url,
     random_token_rates,
@@ -29,7 +28,7 @@ from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.lm import LanguageModel
 from lingact.sae import Dictionaries, Dictionary
-from lingact.tokens import Tokens
+from lingact.tokens import TokenBatch, Tokens
 
 WANTED = {2: [5, 40, 11], 0: [7]}
 HEADER = {"model": "tiny"}
@@ -72,7 +71,7 @@ def one_at_a_time(
 
 def shown(lm: LanguageModel, token: int) -> str:
     """A character as it is, a byte that is only a part of one by its name."""
-    name = lm.tokenizer.convert_ids_to_tokens(token)
+    name = str(lm.tokenizer.convert_ids_to_tokens(token))
     return str(lm.tokenizer.decode([token])) if name.isascii() or name == "Ġ" else name
 
 
@@ -115,6 +114,21 @@ def test_of_equally_strong_sentences_the_earlier_ones_are_kept(lm: LanguageModel
     [first, *rest] = strongest_contexts(lm, dictionaries, same, {1: [3]}, batch_tokens=40, header=HEADER)
     assert first.activation > 0
     assert [(c.language, c.sentence_id) for c in (first, *rest)] == [("es", f"s{i}") for i in range(PER_LATENT)]
+
+
+def test_equals_from_a_later_batch_stand_by_sentence() -> None:
+    strongest = _Strongest.empty(1)
+    for sentence in (6, 2, 4, 9, 0, 8):
+        batch = TokenBatch(
+            torch.tensor([[2, 10 + sentence]]),
+            torch.tensor([[True, True]]),
+            torch.tensor([[False, True]]),
+            torch.tensor([sentence]),
+            torch.tensor([True]),
+        )
+        strongest.add(np.array([[1.5]], np.float32), batch)
+    assert strongest.sentence.tolist() == [[0, 2, 4, 6, 8]]
+    assert strongest.ids[0, :, AROUND].tolist() == [10, 12, 14, 16, 18]
 
 
 def test_a_latent_that_never_fires_has_no_context(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
@@ -192,6 +206,10 @@ def test_a_part_of_a_character_is_named(metaspace: Tokens) -> None:
     assert token == "<0x98>"
     assert before.strip().startswith("a")
     assert after.endswith("b")
+    assert [_as_text(metaspace, stretch(metaspace, text, place + step))[1] for step in (-1, 1)] == ["<0xE2>", "<0x83>"]
+    first = stretch(metaspace, text, place - 1)
+    first[AROUND + 1 :] = -1  # the window ends within the character
+    assert _as_text(metaspace, first)[1] == "<0xE2>"
     # Behind the whole character the text is whole again.
     before, token, _ = _as_text(metaspace, stretch(metaspace, text, place + 2))
     assert before.strip() == "a \N{SNOWMAN}"
@@ -221,22 +239,6 @@ def test_the_page_of_a_latent(make_sae: Callable[..., Any]) -> None:
     assert neuronpedia_url(dictionary, 3) is None
     dictionary.sae.cfg.metadata.neuronpedia_id = "gemma-2-2b/20-gemmascope-res-16k"
     assert neuronpedia_url(dictionary, 3) == "https://www.neuronpedia.org/gemma-2-2b/20-gemmascope-res-16k/3"
-
-
-def test_a_card_holds_what_belongs_to_its_feature(dictionaries: Dictionaries) -> None:
-    features = pd.DataFrame({"language": ["hi", "es"], "layer": [1, 2], "latent": [4, 4], "nu": [0.5, 0.25]})
-    contexts = [Context(1, 4, "hi", "s3", 2.0, "a", "b", "c"), Context(2, 9, "es", "s1", 1.0, "d", "e", "f")]
-    rates = pd.DataFrame(
-        {"language": ["hi", "hi", "es"], "layer": [1, 1, 2], "latent": [4, 4, 4], "measured": ["hi", "en", "es"], "rate": [0.3, 0.1, 0.2]}
-    )
-    hindi, spanish = card_rows(features, contexts, rates, dictionaries)
-    assert hindi == {
-        "language": "hi", "layer": 1, "latent": 4, "nu": 0.5, "url": None,
-        "contexts": [{"language": "hi", "sentence_id": "s3", "activation": 2.0, "before": "a", "token": "b", "after": "c"}],
-        "rates": [{"measured": "hi", "rate": 0.3}, {"measured": "en", "rate": 0.1}],
-    }  # fmt: skip
-    assert spanish["contexts"] == []
-    assert spanish["rates"] == [{"measured": "es", "rate": 0.2}]
 
 
 def test_random_windows_hold_ordinary_tokens_behind_bos(lm: LanguageModel) -> None:

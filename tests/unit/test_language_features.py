@@ -117,9 +117,35 @@ def test_a_row_says_what_was_measured_on_which_half(silent: dict[str, FeatureSta
     n = (halves == CONFIRMATION).sum()
     assert row["n"] == n
     a, b = (stats[code].fired[0][CONFIRMATION, 7] for code in ("hi", other))
-    assert row["p"] == pytest.approx(fisher_exact([[a, n - a], [b, n - b]], alternative="greater").pvalue)
+    assert row["p"] == pytest.approx(fisher_exact([[a, n - a], [b, n - b]], alternative="greater").pvalue, abs=0)
     assert row["q"] >= row["p"]
     assert np.isnan(row["rate_random"])
+
+
+def by_hand(silent: dict[str, FeatureStats], fired: dict[str, tuple[int, int]]) -> dict[Any, Any]:
+    """The row of latent 0 of layer 2, which fires on a token of so many sentences of the discovery and the confirmation half."""
+    stats = {}
+    for code, counts in fired.items():
+        own = np.zeros((2, WIDTH), np.int64)
+        own[:, 0] = counts
+        nothing = np.zeros_like(own)
+        stats[code] = replace(silent[code], firing=[own, nothing], fired=[own, nothing], profile=[own * 1.0, nothing * 1.0])
+    [row] = find_features(stats, None, ANYTHING).to_dict("records")
+    return row
+
+
+def test_the_other_language_is_chosen_on_discovery(silent: dict[str, FeatureStats]) -> None:
+    row = by_hand(silent, {"en": (5, 6), "es": (2, 20), "hi": (40, 41)})
+    n = int((silent["en"].halves == CONFIRMATION).sum())
+    assert row["other"] == "en"
+    assert row["p"] == pytest.approx(fisher_exact([[41, n - 41], [6, n - 6]], alternative="greater").pvalue, abs=0)
+    assert row["confirmed"]
+
+
+def test_who_does_not_lead_on_confirmation_is_not_confirmed(silent: dict[str, FeatureStats]) -> None:
+    row = by_hand(silent, {"en": (5, 6), "es": (2, 45), "hi": (40, 41)})
+    assert row["q"] < 1e-6
+    assert not row["confirmed"]
 
 
 def nulls(silent: dict[str, FeatureStats], count: int, codes: tuple[str, ...] = CODES) -> list[dict[str, FeatureStats]]:

@@ -89,9 +89,8 @@ def measure_heatmap(overall: pd.DataFrame, languages: LanguagesConfig, measures:
         measures: in the order of the rows.
     """
     groups = [code for code in (*languages.high, *languages.low, "high", "low") if code in set(overall["name"])]
-    cells = overall.set_index(["measure", "name"])
-    gap = np.array([[cells.loc[(measure, name), "gap"] for name in groups] for measure in measures], float)
-    sure = np.array([[cells.loc[(m, n), "lo"] > 0 or cells.loc[(m, n), "hi"] < 0 for n in groups] for m in measures])
+    cells = {column: overall.pivot(index="measure", columns="name", values=column).loc[list(measures), groups] for column in ("gap", "lo", "hi")}
+    gap, sure = cells["gap"].to_numpy(float), ((cells["lo"] > 0) | (cells["hi"] < 0)).to_numpy()
     figure = new_figure(3.2 + 0.66 * len(groups), 1.5 + 0.36 * len(measures))
     axes = figure.subplots()
     size = np.abs(gap[np.isfinite(gap)])

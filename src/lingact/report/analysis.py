@@ -8,7 +8,7 @@ import pandas as pd
 from lingact.config import AnalyzeConfig, LanguagesConfig
 from lingact.contexts import Context
 from lingact.report.page import Card
-from lingact.report.words import listed, name_of, with_interval
+from lingact.report.words import listed, meter_title, name_of, with_interval
 
 _GROUPS = {"low": "medium-to-low-resource", "high": "high-resource"}
 _MEASURES = {
@@ -39,10 +39,29 @@ def _marked(rows: pd.DataFrame) -> list[str]:
 def _span(values: pd.Series, digits: int = 2) -> str:
     """Smallest and largest of some values by language: `0.12 (Hindi) to 0.30 (Malayalam)`."""
     low, high = str(values.idxmin()), str(values.idxmax())
+    if f"{values.min():.{digits}f}" == f"{values.max():.{digits}f}":
+        return f"{values.min():.{digits}f}"
     return f"{values.min():.{digits}f} ({name_of(low)}) to {values.max():.{digits}f} ({name_of(high)})"
 
 
 # --- measures ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def gaps_lead(ranges: pd.DataFrame, languages: LanguagesConfig) -> str:
+    """The groups' mean gaps over all layers.
+
+    Args:
+        ranges: `tables.range_table`.
+    """
+    cells = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")].set_index("name")
+    parts = []
+    for group, title in _GROUPS.items():
+        if group in cells.index:
+            row = cells.loc[group].to_dict()
+            verdict = "fall short of" if row["lo"] > 0 else "lie above" if row["hi"] < 0 else "cannot be told from"
+            parts.append(f"the {title} languages {verdict} {name_of(languages.reference)} (mean gap over layers {with_interval(row, 'gap')})")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
@@ -115,8 +134,9 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
         for meter, own in rises.groupby("meter", sort=False):
             mean = own.groupby("language", sort=False)["estimate"].mean()
             sentences.append(
-                f"Putting the {meter} SAEs' reconstruction in the place of the residual raises the cross-entropy by {mean[reference]:.2f} nats per "
-                f"token in {name_of(reference)} and by {_span(mean[others])} elsewhere (mean over layers, n = {own['n'].iloc[0]} sentences)."
+                f"Putting the {meter_title(str(meter))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
+                f"{mean[reference]:.2f} nats per token in {name_of(reference)} and by {_span(mean[others])} elsewhere (mean over layers, "
+                f"n = {own['n'].iloc[0]} sentences)."
             )
     text = " ".join(sentences)
     return text[0].upper() + text[1:]
@@ -136,7 +156,7 @@ def meters_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     columns = {}
     for meter, table in ranges.items():
         own = table[(table["range"] == "all") & (table["statistic"] == "mean")]
-        columns[meter] = pd.Series({str(row["name"]).replace("_", " "): with_interval(row, "gap") for row in own.to_dict("records")})
+        columns[meter_title(meter)] = pd.Series({str(row["name"]).replace("_", " "): with_interval(row, "gap") for row in own.to_dict("records")})
     return pd.DataFrame(columns).rename_axis("name").reset_index()
 
 
@@ -154,7 +174,7 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
     for meter in others:
         own, checked = overall[meter].loc[codes, "gap"], overall[main].loc[codes, "gap"]
         same = int((np.sign(own) == np.sign(checked)).sum())
-        what = "SAEs with random directions, which fire as often in the reference" if meter == "random" else f"The {meter} SAEs"
+        what = "SAEs with random directions, which fire as often in the reference" if meter == "random" else f"The {meter_title(meter)} SAEs"
         groups = [
             f"{with_interval(overall[meter].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
             f"{with_interval(overall[main].loc[group].to_dict(), 'gap')}"
@@ -229,6 +249,34 @@ def wide_similarity(table: pd.DataFrame) -> pd.DataFrame:
 # --- features ------------------------------------------------------------------------------------------------------------------------------------
 
 
+def random_features_text(found: pd.DataFrame, random: pd.DataFrame) -> str:
+    """How the number of confirmed features compares with that of random directions.
+
+    Args:
+        found: `language_features.find_features` by the measuring SAEs.
+        random: the same by SAEs with random directions.
+    """
+    own, other = (int(frame["confirmed"].sum()) for frame in (found, random))
+    tested = int(random["passed"].sum())
+    verdict = (
+        "So being confirmed says that a latent tells languages apart, and nothing of what the SAE has learned: random directions do it as well."
+        if other >= own
+        else f"So at most {own - other} of the {own} confirmed ones are more than random directions would give."
+    )
+    return f"By SAEs with random directions, which fire as often in the reference, the same search confirms {other} of {tested} candidates. {verdict}"
+
+
+def features_lead(found: pd.DataFrame, *random: pd.DataFrame) -> str:
+    """How many language-specific features were confirmed, and how many random directions give."""
+    tested = found[found["passed"]]
+    confirmed = tested[tested["confirmed"]]
+    if confirmed.empty:
+        return f"No language-specific feature was confirmed ({len(tested)} candidates)."
+    where = listed(list(confirmed["language"].unique()))
+    told = f"{len(confirmed)} of {len(tested)} candidates for language-specific features were confirmed, in {where} languages."
+    return " ".join([told, *(random_features_text(found, other) for other in random)])
+
+
 def wide_features(found: pd.DataFrame) -> pd.DataFrame:
     """The candidates that were tested, confirmed ones marked."""
     tested = found[found["passed"]].copy()
@@ -257,6 +305,19 @@ def cards(features: pd.DataFrame, rates: pd.DataFrame, contexts: Sequence[Contex
 
 
 # --- causal checks -------------------------------------------------------------------------------------------------------------------------------
+
+
+def causal_lead(selectivity: pd.DataFrame, alpha: float) -> str:
+    """For how many languages taking their features away hurts them more than the others, and more than random latents do."""
+    ablated = selectivity[(selectivity["kind"] == "specific") & (selectivity["mode"] == "scale") & (selectivity["dose"] == 0)]
+    if ablated.empty:
+        return ""
+    hurt = ablated.assign(sure=(ablated["p_holm"] < alpha) & (ablated["estimate"] > 0)).pivot_table(index="owner", columns="contrast", values="sure")
+    both, count = int(hurt.all(axis=1).sum()), len(hurt)
+    return (
+        f"Taking these features away raises the loss on their own language more than on the others, and more than as frequent random latents do, in "
+        f"{both} of {count} languages (corrected by Holm)."
+    )
 
 
 def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:
@@ -300,6 +361,18 @@ def correlation_text(table: pd.DataFrame, confidence: float) -> str:
         )
     sentences.append("Languages are few and related to each other: a correlation over them is a description, not a test of cause.")
     return " ".join(sentences)
+
+
+def correlation_lead(table: pd.DataFrame) -> str:
+    """The Spearman correlations of the mean gap with the scores."""
+    rows = table[(table["place"].astype(str) == "all") & (table["control"] == "none") & (table["method"] == "spearman") & table["estimate"].notna()]
+    if rows.empty:
+        return ""
+    parts = [f"{row['benchmark']} {row['estimate']:+.2f} (p {row['p']:.2g})" for row in rows.to_dict("records")]
+    return (
+        f"Spearman correlation of the mean gap with benchmark scores over {rows['n'].iloc[0]} languages: {', '.join(parts)}. Positive means that "
+        "languages with less activation score higher."
+    )
 
 
 def wide_correlation(table: pd.DataFrame) -> pd.DataFrame:

@@ -153,12 +153,18 @@ def _table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
     columns = [[_cell(value) for value in frame[name]] for name in frame]
     return {
         "title": title,
-        "columns": [{"name": str(name), "number": all(_NUMBER.match(cell) for cell in cells)} for name, cells in zip(frame, columns, strict=True)],
+        "columns": [{"name": str(name), "kind": _kind(cells)} for name, cells in zip(frame, columns, strict=True)],
         "rows": list(zip(*columns, strict=True)),
         "long": len(frame) > _LONG,
     }
 
 
+def _kind(cells: Sequence[str]) -> str:
+    """How a column is set: numbers to the right, sentences wrapped."""
+    return "number" if all(_NUMBER.match(cell) for cell in cells) else "prose" if max(map(len, cells), default=0) > _PROSE else ""
+
+
+_PROSE = 60
 _NUMBER = re.compile(r"[-+<]?[\d.]|-?$")
 
 

@@ -25,6 +25,11 @@ def with_interval(cell: Mapping[Any, Any], key: str = "estimate", *, digits: int
     return f"{estimate:{'+' if signed and estimate else ''}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def meter_title(meter: str) -> str:
+    """A set of SAEs as it is called in sentences."""
+    return {"heldout": "held-out", "random": "random-direction"}.get(meter, meter)
+
+
 def share_of(cell: Mapping[Any, Any]) -> str:
     """`12% [10%, 14%]`."""
     return f"{cell['estimate']:.0%} [{cell['lo']:.0%}, {cell['hi']:.0%}]"

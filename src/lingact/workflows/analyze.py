@@ -112,13 +112,13 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
     asked = reviewer_table(config, heldout="heldout" in measured.meters, windows=windows)
     sections.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
     count = len(first.sentence_ids)
-    lead = [chapter.text for chapter in told if chapter.heading in (told[0].heading, "Controls", "Before and after")]
+    lead = "\n\n".join(chapter.lead for chapter in told if chapter.lead)
     title = title or f"Activation gaps against {name_of(config.languages.reference)}"
     facts = measured_facts(run.folder, config, first.header, count)
-    page = write_report(run.folder, title, "\n\n".join(lead), sections, facts, reading=reading_gaps(config.statistics))
+    page = write_report(run.folder, title, lead, sections, facts, reading=reading_gaps(config.statistics))
     for chapter in told:
         for caption, table in chapter.printed.items():
-            show(table.to_dict("records"), title=f"{caption}, {count} sentences")
+            show([{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")], title=f"{caption}, {count} sentences")
     show([{"run folder": str(run.folder), "report": str(page)}])
 
 
@@ -132,7 +132,7 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
         UserError: they did not measure the same sentences with the same SAEs.
     """
     before, after = (load_measurement(path / "stats")[0] for path in config.compare)
-    paths = tuple(map(str, config.compare))
+    paths = (str(config.compare[0]), str(config.compare[1]))
     refuse_incomparable(before, after, paths)
     adapted = ADAPTER in after.variants
     by_meter = {}

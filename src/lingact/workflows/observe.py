@@ -18,8 +18,10 @@ from lingact.errors import UserError
 from lingact.inference import check_enough
 from lingact.interventions import Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
 from lingact.language_features import Criteria, chosen_latents, find_features
+from lingact.lm import LanguageModel
 from lingact.measure import BASE, Measurement, Wanted, load_measurement, measure, yardstick
 from lingact.passes import load_state
+from lingact.sae import Dictionaries
 from lingact.similarity import diffmean_directions
 from lingact.stats import DISCOVERY, FeatureStats
 from lingact.tables import named_ranges
@@ -38,8 +40,8 @@ class Observations:
     """What the passes saw. None: not asked for."""
 
     measured: Measurement
-    features: pd.DataFrame | None = None
-    """`language_features.find_features` by the measuring SAEs."""
+    features: dict[str, pd.DataFrame] | None = None
+    """Meter (measuring; random where there is one) -> `language_features.find_features`."""
     contexts: list[Context] | None = None
     links: dict[tuple[int, int], str] | None = None
     """(layer, latent) -> its page at Neuronpedia, of the features that have contexts."""
@@ -84,23 +86,25 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     )
     measured = measure(lm, meters, corpus, batch_tokens=config.batch_tokens, identity=identity, wanted=wanted, folder=folder)
     with base_behaviour(lm.model):
-        return _further(config, instruments, corpus, measured, identity, folder)
+        return _further(config, lm, meters, corpus, measured, folder)
 
 
 def _further(
-    config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus, measured: Measurement, identity: dict[str, str], folder: Path
+    config: AnalyzeConfig, lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, measured: Measurement, folder: Path
 ) -> Observations:
     """The passes of their own, on the base model with the measuring SAEs."""
-    lm, saes, parts, measures = instruments.lm, instruments.meters[MEASURING], config.measures.parts, config.measures
+    saes, parts, measures = meters[MEASURING], config.measures.parts, config.measures
+    shared = next(iter(measured.stats.values())).header
+    identity = {key: value for key, value in shared.items() if key not in ("meter", "variant", "language")}
     given = {"batch_tokens": config.batch_tokens, "header": identity}
-    stats = measured.of(MEASURING, BASE)
     features = contexts = links = spliced = causal = None
     if "features" in parts:
         tokens = measures.features.random_tokens
-        random_token_rates(lm, {MEASURING: saes}, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
-        features = found_features(stats, measures.features, folder)
+        searched = {meter: meters[meter] for meter in (MEASURING, RANDOM) if meter in meters}
+        random_token_rates(lm, searched, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
+        features = found_features(measured, measures.features, folder)
         shown: dict[int, list[int]] = {}
-        for by_layer in chosen_latents(features, per_language=measures.features.cards).values():
+        for by_layer in chosen_latents(features[MEASURING], per_language=measures.features.cards).values():
             for layer, latents in by_layer.items():
                 shown.setdefault(layer, []).extend(latents)
         contexts = strongest_contexts(lm, saes, corpus, shown, folder=folder / "contexts", **given)
@@ -109,19 +113,23 @@ def _further(
         write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
     if "spliced" in parts:
         some = corpus.select(corpus.sample(measures.spliced.sentences).tolist())
-        spliced = spliced_losses(lm, instruments.meters, some, path=folder / _NAMES["spliced"], **given)
+        spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if meter != RANDOM}, some, path=folder / _NAMES["spliced"], **given)
     if "causal" in parts:
         some = corpus.select(corpus.sample(measures.causal.sentences).tolist())
-        interventions = list(planned_interventions(config, measured, features))
+        interventions = list(planned_interventions(config, measured, features[MEASURING] if features else None))
         causal = causal_losses(lm, saes, some, interventions, path=folder / _NAMES["causal"], **given)
     return Observations(measured, features, contexts, links, spliced, causal)
 
 
-def found_features(stats: dict[str, FeatureStats], settings: FeaturesConfig, folder: Path) -> pd.DataFrame:
-    """`find_features` with the random-token rates kept in the folder."""
+def found_features(measured: Measurement, settings: FeaturesConfig, folder: Path) -> dict[str, pd.DataFrame]:
+    """`find_features` by meter, with the random-token rates kept in the folder."""
     header, counts, _ = load_state(folder / _NAMES["random_rates"])
-    rates = {int(name.rpartition("/")[2]): fired / int(header["random_tokens"]) for name, fired in counts.items()}
-    return find_features(stats, rates, criteria(settings))
+    rates: dict[str, dict[int, np.ndarray]] = {}
+    for name, fired in counts.items():
+        meter, _, layer = name.partition("/")
+        rates.setdefault(meter, {})[int(layer)] = fired / int(header["random_tokens"])
+    # The measuring meter first, whatever the order of the file.
+    return {meter: find_features(measured.of(meter, BASE), rates[meter], criteria(settings)) for meter in measured.meters if meter in rates}
 
 
 def criteria(settings: FeaturesConfig) -> Criteria:
@@ -146,12 +154,12 @@ def _random_meter(config: AnalyzeConfig, instruments: Instruments, corpus: Paral
 def _check_causal(config: AnalyzeConfig, instruments: Instruments) -> None:
     """Refuse layers and latents that are not there before anything is measured."""
     settings, saes = config.measures.causal, instruments.meters[MEASURING]
-    named = [] if settings.features == "language_specific" else list(settings.features)
+    named = {} if isinstance(settings.features, str) else settings.features
     beyond = [layer for layer in (*named, *(() if settings.layers == "all" else settings.layers)) if layer not in saes]
     if beyond:
         raise UserError(f"measures.causal: layers {beyond} are not measured; measured are {list(instruments.layers)}")
     for layer in named:
-        wide = [latent for latent in settings.features[layer] if latent >= saes[layer].width]
+        wide = [latent for latent in named[layer] if latent >= saes[layer].width]
         if wide:
             raise UserError(f"measures.causal.features: layer {layer} has latents 0 to {saes[layer].width - 1}; there is no {wide[0]}")
 
@@ -227,7 +235,7 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
     links = {(layer, j): url for layer, j, url in json.loads((folder / "links.json").read_text())} if there["contexts"] else None
     return Observations(
         measured,
-        found_features(measured.of(MEASURING, BASE), config.measures.features, folder) if there["random_rates"] else None,
+        found_features(measured, config.measures.features, folder) if there["random_rates"] else None,
         load_contexts(folder / _NAMES["contexts"]) if there["contexts"] else None,
         links,
         SplicedLosses.load(folder / _NAMES["spliced"]) if there["spliced"] else None,
