@@ -214,7 +214,6 @@ def language_features(
         "\n\n".join([words.random_features_text(found, other) for other in others] + [features_text(found, how.languages, criteria)]),
         words.features_lead(found, *others),
         tables,
-        | {"language_feature_rates": rates},
         figures,
         {"Candidates": words.wide_features(found)},
         words.cards(best, rates, contexts, links),
