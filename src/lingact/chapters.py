@@ -23,7 +23,7 @@ from lingact.languages import LANGUAGES
 from lingact.measure import Measurement
 from lingact.measures import Stats, available
 from lingact.report import analysis as words
-from lingact.report.gaps import analysis_text, gap_rows, wide_layers
+from lingact.report.gaps import analysis_text, gap_rows, gaps_lead, wide_layers
 from lingact.report.page import Card
 from lingact.report.training import retention_rows, train_rows, training_text
 from lingact.report.words import meter_title
@@ -95,7 +95,7 @@ def gaps(stats: Stats, meter: str, how: Judgement, *, measure: str, suffix: str 
     printed = {} if suffix else {f"Activation gap against {how.languages.reference}": next(iter(shown.values()))}
     if suffix:  # a check of the measuring SAEs: their numbers stand side by side among the controls
         del shown["Gap by range of layers, mean"], shown["Gap by range of layers, largest"], figures[f"gap_groups{suffix}"]
-    lead = "" if suffix else words.gaps_lead(ranges, how.languages)
+    lead = "" if suffix else gaps_lead(ranges, how.languages)
     return Chapter(heading, text, lead, frames, figures, shown, summary=gap_summary(found), printed=printed), found
 
 
@@ -105,10 +105,11 @@ def measures(stats: Stats, how: Judgement) -> Chapter:
     overall = table[table["place"] == "all"]
     summary = {f"measure/{row['measure']}/{row['name']}": float(row["gap"]) for row in overall.to_dict("records")}
     names = available(stats[how.languages.reference])
+    text = words.measures_text(overall, how.languages)
     return Chapter(
         "Other measures of activation",
-        words.measures_text(overall, how.languages),
-        words.measures_text(overall, how.languages),
+        text,
+        text,
         {"gap_by_measure": table},
         {"measures": gap_figures.measure_heatmap(overall, how.languages, names)},
         {"Gap by measure, mean over all layers (*: the interval excludes 0)": words.wide_measures(overall, names)},

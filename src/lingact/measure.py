@@ -188,11 +188,18 @@ def _forward(lm: LanguageModel, batch: TokenBatch, layers: tuple[int, ...], want
 
 
 def yardstick(
-    lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, reference: str, *, batch_tokens: int, identity: dict[str, str]
+    lm: LanguageModel,
+    meters: dict[str, Dictionaries],
+    corpus: ParallelCorpus,
+    reference: str,
+    *,
+    batch_tokens: int,
+    identity: dict[str, str],
+    folder: Path | None = None,
 ) -> Yardstick:
     """Mean residual norms and active latents of the reference language, from a pass over its discovery half.
 
-    They must be known before other languages are measured by them, so this half of one language is read twice.
+    They must be known before other languages are measured by them, so this half of one language is read twice. `folder` as in `measure`.
 
     Raises:
         UserError: no sentence is in the discovery half.
@@ -201,7 +208,8 @@ def yardstick(
     if not chosen:
         raise UserError(f"none of the {len(corpus.ids)} sentences is in the discovery half; give more sentences, or use measures=core")
     part = corpus.speaking((reference,)).select(chosen)
-    found = measure(lm, meters, part, batch_tokens=batch_tokens, identity=identity, wanted=Wanted(title=f"yardstick {reference}"))
+    wanted = Wanted(title=f"yardstick {reference}")
+    found = measure(lm, meters, part, batch_tokens=batch_tokens, identity=identity, wanted=wanted, folder=folder)
     by_meter = {meter: found.of(meter, BASE)[reference] for meter in meters}
     any_meter = next(iter(by_meter.values()))
     norms = any_meter.norm.sum(axis=1) / any_meter.tokens.sum()

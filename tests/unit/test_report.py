@@ -14,7 +14,8 @@ from PIL import Image
 from lingact import tables
 from lingact.config import AnalyzeConfig, EvalConfig, LanguagesConfig, TrainConfig, validate
 from lingact.report import evaluation, gaps, training
-from lingact.report.page import Section, run_facts, write_report
+from lingact.report.page import Card, Section, measured_facts, run_facts, write_report
+from lingact.report.words import reading_gaps
 from lingact.tables import Disparities
 from lingact.tracking import write_json
 
@@ -47,6 +48,23 @@ TRAIN = JOB | {
         "accumulate": 1,
         "checkpoint_every": 1,
     },
+}
+ANALYZE = JOB | {
+    "split": "all",
+    "adapter": None,
+    "measures": {
+        "gap": "mean",
+        "top_k": 10,
+        "parts": [],
+        "similarity": {"sentences": 10},
+        "features": {"min_rate": 0.01, "per_layer": 5, "alpha": 0.05, "random_tokens": 8, "cards": 1},
+        "spliced": {"sentences": 2},
+        "causal": {"mode": "scale", "doses": [0], "features": "language_specific", "per_language": 1, "layers": "all", "sentences": 2},
+    },
+    "scores": [],
+    "stats": [],
+    "compare": [],
+    "piece": "1/1",
 }
 EVAL = {key: JOB[key] for key in ("seed", "device", "model", "languages", "tracking")} | {
     "adapter": None,
@@ -180,10 +198,13 @@ def test_retention_rows() -> None:
 def test_analysis_text_counts_languages() -> None:
     shown = found()
     text = gaps.analysis_text(tables.layer_table(shown), tables.range_table(shown), LanguagesConfig.model_validate(LANGUAGES), 0.95)
-    low, high, group = text.split(". ")
-    assert low.startswith("Of 3 medium-to-low-resource languages, those that fall short of English at more than half of the 4 layers")
-    assert low.endswith("exclude 0: 1 (Malayalam); those that lie above it in the same sense: 1 (Indonesian); neither: 1 (Hindi)")
-    assert high.endswith("exclude 0: none; those that lie above it in the same sense: none; neither: 2 (Chinese, Spanish)")
+    low, high, counts, group = text.split(". ")
+    assert low == (
+        "At more than half of the 4 layers, of 3 medium-to-low-resource languages 1 (Malayalam) fall short of English; 1 (Indonesian) lie above "
+        "English; 1 (Hindi) do neither"
+    )
+    assert high == "At more than half of the 4 layers, of 2 high-resource languages 2 (Chinese, Spanish) do neither"
+    assert counts == "A layer counts where the language's 95% band, simultaneous over layers, excludes 0"
     assert "falls short of the high-resource group: gap +0.1" in group
 
 
@@ -213,18 +234,20 @@ def test_training_text_follows_the_numbers(closed: tuple[float, float, float], s
 # --- pages ---
 
 
-def written_analysis(folder: Path) -> str:
-    shown = found()
+def written_page(folder: Path) -> str:
+    wide = gaps.wide_layers(tables.layer_table(found()))
     sentences = pd.DataFrame({"sentence": [HOSTILE], "gap": [np.nan]})
-    frames = {gaps.BY_RANGE: tables.range_table(shown), gaps.BY_LAYER: tables.layer_table(shown), HOSTILE: sentences}
-    page = Section("measuring", {"gap_heatmap": folder / "gap_heatmap.png"}, frames)
-    path = gaps.write_analysis(folder, validate(AnalyzeConfig, JOB | {"split": "all"}), [page], IDENTITY, 9)
+    card = Card(HOSTILE, None, ["a fact"], [("ml 3.0", HOSTILE, "tok", "after")])
+    section = Section("Gaps", {"gap_heatmap": folder / "gap_heatmap.png"}, {"By layer": wide, HOSTILE: sentences}, cards=[card])
+    config = validate(AnalyzeConfig, ANALYZE)
+    facts = measured_facts(folder, config, IDENTITY, 9)
+    path = write_report(folder, "Gaps", "lead", [section], facts, reading=reading_gaps(config.statistics))
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
 
 
 def test_page_stands_alone(folder: Path) -> None:
-    html = written_analysis(folder)
+    html = written_page(folder)
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base", "form"}
     sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "srcset", "data", "action")]
@@ -239,15 +262,14 @@ def test_page_stands_alone(folder: Path) -> None:
 
 
 def test_page_lets_no_text_become_markup(folder: Path) -> None:
-    html = written_analysis(folder)
+    html = written_page(folder)
     assert "<script" not in html
-    assert Page(html).text.count(HOSTILE) == 4  # command, model, a table's title and its cell
+    assert Page(html).text.count(HOSTILE) == 6  # command, model, a table's title and its cell, a card's title and context
 
 
 def test_page_has_its_facts_and_cautions(folder: Path) -> None:
-    text = Page(written_analysis(folder)).text
+    text = Page(written_page(folder)).text
     for said in (
-        "By the measuring SAEs: Of 3 medium-to-low-resource",
         "sha256 abababababababab",
         "micro layer_{layer}; architecture jumprelu; width 64; sha256 ef",
         "95%, 1,000 resamples",

@@ -8,21 +8,20 @@ import pandas as pd
 from lingact.config import AnalyzeConfig, LanguagesConfig
 from lingact.contexts import Context
 from lingact.report.page import Card
-from lingact.report.words import listed, meter_title, name_of, with_interval
+from lingact.report.words import GROUPS, listed, meter_title, name_of, with_interval
 
-_GROUPS = {"low": "medium-to-low-resource", "high": "high-resource"}
 _MEASURES = {
     "mean": "per token",
     "mean_active": "per active latent",
-    "firing_rate": "firing rate",
-    "l0": "L0",
-    "l2": "L2",
-    "top_k": "top k",
+    "firing_rate": "by firing rate",
+    "l0": "by L0",
+    "l2": "by L2 norm",
+    "top_k": "by a token's top k",
     "per_sentence": "per sentence",
     "per_byte": "per byte",
     "per_word": "per word",
-    "reference_active": "reference's latents",
-    "norm_matched": "norm-matched",
+    "reference_active": "over the reference's latents",
+    "norm_matched": "at the reference's norm",
 }
 
 
@@ -47,44 +46,24 @@ def _span(values: pd.Series, digits: int = 2) -> str:
 # --- measures ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def gaps_lead(ranges: pd.DataFrame, languages: LanguagesConfig) -> str:
-    """The groups' mean gaps over all layers.
-
-    Args:
-        ranges: `tables.range_table`.
-    """
-    cells = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")].set_index("name")
-    parts = []
-    for group, title in _GROUPS.items():
-        if group in cells.index:
-            row = cells.loc[group].to_dict()
-            verdict = "fall short of" if row["lo"] > 0 else "lie above" if row["hi"] < 0 else "cannot be told from"
-            parts.append(f"the {title} languages {verdict} {name_of(languages.reference)} (mean gap over layers {with_interval(row, 'gap')})")
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
-
-
 def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
     """By which measures each group falls short, lies above, or cannot be told from the reference.
 
     Args:
         overall: rows of `tables.measure_table` for all layers together.
     """
-    sentences = []
-    for group, title in _GROUPS.items():
-        rows = overall[overall["name"] == group]
-        if rows.empty:
-            continue
-        verdicts = {
-            "falls short of": rows.loc[rows["lo"] > 0, "measure"],
-            "lies above": rows.loc[rows["hi"] < 0, "measure"],
-            "cannot be told from": rows.loc[(rows["lo"] <= 0) & (rows["hi"] >= 0), "measure"],
-        }
-        parts = [f"{verb} {name_of(languages.reference)} by {_named(found)}" for verb, found in verdicts.items() if len(found)]
-        sentences.append(f"Averaged over all layers the {title} group {'; '.join(parts)}.")
-        if len(verdicts["falls short of"]) and len(verdicts["lies above"]):
-            sentences.append("So for this group the direction of the disparity is a choice of the measure, and no single one stands for all.")
-    sentences.append("Firing rate and L0 are the same up to the number of latents, so they give the same gap.")
+    verdicts: dict[str, dict[str, list[str]]] = {}
+    for group in (name for name in GROUPS if (overall["name"] == name).any()):
+        for row in overall[overall["name"] == group].to_dict("records"):
+            verdict = "falls short of" if row["lo"] > 0 else "lies above" if row["hi"] < 0 else "cannot be told from"
+            verdicts.setdefault(group, {}).setdefault(verdict, []).append(row["measure"])
+    sentences = [
+        f"Measured {_named(measures)}, the {GROUPS[group]} group {verdict} {name_of(languages.reference)} on average over the layers."
+        for group, by_verdict in verdicts.items()
+        for verdict, measures in by_verdict.items()
+    ]
+    if any({"falls short of", "lies above"} <= by_verdict.keys() for by_verdict in verdicts.values()):
+        sentences.append("So the direction of the disparity is a matter of the measure here, and no single measure stands for all.")
     return " ".join(sentences)
 
 
@@ -126,16 +105,17 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
     worse = [code for code in others if means["fvu"][code] > 1.1 * means["fvu"][reference]]
     if worse:
         sentences.append(
-            f"The SAEs fit {listed(worse)} of {len(others)} languages worse than {name_of(reference)} by more than a tenth: there a gap may be the "
-            "dictionary's and not the model's."
+            f"Of {len(others)} other languages the SAEs fit {listed(worse)} worse than {name_of(reference)} by more than a tenth: there a gap may be "
+            "the dictionary's and not the model's."
         )
     if costs is not None:
         rises = costs[costs["quantity"] == "ce_increase"]
         for meter, own in rises.groupby("meter", sort=False):
             mean = own.groupby("language", sort=False)["estimate"].mean()
+            own_rise = round(float(mean[reference]), 2) + 0.0  # no -0.00
             sentences.append(
                 f"Putting the {meter_title(str(meter))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
-                f"{mean[reference]:.2f} nats per token in {name_of(reference)} and by {_span(mean[others])} elsewhere (mean over layers, "
+                f"{own_rise:.2f} nats per token in {name_of(reference)} and by {_span(mean[others])} elsewhere (mean over layers, "
                 f"n = {own['n'].iloc[0]} sentences)."
             )
     text = " ".join(sentences)
@@ -174,11 +154,11 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
     for meter in others:
         own, checked = overall[meter].loc[codes, "gap"], overall[main].loc[codes, "gap"]
         same = int((np.sign(own) == np.sign(checked)).sum())
-        what = "SAEs with random directions, which fire as often in the reference" if meter == "random" else f"The {meter_title(meter)} SAEs"
+        what = "SAEs with random directions, which fire as often in the reference," if meter == "random" else f"The {meter_title(meter)} SAEs"
         groups = [
             f"{with_interval(overall[meter].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
             f"{with_interval(overall[main].loc[group].to_dict(), 'gap')}"
-            for group, title in _GROUPS.items()
+            for group, title in GROUPS.items()
             if group in overall[meter].index
         ]
         sentences.append(f"{what} give the gap the same sign in {same} of {len(codes)} languages: {'; '.join(groups)}.")
@@ -273,7 +253,7 @@ def features_lead(found: pd.DataFrame, *random: pd.DataFrame) -> str:
     if confirmed.empty:
         return f"No language-specific feature was confirmed ({len(tested)} candidates)."
     where = listed(list(confirmed["language"].unique()))
-    told = f"{len(confirmed)} of {len(tested)} candidates for language-specific features were confirmed, in {where} languages."
+    told = f"{len(confirmed)} of {len(tested)} candidates for language-specific features were confirmed; languages with any: {where}."
     return " ".join([told, *(random_features_text(found, other) for other in random)])
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from lingact.config import LanguagesConfig
 from lingact.languages import LANGUAGES
-from lingact.report.words import cells_by, listed, name_of, with_interval
+from lingact.report.words import GROUPS, cells_by, listed, name_of, with_interval
 
 
 def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str = "mean") -> list[dict[str, str]]:
@@ -27,6 +27,23 @@ def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str
     return rows
 
 
+def gaps_lead(ranges: pd.DataFrame, languages: LanguagesConfig) -> str:
+    """The groups' mean gaps over all layers.
+
+    Args:
+        ranges: `tables.range_table`.
+    """
+    cells = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")].set_index("name")
+    parts = []
+    for group, title in GROUPS.items():
+        if group in cells.index:
+            row = cells.loc[group].to_dict()
+            verdict = "fall short of" if row["lo"] > 0 else "lie above" if row["hi"] < 0 else "cannot be told from"
+            parts.append(f"the {title} languages {verdict} {name_of(languages.reference)} (mean gap over layers {with_interval(row, 'gap')})")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: LanguagesConfig, confidence: float) -> str:
     """How many languages of each group fall short of the reference, or lie above it, at more than half of the layers; and the group comparison.
 
@@ -42,12 +59,11 @@ def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: Languag
         short = [code for code, own in found.items() if 2 * (own["band_lo"] > 0).sum() > count]
         above = [code for code, own in found.items() if 2 * (own["band_hi"] < 0).sum() > count]
         neither = [code for code in codes if code not in (*short, *above)]
+        verdicts = {f"fall short of {reference}": short, f"lie above {reference}": above, "do neither": neither}
+        parts = [f"{listed(members)} {verdict}" for verdict, members in verdicts.items() if members]
         if codes:
-            sentences.append(
-                f"Of {len(codes)} {group} languages, those that fall short of {reference} at more than half of the {count} layers, with "
-                f"{confidence:.0%} bands (simultaneous over layers) that exclude 0: {listed(short)}; those that lie above it in the same sense: "
-                f"{listed(above)}; neither: {listed(neither)}."
-            )
+            sentences.append(f"At more than half of the {count} layers, of {len(codes)} {group} languages {'; '.join(parts)}.")
+    sentences.append(f"A layer counts where the language's {confidence:.0%} band, simultaneous over layers, excludes 0.")
     overall = ranges[(ranges["name"] == "low_vs_high") & (ranges["range"] == "all") & (ranges["statistic"] == "mean")]
     for cell in overall.to_dict("records"):
         verdict = "falls short of" if cell["lo"] > 0 else "lies above" if cell["hi"] < 0 else "cannot be told apart from"

@@ -25,6 +25,10 @@ def with_interval(cell: Mapping[Any, Any], key: str = "estimate", *, digits: int
     return f"{estimate:{'+' if signed and estimate else ''}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+GROUPS = {"low": "medium-to-low-resource", "high": "high-resource"}
+"""Groups as they are called in sentences."""
+
+
 def meter_title(meter: str) -> str:
     """A set of SAEs as it is called in sentences."""
     return {"heldout": "held-out", "random": "random-direction"}.get(meter, meter)

@@ -74,7 +74,7 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
             identity |= {f"sae/{RANDOM}": f"random directions, seed {config.seed}"}
         by_reference = None
         if "by_reference" in parts:
-            given = {"batch_tokens": config.batch_tokens, "identity": identity}
+            given = {"batch_tokens": config.batch_tokens, "identity": identity, "folder": folder / "yardstick"}
             by_reference = yardstick(lm, meters, corpus, config.languages.reference, **given)
     wanted = Wanted(
         adapter=config.adapter is not None,
