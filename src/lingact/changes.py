@@ -1,6 +1,6 @@
 """Before and after: what an adapter did to every language, and how the reference language fared. Pure functions of statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from lingact.config import LanguagesConfig, Statistics
 from lingact.inference import interval, sentence_weights
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
 from lingact.measures import Draws, Stats, value
+from lingact.tables import named_ranges
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def retention(variants: Variants, reference: str, settings: Statistics, seed: in
     }
     if adapter.nll is not None and base.nll is not None:
         found["bits_per_byte"] = (weights @ adapter.nll) / (weights @ base.nll)
+    if adapter.kl is not None:
         found["kl"] = (weights @ adapter.kl) / (weights @ adapter.predicted)
     return found
 
@@ -186,3 +188,29 @@ def bits_table(measured: Measurement, meter: str, settings: Statistics, seed: in
                 {"language": code, "variant": variant, "quantity": quantity, "n": len(s.sentence_ids), "estimate": estimate, "lo": low, "hi": high}
             )
     return pd.DataFrame(rows)
+
+
+def change_frames(
+    by_meter: Mapping[str, Variants],
+    languages: LanguagesConfig,
+    settings: Statistics,
+    loss_layers: tuple[int, ...],
+    targets: Sequence[str],
+    *,
+    seed: int,
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """Tidy tables of a change by every meter, and the targets' summary numbers; keys of all but the first meter start with its name."""
+    reference, summary = languages.reference, {}
+    by_layer, by_range, kept_rows = [], [], []
+    for place, (meter, variants) in enumerate(by_meter.items()):
+        first = variants.base[reference]
+        count, ranges = len(first.sentence_ids), named_ranges(first.layers, settings)
+        found = {code: change(variants, code, languages, settings, loss_layers, seed) for code in variants.base}
+        by_layer.append(change_table(found, first.layers, count, meter, settings.confidence))
+        by_range.append(change_range_table(found, ranges, count, meter, settings.confidence))
+        kept = retention(variants, reference, settings, seed)
+        kept_rows.append(retention_table(kept, reference, count, meter, settings.confidence))
+        numbers = change_summary(found, targets) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
+        summary |= {key if place == 0 else f"{meter}/{key}": number for key, number in numbers.items()}
+    frames = {"change_by_layer": by_layer, "change_by_range": by_range, "retention": kept_rows}
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}, summary

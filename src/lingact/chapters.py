@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lingact import correlation, effects, similarity
-from lingact.changes import Variants, bits_table, change, change_range_table, change_summary, change_table, retention, retention_table
+from lingact.changes import Variants, bits_table, change_frames
 from lingact.config import LanguagesConfig, Statistics
 from lingact.contexts import Context
 from lingact.figures import correlation as score_figures
@@ -35,7 +35,6 @@ from lingact.tables import (
     gap_summary,
     layer_table,
     measure_table,
-    named_ranges,
     range_table,
     shuffled_table,
 )
@@ -295,34 +294,10 @@ def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, coun
         counted_layers: layers over which the gap closed is summed up.
     """
     codes = [code for code in how.languages.all if code != how.languages.reference]
-    frames, summary = change_frames(by_meter, measured, counted_layers, how, codes)
+    frames, summary = change_frames(by_meter, how.languages, how.settings, counted_layers, codes, seed=how.seed)
+    if measured is not None:
+        frames["bits"] = bits_table(measured, next(iter(by_meter)), how.settings, how.seed)
     shown = {"Before and after": pd.DataFrame(train_rows(frames, codes)), "Retention of the reference": pd.DataFrame(retention_rows(frames))}
     text = training_text(frames, codes, how.languages.reference)
     targets = frames["change_by_layer"][frames["change_by_layer"]["language"].isin(codes)]
     return Chapter("Before and after", text, text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=shown)
-
-
-def change_frames(
-    by_meter: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], how: Judgement, targets: Sequence[str]
-) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
-    """Tidy tables and summary numbers of a change, by every meter; keys of all but the first meter start with its name."""
-    settings, reference, summary = how.settings, how.languages.reference, {}
-    by_layer, by_range, kept_rows = [], [], []
-    for place, (meter, variants) in enumerate(by_meter.items()):
-        first = variants.base[reference]
-        count, ranges = len(first.sentence_ids), named_ranges(first.layers, settings)
-        changes = {code: change(variants, code, how.languages, settings, counted_layers, how.seed) for code in variants.base}
-        by_layer.append(change_table(changes, first.layers, count, meter, settings.confidence))
-        by_range.append(change_range_table(changes, ranges, count, meter, settings.confidence))
-        kept = retention(variants, reference, settings, how.seed)
-        kept_rows.append(retention_table(kept, reference, count, meter, settings.confidence))
-        found = change_summary(changes, targets) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
-        summary |= {key if place == 0 else f"{meter}/{key}": value for key, value in found.items()}
-    frames = {
-        "change_by_layer": pd.concat(by_layer, ignore_index=True),
-        "change_by_range": pd.concat(by_range, ignore_index=True),
-        "retention": pd.concat(kept_rows, ignore_index=True),
-    }
-    if measured is not None:
-        frames["bits"] = bits_table(measured, next(iter(by_meter)), settings, how.seed)
-    return frames, summary

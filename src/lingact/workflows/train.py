@@ -24,7 +24,7 @@ from lingact.sae import Dictionaries
 from lingact.tables import named_ranges
 from lingact.terminal import show
 from lingact.tracking import open_run
-from lingact.workflows.instruments import HELDOUT, MEASURING, Instruments, set_up
+from lingact.workflows.instruments import MEASURING, Instruments, set_up
 
 
 def run(config: TrainConfig, folder: Path) -> float:
@@ -124,26 +124,9 @@ def conclude(
     config: TrainConfig, measured: Measurement, instruments: Instruments, loss_layers: tuple[int, ...]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """Tidy tables and summary numbers of what the adapter did, by every meter; keys of the held-out meter start with `heldout/`."""
-    settings, summary = config.statistics, {}
-    ranges = named_ranges(instruments.layers, settings)
-    by_layer, by_range, kept_rows = [], [], []
-    for meter in instruments.meters:
-        variants = changes.Variants.of(measured, meter)
-        count = len(variants.base[config.languages.reference].sentence_ids)
-        found = {code: changes.change(variants, code, config.languages, settings, loss_layers, config.seed) for code in variants.base}
-        by_layer.append(changes.change_table(found, instruments.layers, count, meter, settings.confidence))
-        by_range.append(changes.change_range_table(found, ranges, count, meter, settings.confidence))
-        kept = changes.retention(variants, config.languages.reference, settings, config.seed)
-        kept_rows.append(changes.retention_table(kept, config.languages.reference, count, meter, settings.confidence))
-        numbers = changes.change_summary(found, config.lang) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
-        summary |= {key if meter == MEASURING else f"{HELDOUT}/{key}": number for key, number in numbers.items()}
-    frames = {
-        "change_by_layer": pd.concat(by_layer, ignore_index=True),
-        "change_by_range": pd.concat(by_range, ignore_index=True),
-        "retention": pd.concat(kept_rows, ignore_index=True),
-        "bits": changes.bits_table(measured, MEASURING, settings, config.seed),
-    }
-    return frames, summary
+    variants = {meter: changes.Variants.of(measured, meter) for meter in instruments.meters}
+    frames, summary = changes.change_frames(variants, config.languages, config.statistics, loss_layers, config.lang, seed=config.seed)
+    return frames | {"bits": changes.bits_table(measured, MEASURING, config.statistics, config.seed)}, summary
 
 
 def objective(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, loss_layers: tuple[int, ...]) -> float:
