@@ -300,4 +300,6 @@ def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, coun
     shown = {"Before and after": pd.DataFrame(train_rows(frames, codes)), "Retention of the reference": pd.DataFrame(retention_rows(frames))}
     text = training_text(frames, codes, how.languages.reference)
     targets = frames["change_by_layer"][frames["change_by_layer"]["language"].isin(codes)]
-    return Chapter("Before and after", text, text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=shown)
+    rows = shown["Before and after"]
+    printed = shown | {"Before and after": rows[rows["measure"].isin(["gap all", "gap closed"])]}  # ranges of layers are for the page
+    return Chapter("Before and after", text, text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=printed)

@@ -81,34 +81,64 @@ def sentence_similarities(
     }
 
 
-def _kernel_alignments(k: Kernel, other: Kernel, left_out: Float[np.ndarray, "sentence group"]) -> Float[np.ndarray, " group"]:
-    """`sum_ij (HKH)_ij (HLH)_ij` over the sentences outside each group, centred anew on those, without forming the smaller kernels."""
+def similarity_kernel(x: Vectors) -> Kernel:
+    """Inner products between the centred vectors of different sentences; zero for a sentence with itself."""
+    around = centred(x)
+    kernel = around @ around.T
+    np.fill_diagonal(kernel, 0)
+    return kernel
+
+
+def _unbiased_hsic(k: Kernel, other: Kernel, left_out: Float[np.ndarray, "sentence group"]) -> Float[np.ndarray, " group"]:
+    """`n (n - 3)` times the unbiased HSIC over the sentences outside each group, without forming the smaller kernels.
+
+    Song et al. 2012: `tr(KL) + 1'K1 1'L1 / ((n - 1) (n - 2)) - 2 / (n - 2) 1'KL1` of kernels with a zero diagonal; nan below four
+    sentences.
+    """
     product = k * other
     of_group = product @ left_out
     both_kept = product.sum() - 2 * of_group.sum(axis=0) + (left_out * of_group).sum(axis=0)
     kept = 1 - left_out
     k_rows, other_rows = ((kernel @ kept) * kept for kernel in (k, other))
-    count = kept.sum(axis=0)
-    return both_kept - 2 / count * (k_rows * other_rows).sum(axis=0) + k_rows.sum(axis=0) * other_rows.sum(axis=0) / count**2
+    n = kept.sum(axis=0)
+    n = np.where(n > 3, n, np.nan)
+    return both_kept + k_rows.sum(axis=0) * other_rows.sum(axis=0) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k_rows * other_rows).sum(axis=0)
 
 
-def linear_cka(k: Kernel, other: Kernel, left_out: Float[np.ndarray, "sentence group"]) -> Float[np.ndarray, " group"]:
-    """Linear centred kernel alignment of two languages (Kornblith et al. 2019, equation 5), without the sentences of each group.
+def debiased_cka(k: Kernel, other: Kernel, left_out: Float[np.ndarray, "sentence group"]) -> Float[np.ndarray, " group"]:
+    """Debiased linear centred kernel alignment of two languages, without the sentences of each group.
 
-    Equals `|Y'X|^2 / (|X'X| |Y'Y|)` in Frobenius norms of the centred vectors. The kernels cost n^2 d like the retrieval beside it; after that
-    shuffled pairs and the jackknife cost n^2 each, whatever the width of the model. nan where a language has no spread.
+    That of Kornblith et al. 2019 with the unbiased HSIC of Song et al. 2012, as in Nguyen et al. 2021 and Murphy et al. 2024. The products of
+    each sentence with itself, which make unrelated vectors look alike where d_model is large beside n, are left out: unrelated languages have about
+    0 at any width, sometimes less, and the same vectors twice have 1. The kernels cost n^2 d like the retrieval beside it; after that shuffled
+    pairs and the jackknife cost n^2 each, whatever the width of the model. nan where a language has no spread.
 
     Args:
-        k: inner products between the vectors of one language, best centred to keep precision.
-        other: the same of the other language.
+        k: `similarity_kernel` of one language.
+        other: of the other.
         left_out: 1 for the sentences of a group, which are left out; a column of zeros leaves none out.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        return _kernel_alignments(k, other, left_out) / np.sqrt(_kernel_alignments(k, k, left_out) * _kernel_alignments(other, other, left_out))
+        return _unbiased_hsic(k, other, left_out) / np.sqrt(_unbiased_hsic(k, k, left_out) * _unbiased_hsic(other, other, left_out))
+
+
+def u_centred(kernel: Kernel) -> Kernel:
+    """A kernel of zero diagonal less its rows' and columns' means, such that inner products are `n (n - 3)` times the unbiased HSIC.
+
+    Szekely and Rizzo 2014, definition 2; at least three sentences.
+    """
+    n = len(kernel)
+    rows = kernel.sum(axis=0) / (n - 2)
+    around = kernel - rows[:, None] - rows[None, :] + rows.sum() / (n - 1)
+    np.fill_diagonal(around, 0)
+    return around
 
 
 def shuffled_cka(k: Kernel, other: Kernel, partners: Int[np.ndarray, "shuffle sentence"]) -> Float[np.ndarray, " shuffle"]:
-    """CKA of shuffled pairs; both kernels are of centred vectors."""
+    """Debiased CKA of shuffled pairs; the kernels are those of `debiased_cka`. Shuffling leaves the kernels' own sizes as they are."""
+    if len(k) < 4:
+        return np.full(len(partners), np.nan)
+    k, other = u_centred(k), u_centred(other)
     scale = np.linalg.norm(k) * np.linalg.norm(other)
     return np.array([np.vdot(k, other[np.ix_(partner, partner)]) for partner in partners]) / (scale or np.nan)
 
@@ -148,15 +178,14 @@ class _Prepared(NamedTuple):
 
 
 def _prepared(x: Vectors) -> _Prepared:
-    around = centred(x)
-    return _Prepared(unit(x.astype(np.float64)), unit(around), around @ around.T)
+    return _Prepared(unit(x.astype(np.float64)), unit(centred(x)), similarity_kernel(x))
 
 
 def _similarity_rows(own: _Prepared, reference: _Prepared, plan: _Plan) -> list[dict[str, str | float]]:
     """One row per quantity for one language at one layer."""
     upper = 0.5 + plan.confidence / 2
-    cka = linear_cka(own.kernel, reference.kernel, plan.left_out)
-    lo, hi = np.clip(jackknife_interval(float(cka[0]), cka[1:], plan.confidence), 0, 1)
+    cka = debiased_cka(own.kernel, reference.kernel, plan.left_out)
+    lo, hi = np.clip(jackknife_interval(float(cka[0]), cka[1:], plan.confidence), -1, 1)
     shuffled = {"cka": shuffled_cka(own.kernel, reference.kernel, plan.partners)}
     rows: list[dict[str, str | float]] = [{"quantity": "cka", "estimate": float(cka[0]), "lo": float(lo), "hi": float(hi)}]
 
@@ -185,7 +214,7 @@ def similarity_table(
     """Similarity of every language to the reference at every layer.
 
     Intervals: `cka` by the jackknife, the others by a bootstrap over sentences that keeps each language's mean and all candidates of the retrieval
-    in place. The floor of retrieval is 1/n in expectation; CKA's floor grows with d_model / n.
+    in place. The floor of retrieval is 1/n in expectation, that of `cka` (debiased) near 0 at any d_model.
 
     Args:
         vectors: language -> mean residual of each sentence; sentences in the same order everywhere.

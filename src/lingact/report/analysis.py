@@ -181,7 +181,7 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
 # --- similarity ----------------------------------------------------------------------------------------------------------------------------------
 
 _SIMILARITIES = {
-    "cka": "linear CKA",
+    "cka": "debiased linear CKA",
     "retrieval": "retrieval of translations",
     "mrr": "their mean reciprocal rank",
     "centred_cosine": "mean-centred cosine",
