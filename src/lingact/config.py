@@ -319,36 +319,66 @@ class AnalyzeConfig(Job):
 
 
 class GapLoss(Section):
-    """The activation-gap term on the target languages."""
+    """The gap term on the target languages: what is brought nearer to the reference under the base model, which stays frozen."""
 
+    objective: Literal["activation", "profile", "hinge", "contrastive", "diffmean", "norm"]
+    """activation: A(l, L). profile: mean feature profile on parallel sentences. hinge: pre-activations of the reference's latents, upwards only.
+    contrastive: mean-pooled translations. diffmean: mean residual, no SAE. norm: mean residual norm, a control."""
     side: Literal["two_sided", "one_sided"]
-    """two_sided moves towards the reference from either side, one_sided only upwards."""
+    """two_sided moves towards the reference from either side, one_sided only upwards (activation and norm)."""
     gradient: Literal["jumprelu", "straight_through"]
-    """straight_through lets latents that are silent but near their threshold receive a gradient."""
+    """straight_through lets latents that are silent but near their threshold receive a gradient (activation and profile)."""
     bandwidth: PositiveFloat
     """Width of the straight-through window around each threshold, relative to the threshold."""
     norm_matched: bool
     """Measure the loss on residuals rescaled to the base model's norm on each token, so that loudness does not pay."""
+    pooling: Literal["token", "sentence"]
+    """Of the activation: over all tokens, or within each sentence and then over sentences."""
+    temperature: PositiveFloat
+    """Of the contrastive objective."""
     weight: NonNegativeFloat
-    layers: Literal["all"] | tuple[NonNegativeInt, ...]
-    """Measured layers in the loss."""
+    layers: Literal["all"] | tuple[NonNegativeInt, ...] | dict[NonNegativeInt, PositiveFloat]
+    """Measured layers in the loss, or their weights: {2: 1.0, 3: 0.5}."""
+    stop_when_closed: bool
+    """End training when the gap term's moving average is within its tolerance of zero, so that nothing overshoots."""
+    tolerance: PositiveFloat
+    """Of `stop_when_closed`, in the units of the term."""
 
 
 class RetentionLoss(Section):
-    """KL(base || adapter) on the reference language, base being the same model with the adapter off."""
+    """What holds the reference language, base being the same model with the adapter off. Weights; 0 leaves a term out."""
 
-    weight: NonNegativeFloat
+    kl: NonNegativeFloat
+    """KL(base || adapter) of the next-token distributions, in nats."""
+    lm: NonNegativeFloat
+    """Cross-entropy on the reference's text."""
+    activation: NonNegativeFloat
+    """Squared relative change of the reference's activation per layer."""
+    norm: NonNegativeFloat
+    """Squared log ratio of residual norms, on reference and targets."""
+    limit: PositiveFloat | None
+    """Keep KL below this many nats by a multiplier that grows while it is above and shrinks while it is below (dual ascent); it takes the
+    place of the weight `kl`. None: the weight by hand."""
+    rate: PositiveFloat
+    """Step of the multiplier, per nat and training step."""
 
 
 class LossConfig(Section):
-    """The combined loss: gap term on the target languages plus retention term on the reference."""
+    """The combined loss: gap term on the target languages, retention terms on the reference, language modelling on the targets."""
 
     gap: GapLoss
     retention: RetentionLoss
+    target_lm: NonNegativeFloat
+    """Weight of the cross-entropy on the target languages' text."""
+    warm_up: NonNegativeInt
+    """Steps over which the gap term's weight rises from 0."""
+    control: Literal["none", "random_features", "shuffled_pairs", "wrong_language"]
+    """random_features: SAEs with random directions in the gap term. shuffled_pairs: target sentences beside other sentences of the reference.
+    wrong_language: text of another language in the targets' place."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> "LossConfig":
-        if self.gap.weight == self.retention.weight == 0:
+        if not any((self.gap.weight, self.retention.kl, self.retention.lm, self.retention.activation, self.retention.norm, self.target_lm)):
             raise ValueError("all weights are zero: nothing would be trained")
         return self
 

@@ -1,10 +1,18 @@
-"""The loss terms: pure functions of activations and logits."""
+"""The loss terms: pure functions of activations, residuals and logits.
 
+Gap terms say how far the target language is from the reference, retention terms how far the reference is from where it was. All are 0 where
+nothing is to be done, and relative, so that layers and models of any scale count alike.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+LayerWeights = Float[Tensor, " layer"]
+"""Weights of the layers, which add up to 1."""
 
 
 @dataclass(frozen=True)
@@ -16,16 +24,77 @@ class LossTerms:
     weighted: dict[str, Float[Tensor, ""]]
 
 
-def activation_gap(activation: Float[Tensor, " layer"], reference: Float[Tensor, " layer"], *, one_sided: bool) -> Float[Tensor, ""]:
-    """Mean over layers of the squared gap `1 - A / A_reference`.
+# --- gap terms -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def activation_gap(
+    activation: Float[Tensor, " layer"], reference: Float[Tensor, " layer"], weights: LayerWeights, *, one_sided: bool
+) -> Float[Tensor, ""]:
+    """Weighted mean over layers of the squared gap `1 - A / A_reference` (design: definitions).
 
     Args:
-        activation: token-pooled activation of the target language, with gradient.
+        activation: pooled activation of the target language, with gradient.
         reference: activation of the reference language under the base model, frozen.
         one_sided: count only layers where the target falls short.
     """
     gap = 1 - activation / reference
-    return (gap.relu() if one_sided else gap).square().mean()
+    return weights @ (gap.relu() if one_sided else gap).square()
+
+
+def profile_gap(
+    profiles: Sequence[Float[Tensor, " d_sae"]], reference: Sequence[Float[Tensor, " d_sae"]], weights: LayerWeights
+) -> Float[Tensor, ""]:
+    """Squared distance of mean feature profiles over the squared length of the reference's, `|p - r|^2 / |r|^2`, weighted over layers.
+
+    Args:
+        profiles: mean activation of each latent over the target's tokens, per layer, with gradient.
+        reference: the same of the reference language on the same sentences under the base model, frozen.
+    """
+    return weights @ torch.stack([(p - r).square().sum() / r.square().sum() for p, r in zip(profiles, reference, strict=True)])
+
+
+def pre_activation_hinge(
+    pre: Sequence[Float[Tensor, "token chosen"]], reference: Sequence[Float[Tensor, " chosen"]], weights: LayerWeights
+) -> Float[Tensor, ""]:
+    """Mean over tokens and chosen latents of `relu(r_j - z_j)`, relative to the mean size of r, weighted over layers.
+
+    The hinge of SASFT (arXiv 2507.14894), which pushes pre-activations down to a mean, turned around: it lifts them up to the reference's mean. The
+    gradient reaches latents that are silent, because it is taken before the threshold.
+
+    Args:
+        pre: pre-activations of the target's tokens for the latents that belong to the reference, with gradient.
+        reference: mean pre-activation of these latents on the reference under the base model, frozen.
+    """
+    return weights @ torch.stack([(r - z).relu().mean() / r.abs().mean() for z, r in zip(pre, reference, strict=True)])
+
+
+def pooled_contrast(
+    target: Sequence[Float[Tensor, "sentence d_model"]],
+    reference: Sequence[Float[Tensor, "sentence d_model"]],
+    weights: LayerWeights,
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """InfoNCE between mean-pooled translations by cosine, both directions, weighted over layers (mid-align, arXiv 2502.14830).
+
+    Args:
+        target: mean residual of each sentence in the target language, with gradient.
+        reference: of the same sentences in the reference language under the base model, frozen.
+    """
+    losses = []
+    for own, other in zip(target, reference, strict=True):
+        scores = torch.nn.functional.normalize(own, dim=-1) @ torch.nn.functional.normalize(other, dim=-1).T / temperature
+        partner = torch.arange(len(own), device=scores.device)
+        losses.append((torch.nn.functional.cross_entropy(scores, partner) + torch.nn.functional.cross_entropy(scores.T, partner)) / 2)
+    return weights @ torch.stack(losses)
+
+
+def mean_gap(means: Float[Tensor, "layer d_model"], reference: Float[Tensor, "layer d_model"], weights: LayerWeights) -> Float[Tensor, ""]:
+    """Squared distance of mean residuals over the squared length of the reference's: a baseline that knows no SAE (DiffMean, arXiv 2601.08331)."""
+    return weights @ ((means - reference).square().sum(dim=-1) / reference.square().sum(dim=-1))
+
+
+# --- retention terms -----------------------------------------------------------------------------------------------------------------------------
 
 
 def kl_per_token(base_logits: Float[Tensor, "token vocabulary"], logits: Float[Tensor, "token vocabulary"]) -> Float[Tensor, " token"]:
@@ -37,6 +106,14 @@ def kl_per_token(base_logits: Float[Tensor, "token vocabulary"], logits: Float[T
 def retention_kl(base_logits: Float[Tensor, "token vocabulary"], logits: Float[Tensor, "token vocabulary"]) -> Float[Tensor, ""]:
     """KL(base || adapter) in nats per token. Gradient flows through `logits` only."""
     return kl_per_token(base_logits.detach(), logits).mean()
+
+
+def norm_anchor(norms: Sequence[Float[Tensor, " token"]], base: Sequence[Float[Tensor, " token"]], weights: LayerWeights) -> Float[Tensor, ""]:
+    """Mean over tokens of the squared log ratio of residual norms, adapter over base, weighted over layers: keeps loudness where it was."""
+    return weights @ torch.stack([(own / other).log().square().mean() for own, other in zip(norms, base, strict=True)])
+
+
+# --- the whole -----------------------------------------------------------------------------------------------------------------------------------
 
 
 def combine(raw: dict[str, Float[Tensor, ""]], weights: dict[str, float]) -> LossTerms:

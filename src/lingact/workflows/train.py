@@ -9,15 +9,16 @@ import torch
 from lingact import changes
 from lingact.adapters import adapter_hash, attach_lora, save_adapter
 from lingact.config import TrainConfig
+from lingact.controls import random_dictionaries, reference_sample
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
 from lingact.inference import check_enough
-from lingact.measure import BASE, Measurement, Wanted, measure
-from lingact.measures import value
+from lingact.measure import Measurement, Wanted, measure
 from lingact.module import GapModule
+from lingact.reference import freeze_reference
 from lingact.report import training as report
 from lingact.report.page import Section
 from lingact.sae import Dictionaries
@@ -36,15 +37,20 @@ def run(config: TrainConfig, folder: Path) -> float:
             check_enough(len(splits[name].ids))
         named_ranges(instruments.layers, config.statistics)
         loss_layers = _loss_layers(config, instruments)
+        weights = _layer_weights(config, loss_layers)
         dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in loss_layers}
-        target = reference_activation(config, instruments, splits["train"], loss_layers)
+        reference = config.languages.reference
+        if config.loss.control == "random_features":
+            discovery = splits["train"].speaking((reference,))
+            sample = reference_sample(instruments.lm, discovery, reference, loss_layers, tokens=4096, batch_tokens=config.batch_tokens)
+            dictionaries = random_dictionaries(dictionaries, sample, config.seed)
+        frozen = freeze_reference(instruments.lm, dictionaries, splits["train"], reference, batch_tokens=config.batch_tokens)
 
         instruments.lm.model = attach_lora(instruments.lm.model, config.peft, config.seed)
-        module = GapModule(instruments.lm, dictionaries, target, config.languages.reference, config.loss, config.optim, config.trainer.steps)
-        spoken = splits["train"].speaking((*config.lang, config.languages.reference))
+        module = GapModule(instruments.lm, dictionaries, frozen, reference, weights, config.loss, config.optim, config.trainer.steps)
         batches = AlignedBatches(
             instruments.lm.tokens,
-            spoken,
+            training_text(config, splits["train"]),
             sentences=config.trainer.sentences,
             count=config.trainer.steps * config.trainer.accumulate,
             seed=config.seed,
@@ -94,15 +100,24 @@ def _loss_layers(config: TrainConfig, instruments: Instruments) -> tuple[int, ..
     return tuple(sorted(set(chosen)))
 
 
-def reference_activation(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, layers: tuple[int, ...]) -> torch.Tensor:
-    """A(l, reference) of the base model on the training sentences: the fixed target of the gap term, Float[" layer"]."""
-    reference = config.languages.reference
-    dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in layers}
-    measured = measure(
-        instruments.lm, {MEASURING: dictionaries}, corpus.speaking((reference,)), batch_tokens=config.batch_tokens, identity=instruments.identity
-    )
-    stats = measured.of(MEASURING, BASE)[reference]
-    return torch.tensor(value(stats, "mean", np.ones((1, len(corpus.ids))), "token")[0], dtype=torch.float32)
+def _layer_weights(config: TrainConfig, layers: tuple[int, ...]) -> torch.Tensor:
+    """Float[" layer"], adding up to 1."""
+    given = config.loss.gap.layers
+    weights = torch.tensor([given[layer] if isinstance(given, dict) else 1.0 for layer in layers])
+    return weights / weights.sum()
+
+
+def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
+    """Reference and targets; under `wrong_language` the text of another language stands in each target's place: the next one of the study."""
+    languages = config.languages
+    spoken = corpus.speaking((*config.lang, languages.reference))
+    if config.loss.control != "wrong_language":
+        return spoken
+    others = [code for code in languages.all if code != languages.reference and code not in config.lang]
+    if not others:
+        raise UserError("loss.control=wrong_language needs a language that is no target; add one to languages.low or languages.high")
+    texts = {code: corpus.texts[others[place % len(others)]] for place, code in enumerate(config.lang)}
+    return ParallelCorpus(spoken.name, spoken.ids, texts | {languages.reference: spoken.texts[languages.reference]})
 
 
 def measure_change(
