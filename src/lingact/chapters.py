@@ -26,13 +26,14 @@ from lingact.report import analysis as words
 from lingact.report.gaps import analysis_text, gap_rows, gaps_lead, wide_layers
 from lingact.report.page import Card
 from lingact.report.training import retention_rows, train_rows, training_text
-from lingact.report.words import meter_title
+from lingact.report.words import MEASURES, meter_title
 from lingact.stats import SentenceVectors
 from lingact.tables import (
     Disparities,
     confound_table,
     disparities,
     gap_summary,
+    grouping_p,
     layer_table,
     measure_table,
     range_table,
@@ -41,6 +42,9 @@ from lingact.tables import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_LARGEST = "Most positive gap of any layer in the range (biased upwards: the largest of noisy values)"
 
 
 @dataclass(frozen=True)
@@ -82,18 +86,20 @@ def gaps(stats: Stats, meter: str, how: Judgement, *, measure: str, suffix: str 
     """Which languages fall short of the reference, at which layers, by one set of SAEs."""
     found = disparities(stats, how.languages, how.settings, how.seed, measure=measure)
     layers, ranges = layer_table(found), range_table(found)
-    text = analysis_text(layers, ranges, how.languages, how.settings.confidence)
+    chance = grouping_p(found, how.languages)
+    text = analysis_text(layers, ranges, how.languages, how.settings.confidence, chance)
     shown = {
         "Gap by range of layers, mean": pd.DataFrame(gap_rows(ranges, how.languages)),
-        "Gap by range of layers, largest": pd.DataFrame(gap_rows(ranges, how.languages, statistic="max")),
+        _LARGEST: pd.DataFrame(gap_rows(ranges, how.languages, statistic="max")),
         "Gap by layer (*: the band, simultaneous over layers, excludes 0)": wide_layers(layers),
     }
     figures = {f"gap_heatmap{suffix}": gap_figures.gap_heatmap(found, how.languages), f"gap_groups{suffix}": gap_figures.group_curves(found)}
     frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
-    heading = f"Gaps by the {meter_title(meter)} SAEs"
+    heading = f"Gaps by the {meter_title(meter)} SAEs, measured {MEASURES[measure]}"
     printed = {} if suffix else {f"Activation gap against {how.languages.reference}": next(iter(shown.values()))}
     if suffix:  # a check of the measuring SAEs: their numbers stand side by side among the controls
-        del shown["Gap by range of layers, mean"], shown["Gap by range of layers, largest"], figures[f"gap_groups{suffix}"]
+        figures.pop(f"gap_groups{suffix}")
+        shown = {title: frame for title, frame in shown.items() if title.startswith("Gap by layer")}
     lead = "" if suffix else gaps_lead(ranges, how.languages)
     return Chapter(heading, text, lead, frames, figures, shown, summary=gap_summary(found), printed=printed), found
 
@@ -133,15 +139,16 @@ def confounds(stats: Stats, spliced: SplicedLosses | None, how: Judgement, suffi
     )
 
 
-def controls(by_meter: Mapping[str, Disparities], stats: Stats, how: Judgement, *, shuffled: bool) -> Chapter:
+def controls(by_meter: Mapping[str, Disparities], by_stats: Mapping[str, Stats], how: Judgement, *, measure: str, shuffled: bool) -> Chapter:
     """Would the same come out where nothing can be there, or with other SAEs?"""
     frames, shown, summary = {}, {}, {}
     others = words.meters_table({meter: range_table(found) for meter, found in by_meter.items()})
     if len(by_meter) > 1:
         shown["Mean gap over all layers by each set of SAEs"] = others
+        shown["Active latents per token (L0), mean over layers"] = words.l0_table(by_stats)
     table = None
     if shuffled:
-        table = shuffled_table(stats, how.languages, how.settings, how.seed)
+        table = shuffled_table(next(iter(by_stats.values())), how.languages, how.settings, how.seed, measure=measure)
         frames["shuffled_labels"] = table
         shown["Shuffled language labels, means over layers"] = table[table["scope"] == "mean"].drop(columns=["scope", "layers"])
         every = table[(table["name"] == "all") & (table["scope"] == "mean")]
@@ -239,7 +246,7 @@ def causal(losses: CausalLosses, mode: Mode, how: Judgement) -> Chapter:
     return Chapter(
         "Causal checks",
         text,
-        words.causal_lead(selectivity, 1 - how.settings.confidence),
+        words.causal_lead(selectivity, table, 1 - how.settings.confidence),
         {"causal": table, "selectivity": selectivity},
         figures,
         shown,
@@ -256,15 +263,14 @@ def benchmarks(
         shares: of the model's training text by language; None: those of public web pages stand in.
     """
     shares = {code: language.web_share for code, language in LANGUAGES.items()} if shares is None else shares
-    correlation.refuse_few_languages(scores, [code for code in stats if code != how.languages.reference])
     layers = layer_table(found)[["name", "layer", "gap"]]
     ranges = range_table(found).query("statistic == 'mean'")[["name", "range", "gap"]].rename(columns={"range": "layer"})
     places = pd.concat([layers.astype({"layer": object}), ranges], ignore_index=True)
-    fertility = confound_table(stats, how.settings, how.seed).query("quantity == 'tokens_per_sentence'").set_index("language")["estimate"]
+    tokens = confound_table(stats, how.settings, how.seed).query("quantity == 'tokens_per_sentence'").set_index("language")["estimate"]
     covariates = pd.DataFrame(
         {
             "language": list(stats),
-            "fertility": fertility.loc[list(stats)].to_numpy(),
+            "tokens_per_sentence": tokens.loc[list(stats)].to_numpy(),
             "log_resource": [np.log(shares.get(code, np.nan)) for code in stats],
         }
     )

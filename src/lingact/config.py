@@ -251,7 +251,10 @@ class CausalConfig(Section):
     features: Literal["language_specific"] | dict[NonNegativeInt, tuple[NonNegativeInt, ...]]
     per_language: PositiveInt
     layers: Literal["all"] | tuple[NonNegativeInt, ...]
+    draws: PositiveInt
+    """Draws of random latents, which are averaged."""
     sentences: Annotated[int, Field(ge=2)]
+    """Of the confirmation half."""
 
 
 class MeasuresConfig(Section):

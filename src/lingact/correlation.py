@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
+from lingact.compare import ALL
 from lingact.errors import UserError
 from lingact.inference import benjamini_hochberg, holm
 from lingact.languages import LANGUAGES, language, nearest
@@ -26,7 +27,12 @@ EXACT_UP_TO = 9
 """Languages up to which all n! orders are gone through."""
 RANDOM_ORDERS = 200_000
 METHODS = ("pearson", "spearman")
-CONTROLS: dict[str, tuple[str, ...]] = {"none": (), "fertility": ("fertility",), "resource": ("log_resource",), "both": ("fertility", "log_resource")}
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "tokens": ("tokens_per_sentence",),
+    "resource": ("log_resource",),
+    "both": ("tokens_per_sentence", "log_resource"),
+}
 """Name -> covariates that are held constant."""
 SIMILARITIES = ("cka", "retrieval", "cosine")
 SCORE = "score_"
@@ -285,12 +291,13 @@ def _correlation_rows(data: _Data, codes: Sequence[str], method: str, *, seed: i
     if not data.too_few:
         used = data.as_ranks() if method == "spearman" else data
         p = permutation_p(used.values, used.scores, held_constant(used.covariates), seed=seed)
+    exact = ~np.isnan(p) & (len(codes) <= EXACT_UP_TO) & (len(data.covariates) == 0)
     lo, hi = fisher_interval(estimate, len(codes), len(data.covariates), method, confidence)
     nowhere = np.full((2, len(estimate)), np.nan)
     loo_lo, loo_hi = nowhere if data.too_few else _ranges(data, method, codes)
     branch_lo, branch_hi = nowhere if data.too_few else _ranges(data, method, [language(code).branch for code in codes])
     return pd.DataFrame(
-        {"n": len(codes), "estimate": estimate, "lo": lo, "hi": hi, "p": p, "exact": ~np.isnan(p) & (len(codes) <= EXACT_UP_TO)}
+        {"n": len(codes), "estimate": estimate, "lo": lo, "hi": hi, "p": p, "exact": exact}
         | {"loo_lo": loo_lo, "loo_hi": loo_hi, "branch_lo": branch_lo, "branch_hi": branch_hi}
         | {"reason": [_reason(data, row, value) for row, value in enumerate(estimate)]}
     )
@@ -316,7 +323,8 @@ def _correlate(
                 found = _correlation_rows(data, codes, method, seed=seed, confidence=confidence)
                 frames.append(found.assign(benchmark=benchmark, place=list(values.index), method=method, control=control))
     table = pd.concat(frames, ignore_index=True)
-    family = table.groupby(["method", "control"])["p"]
+    # The pooled benchmark says nothing that the others do not: it is a family of its own.
+    family = table.groupby([table["method"], table["control"], table["benchmark"] == ALL])["p"]
     table["p_holm"] = family.transform(lambda p: holm(np.asarray(p, float)))
     table["p_bh"] = family.transform(lambda p: benjamini_hochberg(np.asarray(p, float)))
     return table[_COLUMNS]
@@ -329,15 +337,16 @@ def correlation_table(gaps: pd.DataFrame, scores: pd.DataFrame, covariates: pd.D
         gaps: columns name, layer (a number, or the name of a range), gap; names that are no language, such as groups, are passed over. The
             reference has no gap, so it takes no part.
         scores: of `read_scores`.
-        covariates: columns language, fertility, log_resource; a language that lacks a value takes no part where that is held constant.
+        covariates: columns language, tokens_per_sentence (fertility on aligned sentences, comparable between scripts), log_resource; a language that
+            lacks a value takes no part where that is held constant.
         seed: of random orders, where there are too many to go through all.
         confidence: of the descriptive interval.
 
     Returns:
-        One row per benchmark, place (layer or range), method (`pearson`, `spearman`) and control (`none`, `fertility`, `resource`, `both`), with
-        n (languages), estimate, lo and hi (Fisher's z, a description), p (two-sided, by permutation), exact (all orders were gone through), p_holm
-        and p_bh (corrected over places and benchmarks within method and control), loo_lo to loo_hi (range when one language is left out), branch_lo
-        to branch_hi (one branch), and reason (why the estimate is missing, else empty).
+        One row per benchmark, place (layer or range), method (`pearson`, `spearman`) and control (`none`, `tokens`, `resource`, `both`), with
+        n (languages), estimate, lo and hi (Fisher's z, a description), p (two-sided, by permutation), exact (all orders were gone through, nothing
+        held constant), p_holm and p_bh (corrected over places and benchmarks within method and control; the pooled benchmark `all` by itself),
+        loo_lo to loo_hi (range when one language is left out), branch_lo to branch_hi (one branch), and reason (why the estimate is missing).
     """
     values = gaps[gaps["name"].isin(LANGUAGES)].pivot_table(index="layer", columns="name", values="gap", sort=False)
     return _correlate(values, scores, covariates, CONTROLS, seed=seed, confidence=confidence)
@@ -412,7 +421,7 @@ def side_by_side_text(table: pd.DataFrame, found: pd.DataFrame, *, level: float 
         sentences.append(f"None of the {len(tested)} correlations is told from zero at {level:g} after Holm's correction; that is no proof of none.")
     else:
         named = [f"{_NAMES[row['place']]} with {row['benchmark']} ({row['method']} {row['estimate']:+.2f})" for row in sure.to_dict("records")]
-        sentences.append(f"Told from zero at {level:g} after Holm's correction, {len(sure)} of {len(tested)}: {'; '.join(named)}.")
+        sentences.append(f"Told from zero at {level:g} after Holm's correction within each method, {len(sure)} of {len(tested)}: {'; '.join(named)}.")
     sentences.append("That one correlation is larger than another is not tested here.")
     return " ".join(sentences)
 

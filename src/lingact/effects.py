@@ -71,6 +71,8 @@ def causal_table(losses: CausalLosses, *, resamples: int, confidence: float, see
 def selectivity_table(losses: CausalLosses, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
     """One row per arm and contrast.
 
+    Latents that the user has named belong to no language and have no contrasts.
+
     `own_minus_others`: effect on the owner minus the mean effect on the other languages. `own_minus_random`: effect of the owner's specific
     latents on the owner minus that of random latents at the same dose. `p` is two-sided, from the bootstrap's standard error and a normal
     approximation; `p_holm` corrects it over the owners, for each kind, mode, dose and contrast.
@@ -78,7 +80,7 @@ def selectivity_table(losses: CausalLosses, *, resamples: int, confidence: float
     sentences = len(next(iter(losses.base.values())))
     found = effects(losses, sentence_weights(sentences, resamples, seed))
     rows = []
-    for arm, by_language in found.items():
+    for arm, by_language in ((arm, effect) for arm, effect in found.items() if arm.owner in effect):
         own, others = by_language[arm.owner], [draws for code, draws in by_language.items() if code != arm.owner]
         contrasts = {OWN_MINUS_OTHERS: own - np.mean(others, axis=0)} if others else {}
         control = Arm(arm.owner, "random", arm.mode, arm.dose)
@@ -88,7 +90,8 @@ def selectivity_table(losses: CausalLosses, *, resamples: int, confidence: float
             _named(arm) | {"contrast": name} | _cells(draws, sentences, confidence) | {"p": float(p_value(draws))}
             for name, draws in contrasts.items()
         ]
-    table = pd.DataFrame(rows)
+    columns = ["owner", "kind", "mode", "dose", "contrast", "n", "estimate", "lo", "hi", "p"]
+    table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = table.groupby(["kind", "mode", "dose", "contrast"])["p"].transform(lambda p: holm(p.to_numpy()))
     return table
 
@@ -131,7 +134,7 @@ def causal_text(selectivity: pd.DataFrame, causal: pd.DataFrame, *, confidence: 
 _OTHERS, _RANDOM = ("specific", OWN_MINUS_OTHERS), ("specific", OWN_MINUS_RANDOM)
 _CLAIMS = {
     _OTHERS: ("This change", "the mean change of the other languages"),
-    _RANDOM: ("It", "the change under ablation of random latents that fire as often"),
+    _RANDOM: ("It", "the change under ablation of random latents that fire as often and as strongly"),
     ("random", OWN_MINUS_OTHERS): ("With such random latents ablated, the change of the own loss", "the mean change of the other languages"),
     ("diffmean", OWN_MINUS_OTHERS): (
         "With a language's DiffMean direction projected out, the change of its own loss", "the mean change of the other languages",

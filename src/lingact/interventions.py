@@ -237,6 +237,7 @@ Kind = Literal["specific", "random", "diffmean"]
 Mode = Literal["scale", "steer"]
 NEUTRAL: dict[Mode, float] = {"scale": 1.0, "steer": 0.0}
 """The dose that changes nothing."""
+NAMED = "named"
 ABLATION = 0.0
 """The dose of `scale` that takes away."""
 
@@ -246,7 +247,7 @@ class Arm:
     """What an intervention is called. Interventions of the same name are repeats, such as several draws of random latents."""
 
     owner: str
-    """Language that the latents or directions belong to."""
+    """Language that the latents or directions belong to, or `NAMED` for latents that the user has named."""
     kind: Kind
     mode: Mode
     dose: float
@@ -354,32 +355,39 @@ def causal_losses(
 
 
 NEIGHBOURS = 20
-"""A matched latent is drawn from so many of nearest firing rate."""
+"""A matched latent is drawn from so many nearest ones."""
+RATE_FACTOR, MASS_FACTOR = 1.5, 2.0
+"""A match fires and activates at most so many times as often and as much, or as seldom and as little."""
 
 
-def matched_random(rates: Float[np.ndarray, " d_sae"], chosen: Sequence[int], allowed: Bool[np.ndarray, " d_sae"], seed: int) -> list[int]:
-    """For each chosen latent another one of the layer that fires about as often, without replacement: the control for "any latents would do".
+def matched_random(rates: Float[np.ndarray, " d_sae"], mass: Float[np.ndarray, " d_sae"], chosen: Sequence[int], seed: int) -> list[int] | None:
+    """For each chosen latent another one of the layer that fires about as often and activates about as much, without replacement.
+
+    The control for "any latents would do": taking them away takes away about as much. None where a latent has no other within `RATE_FACTOR` and
+    `MASS_FACTOR`: then there is no such control, and a worse one would flatter the chosen latents.
 
     Args:
-        rates: firing rate of each latent; those of the chosen ones are positive.
-        chosen: the latents to match.
-        allowed: who may be drawn; latents that never fire and the chosen ones never are.
-        seed: of the draws among the 20 nearest in log rate.
-
-    Raises:
-        UserError: fewer latents may be drawn than are chosen.
+        rates: firing rate of each latent.
+        mass: mean activation per token of each latent.
+        chosen: the latents to match; they are never drawn.
+        seed: of the draws among the `NEIGHBOURS` nearest.
     """
-    assert (rates[list(chosen)] > 0).all(), "a chosen latent that never fires has no match"
-    free = allowed & (rates > 0)
+    free = (rates > 0) & (mass > 0)
     free[list(chosen)] = False
     pool = np.flatnonzero(free)
-    if len(pool) < len(chosen):
-        raise UserError(f"{len(pool)} latents are left to match {len(chosen)} chosen ones by firing rate; choose fewer latents, or wider SAEs")
     random = np.random.default_rng(seed)
     matched = []
     for latent in chosen:
-        distance = np.abs(np.log(rates[pool]) - np.log(rates[latent]))
-        place = random.choice(np.argsort(distance, kind="stable")[:NEIGHBOURS])
+        if rates[latent] <= 0 or mass[latent] <= 0:
+            return None
+        off = np.maximum(
+            np.abs(np.log(rates[pool] / rates[latent])) / np.log(RATE_FACTOR), np.abs(np.log(mass[pool] / mass[latent])) / np.log(MASS_FACTOR)
+        )
+        near = np.argsort(off, kind="stable")[:NEIGHBOURS]
+        near = near[off[near] <= 1]
+        if not len(near):
+            return None
+        place = random.choice(near)
         matched.append(int(pool[place]))
         pool = np.delete(pool, place)
     return matched

@@ -29,14 +29,19 @@ class Criteria:
 
     min_rate: float = 0.005
     """Fires on at least this share of the language's tokens."""
-    max_lape: float = float(np.log(2))
-    """Entropy of the rates over languages, in nats: log 2 is that of a latent shared evenly by two languages."""
+    max_lape: float | None = None
+    """Entropy of the rates over languages, in nats, at most. None: log 2, that of a latent shared evenly by two languages; with fewer than four
+    languages half of the largest possible entropy, since log 2 would let nearly everything pass."""
     max_random: float = 0.1
     """Fires on random tokens at no more than this multiple of its rate in the language."""
     per_layer: int = 5
     """Candidates of a language at a layer: the strongest by nu."""
     alpha: float = 0.05
     """False discovery rate (Benjamini-Hochberg) over all candidates of the analysis."""
+
+    def lape_limit(self, languages: int) -> float:
+        """The limit that holds for so many languages."""
+        return min(float(np.log(2)), 0.5 * float(np.log(languages))) if self.max_lape is None else self.max_lape
 
 
 _COLUMNS: dict[str, str] = {
@@ -99,8 +104,9 @@ def find_features(
 ) -> pd.DataFrame:
     """Candidates of every language at every layer, and which of them are confirmed.
 
-    A candidate is confirmed if on the confirmation half nu is positive and larger there than for any other language, and the latent fires in more
-    sentences of it than of `other`, by Fisher's exact test at false discovery rate `criteria.alpha` over all candidates.
+    A candidate is confirmed if on the confirmation half nu is positive and larger there than for any other language, the latent fires on a larger
+    share of its tokens than of `other`'s, and in more of its sentences, by Fisher's exact test at false discovery rate `criteria.alpha` over all
+    candidates.
 
     Args:
         stats: of one meter and variant, at least two languages over the same sentences.
@@ -155,8 +161,9 @@ def _layer_rows(
     found_nu, confirmed_nu, spread = nu(discovery.mean), nu(confirmation.mean), lape(discovery.rates)
     winner, leads = found_nu.argmax(axis=0), (confirmed_nu == confirmed_nu.max(axis=0)) & (confirmed_nu > 0)
     rows = []
+    limit = criteria.lape_limit(len(codes))
     for place, code in enumerate(codes):
-        eligible = (winner == place) & (found_nu[place] > 0) & (discovery.rates[place] >= criteria.min_rate) & (spread <= criteria.max_lape)
+        eligible = (winner == place) & (found_nu[place] > 0) & (discovery.rates[place] >= criteria.min_rate) & (spread <= limit)
         passes = np.ones_like(eligible) if noise is None else noise <= criteria.max_random * discovery.rates[place]
         chosen = _strongest(eligible, passes, found_nu[place], criteria.per_layer)
         # The strongest other is chosen on discovery as well, so that nothing of the confirmation half is picked for its value.
@@ -177,7 +184,7 @@ def _layer_rows(
                 "passed": passes[latent],
                 "p": chance if passes[latent] else np.nan,
                 "q": np.nan,
-                "confirmed": leads[place, latent],
+                "confirmed": leads[place, latent] and confirmation.rates[place, latent] > confirmation.rates[other, latent],
                 "n": sentences,
             }
             for latent, other, chance in zip(chosen, others, p, strict=True)
@@ -199,11 +206,13 @@ def _strongest(
 
 
 def strongest_confirmed(features: pd.DataFrame, *, per_language: int) -> pd.DataFrame:
-    """The confirmed rows with the largest `nu_confirmed`, at most so many per language over all layers, in the order of `features`.
+    """The confirmed rows with the largest `nu`, at most so many per language over all layers, in the order of `features`.
+
+    Ranked by discovery: to pick by the confirmation half would spoil its numbers.
 
     Activations grow with the norm of the residual, so layers with large norms are preferred.
     """
-    confirmed = features[features["confirmed"]].sort_values("nu_confirmed", ascending=False, kind="stable")
+    confirmed = features[features["confirmed"]].sort_values("nu", ascending=False, kind="stable")
     return confirmed.groupby("language", sort=False).head(per_language).sort_index()
 
 
@@ -258,13 +267,13 @@ def features_text(features: pd.DataFrame, languages: LanguagesConfig, criteria: 
     sentences = [
         (
             f"{_counted(len(tested), 'candidate')} for language-specific features: strongest in one language by nu, LAPE at most "
-            f"{criteria.max_lape:.2f} nats, firing on at least {criteria.min_rate:.1%} of its tokens, at most {criteria.per_layer} per language and "
-            "layer."
+            f"{criteria.lape_limit(len(languages.all)):.2f} nats, firing on at least {criteria.min_rate:.1%} of its tokens, at most "
+            f"{criteria.per_layer} per language and layer."
         ),
         (
             "The random-token filter was not applied, so latents that answer to any odd input may be among them."
             if features["rate_random"].isna().all()
-            else f"{_counted(fell, 'latent')} as strong fell at the random-token filter."
+            else f"{_counted(fell, 'otherwise eligible latent')} fell at the random-token filter."
         ),
         (
             f"On the other half of the sentences ({features['n'].iloc[0]}) {int(tested['confirmed'].sum())} of {len(tested)} are confirmed (Fisher's "

@@ -5,6 +5,8 @@ Uncertainty is a paired bootstrap over sentence ids: a resample draws the same s
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ GROUPS = ("low", "high", "low_vs_high")
 """Names of gaps that are not a language's own; where p is corrected, they are a family of tests of their own."""
 ALL = "all"
 """Stands for every language, in the table of shuffled labels."""
+_MOST_SPLITS = 10_000
 _SHUFFLED_RESAMPLES = 2000
 """Enough for whether an interval excludes 0; the shuffles themselves are the repeats."""
 
@@ -141,6 +144,23 @@ def range_table(found: Disparities) -> pd.DataFrame:
     return table.assign(p_holm=table.groupby(table["name"].isin(GROUPS))["p"].transform(_over(holm)))
 
 
+def grouping_p(found: Disparities, languages: LanguagesConfig) -> float:
+    """Exact p of the difference between the two groups' mean gaps over all layers, over all ways to split the languages into groups of these sizes.
+
+    The bootstrap's intervals cover the choice of sentences; this covers which languages happen to be in which group. nan without two groups, or where
+    more than 10,000 splits would have to be gone through.
+    """
+    codes, size = (*languages.low, *languages.high), len(languages.low)
+    if not 0 < size < len(codes) or comb(len(codes), size) > _MOST_SPLITS:
+        return np.nan
+    gaps = np.array([found.gaps[code][0].mean() for code in codes])
+    splits = np.zeros((comb(len(codes), size), len(codes)), bool)
+    for row, members in enumerate(combinations(range(len(codes)), size)):
+        splits[row, list(members)] = True
+    differences = np.abs(splits @ gaps / size - ~splits @ gaps / (len(codes) - size))
+    return float((differences >= differences[0] - 1e-12).mean())  # the first split is the true one
+
+
 def gap_summary(found: Disparities) -> dict[str, float]:
     """`gap/<name>/<layer>`, `gap/<name>/<range>` (mean) and `gap/<name>/<range>_max`."""
     summary = {f"gap/{name}/{layer}": float(draws[0, row]) for name, draws in found.gaps.items() for row, layer in enumerate(found.layers)}
@@ -197,20 +217,22 @@ def confound_table(stats: Stats, settings: Statistics, seed: int) -> pd.DataFram
     return pd.concat(frames, ignore_index=True)
 
 
-def shuffled_table(stats: Stats, languages: LanguagesConfig, settings: Statistics, seed: int, *, shuffles: int = 20) -> pd.DataFrame:
+def shuffled_table(
+    stats: Stats, languages: LanguagesConfig, settings: Statistics, seed: int, *, measure: str = MAIN, shuffles: int = 20
+) -> pd.DataFrame:
     """A control without a gap to find: in each sentence, a fair coin decides which text is the language's and which the reference's.
 
     Of so many intervals about `1 - confidence` (`expected`) should exclude 0. One row per language, and for `all` of them together, and scope:
     every layer by itself (`layer`), or the mean of the gaps over layers (`mean`). Layers of one shuffle go together, so `allowed`, the 97.5 %
     quantile of a binomial distribution, is given for `mean` alone, where the tests are independent.
     """
-    reference = MEASURES[MAIN](stats[languages.reference]).terms(settings.pooling)
+    reference = MEASURES[measure](stats[languages.reference]).terms(settings.pooling)
     layers, sentences = reference[0].shape
     weights = sentence_weights(sentences, min(settings.resamples, _SHUFFLED_RESAMPLES), seed)
     coins = np.random.default_rng(seed).spawn(1)[0]  # independent of what drew the weights
     significant: dict[str, dict[str, int]] = {}
     for code in (code for code in stats if code != languages.reference):
-        own = MEASURES[MAIN](stats[code]).terms(settings.pooling)
+        own = MEASURES[measure](stats[code]).terms(settings.pooling)
         gaps = _shuffled_gaps(own, reference, coins.random((shuffles, sentences)) < 0.5, weights)
         significant[code] = {"layer": _excluding_zero(gaps, settings.confidence), "mean": _excluding_zero(gaps.mean(axis=2), settings.confidence)}
     pairs = dict.fromkeys(significant, 1) | {ALL: len(significant)}

@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lingact.errors import UserError
 
+_AT_ONCE = 500
+"""Texts encoded at a time."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -89,7 +92,9 @@ class Tokens:
         special = set(self.special.tolist())
         windows = []
         # Not verbose: a text longer than the context is nothing to warn of, it is cut below.
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        # Some at a time: the tokenizer's encodings are far larger than the ids.
+        parts = (list(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE))
+        encoded = (ids for part in parts for ids in self.tokenizer(part, add_special_tokens=False, verbose=False).input_ids)
         for sentence, ids in enumerate(encoded):
             if all(token in special for token in ids):
                 raise UserError(

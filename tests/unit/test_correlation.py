@@ -69,7 +69,7 @@ def score_frame(scores: dict[str, np.ndarray], codes: tuple[str, ...] = CODES) -
 
 def covariate_frame(seed: int = 3, codes: tuple[str, ...] = CODES) -> pd.DataFrame:
     random = np.random.default_rng(seed)
-    return pd.DataFrame({"language": codes, "fertility": random.normal(size=len(codes)), "log_resource": random.normal(size=len(codes))})
+    return pd.DataFrame({"language": codes, "tokens_per_sentence": random.normal(size=len(codes)), "log_resource": random.normal(size=len(codes))})
 
 
 def sample(seed: int, count: int, places: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -186,7 +186,7 @@ def test_a_perfect_order_has_two_extreme_orders() -> None:
 
 @pytest.mark.parametrize("method", ["pearson", "spearman"])
 @pytest.mark.parametrize(
-    ("control", "names"), [("fertility", ["fertility"]), ("resource", ["log_resource"]), ("both", ["fertility", "log_resource"])]
+    ("control", "names"), [("tokens", ["tokens_per_sentence"]), ("resource", ["log_resource"]), ("both", ["tokens_per_sentence", "log_resource"])]
 )
 def test_partial_correlation_is_that_of_regression_residuals(method: str, control: str, names: list[str]) -> None:
     x, y = sample(2, 9, places=1)
@@ -257,7 +257,7 @@ def test_too_few_languages_for_a_control_are_refused_with_a_reason() -> None:
     found = correlation_table(gap_frame({0: x[0]}, codes), score_frame({"arc": y}, codes), covariate_frame(codes=codes), seed=0).set_index(
         ["control", "method"]
     )
-    assert found.loc[("fertility", "pearson"), "reason"] == ""
+    assert found.loc[("tokens", "pearson"), "reason"] == ""
     both = found.loc[("both", "pearson")]
     assert both["n"] == 5
     assert both["reason"] == "5 languages leave fewer than 2 residual degrees of freedom"
@@ -283,14 +283,14 @@ def test_a_language_without_a_covariate_takes_no_part_there() -> None:
     x, y = sample(11, 9, places=1)
     covariates = covariate_frame().assign(log_resource=lambda frame: frame["log_resource"].where(frame["language"] != "ml"))
     found = correlation_table(gap_frame({0: x[0]}), score_frame({"arc": y}), covariates, seed=0).query("method == 'pearson'").set_index("control")
-    assert found["n"].to_dict() == {"none": 9, "fertility": 9, "resource": 8, "both": 8}
+    assert found["n"].to_dict() == {"none": 9, "tokens": 9, "resource": 8, "both": 8}
 
 
 def test_a_covariate_that_nobody_has_leaves_the_uncontrolled_correlation() -> None:
     x, y = sample(11, 9, places=1)
     found = correlation_table(gap_frame({0: x[0]}), score_frame({"arc": y}), covariate_frame().assign(log_resource=np.nan), seed=0)
-    assert found.groupby("control")["n"].first().to_dict() == {"none": 9, "fertility": 9, "resource": 0, "both": 0}
-    assert found.groupby("control")["p"].count().to_dict() == {"none": 2, "fertility": 2, "resource": 0, "both": 0}
+    assert found.groupby("control")["n"].first().to_dict() == {"none": 9, "tokens": 9, "resource": 0, "both": 0}
+    assert found.groupby("control")["p"].count().to_dict() == {"none": 2, "tokens": 2, "resource": 0, "both": 0}
 
 
 def test_a_language_without_a_gap_at_a_place_spoils_that_place_alone() -> None:

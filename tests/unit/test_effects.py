@@ -171,7 +171,7 @@ def test_the_text_counts_languages_and_says_nulls() -> None:
     mean = np.mean([cell(table, owner=code, kind="specific", dose=0.0, measured=code)["estimate"] for code in codes])
     assert f"raises its own loss for 2 of 3 languages (es, hi) (90% intervals above 0); the mean change is +{mean:.3g} nats" in text
     assert "This change lies above the mean change of the other languages for 2 of 3 languages (es, hi) and falls short of it for 0 of 3" in text
-    assert "It lies above the change under ablation of random latents that fire as often for 1 of 3 languages (es)" in text
+    assert "It lies above the change under ablation of random latents that fire as often and as strongly for 1 of 3 languages (es)" in text
     assert "no difference is shown for 2." in text
     assert "lies above both comparisons: es." in text
     assert "nothing for 1 of 3 languages (es) (point estimates)" in text

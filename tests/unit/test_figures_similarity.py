@@ -40,7 +40,7 @@ def line(axes: Axes, label: str) -> np.ndarray:
 
 def test_curves_show_each_language_and_the_floor() -> None:
     figure = similarity_curves(similarity(), LANGUAGES)
-    assert [axes.get_title() for axes in figure.axes][:2] == ["linear CKA", "retrieval of translations (accuracy at 1)"]
+    assert [axes.get_title() for axes in figure.axes][:2] == ["debiased linear CKA", "retrieval of translations (accuracy at 1)"]
     for axes in figure.axes[:5]:
         for place, code in enumerate(CODES):
             np.testing.assert_allclose(line(axes, code), [[2, 0.5 + place / 10], [5, 0.5 + place / 10]])

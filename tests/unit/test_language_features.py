@@ -235,7 +235,7 @@ def test_one_language_or_one_half_is_the_users_to_mend(silent: dict[str, Feature
 
 
 def rows(*entries: tuple[str, int, int, float, bool, bool]) -> pd.DataFrame:
-    names = ("language", "layer", "latent", "nu_confirmed", "passed", "confirmed")
+    names = ("language", "layer", "latent", "nu", "passed", "confirmed")
     return pd.DataFrame([dict(zip(names, entry, strict=True)) for entry in entries]).assign(n=80, rate_random=0.0)
 
 
@@ -284,7 +284,7 @@ def test_intervals_at_the_ends_stay_inside(silent: dict[str, FeatureStats]) -> N
 def test_the_text_counts_and_says_what_is_missing() -> None:
     text = features_text(SOME, LANGUAGES)
     assert text.startswith("6 candidates for language-specific features")
-    assert "1 latent as strong fell at the random-token filter." in text
+    assert "1 otherwise eligible latent fell at the random-token filter." in text
     assert "(80) 4 of 6 are confirmed" in text
     assert "Spanish: 3 of 4 (layer 2: 2 of 2, layer 5: 1 of 2)." in text
     assert "No latent of Hindi is confirmed." in text
@@ -293,3 +293,10 @@ def test_the_text_counts_and_says_what_is_missing() -> None:
 
 def test_the_text_says_that_the_filter_was_not_applied() -> None:
     assert "The random-token filter was not applied" in features_text(SOME.assign(rate_random=np.nan), LANGUAGES)
+
+
+def test_two_languages_need_more_than_log_2() -> None:
+    assert Criteria().lape_limit(10) == pytest.approx(np.log(2))
+    assert Criteria().lape_limit(4) == pytest.approx(np.log(2))
+    assert Criteria().lape_limit(2) == pytest.approx(np.log(2) / 2), "log 2 is the largest entropy of two languages: it would let all pass"
+    assert Criteria(max_lape=0.1).lape_limit(10) == 0.1

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TITLES = {
-    "cka": "linear CKA",
+    "cka": "debiased linear CKA",
     "retrieval": "retrieval of translations (accuracy at 1)",
     "mrr": "retrieval (mean reciprocal rank)",
     "centred_cosine": "cosine after centring",

@@ -1,28 +1,16 @@
 """What an analysis found in sentences, readable tables and cards. Every sentence is computed from the numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lingact.config import AnalyzeConfig, LanguagesConfig
 from lingact.contexts import Context
+from lingact.measures import Stats
 from lingact.report.page import Card
-from lingact.report.words import GROUPS, listed, meter_title, name_of, with_interval
-
-_MEASURES = {
-    "mean": "per token",
-    "mean_active": "per active latent",
-    "firing_rate": "by firing rate",
-    "l0": "by L0",
-    "l2": "by L2 norm",
-    "top_k": "by a token's top k",
-    "per_sentence": "per sentence",
-    "per_byte": "per byte",
-    "per_word": "per word",
-    "reference_active": "over the reference's latents",
-    "norm_matched": "at the reference's norm",
-}
+from lingact.report.words import GROUPS, MEASURES, listed, meter_title, name_of, verdict, with_interval
 
 
 def _others(languages: LanguagesConfig) -> tuple[str, ...]:
@@ -55,12 +43,11 @@ def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
     verdicts: dict[str, dict[str, list[str]]] = {}
     for group in (name for name in GROUPS if (overall["name"] == name).any()):
         for row in overall[overall["name"] == group].to_dict("records"):
-            verdict = "falls short of" if row["lo"] > 0 else "lies above" if row["hi"] < 0 else "cannot be told from"
-            verdicts.setdefault(group, {}).setdefault(verdict, []).append(row["measure"])
+            verdicts.setdefault(group, {}).setdefault(verdict(row), []).append(row["measure"])
     sentences = [
-        f"Measured {_named(measures)}, the {GROUPS[group]} group {verdict} {name_of(languages.reference)} on average over the layers."
+        f"Measured {_named(measures)}, the {GROUPS[group]} group {said} {name_of(languages.reference)} on average over the layers."
         for group, by_verdict in verdicts.items()
-        for verdict, measures in by_verdict.items()
+        for said, measures in by_verdict.items()
     ]
     if any({"falls short of", "lies above"} <= by_verdict.keys() for by_verdict in verdicts.values()):
         sentences.append("So the direction of the disparity is a matter of the measure here, and no single measure stands for all.")
@@ -68,14 +55,14 @@ def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
 
 
 def _named(names: Iterable[str]) -> str:
-    return ", ".join(_MEASURES[name] for name in names)
+    return ", ".join(MEASURES[name] for name in names)
 
 
 def wide_measures(overall: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """A row per language and group, a column per measure."""
     cells = overall.assign(cell=_marked(overall))
     wide = cells.pivot_table(index="name", columns="measure", values="cell", aggfunc="first", sort=False)[list(names)]  # pyrefly: ignore[bad-argument-type]
-    return wide.rename(columns=_MEASURES, index=lambda name: name.replace("_", " ")).reset_index()
+    return wide.rename(columns=MEASURES, index=lambda name: name.replace("_", " ")).reset_index()
 
 
 # --- confounds -----------------------------------------------------------------------------------------------------------------------------------
@@ -140,6 +127,14 @@ def meters_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("name").reset_index()
 
 
+def l0_table(by_meter: Mapping[str, Stats]) -> pd.DataFrame:
+    """A row per language, a column per set of SAEs: active latents per token, mean over layers. Random SAEs are matched in the reference alone."""
+    columns = {}
+    for meter, own in by_meter.items():
+        columns[meter_title(meter)] = {code: float((s.l0.sum(axis=1) / s.tokens.sum()).mean()) for code, s in own.items()}
+    return pd.DataFrame(columns).rename_axis("language").reset_index()
+
+
 def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | None, languages: LanguagesConfig) -> str:
     """What other SAEs, random ones and shuffled labels say of the gaps.
 
@@ -153,7 +148,8 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
     sentences = []
     for meter in others:
         own, checked = overall[meter].loc[codes, "gap"], overall[main].loc[codes, "gap"]
-        same = int((np.sign(own) == np.sign(checked)).sum())
+        defined = own.notna() & checked.notna()
+        same = int((np.sign(own) == np.sign(checked))[defined].sum())
         what = "SAEs with random directions, which fire as often in the reference," if meter == "random" else f"The {meter_title(meter)} SAEs"
         groups = [
             f"{with_interval(overall[meter].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
@@ -161,10 +157,12 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
             for group, title in GROUPS.items()
             if group in overall[meter].index
         ]
-        sentences.append(f"{what} give the gap the same sign in {same} of {len(codes)} languages: {'; '.join(groups)}.")
+        sentences.append(f"{what} give the gap the same sign in {same} of {int(defined.sum())} languages: {'; '.join(groups)}.")
         if meter == "random":
             sentences.append(
-                "What they show too needs no trained features: it comes from the residuals' size and place alone. Only the difference can be theirs."
+                "This is one draw of directions, and the brackets do not cover the draw. Where such SAEs give a gap of the same sign and size, "
+                "sign and "
+                "size alone are no evidence for learned features; the two are not additive."
             )
     if shuffled is not None:
         every = shuffled[shuffled["name"] == "all"].set_index("scope")
@@ -201,19 +199,21 @@ def similarity_text(table: pd.DataFrame, apart: pd.DataFrame, languages: Languag
     parts = []
     for quantity, title in _SIMILARITIES.items():
         own = means.loc[quantity]
-        parts.append(f"{title} {_span(own['estimate'])} [{own['floor'].min():.2f} to {own['floor'].max():.2f}]")
+        parts.append(f"{title} {_span(own['estimate'])} [{own['floor'].min():z.2f} to {own['floor'].max():z.2f}]")
     sentences.append("; ".join(parts) + ".")
-    plain, centred = means.loc["cosine"], means.loc["centred_cosine"]
+    plain = means.loc["cosine"]
     sentences.append(
-        f"Of the plain cosine, {(plain['floor'] / plain['estimate']).mean():.0%} is there between sentences that are no translations of each other; "
-        f"of the mean-centred one, {(centred['floor'] / centred['estimate']).mean():.0%}."
+        f"Of the plain cosine, {plain['floor'].sum() / plain['estimate'].sum():.0%} is there between sentences that are no translations of each "
+        "other."
     )
-    auc = apart.groupby(["quantity", "language"], sort=False)["estimate"].mean()
-    either = {quantity: (auc[quantity] - 0.5).abs() + 0.5 for quantity in ("diffmean", "activation", "residual_norm")}
+    # Fold before averaging: a scalar that is higher in early and lower in late layers tells languages apart in both.
+    folded = apart.assign(estimate=apart["estimate"].where(apart["quantity"] == "diffmean", (apart["estimate"] - 0.5).abs() + 0.5))
+    auc = folded.groupby(["quantity", "language"], sort=False)["estimate"].mean()
     sentences.append(
-        f"A direction found without any SAE (DiffMean) tells a sentence of the language from one of the reference with AUC "
-        f"{_span(either['diffmean'])}; the summed activation alone, either way round, with {_span(either['activation'])}, the residual norm with "
-        f"{_span(either['residual_norm'])}."
+        "A direction found without any SAE (DiffMean), on the other half of the sentences, tells a sentence of the language from one of the "
+        "reference "
+        f"with AUC {_span(auc['diffmean'])} (mean over layers); the summed activation alone, taken whichever way round is better at each layer, with "
+        f"{_span(auc['activation'])}, the residual norm with {_span(auc['residual_norm'])}."
     )
     return " ".join(sentences)
 
@@ -221,7 +221,7 @@ def similarity_text(table: pd.DataFrame, apart: pd.DataFrame, languages: Languag
 def wide_similarity(table: pd.DataFrame) -> pd.DataFrame:
     """A row per language, a column per quantity: mean over layers, and the floor."""
     means = table.groupby(["language", "quantity"], sort=False)[["estimate", "floor"]].mean().reset_index()
-    cells = means.assign(cell=[f"{row.estimate:.2f} (floor {row.floor:.2f})" for row in means.itertuples()])
+    cells = means.assign(cell=[f"{row.estimate:z.2f} (floor {row.floor:z.2f})" for row in means.itertuples()])
     wide = cells.pivot_table(index="language", columns="quantity", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
     return wide.rename(columns=_SIMILARITIES).reset_index()
 
@@ -287,17 +287,22 @@ def cards(features: pd.DataFrame, rates: pd.DataFrame, contexts: Sequence[Contex
 # --- causal checks -------------------------------------------------------------------------------------------------------------------------------
 
 
-def causal_lead(selectivity: pd.DataFrame, alpha: float) -> str:
+def causal_lead(selectivity: pd.DataFrame, causal: pd.DataFrame, alpha: float) -> str:
     """For how many languages taking their features away hurts them more than the others, and more than random latents do."""
     ablated = selectivity[(selectivity["kind"] == "specific") & (selectivity["mode"] == "scale") & (selectivity["dose"] == 0)]
     if ablated.empty:
         return ""
-    hurt = ablated.assign(sure=(ablated["p_holm"] < alpha) & (ablated["estimate"] > 0)).pivot_table(index="owner", columns="contrast", values="sure")
-    both, count = int(hurt.all(axis=1).sum()), len(hurt)
-    return (
-        f"Taking these features away raises the loss on their own language more than on the others, and more than as frequent random latents do, in "
-        f"{both} of {count} languages (corrected by Holm)."
+    sure = ablated.assign(sure=(ablated["p_holm"] < alpha) & (ablated["estimate"] > 0)).pivot(index="owner", columns="contrast", values="sure")
+    both = sure.reindex(columns=["own_minus_others", "own_minus_random"]).eq(other=True).all(axis=1)
+    own = causal[(causal["kind"] == "specific") & (causal["mode"] == "scale") & (causal["dose"] == 0) & (causal["owner"] == causal["measured"])]
+    raised = set(own.loc[own["lo"] > 0, "owner"])
+    shown = [str(code) for code in sure.index if both[code] and code in raised]
+    without = [str(code) for code in sure.index if "own_minus_random" not in sure.columns or pd.isna(sure.loc[code, "own_minus_random"])]
+    said = (
+        f"Taking a language's features away raises the loss on it, more than on the others and more than random latents that fire as often and as "
+        f"strongly do, for {listed(shown)} of {len(sure)} languages (corrected by Holm)."
     )
+    return said + (f" For {listed(without)} no random latents are as frequent and as strong, so that control is missing." if without else "")
 
 
 def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:
@@ -325,8 +330,7 @@ def correlation_text(table: pd.DataFrame, confidence: float) -> str:
         name = {"pearson": "Pearson", "spearman": "Spearman"}[row["method"]]
         sentences.append(
             f"{row['benchmark']}: {name} correlation of the mean gap over all layers with the score {row['estimate']:+.2f} (n = {row['n']} "
-            f"languages, p {row['p']:.2g}{'' if row['exact'] else ' by sampled orders'}; {row['loo_lo']:+.2f} to {row['loo_hi']:+.2f} when one "
-            f"language is left out, {row['branch_lo']:+.2f} to {row['branch_hi']:+.2f} when one branch is)."
+            f"languages, p {row['p']:.2g}{'' if row['exact'] else ' by sampled orders'}{_left_out(row)})."
         )
     sure = counted[counted["p_holm"] < 1 - confidence]
     sentences.append(
@@ -336,11 +340,18 @@ def correlation_text(table: pd.DataFrame, confidence: float) -> str:
     held = table[(table["control"] != "none") & (table["place"].astype(str) == "all") & table["estimate"].notna()]
     if len(held):
         sentences.append(
-            f"With fertility, resource level or both held constant, {int((held['p'] < 1 - confidence).sum())} of {len(held)} partial correlations "
+            f"With tokens per sentence, resource level or both held constant, {int((held['p'] < 1 - confidence).sum())} of {len(held)} partial "
+            "correlations "
             f"over all layers have p below {1 - confidence:.2f}, uncorrected."
         )
     sentences.append("Languages are few and related to each other: a correlation over them is a description, not a test of cause.")
     return " ".join(sentences)
+
+
+def _left_out(row: Mapping[Any, Any]) -> str:
+    """The range of a correlation when one language or one branch is left out, where so many remain that it is defined."""
+    ranges = {"language": (row["loo_lo"], row["loo_hi"]), "branch": (row["branch_lo"], row["branch_hi"])}
+    return "".join(f"; {low:+.2f} to {high:+.2f} when one {what} is left out" for what, (low, high) in ranges.items() if not pd.isna(low))
 
 
 def correlation_lead(table: pd.DataFrame) -> str:
@@ -348,10 +359,13 @@ def correlation_lead(table: pd.DataFrame) -> str:
     rows = table[(table["place"].astype(str) == "all") & (table["control"] == "none") & (table["method"] == "spearman") & table["estimate"].notna()]
     if rows.empty:
         return ""
-    parts = [f"{row['benchmark']} {row['estimate']:+.2f} (p {row['p']:.2g})" for row in rows.to_dict("records")]
+    parts = [
+        f"{row['benchmark']} {row['estimate']:+.2f} (n = {row['n']}, p {row['p']:.2g}, by Holm {row['p_holm']:.2g})"
+        for row in rows.to_dict("records")
+    ]
     return (
-        f"Spearman correlation of the mean gap with benchmark scores over {rows['n'].iloc[0]} languages: {', '.join(parts)}. Positive means that "
-        "languages with less activation score higher."
+        f"Spearman correlation of the mean gap with benchmark scores over languages: {', '.join(parts)}. Positive: languages with less activation "
+        "score higher."
     )
 
 
@@ -366,12 +380,12 @@ def wide_correlation(table: pd.DataFrame) -> pd.DataFrame:
 # --- what a reviewer asks ------------------------------------------------------------------------------------------------------------------------
 
 
-def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: float) -> pd.DataFrame:
+def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: Mapping[str, float]) -> pd.DataFrame:
     """The objections that such analyses meet, and where this run answers them, or that it does not.
 
     Args:
         heldout: a second set of SAEs took part.
-        windows: sentences longer than the context, as a share.
+        windows: language -> windows per sentence.
     """
     parts = config.measures.parts
     missing = "not in this run; add {} to measures.parts, or use measures=full"
@@ -390,18 +404,29 @@ def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: float) -> p
         ("Was the meter trained on?", f"{adapted}; held-out SAEs {'stand beside the measuring ones' if heldout else 'were not given'}"),
         ("Do the SAEs fit (still, and everywhere)?", "FVU and L0 per language and layer; " + with_part("spliced", "spliced cross-entropy")),
         ("Were the SAEs trained on English?", "a worse FVU than the reference's says where to doubt; other SAEs: sae=..."),
-        ("Are they better than random directions?", with_part("random_sae", "random-direction SAEs under Controls; DiffMean under Similarity")),
-        ("L0 differs between layers and releases", "only languages are compared, within a layer; release and id are in the head of the page"),
+        (
+            "Are they better than random directions?",
+            f"{with_part('random_sae', 'random-direction SAEs under Controls')}; {with_part('similarity', 'DiffMean')}",
+        ),
+        (
+            "L0 differs between layers and releases",
+            "gaps are ratios within a layer, averaged over layers in overviews; the SAEs are named above",
+        ),
         ("BOS and massive activations", "BOS, padding and all special tokens are left out; no filter of large norms is applied"),
         ("Fertility, bytes, byte fallback", "gaps per token, sentence, byte and word side by side; fertility and fallback among the confounds"),
-        ("Tokens of a sentence are not independent", "sentences are resampled, the same ones in every language"),
+        (
+            "Tokens of a sentence are not independent",
+            "the same sentences are resampled in every language; that they may share documents is not covered",
+        ),
         (
             "Mean-pooled cosine grows with length and anisotropy",
             with_part("similarity", "CKA, retrieval and centred cosine, each with a shuffled floor"),
         ),
         (
             "Few, related languages in a correlation",
-            "exact permutation p, one language and one branch left out, n printed" if scored else "no scores given; scores=[RUN]",
+            "permutation p (exact where the column says so), one language and one branch left out, n printed"
+            if scored
+            else "no scores given; scores=[RUN]",
         ),
         (
             "Many layers, latents and languages",
@@ -418,6 +443,6 @@ def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: float) -> p
         ),
         ("Do the features matter?", with_part("causal", "ablation and doses against random latents that fire as often, and DiffMean")),
         ("Overshoot and sign", "gaps are signed; overshoot is a column of Before and after"),
-        ("Were long texts cut?", f"never: they are split into windows, on average {windows:.2f} a sentence"),
+        ("Were long texts cut?", f"never: they are split into windows, a sentence into {_span(pd.Series(windows))}"),
     ]
     return pd.DataFrame(rows, columns=["question", "answer"])

@@ -4,7 +4,7 @@ import pandas as pd
 
 from lingact.config import LanguagesConfig
 from lingact.languages import LANGUAGES
-from lingact.report.words import GROUPS, cells_by, listed, name_of, with_interval
+from lingact.report.words import GROUPS, cells_by, listed, name_of, verdict, with_interval
 
 
 def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str = "mean") -> list[dict[str, str]]:
@@ -38,18 +38,18 @@ def gaps_lead(ranges: pd.DataFrame, languages: LanguagesConfig) -> str:
     for group, title in GROUPS.items():
         if group in cells.index:
             row = cells.loc[group].to_dict()
-            verdict = "fall short of" if row["lo"] > 0 else "lie above" if row["hi"] < 0 else "cannot be told from"
-            parts.append(f"the {title} languages {verdict} {name_of(languages.reference)} (mean gap over layers {with_interval(row, 'gap')})")
+            parts.append(f"the {title} group {verdict(row)} {name_of(languages.reference)} (mean gap over layers {with_interval(row, 'gap')})")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: LanguagesConfig, confidence: float) -> str:
+def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: LanguagesConfig, confidence: float, chance: float = float("nan")) -> str:
     """How many languages of each group fall short of the reference, or lie above it, at more than half of the layers; and the group comparison.
 
     Args:
         layers: `tables.layer_table`.
         ranges: `tables.range_table`.
+        chance: `tables.grouping_p`; nan: not told.
     """
     count = layers["layer"].nunique()
     reference = name_of(languages.reference)
@@ -58,18 +58,25 @@ def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: Languag
         found = {code: layers[layers["name"] == code] for code in codes}
         short = [code for code, own in found.items() if 2 * (own["band_lo"] > 0).sum() > count]
         above = [code for code, own in found.items() if 2 * (own["band_hi"] < 0).sum() > count]
-        neither = [code for code in codes if code not in (*short, *above)]
-        verdicts = {f"fall short of {reference}": short, f"lie above {reference}": above, "do neither": neither}
+        undefined = [code for code, own in found.items() if own["gap"].isna().all()]
+        neither = [code for code in codes if code not in (*short, *above, *undefined)]
+        verdicts = {f"fall short of {reference}": short, f"lie above {reference}": above, "do neither": neither, "have no defined gap": undefined}
         parts = [f"{listed(members)} {verdict}" for verdict, members in verdicts.items() if members]
         if codes:
             sentences.append(f"At more than half of the {count} layers, of {len(codes)} {group} languages {'; '.join(parts)}.")
     sentences.append(f"A layer counts where the language's {confidence:.0%} band, simultaneous over layers, excludes 0.")
     overall = ranges[(ranges["name"] == "low_vs_high") & (ranges["range"] == "all") & (ranges["statistic"] == "mean")]
     for cell in overall.to_dict("records"):
-        verdict = "falls short of" if cell["lo"] > 0 else "lies above" if cell["hi"] < 0 else "cannot be told apart from"
         sentences.append(
-            f"Averaged over all layers the medium-to-low-resource group {verdict} the high-resource group: gap {with_interval(cell, 'gap')}."
+            f"Averaged over all layers the medium-to-low-resource group {verdict(cell)} the high-resource group: gap "
+            f"{with_interval(cell, 'gap', digits=3)}."
         )
+        if not pd.isna(chance):
+            sentences.append(
+                f"That interval covers the choice of sentences, not of languages: {chance:.0%} of all ways to split these languages into groups of "
+                "these "
+                "sizes give mean gaps at least as far apart."
+            )
     return " ".join(sentences)
 
 

@@ -58,19 +58,46 @@ def how_sure(confidence: float, resamples: int, unit: str) -> str:
     )
 
 
-def reading_gaps(settings: Statistics) -> list[str]:
+def verdict(row: Mapping[Any, Any]) -> str:
+    """What the interval of a gap says: falls short of, lies above, cannot be told from, or has no defined gap to."""
+    if pd.isna(row["lo"]) or pd.isna(row["hi"]):
+        return "has no defined gap to"
+    return "falls short of" if row["lo"] > 0 else "lies above" if row["hi"] < 0 else "cannot be told from"
+
+
+MEASURES = {
+    "mean": "per token",
+    "mean_active": "per active latent",
+    "firing_rate": "by firing rate",
+    "l0": "by L0",
+    "l2": "by L2 norm",
+    "top_k": "by a token's top k",
+    "per_sentence": "per sentence",
+    "per_byte": "per byte",
+    "per_word": "per word",
+    "reference_active": "over the reference's latents",
+    "norm_matched": "at the reference's norm",
+}
+"""Measures of activation as they are called in sentences."""
+
+
+def reading_gaps(settings: Statistics, measure: str = "mean") -> list[str]:
     """How to read gaps, with the cautions."""
     mean = "over all tokens" if settings.pooling == "token" else "within each sentence, then over sentences"
     return [
         (
-            f"A gap is 1 minus the summed SAE activation of a language per token (mean {mean}), divided by that of the reference language on the "
-            "same sentences. Positive: the language falls short. Negative: it lies above. 0: no difference."
+            f"A gap is 1 minus the SAE activation of a language, measured {MEASURES[measure]} (mean {mean}), divided by that of the reference "
+            "language on "
+            "the same sentences. Positive: the language falls short. Negative: it lies above. 0: no difference."
         ),
         how_sure(settings.confidence, settings.resamples, "sentences"),
         (
             "Cautions. Means are per token, and languages need different numbers of tokens to say the same (fertility), so a gap can come from the "
             "tokenizer. An SAE that fits a language worse (higher FVU) misreads its activation: less may mean a poorer dictionary, not weaker "
-            "features. Raw activation grows with the norm of the residual, so mere loudness inflates it; compare the norms. All was found on this "
+            "features. Sentences are resampled as if independent: where they share a document or a template, intervals are too narrow. Intervals "
+            "cover "
+            "the choice of sentences, never that of languages. Raw activation grows with the norm of the residual, so mere loudness inflates it; "
+            "compare the norms. All was found on this "
             "model, these SAEs and this corpus, and holds for no other without being measured there."
         ),
     ]

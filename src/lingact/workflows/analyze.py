@@ -11,7 +11,7 @@ from lingact import chapters
 from lingact.changes import Variants
 from lingact.chapters import Chapter, Judgement
 from lingact.config import AnalyzeConfig, validate
-from lingact.correlation import read_scores
+from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
 from lingact.measures import Stats
@@ -25,11 +25,21 @@ from lingact.workflows.observe import RANDOM, Observations, criteria, observe, r
 
 
 def run(config: AnalyzeConfig, folder: Path) -> None:
-    """Measure every language, or recall what was measured; compare it with the reference; write tables, figures and a report."""
+    """Measure every language, or recall what was measured; compare it with the reference; write tables, figures and a report.
+
+    Raises:
+        UserError: anything is missing or does not fit; scores and languages are judged before anything is measured.
+    """
+    if len(config.languages.all) == 1:
+        raise UserError(
+            f"languages: there is nothing to compare '{config.languages.reference}' with; name languages in languages.high or languages.low"
+        )
     if config.compare:
         return compare(config, folder)
     config = as_measured(config)
     scores = read_scores(config.scores) if config.scores else None
+    if scores is not None:
+        refuse_few_languages(scores, (*config.languages.high, *config.languages.low))
     with open_run("analyze", config, config.tracking, folder) as run:
         if config.stats:
             seen = recall(config.stats, config)
@@ -37,6 +47,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
         else:
             seen = observe(run, config)
         if config.piece != (0, 1):
+            run.summary({})
             show([{"piece": f"{config.piece[0] + 1} of {config.piece[1]}", "statistics": str(folder / "stats")}])
             return None
         told = list(tell(config, seen, scores))
@@ -73,7 +84,7 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
         yield chapter if meter == MEASURING else _aside(chapter, meter)
     yield chapters.measures(stats, how)
     yield chapters.confounds(stats, seen.spliced, how)
-    yield chapters.controls(found, stats, how, shuffled="shuffled_labels" in measures.parts)
+    yield chapters.controls(found, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
     alike = None
     if measured.vectors:
         alike = chapters.alike(measured.vectors, stats, how)
@@ -108,14 +119,14 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
         sections.append(Section(chapter.heading, paths, chapter.shown, chapter.text, chapter.cards))
         summary |= chapter.summary
     run.summary(summary)
-    windows = float(first.windows.sum() / len(first.sentence_ids))
+    windows = {code: float(measured.stats[key].windows.mean()) for key in measured.stats if (code := key[2])}
     asked = reviewer_table(config, heldout="heldout" in measured.meters, windows=windows)
     sections.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
     count = len(first.sentence_ids)
     lead = "\n\n".join(chapter.lead for chapter in told if chapter.lead)
     title = title or f"Activation gaps against {name_of(config.languages.reference)}"
     facts = measured_facts(run.folder, config, first.header, count)
-    page = write_report(run.folder, title, lead, sections, facts, reading=reading_gaps(config.statistics))
+    page = write_report(run.folder, title, lead, sections, facts, reading=reading_gaps(config.statistics, config.measures.gap))
     for chapter in told:
         for caption, table in chapter.printed.items():
             show([{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")], title=f"{caption}, {count} sentences")
@@ -129,18 +140,21 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
     """What changed from the first run to the second, from their saved statistics.
 
     Raises:
-        UserError: they did not measure the same sentences with the same SAEs.
+        UserError: they did not measure the same sentences with the same SAEs, or only a piece of them.
     """
-    before, after = (load_measurement(path / "stats")[0] for path in config.compare)
+    (before, first), (after, second) = (load_measurement(path / "stats") for path in config.compare)
+    for path, (place, count) in zip(config.compare, (first, second), strict=True):
+        if count > 1:
+            raise UserError(f"compare: '{path}' holds piece {place + 1} of {count} only; compare runs of the whole, measured without piece=")
     paths = (str(config.compare[0]), str(config.compare[1]))
     refuse_incomparable(before, after, paths)
     adapted = ADAPTER in after.variants
     by_meter = {}
     for meter in (meter for meter in before.meters if meter in after.meters and meter != RANDOM):
-        second = after.of(meter, ADAPTER if adapted else BASE)
+        changed = after.of(meter, ADAPTER if adapted else BASE)
         # The divergence of a base model from itself says nothing of the step between two runs.
-        second = second if adapted else {code: replace(stats, kl=None) for code, stats in second.items()}
-        by_meter[meter] = Variants(before.of(meter, BASE), second, after.of(meter, NORM_MATCHED) if adapted else None)
+        changed = changed if adapted else {code: replace(stats, kl=None) for code, stats in changed.items()}
+        by_meter[meter] = Variants(before.of(meter, BASE), changed, after.of(meter, NORM_MATCHED) if adapted else None)
     strangers = [code for code in config.languages.all if code not in before.languages]
     if strangers:
         raise UserError(f"compare: {', '.join(strangers)} not measured in '{paths[0]}' ({', '.join(before.languages)} are); choose languages=...")
@@ -161,12 +175,15 @@ def refuse_incomparable(before: Measurement, after: Measurement, paths: tuple[st
     free = {"adapter", "batch_tokens", "sae/random", "meter", "variant", "language"} | ({"model"} if ADAPTER not in after.variants else set())
     keys = sorted((one.header.keys() | other.header.keys()) - free)
     differing = [key for key in keys if one.header.get(key) != other.header.get(key)]
-    if one.sentence_ids != other.sentence_ids:
-        differing.append("sentences")
-    if one.layers != other.layers:
-        differing.append("layers")
-    if differing or before.languages != after.languages:
+    # Other languages make another corpus, too; that they differ says more.
+    same = {
+        "languages": before.languages == after.languages,
+        "sentences": one.sentence_ids == other.sentence_ids,
+        "layers": one.layers == other.layers,
+    }
+    differing = [*(name for name, equal in same.items() if not equal), *differing]
+    if differing:
         raise UserError(
-            f"compare: '{paths[0]}' and '{paths[1]}' differ in {', '.join(dict.fromkeys(differing)) or 'languages'}; a comparison needs the same "
-            "sentences, languages, layers and SAEs"
+            f"compare: '{paths[0]}' and '{paths[1]}' differ in {', '.join(dict.fromkeys(differing))}; a comparison needs the same sentences, "
+            "languages, layers and SAEs"
         )

@@ -16,14 +16,14 @@ from lingact.controls import random_dictionaries, reference_sample
 from lingact.corpus import ParallelCorpus, split_in_halves
 from lingact.errors import UserError
 from lingact.inference import check_enough
-from lingact.interventions import Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
+from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
 from lingact.language_features import Criteria, chosen_latents, find_features
 from lingact.lm import LanguageModel
 from lingact.measure import BASE, Measurement, Wanted, load_measurement, measure, yardstick
 from lingact.passes import load_state
 from lingact.sae import Dictionaries
 from lingact.similarity import diffmean_directions
-from lingact.stats import DISCOVERY, FeatureStats
+from lingact.stats import CONFIRMATION, DISCOVERY, FeatureStats
 from lingact.tables import named_ranges
 from lingact.tracking import Run, write_json
 from lingact.workflows.instruments import MEASURING, Instruments, set_up
@@ -108,22 +108,30 @@ def _further(
             for layer, latents in by_layer.items():
                 shown.setdefault(layer, []).extend(latents)
         contexts = strongest_contexts(lm, saes, corpus, shown, folder=folder / "contexts", **given)
-        save_contexts(folder / _NAMES["contexts"], contexts)
         links = {(layer, j): url for layer, latents in shown.items() for j in latents if (url := neuronpedia_url(saes[layer], j))}
         write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
+        save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
     if "spliced" in parts:
         some = corpus.select(corpus.sample(measures.spliced.sentences).tolist())
         spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if meter != RANDOM}, some, path=folder / _NAMES["spliced"], **given)
     if "causal" in parts:
-        some = corpus.select(corpus.sample(measures.causal.sentences).tolist())
+        # Not those on which latents and directions were chosen.
+        other = corpus.select(np.flatnonzero(corpus.halves == CONFIRMATION).tolist())
+        some = other.select(other.sample(measures.causal.sentences).tolist())
         interventions = list(planned_interventions(config, measured, features[MEASURING] if features else None))
         causal = causal_losses(lm, saes, some, interventions, path=folder / _NAMES["causal"], **given)
     return Observations(measured, features, contexts, links, spliced, causal)
 
 
 def found_features(measured: Measurement, settings: FeaturesConfig, folder: Path) -> dict[str, pd.DataFrame]:
-    """`find_features` by meter, with the random-token rates kept in the folder."""
-    header, counts, _ = load_state(folder / _NAMES["random_rates"])
+    """`find_features` by meter, with the random-token rates kept in the folder.
+
+    Raises:
+        UserError: they are not there, or not complete.
+    """
+    header, counts, (done, steps) = load_state(folder / _NAMES["random_rates"])
+    if done < steps:
+        raise UserError(f"the random-token rates in '{folder}' are not complete ({done} of {steps} batches); finish the run with resume= first")
     rates: dict[str, dict[int, np.ndarray]] = {}
     for name, fired in counts.items():
         meter, _, layer = name.partition("/")
@@ -165,9 +173,9 @@ def _check_causal(config: AnalyzeConfig, instruments: Instruments) -> None:
 
 
 def planned_interventions(config: AnalyzeConfig, measured: Measurement, features: pd.DataFrame | None) -> Iterator[Intervention]:
-    """Every owner's latents, random ones that fire as often in its text, and its DiffMean direction, at every dose.
+    """Every owner's latents, random ones that fire as often and as strongly in its text, and its DiffMean direction, at every dose.
 
-    Latents that the user names go under the reference's name: nobody has said whose they are.
+    Latents that the user names belong to nobody (`NAMED`); random ones are matched to them over all languages.
     """
     settings, stats, reference = config.measures.causal, measured.of(MEASURING, BASE), config.languages.reference
     layers = next(iter(stats.values())).layers if settings.layers == "all" else settings.layers
@@ -175,13 +183,16 @@ def planned_interventions(config: AnalyzeConfig, measured: Measurement, features
         chosen = chosen_latents(features[features["layer"].isin(layers)], per_language=settings.per_language)
     else:
         assert not isinstance(settings.features, str)
-        named = {layer: list(latents) for layer, latents in settings.features.items() if layer in layers}
-        chosen = {reference: named}
+        chosen = {NAMED: {layer: list(latents) for layer, latents in settings.features.items() if layer in layers}}
     norms = {layer: float(norm) for layer, norm in zip(*_mean_norms(stats[reference]), strict=True)}
     directions = _directions(measured, reference)
     for owner, latents in chosen.items():
         arms: list[tuple[Kind, dict]] = [("specific", {"latents": {layer: tuple(own) for layer, own in latents.items()}})]
-        arms.append(("random", {"latents": _matched(stats, owner, latents, config.seed)}))
+        owners = stats if owner == NAMED else {owner: stats[owner]}
+        for draw in range(settings.draws):
+            matched = _matched(owners, latents, (config.seed, draw))
+            if matched is not None:
+                arms.append(("random", {"latents": matched}))
         if owner in directions:
             arms.append(("diffmean", {"directions": {layer: directions[owner][layer] for layer in latents}}))
         for kind, edit in arms:
@@ -189,14 +200,17 @@ def planned_interventions(config: AnalyzeConfig, measured: Measurement, features
                 yield Intervention(Arm(owner, kind, settings.mode, dose), norms=norms, **edit)
 
 
-def _matched(stats: dict[str, FeatureStats], owner: str, latents: dict[int, list[int]], seed: int) -> dict[int, tuple[int, ...]]:
-    """Random latents that fire as often in the owner's text; latents that never fire there have no match and need none."""
-    matched = {}
+def _matched(stats: dict[str, FeatureStats], latents: dict[int, list[int]], seed: tuple[int, int]) -> dict[int, tuple[int, ...]] | None:
+    """Random latents as frequent and as strong in these languages' text, for every layer; None where any of them has no match."""
+    tokens, matched = sum(int(s.tokens.sum()) for s in stats.values()), {}
     for layer, own in latents.items():
-        rates = stats[owner].firing[stats[owner].layers.index(layer)].sum(axis=0) / stats[owner].tokens.sum()
-        firing = [latent for latent in own if rates[latent] > 0]
-        if firing:
-            matched[layer] = tuple(matched_random(rates, firing, np.ones(len(rates), bool), seed + layer))
+        row = next(iter(stats.values())).layers.index(layer)
+        rates, mass = (np.sum([getattr(s, name)[row].sum(axis=0) for s in stats.values()], axis=0) / tokens for name in ("firing", "profile"))
+        own_seed = int(np.random.SeedSequence((*seed, layer)).generate_state(1)[0])
+        drawn = matched_random(rates, mass, own, own_seed)
+        if drawn is None:
+            return None
+        matched[layer] = tuple(drawn)
     return matched
 
 
@@ -230,14 +244,17 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
         listed = ", ".join(f"{folder}: {place + 1}/{of}" for folder, (place, of) in zip(folders, pieces, strict=True))
         raise UserError(f"stats: these are not the pieces of one analysis, each once ({listed}); name every piece from 1/{count} to {count}/{count}")
     measured = reduce(Measurement.merge, (measurement for measurement, _ in found))
-    folder = folders[0] / "stats"
-    there = {name: (folder / file).is_file() for name, file in _NAMES.items()}
-    links = {(layer, j): url for layer, j, url in json.loads((folder / "links.json").read_text())} if there["contexts"] else None
+    folder, parts = folders[0] / "stats", config.measures.parts
+    features = contexts = links = None
+    if "features" in parts:
+        features = found_features(measured, config.measures.features, folder)
+        contexts = load_contexts(folder / _NAMES["contexts"])
+        links = {(layer, j): url for layer, j, url in json.loads((folder / "links.json").read_text(encoding="utf-8"))}
     return Observations(
         measured,
-        found_features(measured, config.measures.features, folder) if there["random_rates"] else None,
-        load_contexts(folder / _NAMES["contexts"]) if there["contexts"] else None,
+        features,
+        contexts,
         links,
-        SplicedLosses.load(folder / _NAMES["spliced"]) if there["spliced"] else None,
-        CausalLosses.load(folder / _NAMES["causal"]) if there["causal"] else None,
+        SplicedLosses.load(folder / _NAMES["spliced"]) if "spliced" in parts else None,
+        CausalLosses.load(folder / _NAMES["causal"]) if "causal" in parts else None,
     )

@@ -1,0 +1,38 @@
+"""What the benchmarks measure: the embedded organism with the values of `analyze.py`, its corpus as long as wanted."""
+
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from lingact.config import AnalyzeConfig, judge
+from lingact.corpus import ParallelCorpus, load_corpus
+from lingact.lm import LanguageModel, load_model
+from lingact.sae import Dictionaries, chosen_layers, load_dictionaries
+from lingact.workflows.instruments import HELDOUT, MEASURING
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+BATCH_TOKENS = 4096
+"""The default of `analyze.py`."""
+
+
+def embedded(sentences: int) -> tuple[LanguageModel, dict[str, Dictionaries], ParallelCorpus]:
+    """Model and both sets of SAEs on one CPU thread, and the corpus, repeated until it is as long as wanted."""
+    torch.set_num_threads(1)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = judge(AnalyzeConfig, compose("analyze", ["device=cpu"]))
+    lm = load_model(config.model, config.device)
+    layers = chosen_layers(config.sae, len(lm.blocks))
+    d_model = lm.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
+    meters = {}
+    for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
+        assert spec is not None
+        meters[meter] = load_dictionaries(spec, layers, d_model, lm.device)[0]
+    return lm, meters, repeated(load_corpus(config.corpus, config.languages.all), sentences)
+
+
+def repeated(corpus: ParallelCorpus, count: int) -> ParallelCorpus:
+    """The first `count` sentences; where the corpus ends it begins again, under new ids."""
+    places = [i % len(corpus.ids) for i in range(count)]
+    texts = {code: tuple(own[i] for i in places) for code, own in corpus.texts.items()}
+    return ParallelCorpus("repeated", tuple(f"s{i}" for i in range(count)), texts)
