@@ -69,6 +69,16 @@ def base_behaviour(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trainable[name])
 
 
+def train_adapter_only(model: nn.Module) -> None:
+    """Train mode for the adapter's layers, with their dropout; eval mode for everything of the base model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model.eval()
+    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        layer.train()
+        layer.get_base_layer().eval()
+
+
 def attach_lora(model: nn.Module, peft: PeftConfig, seed: int) -> "PeftModel":
     """Put new LoRA weights around the model's target modules, in place; at first they change nothing.
 

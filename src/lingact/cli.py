@@ -75,16 +75,17 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
 
 def _run(job: str, arguments: Namespace) -> list[str]:
     """Judge and run. Returns the problems that the user has to mend."""
-    multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
     resumed = [text.removeprefix("resume=") for text in arguments.overrides if text.startswith("resume=")]
     overrides = [text for text in arguments.overrides if not text.startswith("resume=")]
+    multirun, swept = _multirun_of(job, overrides)
+    multirun = multirun or arguments.multirun
     if resumed:
         if multirun or len(resumed) > 1:
             raise UserError("resume goes on with one run: give it once, without --multirun")
         _resume(job, Path(resumed[0].strip("'\"")), overrides)
         return []
 
-    folder = _judge_all(job, overrides, multirun)
+    folder = _judge_all(job, [*swept, *overrides] if multirun else overrides, multirun)
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     # The folder that was judged is the folder that is used, even if the clock has moved on.
     quoted = str(folder).replace("'", "\\'")
@@ -121,6 +122,17 @@ def _compose(job: str, overrides: list[str]) -> DictConfig:
     composer = GlobalHydra.instance().hydra
     assert composer is not None
     return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
+
+
+def _multirun_of(job: str, overrides: list[str]) -> tuple[bool, list[str]]:
+    """Whether the files or overrides make this a multirun (`hydra.mode`), and the overrides that its jobs differ in (`hydra.sweeper.params`).
+
+    Hydra's sweeper puts these before those of the command line, which therefore win.
+    """
+    parsed, _ = _parse(overrides)
+    composed, _ = _compose_what_composes(job, [override.input_line or "" for override in parsed if not override.is_sweep_override()])
+    params = composed.hydra.sweeper.get("params") or {}
+    return composed.hydra.mode == RunMode.MULTIRUN, [f"{key}={value}" for key, value in params.items()]
 
 
 def _first_line(error: Exception) -> str:

@@ -331,8 +331,8 @@ class GapLoss(Section):
     """two_sided moves towards the reference from either side, one_sided only upwards (activation and norm)."""
     gradient: Literal["jumprelu", "straight_through"]
     """straight_through lets latents that are silent but near their threshold receive a gradient (activation and profile)."""
-    bandwidth: PositiveFloat
-    """Width of the straight-through window around each threshold, relative to the threshold."""
+    bandwidth: Share
+    """Width of the straight-through window below each threshold, relative to the threshold."""
     norm_matched: bool
     """Measure the loss on residuals rescaled to the base model's norm on each token, so that loudness does not pay."""
     pooling: Literal["token", "sentence"]
@@ -343,7 +343,7 @@ class GapLoss(Section):
     layers: Literal["all"] | tuple[NonNegativeInt, ...] | dict[NonNegativeInt, PositiveFloat]
     """Measured layers in the loss, or their weights: {2: 1.0, 3: 0.5}."""
     stop_when_closed: bool
-    """End training when the gap term's moving average is within its tolerance of zero, so that nothing overshoots."""
+    """End training when the gap term's mean over ten steps is below its tolerance, so that nothing overshoots."""
     tolerance: PositiveFloat
     """Of `stop_when_closed`, in the units of the term."""
 
@@ -360,8 +360,8 @@ class RetentionLoss(Section):
     norm: NonNegativeFloat
     """Squared log ratio of residual norms, on reference and targets."""
     limit: PositiveFloat | None
-    """Keep KL below this many nats by a multiplier that grows while it is above and shrinks while it is below (dual ascent); it takes the
-    place of the weight `kl`. None: the weight by hand."""
+    """Keep KL below this many nats by a multiplier that grows while it is above and shrinks while it is below (dual ascent); it starts
+    from the weight `kl`. None: that weight throughout."""
     rate: PositiveFloat
     """Step of the multiplier, per nat and training step."""
 
@@ -383,6 +383,23 @@ class LossConfig(Section):
     def _some_weight(self) -> "LossConfig":
         if not any((self.gap.weight, self.retention.kl, self.retention.lm, self.retention.activation, self.retention.norm, self.target_lm)):
             raise ValueError("all weights are zero: nothing would be trained")
+        return self
+
+    @model_validator(mode="after")
+    def _does_what_it_says(self) -> "LossConfig":
+        """Options that would change nothing, or leave nothing to train."""
+        gap = self.gap
+        if gap.stop_when_closed and gap.weight == 0:
+            raise ValueError("gap.stop_when_closed needs a gap term, but gap.weight is 0")
+        if gap.norm_matched and gap.objective == "norm":
+            raise ValueError("gap.norm_matched takes away the very norms that gap.objective=norm would train; use one of them")
+        for what, chosen, objectives in (
+            ("control=shuffled_pairs", self.control == "shuffled_pairs", ("profile", "contrastive")),
+            ("control=random_features", self.control == "random_features", ("activation", "profile", "hinge")),
+            ("gap.gradient=straight_through", gap.gradient == "straight_through", ("activation", "profile")),
+        ):
+            if chosen and gap.objective not in objectives:
+                raise ValueError(f"{what} changes nothing with gap.objective={gap.objective}; it goes with {' or '.join(objectives)}")
         return self
 
 

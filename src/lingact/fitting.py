@@ -48,8 +48,9 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
     )
     last = checkpoints / LAST
     with warnings.catch_warnings():
-        # Our loader is its own iterable, and the base model is in train mode only while fitting: both on purpose.
+        # Our loader is its own iterable, and the base model stays in eval mode: both on purpose.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # between Lightning and torch
         try:

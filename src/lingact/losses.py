@@ -41,20 +41,18 @@ def activation_gap(
     return weights @ (gap.relu() if one_sided else gap).square()
 
 
-def profile_gap(
-    profiles: Sequence[Float[Tensor, " d_sae"]], reference: Sequence[Float[Tensor, " d_sae"]], weights: LayerWeights
-) -> Float[Tensor, ""]:
+def profile_gap(profiles: Sequence[Float[Tensor, " _"]], reference: Sequence[Float[Tensor, " _"]], weights: LayerWeights) -> Float[Tensor, ""]:
     """Squared distance of mean feature profiles over the squared length of the reference's, `|p - r|^2 / |r|^2`, weighted over layers.
 
     Args:
-        profiles: mean activation of each latent over the target's tokens, per layer, with gradient.
+        profiles: mean activation of each latent over the target's tokens, per layer (SAEs may differ in width), with gradient.
         reference: the same of the reference language on the same sentences under the base model, frozen.
     """
     return weights @ torch.stack([(p - r).square().sum() / r.square().sum() for p, r in zip(profiles, reference, strict=True)])
 
 
 def pre_activation_hinge(
-    pre: Sequence[Float[Tensor, "token chosen"]], reference: Sequence[Float[Tensor, " chosen"]], weights: LayerWeights
+    pre: Sequence[Float[Tensor, "token _"]], reference: Sequence[Float[Tensor, " _"]], weights: LayerWeights
 ) -> Float[Tensor, ""]:
     """Mean over tokens and chosen latents of `relu(r_j - z_j)`, relative to the mean size of r, weighted over layers.
 
@@ -62,8 +60,8 @@ def pre_activation_hinge(
     gradient reaches latents that are silent, because it is taken before the threshold.
 
     Args:
-        pre: pre-activations of the target's tokens for the latents that belong to the reference, with gradient.
-        reference: mean pre-activation of these latents on the reference under the base model, frozen.
+        pre: folded pre-activations of the target's tokens for each layer's latents that belong to the reference, with gradient.
+        reference: mean folded pre-activation of these latents on the reference under the base model, frozen.
     """
     return weights @ torch.stack([(r - z).relu().mean() / r.abs().mean() for z, r in zip(pre, reference, strict=True)])
 
@@ -117,7 +115,11 @@ def norm_anchor(norms: Sequence[Float[Tensor, " token"]], base: Sequence[Float[T
 
 
 def combine(raw: dict[str, Float[Tensor, ""]], weights: dict[str, float]) -> LossTerms:
-    """The weighted sum; a term of weight zero is logged and not trained on."""
+    """The weighted sum; a term of weight zero is logged and not trained on.
+
+    Where every weight is zero, as when the multiplier of the only term has fallen to zero, so are the total and its gradient.
+    """
     weighted = {name: value * weights[name] for name, value in raw.items()}
-    total = torch.stack([value for name, value in weighted.items() if weights[name] > 0]).sum()
+    trained = [value for name, value in weighted.items() if weights[name] > 0] or list(weighted.values())
+    total = torch.stack(trained).sum()
     return LossTerms(total, raw, weighted)

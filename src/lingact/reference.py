@@ -1,13 +1,15 @@
 """The reference language under the base model on the training sentences: what the gap terms aim at. Computed once, frozen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lingact.adapters import base_behaviour
 from lingact.corpus import ParallelCorpus
+from lingact.errors import UserError
 from lingact.features import kept_residuals
 from lingact.lm import LanguageModel
 from lingact.measure import ACTIVE_SHARE
@@ -31,29 +33,45 @@ class Reference:
     firing: list[Int[Tensor, " d_sae"]]
     """Per layer: tokens on which each latent fires."""
     pre: list[Float[Tensor, " d_sae"]]
-    """Per layer: sum of each latent's pre-activations over all tokens."""
+    """Per layer: sum of each latent's folded pre-activations over all tokens."""
 
     def activation(self, pooling: str) -> Float[Tensor, " layer"]:
         """A(l, reference), pooled over tokens or over sentences."""
-        sums = torch.stack([profile.sum(dim=1) for profile in self.profile])
-        if pooling == "token":
-            return sums.sum(dim=1) / self.tokens.sum()
-        return (sums / self.tokens).mean(dim=1)
+        return self._pooled(self._totals, pooling)
+
+    @cached_property
+    def _totals(self) -> Float[Tensor, "layer sentence"]:
+        # Kept: for a wide SAE the sum takes as long as a training step.
+        return torch.stack([profile.sum(dim=1) for profile in self.profile])
+
+    def mean_norm(self, pooling: str) -> Float[Tensor, " layer"]:
+        """Mean residual norm, pooled over tokens or over sentences."""
+        return self._pooled(self.norm, pooling)
+
+    def _pooled(self, sums: Float[Tensor, "layer sentence"], pooling: str) -> Float[Tensor, " layer"]:
+        return sums.sum(dim=1) / self.tokens.sum() if pooling == "token" else (sums / self.tokens).mean(dim=1)
 
     def mean(self) -> Float[Tensor, "layer d_model"]:
         """Mean residual over tokens."""
         return self.residual.sum(dim=1) / self.tokens.sum()
 
-    def mean_norm(self) -> Float[Tensor, " layer"]:
-        """Mean residual norm over tokens."""
-        return self.norm.sum(dim=1) / self.tokens.sum()
+    @cached_property
+    def active(self) -> list[Int[Tensor, " chosen"]]:
+        """Per layer: the latents that fire on at least 1 % of the tokens.
 
-    def active(self) -> list[Bool[Tensor, " d_sae"]]:
-        """Per layer: latents that fire on at least 1 % of the tokens."""
-        return [fires >= ACTIVE_SHARE * self.tokens.sum() for fires in self.firing]
+        Raises:
+            UserError: a layer has none.
+        """
+        found = [(fires >= ACTIVE_SHARE * self.tokens.sum()).nonzero()[:, 0] for fires in self.firing]
+        silent = [layer for layer, latents in zip(self.layers, found, strict=True) if not len(latents)]
+        if silent:
+            raise UserError(
+                f"loss.gap.layers: no latent of the layers {silent} fires on {ACTIVE_SHARE:.0%} of the reference's tokens; leave them out"
+            )
+        return found
 
     def mean_pre(self) -> list[Float[Tensor, " d_sae"]]:
-        """Per layer: mean pre-activation of each latent."""
+        """Per layer: mean folded pre-activation of each latent."""
         return [pre / self.tokens.sum() for pre in self.pre]
 
     def profiles_of(self, sentences: Int[Tensor, " chosen"]) -> list[Float[Tensor, " d_sae"]]:
@@ -64,12 +82,27 @@ class Reference:
         """Per layer: mean residual of each of some sentences."""
         return [residual[sentences] / self.tokens[sentences, None] for residual in self.residual]
 
+    def shuffled(self, seed: int) -> "Reference":
+        """Every sentence's quantities in the place of another sentence, which makes pairs that are no translations; totals stay."""
+        count = len(self.tokens)
+        assert count > 1
+        cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        # One cycle through all sentences leaves none in its own place.
+        other = torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))
+        return replace(
+            self,
+            tokens=self.tokens[other],
+            residual=self.residual[:, other],
+            norm=self.norm[:, other],
+            profile=[profile[other] for profile in self.profile],
+        )
+
 
 @torch.no_grad()
 def freeze_reference(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, *, batch_tokens: int) -> Reference:
     """One pass of the base model over the training sentences in the reference language."""
     layers, count = tuple(dictionaries), len(corpus.ids)
-    d_model = lm.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
+    d_model = next(iter(dictionaries.values())).sae.cfg.d_in
     found = Reference(
         layers=layers,
         tokens=torch.zeros(count, dtype=torch.long),
@@ -97,4 +130,4 @@ def _add(found: Reference, lm: LanguageModel, dictionaries: Dictionaries, batch:
         found.norm[row].index_add_(0, sentence, x.norm(dim=-1).cpu())
         found.profile[row].index_add_(0, sentence, features.cpu())
         found.firing[row].add_((features > 0).sum(dim=0).cpu())
-        found.pre[row].add_(dictionary.pre_activations(x).sum(dim=0).cpu())
+        found.pre[row].add_(dictionary.folded_pre_activations(x).sum(dim=0).cpu())

@@ -72,6 +72,10 @@ class Dictionary:
             handle.remove()
         return caught[0]
 
+    def folded_pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
+        """Pre-activations in the units of `encode`, which do not change when a latent is scaled up in the encoder and down in the decoder."""
+        return self.pre_activations(x) * self.norms
+
     def decode(self, features: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_model"]:
         """The residual that folded activations stand for."""
         # A latent without a decoder row is never active.

@@ -64,6 +64,32 @@ def test_multirun_is_one_group_and_one_table(train: Train, runs: Runs, place: Pa
     assert max(map(len, printed.splitlines())) <= 120
 
 
+def test_an_experiment_can_be_a_multirun(train: Train, runs: Runs, place: Path) -> None:
+    chosen = ("experiment=method_comparison", "lang=ml", "loss=gap_and_retention,lm_only", "seed=0", "trainer.steps=2")
+    assert train(*chosen, "hydra.sweep.dir=grid") == 0
+    assert [(config.loss.gap.weight, config.loss.target_lm, config.seed, config.trainer.steps) for config, _ in runs] == [(1, 0, 0, 2), (0, 1, 0, 2)]
+    assert [folder for _, folder in runs] == [place / "grid" / "0", place / "grid" / "1"]
+    assert {config.tracking.group for config, _ in runs} == {"grid"}
+    rows = list(csv.DictReader((place / "grid" / "sweep.csv").read_text().splitlines()))
+    assert [(row["loss"], row["seed"], row["objective"]) for row in rows] == [("gap_and_retention", "0", "0.5"), ("lm_only", "0", "0.5")]
+
+
+def test_an_experiment_gives_the_seeds_that_the_command_line_does_not(train: Train, runs: Runs) -> None:
+    assert train("experiment=method_comparison", "lang=ml", "loss=profile") == 0
+    assert [(config.loss.gap.objective, config.seed) for config, _ in runs] == [("profile", seed) for seed in (0, 1, 2)]
+
+
+def test_every_job_of_an_experiment_is_judged_first(train: Train, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("experiment=method_comparison", "lang=ml", "loss=gap_and_retention,lm_onyl", "seed=0") == 2
+    assert "loss: no option 'lm_onyl'; did you mean 'lm_only'?" in capsys.readouterr().err
+    assert not runs
+
+
+def test_an_experiment_can_be_run_as_one_job(train: Train, runs: Runs) -> None:
+    assert train("experiment=method_comparison", "lang=ml", "hydra.mode=RUN") == 0
+    assert len(runs) == 1
+
+
 def test_multirun_group_can_be_named(train: Train, runs: Runs) -> None:
     assert train("-m", "lang=ml,hi", "tracking.group=mine") == 0
     assert {config.tracking.group for config, _ in runs} == {"mine"}
@@ -193,7 +219,7 @@ def test_resume_with_agreeing_overrides(agreeing: str) -> None:
     [
         ("seed=0", "seed: 3 there, 0 here"),
         ("lang=hi", 'lang: ["ml"] there, ["hi"] here'),
-        ("loss=gap_only", "loss.retention.weight: 1.0 there, 0.0 here"),
+        ("loss=gap_only", "loss.retention.kl: 1.0 there, 0.0 here"),
         ("experiment=gemma2_2b", "trainer.steps: 120 there, 500 here"),
         ("lang=xx", "unknown language 'xx'"),
         ("sede=3", "did you mean 'seed'"),

@@ -1,12 +1,13 @@
 """Every shipped option, experiment and sweep composes and is valid."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lingact.config import SCHEMAS, Section, judge
+from lingact.config import SCHEMAS, GapLoss, LossConfig, Section, judge
 
 CONF = Path(__file__).parents[2] / "conf"
 JOBS = sorted(SCHEMAS)
@@ -63,6 +64,24 @@ def test_experiment_is_the_presets() -> None:
     presets = composed("train", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus")
     assert (experiment.model, experiment.sae, experiment.corpus) == (presets.model, presets.sae, presets.corpus)
     assert experiment.sae.measuring.id.format(layer=12) == "layer_12/width_16k/canonical"
+
+
+def test_the_comparison_runs_every_objective_and_control() -> None:
+    compared = yaml.safe_load((CONF / "experiment" / "method_comparison.yaml").read_text())["hydra"]["sweeper"]["params"]
+    assert compared["seed"] == "0,1,2"
+    chosen = [composed("train", f"loss={name}").loss for name in compared["loss"].split(",")]
+    assert {loss.gap.objective for loss in chosen} == set(get_args(GapLoss.model_fields["objective"].annotation))
+    assert {loss.control for loss in chosen} == set(get_args(LossConfig.model_fields["control"].annotation))
+    assert {loss.gap.side for loss in chosen} == {"two_sided", "one_sided"}
+    assert {loss.gap.gradient for loss in chosen} == {"jumprelu", "straight_through"}
+    assert len({loss.model_dump_json() for loss in chosen}) == len(chosen), "no two are the same"
+
+
+def test_layer_weights_survive_the_run_folder() -> None:
+    """As `resume=` reads them back."""
+    loss = composed("train", "loss.gap.layers={2: 1.0, 0: 0.5}").loss
+    assert loss.gap.layers == {2: 1.0, 0: 0.5}
+    assert LossConfig.model_validate(yaml.safe_load(yaml.safe_dump(loss.model_dump(mode="json")))) == loss
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

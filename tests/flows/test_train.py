@@ -20,7 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from lingact import adapters, cli
 from lingact.config import ModelConfig
+from lingact.data import AlignedBatches
 from lingact.lm import LanguageModel, load_model
+from lingact.module import GapModule
+from lingact.reference import Reference
 from lingact.workflows import train
 
 from .conftest import CONF, Start
@@ -193,6 +196,60 @@ def test_a_sweep_leaves_complete_runs_and_a_table(start: Start, tmp_path: Path) 
     assert [row.get("objective") for row in rows] == [str(summary["objective"]) if "objective" in summary else None for summary in summaries]
 
 
+def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path) -> None:
+    chosen = ("experiment=method_comparison", TARGET, "loss=gap_and_retention,lm_only", "seed=0", "trainer.steps=2", "tracking=none")
+    assert start("train", None, *chosen, f"hydra.sweep.dir={tmp_path}") == 0
+    rows = pd.read_csv(tmp_path / "sweep.csv")
+    assert rows[["loss", "seed", "status"]].to_numpy().tolist() == [["gap_and_retention", 0, "complete"], ["lm_only", 0, "complete"]]
+    assert {"objective", "gap_closed/ml", "retention/kl"} <= set(rows)
+    terms = [set(pd.read_csv(tmp_path / str(job) / "tables" / "loss.csv").filter(like="raw/")) for job in range(2)]
+    assert terms == [{"loss/raw/gap", "loss/raw/retention"}, {"loss/raw/target_lm", "loss/raw/retention"}]
+
+
+def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[GapModule, AlignedBatches, Reference]:
+    """What a run of one step trains with, and the frozen reference as it was before any control."""
+    seen = {}
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **rest: Any) -> Any:
+            seen[name] = real(*args, **rest)
+            return seen[name]
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GapModule", "AlignedBatches", "freeze_reference"):
+            patch.setattr(train, name, watched(name, getattr(train, name)))
+        assert start("train", folder, TARGET, "tracking=none", "trainer.steps=1", *overrides) == 0
+    return seen["GapModule"], seen["AlignedBatches"], seen["freeze_reference"]
+
+
+def test_layers_and_controls_reach_the_loss(start: Start, tmp_path: Path) -> None:
+    plain, own, frozen = seen_by_training(start, tmp_path / "plain", "loss.gap.layers={2: 1.0, 0: 3.0}")
+    assert plain.layers == (0, 2)
+    assert plain.layer_weights.tolist() == [0.75, 0.25]
+    assert plain.reference is frozen
+
+    random, text, _ = seen_by_training(start, tmp_path / "random", "loss=random_features", "loss.gap.layers=[0,2]")
+    for layer, trained in plain.dictionaries.items():
+        directions = (trained.sae.W_dec, random.dictionaries[layer].sae.W_dec)
+        assert torch.nn.functional.cosine_similarity(*directions).abs().mean() < 0.3
+        torch.testing.assert_close(directions[0].norm(dim=1), directions[1].norm(dim=1), rtol=1e-4, atol=1e-5)
+    assert random.reference.tokens.tolist() == frozen.tokens.tolist()
+    assert not torch.allclose(random.reference.profile[0], frozen.profile[0], rtol=0.1), "the aims are those of the random SAEs"
+    assert text.windows == own.windows
+
+    shuffled, text, before = seen_by_training(start, tmp_path / "shuffled", "loss=shuffled_pairs")
+    assert text.windows == own.windows
+    assert sorted(shuffled.reference.tokens.tolist()) == sorted(before.tokens.tolist())
+    assert shuffled.reference.tokens.tolist() != before.tokens.tolist()
+
+    _, text, _ = seen_by_training(start, tmp_path / "wrong", "loss=wrong_language")
+    assert text.windows["en"] == own.windows["en"]
+    _, hindi, _ = seen_by_training(start, tmp_path / "hindi", "lang=hi")
+    assert text.windows["ml"] == hindi.windows["hi"], "hi stands behind ml in the study"
+
+
 def test_a_fault_leaves_a_failed_run(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # That the process then ends with 1 and its traceback is shown in tests/conf.
     monkeypatch.setattr(torch.optim.AdamW, "step", at_step(2, lambda: 1 / 0))
@@ -206,6 +263,8 @@ def test_a_fault_leaves_a_failed_run(start: Start, tmp_path: Path, monkeypatch: 
     ("override", "message"),
     [
         ("corpus.max_sentences=3", "in the split"),
+        ("loss.gap.layers=[]", r"loss.gap.layers: none given; measured are the layers \[0, 1, 2\]"),
+        ("loss=wrong_language lang=[zh,ru,es,it,id,ca,mr,ml]", r"needs as many languages that are no targets as there are targets \(8\), .* has 1"),
         ("loss.gap.layers=[5]", r"loss.gap.layers: \[5\] out of range; measured are the layers \[0, 1, 2\]"),
         ("sae.layers=[0,3]", r"sae.layers: \[3\] out of range; the model has layers 0 to 2"),
         ("peft.targets=[q_prj]", r"peft.targets: q_prj; did you mean 'q_proj'\?"),
@@ -216,6 +275,6 @@ def test_what_does_not_fit_is_refused_before_training(
     override: str, message: str, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.optim.AdamW, "step", at_step(1, lambda: pytest.fail("training has begun")))
-    assert start("train", tmp_path / "run", TARGET, "tracking=none", override) == 2
+    assert start("train", tmp_path / "run", TARGET, "tracking=none", *override.split()) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()

@@ -2,29 +2,87 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from lingact.losses import activation_gap, combine, kl_per_token, retention_kl
+from lingact.losses import (
+    activation_gap,
+    combine,
+    kl_per_token,
+    mean_gap,
+    norm_anchor,
+    pooled_contrast,
+    pre_activation_hinge,
+    profile_gap,
+    retention_kl,
+)
+
+THIRDS = torch.full((3,), 1 / 3)
 
 
 def test_the_gap_term_by_hand() -> None:
     # Gaps 1 - 8/10 = 0.2 and 1 - 6/5 = -0.2 and 1 - 1/2 = 0.5.
     activation, reference = torch.tensor([8.0, 6.0, 1.0]), torch.tensor([10.0, 5.0, 2.0])
-    assert activation_gap(activation, reference, one_sided=False).item() == pytest.approx((0.04 + 0.04 + 0.25) / 3)
-    assert activation_gap(activation, reference, one_sided=True).item() == pytest.approx((0.04 + 0.25) / 3)
-    assert activation_gap(reference, reference, one_sided=False).item() == 0
+    assert activation_gap(activation, reference, THIRDS, one_sided=False).item() == pytest.approx((0.04 + 0.04 + 0.25) / 3)
+    assert activation_gap(activation, reference, THIRDS, one_sided=True).item() == pytest.approx((0.04 + 0.25) / 3)
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    assert activation_gap(activation, reference, weights, one_sided=False).item() == pytest.approx(0.5 * 0.04 + 0.3 * 0.04 + 0.2 * 0.25)
+    assert activation_gap(reference, reference, THIRDS, one_sided=False).item() == 0
 
 
 @pytest.mark.parametrize("one_sided", [False, True])
 def test_the_direction_of_the_gap_term(one_sided: bool) -> None:
     activation = torch.tensor([8.0, 6.0], requires_grad=True)
-    activation_gap(activation, torch.tensor([10.0, 5.0]), one_sided=one_sided).backward()
+    activation_gap(activation, torch.tensor([10.0, 5.0]), torch.tensor([0.5, 0.5]), one_sided=one_sided).backward()
     assert activation.grad is not None
     # d/dA of (1 - A/R)^2 / 2 layers is -(1 - A/R) / R.
     assert activation.grad.tolist() == pytest.approx([-0.02, 0.0 if one_sided else 0.04])
+
+
+def test_the_profile_term_by_hand() -> None:
+    # Layer 1: |(1, 2) - (3, 2)|^2 / |(3, 2)|^2 = 4/13; layer 2: |0 - 2|^2 / 2^2 = 1. The layers have other widths.
+    found = profile_gap([torch.tensor([1.0, 2.0]), torch.tensor([0.0])], [torch.tensor([3.0, 2.0]), torch.tensor([2.0])], torch.tensor([0.75, 0.25]))
+    assert found.item() == pytest.approx(0.75 * 4 / 13 + 0.25)
+
+
+def test_the_hinge_by_hand() -> None:
+    # Short of the means (1, -3) by (2, 0) and (0, 1): a mean of 3/4 over tokens and latents, relative to the mean size 2.
+    pre, mean = torch.tensor([[-1.0, 0.0], [5.0, -4.0]], requires_grad=True), torch.tensor([1.0, -3.0])
+    found = pre_activation_hinge([pre], [mean], torch.ones(1))
+    assert found.item() == pytest.approx(3 / 8)
+    # Each layer has latents of its own: three in a second one, none short of its mean.
+    above, below = torch.full((2, 3), -1.0), torch.full((3,), -2.0)
+    assert pre_activation_hinge([pre, above], [mean, below], torch.tensor([0.25, 0.75])).item() == pytest.approx(0.25 * 3 / 8)
+    found.backward()
+    assert pre.grad is not None
+    assert pre.grad.tolist() == [[-1 / 8, 0], [0, -1 / 8]], "upwards only, and silent latents, too"
+    assert pre_activation_hinge([mean + torch.ones(4, 1)], [mean], torch.ones(1)).item() == 0
+
+
+def test_the_contrast_by_hand() -> None:
+    # Cosines of (1, 0) and (0, 5) with (2, 0) and (1, 1): (1, 1/sqrt 2) and (0, 1/sqrt 2); lengths do not matter.
+    target, reference, t = torch.tensor([[1.0, 0.0], [0.0, 5.0]]), torch.tensor([[2.0, 0.0], [1.0, 1.0]]), 0.5
+    a, b, c, d = (math.exp(cosine / t) for cosine in (1, 1 / math.sqrt(2), 0, 1 / math.sqrt(2)))
+    forth = -(math.log(a / (a + b)) + math.log(d / (c + d))) / 2
+    back = -(math.log(a / (a + c)) + math.log(d / (b + d))) / 2
+    found = pooled_contrast([target], [reference], torch.ones(1), temperature=t)
+    assert found.item() == pytest.approx((forth + back) / 2, rel=1e-5)
+    assert pooled_contrast([target], [reference.flip(0)], torch.ones(1), temperature=t) > found, "translations in each other's places"
+
+
+def test_the_term_of_mean_residuals_by_hand() -> None:
+    # |(1, 1) - (1, 3)|^2 / 10 and |(0, 0) - (4, 3)|^2 / 25.
+    found = mean_gap(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, 3.0], [4.0, 3.0]]), torch.tensor([0.25, 0.75]))
+    assert found.item() == pytest.approx(0.25 * 0.4 + 0.75)
+
+
+def test_the_norm_anchor_by_hand() -> None:
+    # Twice and half as loud cost the same: log(2)^2.
+    found = norm_anchor([torch.tensor([2.0, 3.0]), torch.ones(2)], [torch.tensor([1.0, 6.0]), torch.ones(2)], torch.tensor([0.4, 0.6]))
+    assert found.item() == pytest.approx(0.4 * math.log(2) ** 2)
 
 
 def test_kl_by_hand() -> None:
@@ -40,28 +98,40 @@ def test_kl_of_equals_is_zero_and_never_negative() -> None:
     assert kl_per_token(logits, logits.roll(1, 0)).min() > 0
 
 
-def numeric(f: Callable[[Tensor], Tensor], x: Tensor, step: float) -> Tensor:
-    gradient = torch.zeros_like(x)
-    for i in range(x.numel()):
-        bump = torch.zeros_like(x)
-        bump.view(-1)[i] = step
-        gradient.view(-1)[i] = (f(x + bump) - f(x - bump)) / (2 * step)
-    return gradient
+# Each as a function of a (layer, token, width) tensor beside a fixed one of the same shape.
+WEIGHTS = torch.tensor([0.3, 0.7])
+AS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "two_sided": lambda x, y: activation_gap(x[:, 0, 0], y[:, 0, 0], WEIGHTS, one_sided=False),
+    "one_sided": lambda x, y: activation_gap(x[:, 0, 0], y[:, 0, 0], WEIGHTS, one_sided=True),
+    "profile": lambda x, y: profile_gap(list(x[:, 0]), list(y[:, 0]), WEIGHTS),
+    "hinge": lambda x, y: pre_activation_hinge(list(x), list(y[:, 0]), WEIGHTS),
+    "contrast": lambda x, y: pooled_contrast(list(x), list(y), WEIGHTS, temperature=0.3),
+    "mean": lambda x, y: mean_gap(x[:, 0], y[:, 0], WEIGHTS),
+    "norm": lambda x, y: norm_anchor(list(x.norm(dim=-1)), list(y.norm(dim=-1)), WEIGHTS),
+    "kl": lambda x, y: retention_kl(y[0], x[0]),
+}
 
 
-def test_gradients_against_finite_differences() -> None:
-    base, other = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
-    other.requires_grad_(True)
-    base.requires_grad_(True)
+@pytest.mark.parametrize("name", AS_FUNCTIONS)
+def test_gradients_against_finite_differences(name: str) -> None:
+    random = torch.Generator().manual_seed(2)  # of values that stand on no kink
+    x, y = (torch.rand(2, 4, 3, generator=random) + 0.5 for _ in range(2))
+    f, step = partial(AS_FUNCTIONS[name], y=y), 1e-3
+    x.requires_grad_(True)
+    f(x).backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    with torch.no_grad():
+        bumps = step * torch.eye(x.numel()).view(-1, *x.shape)
+        numeric = torch.stack([(f(x + bump) - f(x - bump)) / (2 * step) for bump in bumps]).view_as(x)
+    torch.testing.assert_close(x.grad, numeric, atol=1e-3, rtol=1e-2)
+
+
+def test_the_base_is_no_way_out_of_kl() -> None:
+    base, other = (torch.randn(3, 5, generator=torch.Generator().manual_seed(seed)).requires_grad_(True) for seed in (0, 1))
     retention_kl(base, other).backward()
-    torch.testing.assert_close(other.grad, numeric(lambda y: retention_kl(base, y), other.detach(), 1e-2), atol=1e-3, rtol=1e-2)
-    assert base.grad is None, "the base is no way out"
-    activation, reference = torch.tensor([3.0, 7.0, 2.0], requires_grad=True), torch.tensor([4.0, 4.0, 4.0])
-    for one_sided in (False, True):
-        activation.grad = None
-        activation_gap(activation, reference, one_sided=one_sided).backward()
-        expected = numeric(lambda a, one=one_sided: activation_gap(a, reference, one_sided=one), activation.detach(), 1e-2)
-        torch.testing.assert_close(activation.grad, expected, atol=1e-3, rtol=1e-2)
+    assert base.grad is None
+    assert other.grad is not None
 
 
 def test_terms_are_weighted_and_kept() -> None:
@@ -81,3 +151,11 @@ def test_a_term_of_weight_zero_is_logged_and_not_trained_on() -> None:
     assert terms.raw["retention"].item() == math.inf
     terms.total.backward()
     assert b.grad is None
+
+
+def test_all_weights_zero_is_a_step_that_changes_nothing() -> None:
+    a = torch.tensor(2.0, requires_grad=True)
+    terms = combine({"retention": a}, {"retention": 0.0})
+    assert terms.total.item() == 0
+    terms.total.backward()
+    assert a.grad == 0

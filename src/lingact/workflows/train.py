@@ -45,6 +45,8 @@ def run(config: TrainConfig, folder: Path) -> float:
             sample = reference_sample(instruments.lm, discovery, reference, loss_layers, tokens=4096, batch_tokens=config.batch_tokens)
             dictionaries = random_dictionaries(dictionaries, sample, config.seed)
         frozen = freeze_reference(instruments.lm, dictionaries, splits["train"], reference, batch_tokens=config.batch_tokens)
+        if config.loss.control == "shuffled_pairs":
+            frozen = frozen.shuffled(config.seed)
 
         instruments.lm.model = attach_lora(instruments.lm.model, config.peft, config.seed)
         module = GapModule(instruments.lm, dictionaries, frozen, reference, weights, config.loss, config.optim, config.trainer.steps)
@@ -94,6 +96,8 @@ def _loss_layers(config: TrainConfig, instruments: Instruments) -> tuple[int, ..
     chosen = config.loss.gap.layers
     if chosen == "all":
         return instruments.layers
+    if not chosen:
+        raise UserError(f"loss.gap.layers: none given; measured are the layers {list(instruments.layers)}")
     beyond = [layer for layer in chosen if layer not in instruments.layers]
     if beyond:
         raise UserError(f"loss.gap.layers: {beyond} out of range; measured are the layers {list(instruments.layers)}")
@@ -108,16 +112,21 @@ def _layer_weights(config: TrainConfig, layers: tuple[int, ...]) -> torch.Tensor
 
 
 def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
-    """Reference and targets; under `wrong_language` the text of another language stands in each target's place: the next one of the study."""
+    """Reference and targets; under `wrong_language` the next languages of the study that are no targets stand in the targets' places."""
     languages = config.languages
     spoken = corpus.speaking((*config.lang, languages.reference))
     if config.loss.control != "wrong_language":
         return spoken
-    others = [code for code in languages.all if code != languages.reference and code not in config.lang]
-    if not others:
-        raise UserError("loss.control=wrong_language needs a language that is no target; add one to languages.low or languages.high")
-    texts = {code: corpus.texts[others[place % len(others)]] for place, code in enumerate(config.lang)}
-    return ParallelCorpus(spoken.name, spoken.ids, texts | {languages.reference: spoken.texts[languages.reference]})
+    after = languages.all.index(config.lang[0]) + 1
+    others = [code for code in (*languages.all[after:], *languages.all[:after]) if code not in (languages.reference, *config.lang)]
+    if len(others) < len(config.lang):
+        raise UserError(
+            f"loss.control=wrong_language needs as many languages that are no targets as there are targets ({len(config.lang)}), the study has "
+            f"{len(others)}; add some to languages.low or languages.high"
+        )
+    return ParallelCorpus(
+        spoken.name, spoken.ids, spoken.texts | {code: corpus.texts[other] for code, other in zip(config.lang, others, strict=False)}
+    )
 
 
 def measure_change(
