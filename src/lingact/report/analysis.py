@@ -48,9 +48,9 @@ def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
     for group, verdicts in by_group.items():
         for word, measures in verdicts.items():
             said.setdefault((_named(measures), word), []).append(f"the {GROUPS[group]} group")
+    reference = name_of(languages.reference)
     sentences = [
-        f"Measured {measures}, {' and '.join(groups)} {word if len(groups) == 1 else f'each {word}'} {name_of(languages.reference)} on average over the "
-        "layers."
+        f"Measured {measures}, {' and '.join(groups)} {word if len(groups) == 1 else f'each {word}'} {reference} on average over the layers."
         for (measures, word), groups in said.items()
     ]
     if any({"falls short of", "lies above"} <= verdicts.keys() for verdicts in by_group.values()):
