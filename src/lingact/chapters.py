@@ -218,7 +218,7 @@ def language_features(
             summary[f"features/{code}/{name}"] = float(counts[column].get(code, 0))
     return Chapter(
         "Language-specific features",
-        "\n\n".join([words.random_features_text(found, other) for other in others] + [features_text(found, how.languages, criteria)]),
+        "\n\n".join([features_text(found, how.languages, criteria)] + [words.random_features_text(found, other) for other in others]),
         words.features_lead(found, *others),
         tables,
         figures,

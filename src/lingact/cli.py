@@ -54,6 +54,8 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     arguments = get_args_parser().parse_intermixed_args(argv)  # flags may stand between overrides
     conf_dir = conf_dir.absolute()
     if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
+        if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
         hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
         return 0
     try:

@@ -308,7 +308,7 @@ class AnalyzeConfig(Job):
     @classmethod
     def _two(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
         if len(runs) not in (0, 2):
-            raise ValueError(f"{len(runs)} run given; name two: compare=[BEFORE,AFTER]")
+            raise ValueError(f"{len(runs)} given; name two runs: compare=[BEFORE,AFTER]")
         return runs
 
     @field_validator("piece")

@@ -191,11 +191,10 @@ class SplicedLosses:
             UserError: the file is not there, damaged, of something else or not finished.
         """
         header, arrays = _finished(path)
-        return cls._from_arrays(tuple(json.loads(header["layers"])), json.loads(header["meters"]), arrays)
+        return cls._from_arrays(tuple(json.loads(header["layers"])), json.loads(header["meters"]), header["order"].split(), arrays)
 
     @classmethod
-    def _from_arrays(cls, layers: tuple[int, ...], meters: Sequence[str], arrays: dict[str, np.ndarray]) -> "SplicedLosses":
-        codes = [name.removeprefix("nll.") for name in arrays if name.startswith("nll.")]
+    def _from_arrays(cls, layers: tuple[int, ...], meters: Sequence[str], codes: Sequence[str], arrays: dict[str, np.ndarray]) -> "SplicedLosses":
         blocks = {code: arrays[f"nll.{code}"][1:].reshape(1 + len(meters), len(layers), -1) for code in codes}
         return cls(
             layers=layers,
@@ -227,7 +226,7 @@ def spliced_losses(
     conditions += [{layer: reconstructed(dictionaries[layer])} for dictionaries in meters.values() for layer in layers]
     header = header | {"layers": json.dumps(layers), "meters": json.dumps(list(meters))}
     arrays = _summed(lm, corpus, conditions, batch_tokens=batch_tokens, header=header, path=path, title="splicing")
-    return SplicedLosses._from_arrays(layers, list(meters), arrays)
+    return SplicedLosses._from_arrays(layers, list(meters), list(corpus.texts), arrays)
 
 
 # --- causal checks -------------------------------------------------------------------------------------------------------------------------------
@@ -312,11 +311,10 @@ class CausalLosses:
             UserError: the file is not there, damaged, of something else or not finished.
         """
         header, arrays = _finished(path)
-        return cls._from_arrays(tuple(Arm(*arm) for arm in json.loads(header["arms"])), arrays)
+        return cls._from_arrays(tuple(Arm(*arm) for arm in json.loads(header["arms"])), header["order"].split(), arrays)
 
     @classmethod
-    def _from_arrays(cls, arms: tuple[Arm, ...], arrays: dict[str, np.ndarray]) -> "CausalLosses":
-        codes = [name.removeprefix("nll.") for name in arrays if name.startswith("nll.")]
+    def _from_arrays(cls, arms: tuple[Arm, ...], codes: Sequence[str], arrays: dict[str, np.ndarray]) -> "CausalLosses":
         sums = {code: arrays[f"nll.{code}"] for code in codes}
         predicted = {code: arrays[f"predicted.{code}"] for code in codes}
         return cls(arms, predicted, {code: s[0] for code, s in sums.items()}, {code: s[1:] for code, s in sums.items()})
@@ -351,7 +349,7 @@ def causal_losses(
     contents = hashlib.sha256("".join(i.sha256 for i in interventions).encode()).hexdigest()
     header = header | {"arms": json.dumps([astuple(arm) for arm in arms]), "interventions": contents}
     arrays = _summed(lm, corpus, conditions, batch_tokens=batch_tokens, header=header, path=path, title="intervening")
-    return CausalLosses._from_arrays(arms, arrays)
+    return CausalLosses._from_arrays(arms, list(corpus.texts), arrays)
 
 
 NEIGHBOURS = 20

@@ -118,6 +118,8 @@ def measure(
     """
     layers = tuple(next(iter(meters.values())))
     header = identity | {"batch_tokens": str(batch_tokens)}
+    # First of all, because it refuses texts without tokens.
+    total = sum(lm.tokens.count(texts) for texts in corpus.texts.values())
     measured = _empty(lm, meters, corpus, header, wanted)
     if folder is not None:
         _write_index(folder, measured, corpus, header, wanted)
@@ -134,7 +136,7 @@ def measure(
             measured.vectors[code].add(residuals[BASE], batch)
 
     every, first = wanted.piece[1], wanted.piece[0]
-    with token_bar(sum(lm.tokens.count(texts) for texts in corpus.texts.values()) // every, wanted.title) as bar:
+    with token_bar(total // every, wanted.title) as bar:
         for code, texts in corpus.texts.items():
             bar.set_postfix_str(code)
             # A language's batches at a time: memory does not grow with the corpus.

@@ -40,16 +40,20 @@ def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
     Args:
         overall: rows of `tables.measure_table` for all layers together.
     """
-    verdicts: dict[str, dict[str, list[str]]] = {}
+    by_group: dict[str, dict[str, list[str]]] = {}
     for group in (name for name in GROUPS if (overall["name"] == name).any()):
         for row in overall[overall["name"] == group].to_dict("records"):
-            verdicts.setdefault(group, {}).setdefault(verdict(row), []).append(row["measure"])
+            by_group.setdefault(group, {}).setdefault(verdict(row), []).append(row["measure"])
+    said: dict[tuple[str, str], list[str]] = {}
+    for group, verdicts in by_group.items():
+        for word, measures in verdicts.items():
+            said.setdefault((_named(measures), word), []).append(f"the {GROUPS[group]} group")
+    reference = name_of(languages.reference)
     sentences = [
-        f"Measured {_named(measures)}, the {GROUPS[group]} group {said} {name_of(languages.reference)} on average over the layers."
-        for group, by_verdict in verdicts.items()
-        for said, measures in by_verdict.items()
+        f"Measured {measures}, {' and '.join(groups)} {word if len(groups) == 1 else f'each {word}'} {reference} on average over the layers."
+        for (measures, word), groups in said.items()
     ]
-    if any({"falls short of", "lies above"} <= by_verdict.keys() for by_verdict in verdicts.values()):
+    if any({"falls short of", "lies above"} <= verdicts.keys() for verdicts in by_group.values()):
         sentences.append("So the direction of the disparity is a matter of the measure here, and no single measure stands for all.")
     return " ".join(sentences)
 

@@ -34,6 +34,9 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
         raise UserError(
             f"languages: there is nothing to compare '{config.languages.reference}' with; name languages in languages.high or languages.low"
         )
+    ignored = [name for name, given in (("adapter", config.adapter), ("scores", config.scores if config.compare else None)) if given]
+    if (config.compare or config.stats) and ignored:
+        raise UserError(f"{', '.join(ignored)}: takes no part in {'compare' if config.compare else 'stats'}=, which needs no model; leave it out")
     if config.compare:
         return compare(config, folder)
     config = as_measured(config)

@@ -60,6 +60,8 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     check_enough(len(corpus.ids))
     named_ranges(instruments.layers, config.statistics)
     _check_causal(config, instruments)
+    for texts in corpus.texts.values():
+        instruments.lm.tokens.windows(texts)  # refuses a text without tokens before anything is measured
     lm, parts, folder = instruments.lm, config.measures.parts, run.folder / "stats"
     identity = instruments.identity | {"sentences": corpus.sha256}
     if config.adapter is not None:
