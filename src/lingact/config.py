@@ -440,6 +440,8 @@ class TrainConfig(Job):
 
     lang: Codes
     """Target languages."""
+    split: Literal["dev", "heldout"]
+    """The sentences on which base and adapter are compared: dev while choices are being made, heldout for the table that is told."""
     loss: LossConfig
     peft: PeftConfig
     optim: OptimConfig

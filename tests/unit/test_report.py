@@ -34,9 +34,25 @@ JOB: dict[str, Any] = {
 }
 TRAIN = JOB | {
     "lang": ["ml"],
+    "split": "heldout",
     "loss": {
-        "gap": {"side": "two_sided", "gradient": "jumprelu", "bandwidth": 0.5, "norm_matched": False, "weight": 1.0, "layers": "all"},
-        "retention": {"weight": 1.0},
+        "gap": {
+            "objective": "activation",
+            "side": "two_sided",
+            "gradient": "jumprelu",
+            "bandwidth": 0.5,
+            "norm_matched": False,
+            "pooling": "token",
+            "temperature": 0.1,
+            "weight": 1.0,
+            "layers": "all",
+            "stop_when_closed": False,
+            "tolerance": 0.001,
+        },
+        "retention": {"kl": 1.0, "lm": 0, "activation": 0, "norm": 0, "limit": None, "rate": 1.0},
+        "target_lm": 0,
+        "warm_up": 0,
+        "control": "none",
     },
     "peft": {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["q_proj"], "layers": "all"},
     "optim": {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0},

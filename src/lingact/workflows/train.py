@@ -29,7 +29,7 @@ from lingact.workflows.instruments import MEASURING, Instruments, set_up
 
 
 def run(config: TrainConfig, folder: Path) -> float:
-    """Train an adapter, judge it on held-out sentences with both sets of SAEs. Returns the objective, computed on the dev split."""
+    """Train an adapter, judge it on sentences that it has not seen with both sets of SAEs. Returns the objective, computed on the dev split."""
     with open_run("train", config, config.tracking, folder) as run:
         instruments = set_up(run, config)
         splits = {name: instruments.corpus.split(name, config.corpus.splits) for name in ("train", "dev", "heldout")}
@@ -61,8 +61,8 @@ def run(config: TrainConfig, folder: Path) -> float:
         save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"])
         run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
 
-        heldout = splits["heldout"]
-        measured = measure_change(instruments, instruments.meters, heldout, config, folder / "stats")
+        judged = splits[config.split]
+        measured = measure_change(instruments, instruments.meters, judged, config, folder / "stats")
         frames, summary = conclude(config, measured, instruments, loss_layers)
         frames["loss"] = pd.DataFrame(module.history)
         summary["objective"] = objective(config, instruments, splits["dev"], loss_layers)
@@ -72,15 +72,15 @@ def run(config: TrainConfig, folder: Path) -> float:
         shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
         drawn = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
         page = Section(
-            "Held-out sentences",
+            f"Sentences of the {config.split} split",
             {name: run.figure(name, figure) for name, figure in drawn.items()},
             report.train_tables(frames, config.lang),
             report.training_text(frames, config.lang, config.languages.reference),
         )
-        report.write_training(folder, config, [page], instruments.identity, len(heldout.ids))
+        report.write_training(folder, config, [page], instruments.identity, len(judged.ids))
         show(
             report.train_rows(frames, config.lang),
-            title=f"{len(heldout.ids)} held-out sentences; gaps against {config.languages.reference} frozen at the base model",
+            title=f"{len(judged.ids)} sentences ({config.split}); gaps against {config.languages.reference} frozen at the base model",
         )
         show(report.retention_rows(frames), title=f"Retention of {config.languages.reference}")
         show([{"adapter": str(folder / "adapter"), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
