@@ -70,6 +70,7 @@ def test_an_experiment_can_be_a_multirun(train: Train, runs: Runs, place: Path) 
     assert [(config.loss.gap.weight, config.loss.target_lm, config.seed, config.trainer.steps) for config, _ in runs] == [(1, 0, 0, 2), (0, 1, 0, 2)]
     assert [folder for _, folder in runs] == [place / "grid" / "0", place / "grid" / "1"]
     assert {config.tracking.group for config, _ in runs} == {"grid"}
+    assert {config.split for config, _ in runs} == {"dev"}, "an experiment sets values of the file that includes it"
     rows = list(csv.DictReader((place / "grid" / "sweep.csv").read_text().splitlines()))
     assert [(row["loss"], row["seed"], row["objective"]) for row in rows] == [("gap_and_retention", "0", "0.5"), ("lm_only", "0", "0.5")]
 
@@ -86,8 +87,8 @@ def test_every_job_of_an_experiment_is_judged_first(train: Train, runs: Runs, ca
 
 
 def test_an_experiment_can_be_run_as_one_job(train: Train, runs: Runs) -> None:
-    assert train("experiment=method_comparison", "lang=ml", "hydra.mode=RUN") == 0
-    assert len(runs) == 1
+    assert train("experiment=method_comparison", "lang=ml", "hydra.mode=RUN", "split=heldout") == 0
+    assert [config.split for config, _ in runs] == ["heldout"], "the command line wins over the experiment"
 
 
 def test_multirun_group_can_be_named(train: Train, runs: Runs) -> None:
