@@ -115,9 +115,8 @@ def nll_under(lm: LanguageModel, batch: TokenBatch, condition: Condition) -> tup
     with edited(lm.blocks, {layer: on_kept(edit, keep) for layer, edit in condition.items()}):
         _, logits = lm.residuals(batch, (), logits=True)
     assert logits is not None
-    nll, predicted = next_token_nll(logits, batch)
-    sentence = batch.sentence[:, None].expand(-1, predicted.shape[1])[predicted.cpu()]
-    return nll.double().cpu().numpy(), sentence.numpy()
+    nll, _ = next_token_nll(logits, batch)
+    return nll.double().cpu().numpy(), batch.predicted_sentence.numpy()
 
 
 def _summed(

@@ -176,16 +176,15 @@ def _forward(lm: LanguageModel, batch: TokenBatch, layers: tuple[int, ...], want
     residuals = {BASE: base}
     predictions: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     if base_logits is not None:
-        nll, mask = next_token_nll(base_logits, batch)
-        sentence = batch.sentence[:, None].expand(-1, mask.shape[1])[mask.cpu()]
-        predictions[BASE] = (nll, torch.zeros_like(nll), sentence)
+        nll, _ = next_token_nll(base_logits, batch)
+        predictions[BASE] = (nll, torch.zeros_like(nll), batch.predicted_sentence)
     if wanted.adapter:
         residuals[ADAPTER], logits = kept_residuals(lm, batch, layers, logits=wanted.language_model)
         residuals[NORM_MATCHED] = {layer: rescaled(x, base[layer]) for layer, x in residuals[ADAPTER].items()}
         if logits is not None and base_logits is not None:
             nll, mask = next_token_nll(logits, batch)
             kl = kl_per_token(base_logits[:, :-1][mask], logits[:, :-1][mask])
-            predictions[ADAPTER] = (nll, kl, predictions[BASE][2])
+            predictions[ADAPTER] = (nll, kl, batch.predicted_sentence)
     return residuals, predictions
 
 

@@ -54,6 +54,11 @@ class TokenBatch:
         return self.sentence[:, None].expand_as(self.ids)[self.keep]
 
     @property
+    def predicted_sentence(self) -> Int[Tensor, " predicted"]:
+        """The sentence of each kept token that has a token before it in its window, in the order of `features.next_token_nll`."""
+        return self.sentence[:, None].expand(-1, self.ids.shape[1] - 1)[self.keep[:, 1:]]
+
+    @property
     def kept_row(self) -> Int[Tensor, " token"]:
         """The row of each kept token, in the order of `x[keep]`."""
         return torch.arange(len(self.ids), device=self.ids.device)[:, None].expand_as(self.ids)[self.keep]
