@@ -60,7 +60,7 @@ def test_multirun_is_one_group_and_one_table(train: Train, runs: Runs, place: Pa
         ("hi", "3", "complete", "0.5", ""),
     ]
     printed = capsys.readouterr().out
-    assert "gap_closed/hi" in printed
+    assert "Gap closed of ml, hi" in printed
     assert max(map(len, printed.splitlines())) <= 120
 
 
