@@ -1,15 +1,17 @@
-"""LoRA adapters (peft): attach, save, load, switch off; and the hashes that tell which model an adapter belongs to.
+"""Adapters (peft): attach, save, load, switch off; and the hashes that tell which model an adapter belongs to.
 
-Everything is refused before peft touches the model, which it changes in place.
+Everything is refused before peft touches the model, which it changes in place. Only such kinds are taken as leave the base weights alone and
+start at the base model, bit for bit.
 """
 
+import copy
 import hashlib
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,35 +19,56 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lingact.config import PeftConfig
+from lingact.config import MOVE_THE_BASE, Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
 from lingact.errors import UserError
 from lingact.languages import nearest
 
 if TYPE_CHECKING:
+    import peft as peft_library
     from peft import PeftModel
 
 WEIGHTS, SETTINGS, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lingact.json"
+KINDS = ("LORA", "VERA", "IA3", "LOHA", "LOKR", "OFT")
+"""What peft calls the kinds that are taken; DoRA and rsLoRA are LORA."""
 _WRAPPED = "base_model.model."
-_OURS = re.compile(r"\.lora_|\.modules_to_save\.")
+_KEPT_INSIDE = ("base_layer", "original_module")
+"""Where peft's wrappers keep what they wrap."""
 
 
 def weights_hash(model: nn.Module) -> str:
     """sha256 over the base weights in name order: name, dtype, shape and bytes. The same with and without an adapter around them."""
-    return _hash((_base_name(name), value) for name, value in model.state_dict().items() if not _OURS.search(name))
+    return _hash(_split(model)[0])
 
 
 def adapter_hash(model: "PeftModel") -> str:
-    """sha256 over the adapter's weights in name order."""
-    return _hash((name, value) for name, value in model.state_dict().items() if _OURS.search(name))
+    """sha256 over the adapter's weights in name order, those included that are random and never trained (VeRA)."""
+    return _hash(_split(model)[1])
 
 
-def _base_name(name: str) -> str:
-    return name.removeprefix(_WRAPPED).replace(".base_layer.", ".")
+def _split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State of the base, under the names that it has without an adapter, and of the adapter."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    state = model.state_dict()
+    if not isinstance(model, PeftModel):
+        return state, {}
+    wrappers = {name for name, module in model.named_modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))}
+    base, adapter = {}, {}
+    for name, value in state.items():
+        steps = name.split(".")
+        added = any(".".join(steps[:at]) in wrappers and steps[at] not in _KEPT_INSIDE for at in range(1, len(steps)))
+        if added or not name.startswith(_WRAPPED):
+            adapter[name] = value
+        else:
+            base[".".join(step for step in steps if step not in _KEPT_INSIDE).removeprefix(_WRAPPED)] = value
+    return base, adapter
 
 
-def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def _hash(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(tensors, key=lambda pair: pair[0]):
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # pyrefly: ignore[bad-argument-type]
     return digest.hexdigest()
@@ -53,7 +76,11 @@ def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 @contextmanager
 def base_behaviour(model: nn.Module) -> Iterator[None]:
-    """While open, the model answers as without its adapter; nothing happens to a model that has none."""
+    """While open, the model answers as without its adapter; nothing happens to a model that has none.
+
+    The same bits as before the adapter was attached, except under autocast: there peft's VeRA, LoHa, LoKr and OFT layers hand on float32 where
+    the plain module hands on the lower precision, switched off just as switched on.
+    """
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
@@ -79,48 +106,95 @@ def train_adapter_only(model: nn.Module) -> None:
         layer.get_base_layer().eval()
 
 
-def attach_lora(model: nn.Module, peft: PeftConfig, seed: int) -> "PeftModel":
-    """Put new LoRA weights around the model's target modules, in place; at first they change nothing.
+def attach_adapter(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig, seed: int) -> "PeftModel":
+    """Put a new adapter around modules of the model's blocks, in place; at first it changes nothing.
 
     Args:
-        seed: of the random half of the weights; the caller's random state is left as it was.
+        blocks: the decoder blocks of this model.
+        seed: of what is random in the adapter; the caller's random state is left as it was.
 
     Raises:
-        UserError: a target module or layer that the model does not have.
+        UserError: a target module or layer that the model does not have, or a width that the blocks of OFT do not divide.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    unknown = [target for target in peft.targets if target not in linear]
-    if unknown or not peft.targets:
-        raise UserError(
-            f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], linear) if unknown else ''} The model has the linear "
-            f"modules {', '.join(sorted(linear))}"
-        )
-    count = model.config.get_text_config().num_hidden_layers  # pyrefly: ignore[missing-attribute]
-    layers = range(count) if peft.layers == "all" else peft.layers
-    outside = [layer for layer in layers if layer >= count]
-    if outside or not layers:
-        raise UserError(f"peft.layers: {', '.join(map(str, outside)) or 'none given'}; the model has the layers 0 to {count - 1}")
-    settings = LoraConfig(
-        r=peft.r,
-        lora_alpha=peft.alpha,  # pyrefly: ignore[bad-argument-type] (any number will do)
-        lora_dropout=peft.dropout,
-        target_modules=list(peft.targets),
-        layers_to_transform=list(layers),
-        task_type="CAUSAL_LM",
-    )
+    where = _places(model, blocks, peft)
     with torch.random.fork_rng(), _calm_peft():
         torch.manual_seed(seed)
-        return get_peft_model(model, settings)
+        wrapped = get_peft_model(model, _settings_of(peft, where, seed))
+    _settle_magnitudes(wrapped)
+    return wrapped
+
+
+def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> str:
+    """What the full names of the chosen modules begin with, a regular expression: the chosen blocks of this list and no other (vision towers)."""
+    layers = range(len(blocks)) if peft.layers == "all" else peft.layers
+    outside = [layer for layer in layers if layer >= len(blocks)]
+    if outside or not layers:
+        raise UserError(f"peft.layers: {', '.join(map(str, outside)) or 'none given'}; the model has the layers 0 to {len(blocks) - 1}")
+    linear = [(name.rsplit(".", 1)[-1], m) for layer in layers for name, m in blocks[layer].named_modules() if isinstance(m, nn.Linear)]
+    known = sorted({name for name, _ in linear})
+    unknown = [target for target in peft.targets if target not in known]
+    if unknown or not peft.targets:
+        raise UserError(
+            f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], known) if unknown else ''} The blocks have the linear modules "
+            f"{', '.join(known)}"
+        )
+    if isinstance(peft, OftAdapter):
+        uneven = sorted({f"{name} ({m.in_features})" for name, m in linear if name in peft.targets and m.in_features % peft.block_size})
+        if uneven:
+            raise UserError(f"peft.block_size: {peft.block_size} does not divide the input width of {', '.join(uneven)}; choose a divisor of all")
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    return rf"{re.escape(path)}\.(?:{'|'.join(map(str, layers))})\.(?:.+\.)?"
+
+
+def _settings_of(peft: PeftConfig, where: str, seed: int) -> "peft_library.PeftConfig":
+    from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraConfig
+
+    def named(names: tuple[str, ...]) -> str:
+        return f"{where}(?:{'|'.join(map(re.escape, names))})"
+
+    places: dict[str, Any] = {"target_modules": named(peft.targets), "task_type": "CAUSAL_LM"}
+    match peft:
+        case LoraAdapter():
+            return LoraConfig(
+                r=peft.r,
+                lora_alpha=peft.alpha,  # pyrefly: ignore[bad-argument-type] (any number will do)
+                lora_dropout=peft.dropout,
+                use_rslora=peft.use_rslora,
+                use_dora=peft.use_dora,
+                init_lora_weights=True if peft.init == "default" else peft.init,
+                **places,
+            )
+        case VeraAdapter():
+            return VeraConfig(r=peft.r, vera_dropout=peft.dropout, d_initial=peft.d_initial, projection_prng_key=seed, **places)
+        case Ia3Adapter():
+            return IA3Config(feedforward_modules=named(peft.feedforward) if peft.feedforward else [], **places)
+        case LohaAdapter():
+            return LoHaConfig(r=peft.r, alpha=peft.alpha, **places)  # pyrefly: ignore[bad-argument-type]
+        case LokrAdapter():
+            return LoKrConfig(r=peft.r, alpha=peft.alpha, **places)  # pyrefly: ignore[bad-argument-type]
+        case OftAdapter():
+            # The series that stands in for Cayley's map by default is orthogonal only near the identity.
+            return OFTConfig(oft_block_size=peft.block_size, use_cayley_neumann=False, **places)
+
+
+def _settle_magnitudes(model: "PeftModel") -> None:
+    """Compute DoRA's magnitudes again, now that its weights are in float32: those of a bfloat16 base were rounded, and not quite the base's."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for name, magnitude in layer.lora_magnitude_vector.items():
+                matrices = {"lora_A": layer.lora_A[name].weight, "lora_B": layer.lora_B[name].weight}
+                magnitude.update_layer(base_layer=layer.get_base_layer(), scaling=layer.scaling[name], **matrices)  # pyrefly: ignore[not-callable]
 
 
 @contextmanager
 def _calm_peft() -> Iterator[None]:
-    """Silence two warnings: peft 0.21 asks transformers 5.23 by a deprecated name; and missing weights, which here are an error."""
+    """Silence a warning: peft 0.21 asks transformers 5.23 by a deprecated name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
         yield
 
 
@@ -193,25 +267,18 @@ def load_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = No
         base_sha256: the model's `weights_hash` where it is known; None: compute it.
 
     Raises:
-        UserError: not there, not an adapter, damaged, or of another model.
+        UserError: not there, not an adapter, damaged, of another model, or of a kind that changes the base.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
 
     folder = find_adapter(adapter)
     settings = _settings(folder)
+    _refuse_changed_base(folder, settings)
     shapes = _shapes(folder)
     _refuse_stranger(model, folder, base_sha256)
     _refuse_misfit(model, folder, settings, shapes)
     with _calm_peft():
-        wrapped = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-    wrapped.eval()
-    missing = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys() - shapes.keys()
-    if missing:
-        raise UserError(
-            f"adapter: '{folder / WEIGHTS}' lacks {len(missing)} of the weights that its {SETTINGS} announces, such as {min(missing)}; it "
-            "is not complete"
-        )
-    return wrapped
+        return PeftModel.from_pretrained(model, str(folder), use_safetensors=True).eval()
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -222,6 +289,25 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or "peft_type" not in settings:
         raise UserError(f"adapter: '{folder / SETTINGS}' is not a PEFT configuration: it has no peft_type")
     return settings
+
+
+def _refuse_changed_base(folder: Path, settings: dict[str, Any]) -> None:
+    """Adapters of other kinds, and LoRA that came with changed base weights: switched off, they would not give the base model."""
+    if settings["peft_type"] not in KINDS:
+        raise UserError(
+            f"adapter: '{folder}' is of the kind {settings['peft_type']}; taken are kinds that leave no trace when switched off: {', '.join(KINDS)}"
+        )
+    initial, bias = str(settings.get("init_lora_weights")), settings.get("bias") or "none"
+    if initial.partition("_niter_")[0] in MOVE_THE_BASE:
+        raise UserError(
+            f"adapter: '{folder}' was initialised by {initial}, which changes the base weights, so that the adapter switched off would not give the "
+            "base model. Save it as plain LoRA: peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    if bias != "none" or settings.get("kasa_config") or settings.get("layer_replication"):
+        raise UserError(
+            f"adapter: '{folder}' changes the base model itself (bias, kasa_config or layer_replication in its {SETTINGS}), so that switching it off "
+            "would not give the base model; train one without"
+        )
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -257,20 +343,42 @@ def _refuse_stranger(model: nn.Module, folder: Path, base_sha256: str | None) ->
 
 
 def _refuse_misfit(model: nn.Module, folder: Path, settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Compare LoRA shapes with the model's modules; other adapter types are left to peft."""
-    modules = dict(model.named_modules())
+    """Compare names and shapes of the adapter's weights with those that it needs on this model."""
     another = f"adapter: '{folder}' belongs to another model ({settings.get('base_model_name_or_path') or 'unnamed'})"
-    for name, shape in shapes.items():
-        side = re.fullmatch(rf"(?:{re.escape(_WRAPPED)})(.+)\.lora_([AB])\.weight", name)
-        if side is None:
-            continue
-        target, half = side.groups()
-        if target not in modules:
-            raise UserError(f"{another}: this one has no module {target}")
-        module = modules[target]
-        if isinstance(module, nn.Linear):
-            wanted, given = (module.in_features, shape[1]) if half == "A" else (module.out_features, shape[0])
-            if wanted != given:
-                raise UserError(f"{another}: its weight for {target} is {given} wide, this model's {wanted}")
-    if settings["peft_type"] == "LORA" and not any(".lora_" in name for name in shapes):
-        raise UserError(f"adapter: '{folder / WEIGHTS}' holds no LoRA weights, though its {SETTINGS} announces some")
+    try:
+        needed = _needed_shapes(model, folder)
+    except ValueError as error:
+        raise UserError(f"{another}: peft cannot put it on this one: {str(error).splitlines()[0]}") from None
+    strange = shapes.keys() - needed.keys()
+    if strange:
+        raise UserError(f"{another}: this one has no place for its weight {min(strange)}")
+    missing = needed.keys() - shapes.keys()
+    if missing:
+        raise UserError(
+            f"adapter: '{folder / WEIGHTS}' lacks {len(missing)} of the weights that its {SETTINGS} announces, such as {min(missing)}; it "
+            "is not complete"
+        )
+    for name, shape in sorted(shapes.items()):
+        if shape != needed[name]:
+            given, wanted = (" x ".join(map(str, sizes)) for sizes in (shape, needed[name]))
+            raise UserError(f"{another}: its weight {name} is {given}, on this one it would be {wanted}")
+
+
+def _needed_shapes(model: nn.Module, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that an adapter of these settings has on this model, found on a copy without data."""
+    from peft import PeftConfig as Settings
+    from peft import PeftModel, get_peft_model_state_dict
+
+    settings = Settings.from_pretrained(str(folder))
+    if settings.peft_type == "LORA":
+        settings.init_lora_weights = True  # pyrefly: ignore[missing-attribute] (some ways to begin need the data)
+    with torch.random.fork_rng(), _calm_peft():
+        wrapped = PeftModel(_without_data(model), settings)  # pyrefly: ignore[bad-argument-type]
+    return {name: tuple(value.shape) for name, value in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
+
+
+def _without_data(model: nn.Module) -> nn.Module:
+    """A copy whose tensors are on the device `meta`."""
+    tensors = [*model.parameters(), *model.buffers()]
+    meta = [nn.Parameter(t.to("meta"), requires_grad=False) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors]
+    return copy.deepcopy(model, {id(tensor): empty for tensor, empty in zip(tensors, meta, strict=True)})

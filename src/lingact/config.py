@@ -6,7 +6,7 @@ The first part of a key path is the folder under `conf/` where its options live,
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -403,15 +403,95 @@ class LossConfig(Section):
         return self
 
 
-class PeftConfig(Section):
-    """LoRA adapters (peft)."""
+MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations of LoRA (peft) that take the adapter's first weights out of the base weights, or requantise these."""
 
+
+class Adapter(Section):
+    """Where an adapter sits, of whatever kind. None of the kinds touches the base weights, so that the adapter switched off is the base model."""
+
+    targets: tuple[str, ...]
+    """Linear modules of a block, such as q_proj."""
+    layers: Literal["all"] | tuple[NonNegativeInt, ...]
+    """Blocks with an adapter."""
+
+
+class LoraAdapter(Adapter):
+    """W + s B A (Hu et al. 2021, 2106.09685), with s = alpha / r."""
+
+    kind: Literal["lora"]
     r: PositiveInt
     alpha: PositiveFloat
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    targets: tuple[str, ...]
-    """Module names, such as q_proj."""
-    layers: Literal["all"] | tuple[NonNegativeInt, ...]
+    use_rslora: bool
+    """s = alpha / sqrt(r) (Kalajdzievski 2023, 2312.03732)."""
+    use_dora: bool
+    """Direction by LoRA, magnitude by a vector of its own (Liu et al. 2024, 2402.09353)."""
+    init: Literal["default", "gaussian"]
+    """Of A; B starts at zero. default: Kaiming uniform. gaussian: standard deviation 1 / r."""
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _leaves_the_base_alone(cls, init: object) -> object:
+        if str(init).partition("_niter_")[0] in MOVE_THE_BASE:
+            raise ValueError(
+                f"'{init}' changes the base weights when it moves part of them into the adapter, so that the adapter switched off would no longer be "
+                "the base model that retention and every comparison rest on; use default or gaussian"
+            )
+        return init
+
+
+class VeraAdapter(Adapter):
+    """W + diag(b) B diag(d) A with random frozen A, B shared by all modules; b and d are trained (Kopiczko et al. 2023, 2310.11454)."""
+
+    kind: Literal["vera"]
+    r: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    d_initial: PositiveFloat
+    """First value of d; b starts at zero."""
+
+
+class Ia3Adapter(Adapter):
+    """A factor for each output of a module, or each input (Liu et al. 2022, 2205.05638); starts at one."""
+
+    kind: Literal["ia3"]
+    feedforward: tuple[str, ...]
+    """Those of the targets whose inputs are scaled, not their outputs."""
+
+    @model_validator(mode="after")
+    def _of_the_targets(self) -> "Ia3Adapter":
+        others = [name for name in self.feedforward if name not in self.targets]
+        if others:
+            raise ValueError(f"feedforward names {', '.join(others)}, which targets ({', '.join(self.targets)}) does not have; add it there")
+        return self
+
+
+class LohaAdapter(Adapter):
+    """W + s (B1 A1) * (B2 A2), an elementwise product of two low-rank matrices, with s = alpha / r (Hyeon-Woo et al. 2021, 2108.06098)."""
+
+    kind: Literal["loha"]
+    r: PositiveInt
+    alpha: PositiveFloat
+
+
+class LokrAdapter(Adapter):
+    """W + s C (x) B A, a Kronecker product, with s = alpha / r (Yeh et al. 2023, 2309.14859)."""
+
+    kind: Literal["lokr"]
+    r: PositiveInt
+    alpha: PositiveFloat
+
+
+class OftAdapter(Adapter):
+    """W R with an orthogonal block-diagonal R, by Cayley's map of skew-symmetric blocks (Qiu et al. 2023, 2306.07280); starts at the identity."""
+
+    kind: Literal["oft"]
+    block_size: Annotated[int, Field(ge=2)]
+    """Width of R's blocks; divides the input width of every target."""
+
+
+PeftConfig = Annotated[LoraAdapter | VeraAdapter | Ia3Adapter | LohaAdapter | LokrAdapter | OftAdapter, Field(discriminator="kind")]
+"""Adapters (peft)."""
 
 
 class OptimConfig(Section):
@@ -512,6 +592,8 @@ SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "analyze": AnalyzeCon
 
 
 _FOLDERS = {"measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking"}
+_UNIONS = {("corpus",), ("peft",)}
+"""Sections of several kinds: the second step of a location in them is the kind."""
 _HOW_TO_GIVE = {
     "lang": "write for instance lang=ml or lang=[ml,hi]",
     "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",
@@ -520,30 +602,30 @@ _HOW_TO_GIVE = {
 
 def _allowed_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Field names where `location` points into the schema; empty where it leaves the models."""
-    here: Any = schema
+    models = [schema]
     for step in location:
-        if not (isinstance(here, type) and issubclass(here, BaseModel)):
-            return []
-        if step in here.model_fields:
-            here = here.model_fields[step].annotation
-        # A union's location carries the discriminator's value: any member's keys will do for a hint.
-        members = [m for m in getattr(here, "__args__", ()) if isinstance(m, type) and issubclass(m, BaseModel)]
-        if members and not isinstance(here, type):
-            here = members[0]
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+        annotation = next((model.model_fields[step].annotation for model in models if step in model.model_fields), None)
+        if annotation is None:  # the kind of a union, or a key of a dictionary
+            models = [model for model in models if "kind" in model.model_fields and step in get_args(model.model_fields["kind"].annotation)] or models
+        else:
+            models = [part for part in get_args(annotation) or (annotation,) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return list(models[0].model_fields) if models else []
 
 
 def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     """One line per problem: key path, what came, what is allowed, where to look."""
     lines = []
     for item in error.errors():
-        path = ".".join(part for part in item["loc"] if isinstance(part, str) and part not in ("files", "hub"))
+        steps = item["loc"][:1] + item["loc"][2:] if item["loc"][:1] in _UNIONS else item["loc"]
+        path = ".".join(part for part in steps if isinstance(part, str))
         folder = f" (options: conf/{item['loc'][0]}/)" if item["loc"] and item["loc"][0] in _FOLDERS else ""
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key{nearest(str(item['loc'][-1]), _allowed_keys(schema, item['loc'][:-1]))}{folder}")
         elif item["type"] == "missing":
             lines.append(f"{path}: missing{'; ' + _HOW_TO_GIVE[path] if path in _HOW_TO_GIVE else ''}{folder}")
+        elif item["type"] == "union_tag_invalid":
+            lines.append(f"{path}.kind: '{item['ctx']['tag']}' is none of {item['ctx']['expected_tags']}{folder}")
         elif item["type"] == "value_error":
             lines.append(f"{path}: {message}{folder}" if path else message)
         else:

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from lingact import compare, harness
-from lingact.adapters import attach_lora, base_behaviour, save_adapter, weights_hash
-from lingact.config import EvalConfig, PeftConfig
+from lingact.adapters import attach_adapter, base_behaviour, save_adapter, weights_hash
+from lingact.config import EvalConfig, LoraAdapter
 from lingact.errors import UserError
 from lingact.workflows import evaluate
 
@@ -148,7 +148,9 @@ def test_tasks_can_be_used_twice_and_the_adapter_is_off_for_the_base(
 
 
 def noisy(model: Gemma2ForCausalLM) -> torch.nn.Module:
-    wrapped = attach_lora(model, PeftConfig(r=2, alpha=4, dropout=0.0, targets=("q_proj", "down_proj"), layers="all"), seed=1)
+    targets = ("q_proj", "down_proj")
+    peft = LoraAdapter(kind="lora", r=2, alpha=4, dropout=0.0, use_rslora=False, use_dora=False, init="default", targets=targets, layers="all")
+    wrapped = attach_adapter(model, model.model.layers, peft, seed=1)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:

@@ -1,28 +1,57 @@
-"""Adapters on a tiny random Gemma 2: what goes in comes out, the base stays as it is, and strangers are refused."""
+"""Adapters of every kind on a tiny random Gemma 2: what goes in comes out, the base stays as it is, and strangers are refused."""
 
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from lingact.adapters import WEIGHTS, adapter_hash, attach_lora, base_behaviour, find_adapter, load_adapter, save_adapter, weights_hash
-from lingact.config import PeftConfig
+from lingact.adapters import (
+    WEIGHTS,
+    adapter_hash,
+    attach_adapter,
+    base_behaviour,
+    find_adapter,
+    load_adapter,
+    save_adapter,
+    train_adapter_only,
+    weights_hash,
+)
+from lingact.config import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, TrainConfig, VeraAdapter, validate
 from lingact.errors import UserError
 
-PEFT = PeftConfig(r=4, alpha=8, dropout=0.0, targets=("q_proj", "up_proj"), layers="all")
+CONF = Path(__file__).parents[2] / "conf"
+PLACES: dict[str, Any] = {"targets": ("q_proj", "up_proj", "down_proj"), "layers": "all"}
+PEFT = LoraAdapter(kind="lora", r=4, alpha=8, dropout=0.0, use_rslora=False, use_dora=False, init="default", **PLACES)
+EVERY = {
+    "lora": PEFT,
+    "gaussian": PEFT.model_copy(update={"init": "gaussian"}),
+    "rslora": PEFT.model_copy(update={"use_rslora": True}),
+    "dora": PEFT.model_copy(update={"use_dora": True}),
+    "vera": VeraAdapter(kind="vera", r=6, dropout=0.0, d_initial=0.1, **PLACES),
+    "ia3": Ia3Adapter(kind="ia3", feedforward=("down_proj",), **PLACES),
+    "loha": LohaAdapter(kind="loha", r=4, alpha=8, **PLACES),
+    "lokr": LokrAdapter(kind="lokr", r=2, alpha=4, **PLACES),
+    "oft": OftAdapter(kind="oft", block_size=4, **PLACES),
+}
+RANDOM = EVERY.keys() - {"ia3", "oft"}
+every_kind = pytest.mark.parametrize("peft", EVERY.values(), ids=EVERY)
 IDS = torch.arange(2 * 7).reshape(2, 7)
 
 
-def tiny_model(seed: int = 0, *, d_model: int = 32, layers: int = 2) -> Gemma2ForCausalLM:
+def tiny_model(seed: int = 0, *, d_model: int = 32, d_mlp: int = 48, layers: int = 2) -> Gemma2ForCausalLM:
     config = Gemma2Config(
         vocab_size=64,
         hidden_size=d_model,
-        intermediate_size=48,
+        intermediate_size=d_mlp,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -35,56 +64,154 @@ def tiny_model(seed: int = 0, *, d_model: int = 32, layers: int = 2) -> Gemma2Fo
         return Gemma2ForCausalLM(config).eval().requires_grad_(False)
 
 
+def attached(model: Gemma2ForCausalLM, peft: PeftConfig = PEFT, seed: int = 1) -> PeftModel:
+    return attach_adapter(model, model.model.layers, peft, seed)
+
+
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
         return model(input_ids=IDS).logits
 
 
-def trained(model: Gemma2ForCausalLM) -> PeftModel:
-    """An adapter that changes something, after three real steps."""
-    wrapped = attach_lora(model, PEFT, seed=1)
+def trained(model: Gemma2ForCausalLM, peft: PeftConfig = PEFT) -> PeftModel:
+    """An adapter that changes something, after three real steps, each with a look at the base between the pass and its gradient."""
+    wrapped = attached(model, peft)
     optimiser = torch.optim.AdamW([parameter for parameter in wrapped.parameters() if parameter.requires_grad], lr=0.05)
     for _ in range(3):
         optimiser.zero_grad()
-        wrapped(input_ids=IDS, labels=IDS).loss.backward()
+        loss = wrapped(input_ids=IDS, labels=IDS).loss
+        with base_behaviour(wrapped):
+            logits(wrapped)
+        loss.backward()
         optimiser.step()
     return wrapped.eval()
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, Tensor, str]:
+def saved_to(folder: Path, peft: PeftConfig = PEFT) -> tuple[Path, Tensor, str]:
     """A run folder with an adapter, its logits, and its base's hash."""
     model = tiny_model()
     base_hash = weights_hash(model)
-    wrapped = trained(model)
-    save_adapter(wrapped, tmp_path / "run" / "adapter", "tiny", base_hash)
-    return tmp_path / "run", logits(wrapped), base_hash
+    wrapped = trained(model, peft)
+    save_adapter(wrapped, folder / "adapter", "tiny", base_hash)
+    return folder, logits(wrapped), base_hash
 
 
-def test_a_new_adapter_changes_nothing_and_its_seed_decides() -> None:
-    base = logits(tiny_model())
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Tensor, str]:
+    """A run folder with a LoRA adapter, its logits, and its base's hash."""
+    return saved_to(tmp_path / "run")
+
+
+# --- attaching and training ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@every_kind
+def test_a_new_adapter_changes_nothing(peft: PeftConfig, dtype: torch.dtype) -> None:
+    base = logits(tiny_model().to(dtype))
     before = torch.random.get_rng_state()
-    one, same, other = (attach_lora(tiny_model(), PEFT, seed) for seed in (1, 1, 2))
+    wrapped = attached(tiny_model().to(dtype), peft)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(logits(one), base)
-    assert adapter_hash(one) == adapter_hash(same) != adapter_hash(other)
-    assert all("lora_" in name for name, parameter in one.named_parameters() if parameter.requires_grad)
+    assert torch.equal(logits(wrapped), base)
 
 
-def test_layers_limit_the_adapter() -> None:
-    wrapped = attach_lora(tiny_model(), PEFT.model_copy(update={"layers": (1,)}), seed=1)
-    assert {name.split(".layers.")[1][0] for name, _ in wrapped.named_parameters() if "lora_" in name} == {"1"}
+@pytest.mark.parametrize("kind", EVERY)
+def test_the_seed_decides_a_new_adapter(kind: str) -> None:
+    one, same, other = (adapter_hash(attached(tiny_model(), EVERY[kind], seed)) for seed in (1, 1, 2))
+    assert one == same
+    assert (one != other) == (kind in RANDOM)
 
 
-def test_the_base_stays_bit_identical_through_training() -> None:
+@every_kind
+def test_the_base_stays_bit_identical_through_training(peft: PeftConfig) -> None:
     model = tiny_model()
     before, base = weights_hash(model), logits(model)
-    wrapped = trained(model)
+    originals = {id(parameter) for parameter in model.parameters()}
+    wrapped = trained(model, peft)
     assert weights_hash(wrapped) == before
     assert not torch.equal(logits(wrapped), base)
     with base_behaviour(wrapped):
         assert torch.equal(logits(wrapped), base)
     assert not torch.equal(logits(wrapped), base)
+    assert all(parameter.requires_grad == (id(parameter) not in originals) for parameter in wrapped.parameters())
+    assert all((parameter.grad is None) == (id(parameter) in originals) for parameter in wrapped.parameters())
+
+
+@every_kind
+def test_under_autocast_a_new_adapter_and_none_are_the_same(peft: PeftConfig) -> None:
+    wrapped = attached(tiny_model(), peft)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        new = logits(wrapped)
+        with base_behaviour(wrapped):
+            assert torch.equal(logits(wrapped), new)
+
+
+@every_kind
+def test_the_adapters_hash_sees_every_trained_weight_and_the_bases_none(peft: PeftConfig) -> None:
+    wrapped = attached(tiny_model(), peft)
+    base, seen = weights_hash(wrapped), {adapter_hash(wrapped)}
+    trainable = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.data.view(-1)[-1] += 1
+        seen.add(adapter_hash(wrapped))
+    assert len(seen) == 1 + len(trainable)
+    assert weights_hash(wrapped) == base
+
+
+@every_kind
+def test_trained_weights_alone_restore_the_adapter_on_a_new_one_of_the_same_seed(peft: PeftConfig) -> None:
+    wrapped = trained(tiny_model(), peft)
+    state = {name: parameter for name, parameter in wrapped.named_parameters() if parameter.requires_grad}  # what a checkpoint holds
+    again = attached(tiny_model(), peft)
+    assert not again.load_state_dict(state, strict=False).unexpected_keys
+    assert adapter_hash(again) == adapter_hash(wrapped)
+    assert torch.equal(logits(again), logits(wrapped))
+
+
+@every_kind
+def test_the_adapter_trains_with_its_dropout_over_a_base_in_eval_mode(peft: PeftConfig) -> None:
+    peft = peft.model_copy(update={"dropout": 0.5}) if hasattr(peft, "dropout") else peft
+    model = tiny_model()
+    originals = set(model.modules())
+    wrapped = attached(model, peft)
+    train_adapter_only(wrapped)
+    assert not any(module.training for module in originals)
+    added = [module for name, module in wrapped.named_modules() if ".layers." in name and module not in originals]
+    assert added
+    assert all(module.training for module in added)
+    assert any(isinstance(module, nn.Dropout) for module in added) == hasattr(peft, "dropout")
+
+
+@every_kind
+def test_layers_limit_the_adapter(peft: PeftConfig) -> None:
+    wrapped = attached(tiny_model(), peft.model_copy(update={"layers": (1,)}))
+    assert {name.split(".layers.")[1][0] for name, parameter in wrapped.named_parameters() if parameter.requires_grad} == {"1"}
+
+
+def test_modules_of_the_same_name_outside_the_blocks_stay_plain() -> None:
+    model = tiny_model()
+    model.tower = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(3, 3)}) for _ in range(2)])})
+    wrapped = attached(model)
+    assert all(name.startswith("base_model.model.model.layers.") for name, parameter in wrapped.named_parameters() if "lora_" in name)
+    with pytest.raises(UserError, match=r"peft\.targets: lm_head The blocks have"):
+        attached(tiny_model(), PEFT.model_copy(update={"targets": ("lm_head",)}))
+
+
+def test_inputs_or_outputs_are_scaled_as_chosen() -> None:
+    wrapped = attached(tiny_model(), EVERY["ia3"])
+    lengths = {name.split(".")[-3]: parameter.numel() for name, parameter in wrapped.named_parameters() if ".ia3_l." in name}
+    assert lengths == {"q_proj": 32, "up_proj": 48, "down_proj": 48}
+    outputs = attached(tiny_model(), Ia3Adapter(kind="ia3", feedforward=(), **PLACES))
+    assert {p.numel() for name, p in outputs.named_parameters() if ".down_proj.ia3_l." in name} == {32}
+
+
+def test_an_orthogonal_adapter_keeps_the_norm_of_what_it_turns() -> None:
+    layer = trained(tiny_model(), EVERY["oft"]).get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        turned = layer.oft_R["default"](x)
+    assert not torch.allclose(turned, x, atol=0.01)
+    assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-5)
 
 
 def test_the_hash_sees_every_weight() -> None:
@@ -114,19 +241,26 @@ def test_base_behaviour_ends_with_an_exception() -> None:
     assert torch.equal(logits(wrapped), adapted)
 
 
-@pytest.mark.parametrize("inner", ["", "adapter"])
-def test_a_saved_adapter_comes_back(saved: tuple[Path, Tensor, str], inner: str) -> None:
-    folder, adapted, _ = saved
-    wrapped = load_adapter(tiny_model(), str(folder / inner))
-    assert torch.equal(logits(wrapped), adapted)
-    assert not wrapped.training
-    assert not any(parameter.requires_grad for parameter in wrapped.parameters())
-    with base_behaviour(wrapped):
-        assert torch.equal(logits(wrapped), logits(tiny_model()))
+# --- saving and loading --------------------------------------------------------------------------------------------------------------------------
 
 
-def test_plain_peft_loads_it(saved: tuple[Path, Tensor, str]) -> None:
-    folder, adapted, base_hash = saved
+@every_kind
+def test_a_saved_adapter_comes_back(peft: PeftConfig, tmp_path: Path) -> None:
+    folder, adapted, base_hash = saved_to(tmp_path / "run", peft)
+    for place in (folder, folder / "adapter"):
+        torch.manual_seed(7)  # not that of the run
+        wrapped = load_adapter(tiny_model(), str(place))
+        assert torch.equal(logits(wrapped), adapted)
+        assert not wrapped.training
+        assert not any(parameter.requires_grad for parameter in wrapped.parameters())
+        assert weights_hash(wrapped) == base_hash
+        with base_behaviour(wrapped):
+            assert torch.equal(logits(wrapped), logits(tiny_model()))
+
+
+@every_kind
+def test_plain_peft_loads_it(peft: PeftConfig, tmp_path: Path) -> None:
+    folder, adapted, base_hash = saved_to(tmp_path / "run", peft)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)  # peft's own
     assert torch.equal(logits(PeftModel.from_pretrained(tiny_model(), str(folder / "adapter")).eval()), adapted)
     assert json.loads((folder / "adapter" / "lingact.json").read_text()) == {"base_model": "tiny", "base_sha256": base_hash}
@@ -136,7 +270,7 @@ def test_plain_peft_loads_it(saved: tuple[Path, Tensor, str]) -> None:
 def test_saving_again_replaces(saved: tuple[Path, Tensor, str]) -> None:
     folder, _, base_hash = saved
     (folder / "adapter" / "left_over").touch()
-    fresh = attach_lora(tiny_model(), PEFT, seed=3)
+    fresh = attached(tiny_model(), seed=3)
     save_adapter(fresh, folder / "adapter", "tiny", base_hash)
     assert [path.name for path in folder.iterdir()] == ["adapter"]
     assert not (folder / "adapter" / "left_over").exists()
@@ -171,12 +305,27 @@ def test_an_adapter_of_another_model_is_refused_by_hash(saved: tuple[Path, Tenso
         load_adapter(tiny_model(), str(saved[0]), base_sha256="0" * 64)
 
 
-def test_an_adapter_of_another_model_is_refused_by_shape(saved: tuple[Path, Tensor, str]) -> None:
+@every_kind
+def test_an_adapter_of_another_model_is_refused_by_shape(peft: PeftConfig, tmp_path: Path) -> None:
+    folder, *_ = saved_to(tmp_path / "run", peft)
+    (folder / "adapter" / "lingact.json").unlink()
+    for stranger, message in (
+        (tiny_model(d_model=40, d_mlp=56), r"belongs to another model \(tiny\): its weight \S+ is \d+( x \d+)*, on this one it would be \d+"),
+        (tiny_model(layers=1), r"belongs to another model \(tiny\): this one has no place for its weight \S+\.layers\.1\."),
+    ):
+        before, base = weights_hash(stranger), logits(stranger)
+        with pytest.raises(UserError, match=message):
+            load_adapter(stranger, str(folder))
+        assert weights_hash(stranger) == before
+        assert torch.equal(logits(stranger), base)
+
+
+def test_an_adapter_of_another_architecture_is_refused(saved: tuple[Path, Tensor, str]) -> None:
     (saved[0] / "adapter" / "lingact.json").unlink()
-    with pytest.raises(UserError, match=r"belongs to another model \(tiny\): its weight for model\.layers\.0\.\S+ is 32 wide, this model's 40"):
-        load_adapter(tiny_model(d_model=40), str(saved[0]))
-    with pytest.raises(UserError, match=r"this one has no module model\.layers\.1\."):
-        load_adapter(tiny_model(layers=1), str(saved[0]))
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    stranger = GPTNeoXForCausalLM(GPTNeoXConfig(**shape, bos_token_id=0, eos_token_id=0))
+    with pytest.raises(UserError, match=r"belongs to another model \(tiny\): peft cannot put it on this one: .*not found in the base model"):
+        load_adapter(stranger, str(saved[0]))
 
 
 def test_damaged_files_are_refused(saved: tuple[Path, Tensor, str]) -> None:
@@ -205,25 +354,111 @@ def test_damaged_settings_are_refused(saved: tuple[Path, Tensor, str], name: str
         load_adapter(tiny_model(), str(saved[0]))
 
 
-def test_an_incomplete_adapter_is_refused(saved: tuple[Path, Tensor, str]) -> None:
-    from safetensors.torch import load_file, save_file
-
-    path = saved[0] / "adapter" / WEIGHTS
+@every_kind
+def test_an_incomplete_adapter_is_refused(peft: PeftConfig, tmp_path: Path) -> None:
+    folder, *_ = saved_to(tmp_path / "run", peft)
+    path = folder / "adapter" / WEIGHTS
     tensors = load_file(path)
-    tensors.pop(min(tensors))
-    save_file(tensors, path)
-    with pytest.raises(UserError, match=r"lacks 1 of the weights that its adapter_config\.json announces"):
+    for name in {name.split(".layers.0.")[-1]: name for name in tensors}.values():
+        save_file({other: tensor for other, tensor in tensors.items() if other != name}, path)
+        with pytest.raises(UserError, match=rf"lacks 1 of the weights that its adapter_config\.json announces, such as {name}"):
+            load_adapter(tiny_model(), str(folder))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_lora_weights": "pissa_niter_16"}, r"initialised by pissa_niter_16, which changes the base.* Save it as plain LoRA"),
+        ({"init_lora_weights": "olora"}, "initialised by olora, which changes the base"),
+        ({"bias": "all"}, r"changes the base model itself \(bias"),
+        ({"peft_type": "PROMPT_TUNING"}, "is of the kind PROMPT_TUNING; taken are .* LORA, VERA, IA3, LOHA, LOKR, OFT"),
+    ],
+)
+def test_adapters_that_change_the_base_are_not_loaded(saved: tuple[Path, Tensor, str], settings: dict[str, str], message: str) -> None:
+    path = saved[0] / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(UserError, match=message):
         load_adapter(tiny_model(), str(saved[0]))
+
+
+def test_weights_of_the_base_in_an_adapters_file_are_refused(saved: tuple[Path, Tensor, str]) -> None:
+    path = saved[0] / "adapter" / WEIGHTS
+    save_file(load_file(path) | {"base_model.model.model.norm.weight": torch.zeros(32)}, path)
+    with pytest.raises(UserError, match=r"this one has no place for its weight base_model\.model\.model\.norm\.weight"):
+        load_adapter(tiny_model(), str(saved[0]))
+
+
+def test_whole_modules_beside_the_adapter_can_be_switched_off(tmp_path: Path) -> None:
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)  # peft's own
+    model = tiny_model()
+    base_hash = weights_hash(model)
+    foreign = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM"))
+    for parameter in foreign.parameters():
+        parameter.data += 0.1 * parameter.requires_grad
+    assert weights_hash(foreign) == base_hash
+    foreign.eval().save_pretrained(str(tmp_path), save_embedding_layers=False)
+    wrapped = load_adapter(tiny_model(), str(tmp_path))
+    assert torch.equal(logits(wrapped), logits(foreign))
+    assert weights_hash(wrapped) == base_hash
+    with base_behaviour(wrapped):
+        assert torch.equal(logits(wrapped), logits(tiny_model()))
+
+
+# --- configuration -------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": ("q_prj",)}, r"peft\.targets: q_prj; did you mean 'q_proj'\? The model has the linear modules .*q_proj"),
+        ({"targets": ("q_prj",)}, r"peft\.targets: q_prj; did you mean 'q_proj'\? The blocks have the linear modules .*q_proj"),
         ({"targets": ()}, r"peft\.targets: none given"),
         ({"layers": (0, 2)}, r"peft\.layers: 2; the model has the layers 0 to 1"),
+        ({"layers": ()}, r"peft\.layers: none given"),
     ],
 )
-def test_what_the_model_lacks_cannot_be_adapted(change: dict, message: str) -> None:
+@every_kind
+def test_what_the_model_lacks_cannot_be_adapted(peft: PeftConfig, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        attach_lora(tiny_model(), PEFT.model_copy(update=change), seed=1)
+        attached(tiny_model(), peft.model_copy(update=change))
+
+
+def test_blocks_of_an_orthogonal_matrix_fit_the_width() -> None:
+    with pytest.raises(UserError, match=r"peft\.block_size: 32 does not divide the input width of down_proj \(48\)"):
+        attached(tiny_model(), OftAdapter(kind="oft", block_size=32, **PLACES))
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("train", ["lang=ml", *overrides]), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "peft").iterdir()))
+def test_every_option_fits_a_model(option: str) -> None:
+    peft = validate(TrainConfig, composed(f"peft={option}")).peft
+    wrapped = attached(tiny_model(d_mlp=64), peft)
+    assert {name: getattr(peft, f"use_{name}", False) for name in ("dora", "rslora")} == {name: name == option for name in ("dora", "rslora")}
+    trainable = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
+    assert trainable > 0
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_initialisations_that_change_the_base_are_refused(init: str) -> None:
+    with pytest.raises(UserError, match=rf"^peft\.init: '{init}' changes the base weights .*use default or gaussian \(options: conf/peft/\)$"):
+        validate(TrainConfig, composed(f"peft.init={init}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["peft.init=eva"], r"^peft\.init: Input should be 'default' or 'gaussian'; got 'eva'"),
+        (["peft.kind=boft"], r"^peft\.kind: 'boft' is none of 'lora', 'vera', 'ia3', 'loha', 'lokr', 'oft' \(options"),
+        (["peft=vera", "+peft.dropuot=0.1"], r"^peft\.dropuot: unknown key; did you mean 'dropout'\?"),
+        (["peft=vera", "+peft.alpha=1"], r"^peft\.alpha: unknown key \(options"),
+        (["peft=ia3", "peft.feedforward=[up_proj]"], r"^peft: feedforward names up_proj, which targets \(k_proj, v_proj, down_proj\) does not have"),
+    ],
+)
+def test_mistakes_are_told_in_the_words_of_the_kind(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate(TrainConfig, composed(*overrides))

@@ -11,8 +11,8 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from lingact.adapters import attach_lora, base_behaviour, train_adapter_only, weights_hash
-from lingact.config import LossConfig, OptimConfig, PeftConfig
+from lingact.adapters import attach_adapter, base_behaviour, train_adapter_only, weights_hash
+from lingact.config import LoraAdapter, LossConfig, OptimConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches
 from lingact.features import kept_residuals
@@ -45,7 +45,10 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
     ) -> GapModule:
         if not hasattr(lm.model, "peft_config"):
             targets = ("q_proj", "v_proj", "down_proj")
-            lm.model = attach_lora(lm.model, PeftConfig(r=2, alpha=4, dropout=dropout, targets=targets, layers="all"), 0)
+            peft = LoraAdapter(
+                kind="lora", r=2, alpha=4, dropout=dropout, use_rslora=False, use_dora=False, init="default", targets=targets, layers="all"
+            )
+            lm.model = attach_adapter(lm.model, lm.blocks, peft, 0)
             random = torch.Generator().manual_seed(0)
             for name, parameter in lm.model.named_parameters():
                 if "lora_B" in name:

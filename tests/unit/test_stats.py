@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lingact.adapters import attach_lora, base_behaviour
-from lingact.config import PeftConfig
+from lingact.adapters import attach_adapter, base_behaviour
+from lingact.config import LoraAdapter
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.lm import LanguageModel
@@ -17,7 +17,9 @@ from lingact.sae import Dictionaries, Dictionary
 from lingact.stats import FeatureStats, Yardstick
 from lingact.tokens import TokenBatch, Tokens
 
-PEFT = PeftConfig(r=4, alpha=8, dropout=0.0, targets=("q_proj", "up_proj"), layers="all")
+PEFT = LoraAdapter(
+    kind="lora", r=4, alpha=8, dropout=0.0, use_rslora=False, use_dora=False, init="default", targets=("q_proj", "up_proj"), layers="all"
+)
 
 
 def small(dictionaries: Dictionaries, corpus: ParallelCorpus, *, language_model: bool = True, **header: str) -> FeatureStats:
@@ -72,7 +74,7 @@ def test_one_layer_by_hand() -> None:
 @torch.no_grad()
 def test_measuring_base_and_adapter_against_one_sentence_at_a_time(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
     lm.tokens = Tokens(lm.tokenizer, 24)  # some sentences take several windows
-    wrapped = lm.model = attach_lora(lm.model, PEFT, seed=1)
+    wrapped = lm.model = attach_adapter(lm.model, lm.blocks, PEFT, seed=1)
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.2)
