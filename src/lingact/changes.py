@@ -10,7 +10,7 @@ from jaxtyping import Float
 from lingact.config import LanguagesConfig, Statistics
 from lingact.inference import interval, sentence_weights
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
-from lingact.measures import Draws, Stats, value
+from lingact.measures import Draws, Stats, quotient, value
 from lingact.tables import named_ranges
 
 
@@ -61,6 +61,16 @@ class Change:
     counted: tuple[int, ...]
     """Rows of the layers of the loss whose gap before training excludes 0."""
 
+    @property
+    def fvu_ratio(self) -> Draws:
+        """After over base; far above 1 the SAEs no longer read what they were made for."""
+        return quotient(self.fvu_after, self.fvu_before)
+
+    @property
+    def l0_ratio(self) -> Draws:
+        """After over base."""
+        return quotient(self.l0_after, self.l0_before)
+
 
 def change(variants: Variants, code: str, languages: LanguagesConfig, settings: Statistics, loss_layers: tuple[int, ...], seed: int) -> Change:
     """Gaps before and after, both against the reference language under the base model, which stays frozen."""
@@ -91,7 +101,8 @@ def change(variants: Variants, code: str, languages: LanguagesConfig, settings: 
 
 
 _GAPS = {"gap_before": "before", "gap_after": "after", "gap_after_norm_matched": "after_norm_matched"}
-_PER_LAYER = _GAPS | {name: name for name in ("gain", "overshoot", "fvu_before", "fvu_after", "l0_before", "l0_after", "norm_before", "norm_after")}
+_BEFORE_AND_AFTER = [f"{quantity}_{when}" for quantity in ("fvu", "l0", "norm") for when in ("before", "after")]
+_PER_LAYER = _GAPS | {name: name for name in ("gain", "overshoot", *_BEFORE_AND_AFTER, "fvu_ratio", "l0_ratio")}
 _OVERALL = {"gap_closed": "closed", "gap_closed_norm_matched": "closed_norm_matched"}
 
 
@@ -131,7 +142,7 @@ def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]],
 
 
 def change_summary(changes: dict[str, Change], targets: Sequence[str]) -> dict[str, float]:
-    """`gain/<lang>`, `gap_closed/<lang>`, `overshoot/<lang>`, `norm_matched/gap_closed/<lang>`, `fvu/<lang>`: means over layers where per layer."""
+    """Summary numbers of the targets; what is found layer by layer comes as its mean over the layers."""
     summary = {}
     for code in targets:
         found = changes[code]
@@ -141,6 +152,8 @@ def change_summary(changes: dict[str, Change], targets: Sequence[str]) -> dict[s
         summary[f"norm_matched/gap_closed/{code}"] = float(found.closed_norm_matched[0])
         summary[f"fvu/{code}"] = float(found.fvu_after[0].mean())
         summary[f"fvu_before/{code}"] = float(found.fvu_before[0].mean())
+        summary[f"fvu_ratio/{code}"] = float(found.fvu_ratio[0].mean())
+        summary[f"l0_ratio/{code}"] = float(found.l0_ratio[0].mean())
     return summary
 
 
@@ -154,9 +167,10 @@ def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str,
 
 
 def retention(variants: Variants, reference: str, settings: Statistics, seed: int) -> dict[str, Float[np.ndarray, " draw"]]:
-    """How the reference language fared, four readings (design section 7); the profile cosine is a point estimate, its draws are equal.
+    """How the reference language fared, four readings (design section 7).
 
-    `activation`: A_after / A_base, mean over layers. `profile`: cosine of the mean feature profiles, mean over layers.
+    `activation`: A_after / A_base, mean over layers. `profile`: cosine of the mean feature profiles, mean over layers; profiles are not kept by
+    sentence, so there is nothing to resample and all draws but the first are nan.
     `bits_per_byte`: after over base, 1 is unchanged, more is worse. `kl`: KL(base || adapter) in nats per predicted token.
     """
     base, adapter = variants.base[reference], variants.adapter[reference]
@@ -165,7 +179,7 @@ def retention(variants: Variants, reference: str, settings: Statistics, seed: in
     cosines = [float(b @ a / (np.linalg.norm(b) * np.linalg.norm(a))) for b, a in profiles]
     found = {
         "activation": (value(adapter, "mean", weights, settings.pooling) / value(base, "mean", weights, settings.pooling)).mean(axis=1),
-        "profile": np.full(len(weights), np.mean(cosines)),
+        "profile": np.array([np.mean(cosines), *[np.nan] * settings.resamples]),
     }
     if adapter.nll is not None and base.nll is not None:
         found["bits_per_byte"] = (weights @ adapter.nll) / (weights @ base.nll)
@@ -174,20 +188,39 @@ def retention(variants: Variants, reference: str, settings: Statistics, seed: in
     return found
 
 
+OVER_BASE = "adapter_over_base"
+"""Stands in the column `variant` for the ratio of the two, resampled together."""
+
+
 def bits_table(measured: Measurement, meter: str, settings: Statistics, seed: int) -> pd.DataFrame:
-    """Bits per byte (comparable within a language only) and per aligned sentence (between languages too), for every variant measured."""
+    """Bits per byte (comparable within a language only) and per aligned sentence (between languages too), for every variant measured.
+
+    Where an adapter was measured, also its bits over the base model's (`OVER_BASE`), the same per byte and per sentence: 1 is unchanged.
+    """
     rows = []
-    for (found_meter, variant, code), s in measured.stats.items():
-        if found_meter != meter or s.nll is None:
+    for code in measured.languages:
+        spoken = {variant: by_code[code] for variant in (BASE, ADAPTER) if code in (by_code := measured.of(meter, variant))}
+        totals = {variant: s.nll / np.log(2) for variant, s in spoken.items() if s.nll is not None}
+        if not totals:
             continue
-        weights = sentence_weights(len(s.sentence_ids), settings.resamples, seed)
-        bits = weights @ s.nll / np.log(2)
-        for quantity, draws in (("bits_per_byte", bits / (weights @ s.bytes)), ("bits_per_sentence", bits / len(s.sentence_ids))):
+        text = spoken[BASE]
+        count = len(text.sentence_ids)
+        weights = sentence_weights(count, settings.resamples, seed)
+        bits = {variant: weights @ total for variant, total in totals.items()}
+        cells = {(variant, "bits_per_byte"): draws / (weights @ text.bytes) for variant, draws in bits.items()}
+        cells |= {(variant, "bits_per_sentence"): draws / count for variant, draws in bits.items()}
+        if ADAPTER in bits:
+            cells[OVER_BASE, "bits_per_byte"] = bits[ADAPTER] / bits[BASE]
+        for (variant, quantity), draws in cells.items():
             estimate, low, high = interval(draws, settings.confidence)
-            rows.append(
-                {"language": code, "variant": variant, "quantity": quantity, "n": len(s.sentence_ids), "estimate": estimate, "lo": low, "hi": high}
-            )
+            rows.append({"language": code, "variant": variant, "quantity": quantity, "n": count, "estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
+
+
+def bits_summary(bits: pd.DataFrame, codes: Sequence[str]) -> dict[str, float]:
+    """`bits_per_byte/<lang>`: the adapter's over the base model's."""
+    ratios = bits[bits["variant"] == OVER_BASE].set_index("language")["estimate"]
+    return {f"bits_per_byte/{code}": float(ratios[code]) for code in codes}
 
 
 def change_frames(

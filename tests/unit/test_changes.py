@@ -75,6 +75,30 @@ def test_change_by_hand() -> None:
     assert by_range["loss", "gap_closed"] == pytest.approx(0.6)
 
 
+def test_fvu_and_l0_are_given_over_base_with_paired_intervals() -> None:
+    rng = np.random.default_rng(0)
+    plain = random_stats(0)
+    error, square = rng.gamma(1, 1, (2, 30)), rng.gamma(1, 5, (2, 30))  # so uneven that the FVU alone is known badly
+    base = stats_of(plain.activation, plain.tokens, error=error, square=square, l0=np.full((2, 30), 4))
+    after = stats_of(
+        plain.activation, plain.tokens, error=error * np.array([[1.1], [1.5]]), square=square, l0=np.array([[2], [5]]) * np.ones(30, int)
+    )
+    variants = Variants({"en": base, "hi": base}, {"en": base, "hi": after}, None)
+    found = {"hi": changes.change(variants, "hi", LANGUAGES, SETTINGS, LAYERS, seed=0)}
+    table = changes.change_table(found, LAYERS, 30, "m", 0.9).set_index(["quantity", "layer"])[["estimate", "lo", "hi"]]
+    np.testing.assert_allclose(np.array(table.loc["fvu_ratio"], float), [[1.1] * 3, [1.5] * 3])
+    np.testing.assert_allclose(np.array(table.loc["l0_ratio"], float), [[0.5] * 3, [1.25] * 3])
+    assert (table.loc["fvu_after", "hi"] - table.loc["fvu_after", "lo"] > 0.05).all()
+    summary = changes.change_summary(found, ("hi",))
+    assert (summary["fvu_ratio/hi"], summary["l0_ratio/hi"]) == pytest.approx((1.3, 0.875))
+
+
+def test_a_ratio_to_nothing_is_undefined() -> None:
+    base = {code: stats_of([[10.0, 10.0]], [1, 1], l0=np.zeros((1, 2), np.int64)) for code in ("en", "hi")}
+    found = changes.change(Variants(base, base, None), "hi", LANGUAGES, SETTINGS, (0,), seed=0)
+    assert np.isnan(found.l0_ratio).all()
+
+
 def test_layers_without_a_gap_do_not_count() -> None:
     rng = np.random.default_rng(0)
     english = random_stats(1, count=50)
@@ -93,10 +117,12 @@ def test_retention_by_hand() -> None:
     assert {name: draws[0] for name, draws in found.items()} == pytest.approx(
         {"activation": (0.9 + 1.2) / 2, "profile": (1 + 24 / 25) / 2, "bits_per_byte": 1.5, "kl": 0.2}
     )
-    table = changes.retention_table(found, "en", 2, "m", 0.9)
+    table = changes.retention_table(found, "en", 2, "m", 0.9).set_index("quantity")
     assert table.estimate.tolist() == pytest.approx([1.05, 0.98, 1.5, 0.2])
-    assert (table.lo <= table.estimate + 1e-12).all()
-    assert (table.hi >= table.estimate - 1e-12).all()
+    assert table.loc["profile", ["lo", "hi"]].isna().all(), "profiles are not kept by sentence: there is nothing to resample"
+    resampled = table.drop("profile")
+    assert (resampled.lo <= resampled.estimate + 1e-12).all()
+    assert (resampled.hi >= resampled.estimate - 1e-12).all()
 
 
 def test_without_norm_matched_statistics_what_is_made_of_them_is_undefined() -> None:
@@ -123,3 +149,23 @@ def test_bits_by_hand() -> None:
     base = stats_of([[10.0, 10.0]], [4, 2], nll=np.array([2.0, 4.0]) * np.log(2), kl=np.zeros(2), predicted=np.array([3, 1]))
     bits = changes.bits_table(Measurement({("m", BASE, "en"): base, ("other", BASE, "en"): base}), "m", SETTINGS, 0).set_index("quantity").estimate
     assert bits.to_dict() == pytest.approx({"bits_per_byte": 6 / 12, "bits_per_sentence": 3})
+
+
+def test_bits_over_base_are_paired() -> None:
+    nll = np.random.default_rng(0).gamma(1, 3, 30)
+    tokens, levels = np.full(30, 2), np.ones((1, 30))
+    by_variant = {BASE: nll, ADAPTER: 1.25 * nll, NORM_MATCHED: None}
+    measured = Measurement({("m", variant, "hi"): stats_of(levels, tokens, nll=own, kl=None, predicted=None) for variant, own in by_variant.items()})
+    bits = changes.bits_table(measured, "m", SETTINGS, 0)
+    assert bits[["variant", "quantity"]].to_numpy().tolist() == [
+        [BASE, "bits_per_byte"], [ADAPTER, "bits_per_byte"], [BASE, "bits_per_sentence"], [ADAPTER, "bits_per_sentence"],
+        [changes.OVER_BASE, "bits_per_byte"],
+    ]  # fmt: skip
+    ratio = bits.set_index(["variant", "quantity"]).loc[(changes.OVER_BASE, "bits_per_byte")]
+    assert ratio[["estimate", "lo", "hi"]].tolist() == pytest.approx([1.25] * 3)
+    assert changes.bits_summary(bits, ("hi",)) == pytest.approx({"bits_per_byte/hi": 1.25})
+
+
+def test_without_cross_entropies_there_are_no_bits() -> None:
+    silent = Measurement({("m", BASE, "hi"): stats_of([[1.0, 1.0]], [1, 1], nll=None, kl=None, predicted=None)})
+    assert changes.bits_table(silent, "m", SETTINGS, 0).empty

@@ -113,12 +113,18 @@ def test_change_bars_have_a_panel_for_each_meter_and_language(codes: tuple[str, 
     figure = training.change_bars(change(codes, (2, 5)))  # layers need not begin at 0
     assert len(figure.axes) == 2 * len(codes)
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.4, 0.4, 0.1, 0.1, 0.2, 0.2]
-    assert figure.axes[0].get_title() == "ml, measuring SAEs"
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"{code}, {meter} SAEs" for code in codes for meter in ("measuring", "heldout")]
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["2", "5"]
 
 
-def test_change_bars_of_many_languages_and_layers_stay_on_a_page() -> None:
-    assert training.change_bars(change(("ml", "hi", "es"), tuple(range(26)))).get_size_inches()[0] <= 16
+def test_change_of_many_layers_is_drawn_as_curves_and_stays_on_a_page() -> None:
+    figure = training.change_bars(change(("ml", "hi", "es"), tuple(range(26))))
+    assert figure.get_size_inches()[0] <= 11.3
+    assert not figure.axes[0].patches
+    curves = [container.lines[0] for container in figure.axes[0].containers]
+    assert len({curve.get_marker() for curve in curves}) == len({curve.get_linestyle() for curve in curves}) == 3
+    assert [len(curve.get_ydata()) for curve in curves] == [26, 26, 26]
 
 
 def test_loss_curves_have_a_panel_for_each_term() -> None:
@@ -127,3 +133,14 @@ def test_loss_curves_have_a_panel_for_each_term() -> None:
     assert [axes.get_title() for axes in figure.axes] == ["gap (raw)", "retention (raw)"]
     assert np.allclose(figure.axes[0].lines[0].get_ydata(), frame["gap"])
     assert len(training.loss_curves(frame.head(5)).axes[0].lines) == 1  # too short to smooth
+
+
+def test_the_multiplier_has_a_panel_of_its_own_and_is_not_smoothed() -> None:
+    frame = pd.DataFrame({"step": range(50), "gap": 1.0, "retention": 0.1, "norm": 0.2, "multiplier": np.linspace(1, 2, 50)})
+    frame.loc[3, "norm"] = np.nan  # no such term in that step
+    figure = training.loss_curves(frame)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["gap (raw)", "retention (raw)", "norm (raw)", "multiplier of retention"]
+    assert [len(axes.lines) for axes in shown] == [2, 2, 2, 1]
+    assert np.allclose(shown[3].lines[0].get_ydata(), frame["multiplier"])
+    assert np.isfinite(shown[2].lines[0].get_ydata()).all()

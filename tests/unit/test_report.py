@@ -3,6 +3,7 @@
 import base64
 import re
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,17 @@ TRAIN = JOB | {
         "warm_up": 0,
         "control": "none",
     },
-    "peft": {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["q_proj"], "layers": "all"},
+    "peft": {
+        "kind": "lora",
+        "r": 4,
+        "alpha": 8.0,
+        "dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "init": "default",
+        "targets": ["q_proj"],
+        "layers": "all",
+    },
     "optim": {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0},
     "trainer": {
         "steps": 1,
@@ -118,7 +129,8 @@ def folder(tmp_path: Path) -> Path:
         "corpus": {"name": "x.jsonl", "sha256": "cd" * 32, "sentences": 9},
         "adapter": None,
     }
-    manifest = {"command": f"analyze.py corpus.path={HOSTILE}", "started": "2026-01-01T00:00:00Z", "seed": 3, "git": None, "identity": identity}
+    manifest = {"job": "analyze", "status": "running", "command": f"analyze.py corpus.path={HOSTILE}", "started": "2026-01-01T00:00:00Z"}
+    manifest |= {"seed": 3, "git": None, "identity": identity}
     write_json(tmp_path / "manifest.json", manifest)
     Image.new("RGB", (320, 8)).save(tmp_path / "gap_heatmap.png")
     return tmp_path
@@ -138,11 +150,16 @@ def found() -> Disparities:
 
 def change_frames(codes: tuple[str, ...] = ("ml", "hi"), closed: tuple[float, float, float] = (0.8, 0.7, 0.9)) -> dict[str, pd.DataFrame]:
     values = {"gap_before": -0.25, "gap_after": -0.05, "gap_after_norm_matched": -0.12, "gain": 0.2}
-    values |= {"fvu_before": 0.1, "fvu_after": 0.14, "l0_before": 140.0, "l0_after": 144.0}
-    rows = []
+    values |= {"fvu_before": 0.1, "fvu_after": 0.14, "fvu_ratio": 1.4, "l0_before": 140.0, "l0_after": 144.0, "overshoot": 0.01}
+    rows, layers = [], []
     for meter in ("measuring", "heldout"):
         for code in codes:
             key = {"meter": meter, "language": code, "n": 9}
+            layers += [
+                key | {"layer": layer, "quantity": name, "estimate": x, "lo": x - 0.03, "hi": x + 0.03}
+                for layer in (2, 5)
+                for name, x in values.items()
+            ]
             for label in ("early", "deep", "all"):
                 rows += [key | {"range": label, "quantity": name, "estimate": x, "lo": x - 0.03, "hi": x + 0.03} for name, x in values.items()]
             for name in ("gap_closed", "gap_closed_norm_matched"):
@@ -150,16 +167,16 @@ def change_frames(codes: tuple[str, ...] = ("ml", "hi"), closed: tuple[float, fl
     kept = {"activation": 1.01, "profile": 0.998, "bits_per_byte": 1.012, "kl": 0.0123}
     return {
         "change_by_range": pd.DataFrame(rows),
+        "change_by_layer": pd.DataFrame(layers),
         "retention": pd.DataFrame(
-            {"meter": meter, "language": "en", "quantity": name, "n": 9, "estimate": x, "lo": x, "hi": x}
+            {"meter": meter, "language": "en", "quantity": name, "n": 9, "estimate": x, "lo": x - 0.01, "hi": x + 0.01}
             for meter in ("measuring", "heldout")
             for name, x in kept.items()
         ),
         "bits": pd.DataFrame(
             {"language": code, "variant": variant, "quantity": quantity, "n": 9, "estimate": 0.5, "lo": 0.4, "hi": 0.6}
             for code in ("en", *codes)
-            for variant in ("base", "adapter")
-            for quantity in ("bits_per_byte", "bits_per_sentence")
+            for variant, quantity in (*product(("base", "adapter"), ("bits_per_byte", "bits_per_sentence")), ("adapter_over_base", "bits_per_byte"))
         ),
     }
 
@@ -186,7 +203,7 @@ def test_train_rows_fit_a_terminal_and_carry_the_cautions() -> None:
     ]  # fmt: skip
     assert rows[0]["after"] == "-0.05 [-0.08, -0.02]"
     assert rows[3]["after"] == "+0.80 [0.70, 0.90]"
-    assert all(row["norm-matched"] and row["FVU"] == "0.10->0.14" and row["L0"] == "140->144" for row in rows)
+    assert all(row["norm-matched"] and row["FVU, after / base"] == "1.40 [1.37, 1.43]" and row["L0"] == "140->144" for row in rows)
     widths = [max(len(row[name]) for row in [*rows, {name: name}]) for name in rows[0]]
     assert sum(widths) + 2 * (len(widths) - 1) <= 110
 
@@ -202,10 +219,35 @@ def test_retention_rows() -> None:
     assert rows[0] == {
         "measure": "activation, after / base",
         "unchanged": "1",
-        "measuring": "1.010 [1.010, 1.010]",
-        "heldout": "1.010 [1.010, 1.010]",
+        "measuring": "1.010 [1.000, 1.020]",
+        "heldout": "1.010 [1.000, 1.020]",
     }
     assert [row["unchanged"] for row in rows] == ["1", "1", "1", "0"]
+    assert rows[1]["measuring"] == "0.998"
+    assert rows[3]["measuring"] == "0.0123 [0.0023, 0.0223]"
+
+
+def test_tables_of_the_page_carry_intervals() -> None:
+    pages = training.train_tables(change_frames(("ml", "hi", "en")), ("ml",), "en")
+    trained, others = pages["Trained languages"], pages["Languages that were not trained"]
+    assert trained.loc[0, ["before", "after", "gain"]].tolist() == ["-0.25 [-0.28, -0.22]", "-0.05 [-0.08, -0.02]", "20% [17%, 23%]"]
+    assert set(trained["FVU"]) == {"0.10->0.14"}
+    assert others.to_dict("records")[0] == {
+        "language": "hi",
+        "SAEs": "measuring",
+        "gap closed": "+0.80 [0.70, 0.90]",
+        "norm-matched": "+0.80 [0.70, 0.90]",
+        "FVU, after / base": "1.40 [1.37, 1.43]",
+        "L0": "140->144",
+        "bits per byte, after / base": "0.500 [0.400, 0.600]",
+    }
+    assert set(others["language"]) == {"hi"}, "neither the target nor the reference"
+    by_layer = pages["Trained languages, layer by layer"]
+    assert by_layer["layer"].tolist() == ["2", "5"] * 2
+    assert set(by_layer["overshoot"]) == {"+0.01 [-0.02, 0.04]"}
+    bits = next(table for title, table in pages.items() if title.startswith("Bits"))
+    assert bits["language"].tolist() == ["ml", "hi", "en"]
+    assert bits.loc[0, ["base", "after / base", "per sentence, adapter"]].tolist() == ["0.500 [0.400, 0.600]"] * 2 + ["0.50 [0.40, 0.60]"]
 
 
 # --- words ---
@@ -243,8 +285,85 @@ def test_analysis_text_follows_the_sign(shift: float, verdict: str) -> None:
 def test_training_text_follows_the_numbers(closed: tuple[float, float, float], said: str) -> None:
     text = training.training_text(change_frames(closed=closed), ("ml",), "en")
     assert f"Malayalam, measuring SAEs: {said}" in text
-    assert "Malayalam, heldout SAEs" in text
-    assert "English, the reference: activation is 101.0% of the base model's; bits per byte are 101.2% of the base model's." in text
+    assert "Malayalam, held-out SAEs" in text
+    assert "FVU rose to 1.40 [1.37, 1.43] times the base model's (from 0.10 to 0.14)" in text
+    assert "Bits per byte are 50.0% [40.0%, 60.0%] of the base model's." in text
+    assert "beyond zero" not in text
+    reference = "English, the reference: activation is 101.0% [100.0%, 102.0%] of the base model's; bits per byte are 101.2% [100.2%, 102.2%] of the "
+    assert reference + "base model's; KL(base || adapter) is 0.0123 [0.0023, 0.0223] nats per token." in text
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(0.9, "fell to 0.90 [0.87, 0.93]"), (1.02, "cannot be told from unchanged: 1.02 [0.99, 1.05]")])
+def test_training_text_claims_no_change_of_fvu_that_the_interval_does_not_carry(ratio: float, said: str) -> None:
+    frames = change_frames()
+    chosen = frames["change_by_range"]["quantity"] == "fvu_ratio"
+    frames["change_by_range"].loc[chosen, ["estimate", "lo", "hi"]] = [ratio, ratio - 0.03, ratio + 0.03]
+    assert f"FVU {said} times the base model's" in training.training_text(frames, ("ml",), "en")
+
+
+def test_training_text_names_the_layers_where_the_gap_went_too_far() -> None:
+    frames = change_frames()
+    table = frames["change_by_layer"]
+    table.loc[(table["layer"] == 5) & (table["quantity"] == "gap_after"), ["estimate", "lo", "hi"]] = [0.05, 0.02, 0.08]
+    table.loc[(table["layer"] == 2) & (table["quantity"] == "gap_after"), ["estimate", "lo", "hi"]] = [0.02, -0.01, 0.05]
+    text = training.training_text(frames, ("ml",), "en")
+    assert "The gap, not norm-matched, went beyond zero at layer 5 (measuring SAEs) and at layer 5 (held-out SAEs)." in text
+
+
+def test_training_text_without_norm_matching_and_cross_entropies_is_silent_on_them() -> None:
+    frames = change_frames()
+    del frames["bits"]
+    frames["retention"] = frames["retention"][frames["retention"]["quantity"] == "activation"]
+    chosen = frames["change_by_range"]["quantity"] == "gap_closed_norm_matched"
+    frames["change_by_range"].loc[chosen, ["estimate", "lo", "hi"]] = np.nan
+    text = training.training_text(frames, ("ml",), "en")
+    assert "nan" not in text
+    assert ", norm-matched" not in text
+    assert text.endswith("English, the reference: activation is 101.0% [100.0%, 102.0%] of the base model's.")
+
+
+def continuations(adapter: float) -> pd.DataFrame:
+    """Two prompts in two languages; the adapter's Malayalam repeats itself in this share, in one of the two."""
+    return pd.DataFrame(
+        {
+            "language": code,
+            "sentence_id": name,
+            "prompt": "مرحبا <b>",
+            "original": "രണ്ട്",
+            "base": "two",
+            "adapter": "" if code == "en" else HOSTILE,
+            "repetition_base": 0.1,
+            "repetition_adapter": adapter if (code, name) == ("ml", "s1") else 0.1,
+        }
+        for code in ("ml", "en")
+        for name in ("s1", "s2")
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "shares", "said"),
+    [
+        (0.3, "Malayalam 10% and 20%, English 10% and 10%", ""),
+        (0.9, "Malayalam 10% and 50%", "more than the base model: Malayalam (1 of 2)."),
+    ],
+)
+def test_repetition_is_told_without_a_claim(share: float, shares: str, said: str) -> None:
+    text = training.continuation_section(continuations(share)).text
+    assert text.startswith("2 prompts in each language were continued greedily")
+    assert "no interval and no claim" in text
+    assert shares in text
+    assert said in text
+    assert ("repeats itself" in text) == bool(said)
+
+
+def test_continuations_stand_on_the_page_as_text(folder: Path) -> None:
+    pages = [training.continuation_section(continuations(0.3))]
+    html = training.write_training(folder, validate(TrainConfig, TRAIN), pages, IDENTITY, 9).read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert html.count("<bdi>مرحبا &lt;b&gt;<mark>രണ്ട്</mark></bdi>") == 4  # bdi: the order of a script from right to left is its own
+    text = Page(html).text
+    assert text.count("(nothing)") == 2
+    assert "repeated: base 10%, adapter 30%" in text
 
 
 # --- pages ---
@@ -301,12 +420,12 @@ def test_page_has_its_facts_and_cautions(folder: Path) -> None:
 def test_training_page(folder: Path) -> None:
     frames = change_frames()
     text = training.training_text(frames, ("ml",), "en")
-    page = Section("Held-out sentences", {}, training.train_tables(frames, ("ml",)), text)
+    page = Section("Held-out sentences", {}, training.train_tables(frames, ("ml",), "en"), text)
     html = Page(training.write_training(folder, validate(TrainConfig, TRAIN), [page], IDENTITY, 9).read_text(encoding="utf-8"))
     assert html.text.count("80% [70%, 90%] of the gap was closed") == 2
     assert "Closing the activation gap of Malayalam" in html.text
     assert "Languages that were not trained" in html.text
-    assert "bits per sentence, adapter" in html.text
+    assert "per sentence, adapter" in html.text
 
 
 def test_evaluation_page(folder: Path) -> None:
@@ -326,7 +445,8 @@ def test_many_tasks_are_one_fact(folder: Path) -> None:
     tasks = {f"arc_{code}": {"items": 20, "sha256": "12" * 32} for code in ("ml", "hi")}
     write_json(
         folder / "manifest.json",
-        {"command": "eval.py", "started": "now", "seed": 0, "identity": {"tasks": tasks, "adapter": {"name": "/out/a[1]'s"}}},
+        {"job": "eval", "status": "running", "command": "eval.py", "started": "now", "seed": 0}
+        | {"identity": {"tasks": tasks, "adapter": {"name": "/out/a[1]'s"}}},
     )
     facts = run_facts(folder)
     assert facts["tasks"].startswith("2, with 40 items")

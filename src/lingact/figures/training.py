@@ -1,44 +1,65 @@
 """What training did: gaps before and after, losses over steps."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
-from lingact.figures.style import BLUE, layer_ticks, new_figure, reach_of
+from lingact.figures.style import BLUE, ORANGE, layer_ticks, new_figure, reach_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+MULTIPLIER = "multiplier"
+_MOST_BARS = 12
+"""With more layers bars would be too thin for their hatches, and curves take their place."""
+_ACROSS = 3
+"""Panels beside each other."""
+_SMOOTHED_FROM = 40
+"""Steps."""
+
+
+class _Look(NamedTuple):
+    quantity: str
+    label: str
+    filling: str
+    hatch: str
+    line: str
+    marker: str
+    stroke: str
+
+
+_LOOKS = (
+    _Look("gap_before", "before", "0.85", "", "0.45", "o", ":"),
+    _Look("gap_after", "after", BLUE, "", BLUE, "s", "-"),
+    _Look("gap_after_norm_matched", "after, norm-matched", "#F0C48A", "////", ORANGE, "^", "--"),
+)
 
 
 def change_bars(frame: pd.DataFrame) -> "Figure":
-    """Gap per layer before, after, and after on residuals of the base's norm: a column for each language, a row for each meter.
+    """Gap per layer before, after, and after on residuals of the base's norm: a row for each language, a column for each meter.
 
     Args:
         frame: `changes.change_table` of the languages to show, several meters below each other.
     """
-    looks = {
-        "gap_before": ("before", "0.85", ""),
-        "gap_after": ("after", BLUE, ""),
-        "gap_after_norm_matched": ("after, norm-matched", "#F0C48A", "////"),
-    }
-    frame = frame[frame["quantity"].isin(looks)]
+    frame = frame[frame["quantity"].isin([look.quantity for look in _LOOKS])]
     meters, codes = list(dict.fromkeys(frame["meter"])), list(dict.fromkeys(frame["language"]))
     layers = sorted(set(frame["layer"]))
-    figure = new_figure(min(16.0, max(5.5, (1.2 + 0.34 * len(layers)) * len(codes))), 0.8 + 2.5 * len(meters))
-    panels = figure.subplots(len(meters), len(codes), sharex=True, sharey=True, squeeze=False)
+    figure = new_figure(min(5.6, max(3.6, 1.2 + 0.34 * len(layers))) * len(meters), 0.9 + 2.1 * len(codes))
+    panels = figure.subplots(len(codes), len(meters), sharex=True, sharey=True, squeeze=False)
     for (row, column), axes in np.ndenumerate(panels):
-        cells = frame[(frame["meter"] == meters[row]) & (frame["language"] == codes[column])]
-        for number, (quantity, (label, colour, hatch)) in enumerate(looks.items()):
-            own = cells[cells["quantity"] == quantity]
-            places = [layers.index(layer) + (number - 1) * 0.28 for layer in own["layer"]]
-            axes.bar(places, own["estimate"], width=0.28, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6, label=label)
-            axes.errorbar(places, own["estimate"], yerr=reach_of(own), fmt="none", color="black", linewidth=0.9, capsize=0 if len(layers) > 12 else 2)
+        cells = frame[(frame["language"] == codes[row]) & (frame["meter"] == meters[column])]
+        draw = _bars if len(layers) <= _MOST_BARS else _curves
+        for number, look in enumerate(_LOOKS):
+            own = cells[cells["quantity"] == look.quantity]
+            draw(axes, np.array([layers.index(layer) for layer in own["layer"]]), own, look, number)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(*layer_ticks(layers))
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
-        axes.set_title(f"{codes[column]}, {meters[row]} SAEs", fontsize=10)
+        axes.set_title(f"{codes[row]}, {meters[column]} SAEs", fontsize=10)
     figure.supxlabel("layer", fontsize=10)
     figure.supylabel("gap (positive: falls short)", fontsize=10)
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -46,30 +67,43 @@ def change_bars(frame: pd.DataFrame) -> "Figure":
     return figure
 
 
+def _bars(axes: "Axes", places: Int[np.ndarray, " layer"], cells: pd.DataFrame, look: _Look, number: int) -> None:
+    at = places + (number - 1) * 0.28
+    axes.bar(at, cells["estimate"], width=0.28, color=look.filling, hatch=look.hatch, edgecolor="black", linewidth=0.6, label=look.label)
+    axes.errorbar(at, cells["estimate"], yerr=reach_of(cells), fmt="none", color="black", linewidth=0.9, capsize=2)
+
+
+def _curves(axes: "Axes", places: Int[np.ndarray, " layer"], cells: pd.DataFrame, look: _Look, number: int) -> None:
+    at = places + (number - 1) * 0.12  # so that error bars do not hide each other
+    style = {"color": look.line, "marker": look.marker, "linestyle": look.stroke, "markersize": 4, "linewidth": 1.3, "elinewidth": 0.9}
+    axes.errorbar(at, cells["estimate"], yerr=reach_of(cells), label=look.label, **style)
+
+
 def loss_curves(frame: pd.DataFrame) -> "Figure":
-    """Raw value of every loss term over the steps, a panel for each.
+    """Raw value of every loss term over the steps, a panel for each, and the multiplier of the retention term where it was balanced.
 
     Args:
-        frame: a column `step` and one for each term.
+        frame: a column `step`, one for each term, and perhaps `multiplier`.
     """
-    terms = [name for name in frame.columns if name != "step"]
-    figure = new_figure(3.6 * max(1, len(terms)), 2.8)
-    for term, axes in zip(terms, figure.subplots(1, len(terms), squeeze=False)[0], strict=True):
-        smooth = len(frame) >= 40
-        axes.plot(frame["step"], frame[term], color="0.65" if smooth else BLUE, linewidth=0.8 if smooth else 1.4, label="each step")
+    names = [name for name in frame.columns if name != "step"]
+    across = min(_ACROSS, max(1, len(names)))
+    down = -(-max(1, len(names)) // across)
+    figure = new_figure(3.6 * across, 2.8 * down)
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for axes, name in zip(panels, names, strict=False):
+        own = frame[["step", name]].dropna()
+        smooth = name != MULTIPLIER and len(own) >= _SMOOTHED_FROM
+        axes.plot(own["step"], own[name], color="0.65" if smooth else BLUE, linewidth=0.8 if smooth else 1.4, label="each step")
         if smooth:
-            window = max(5, len(frame) // 20)
-            axes.plot(
-                frame["step"],
-                frame[term].rolling(window, center=True, min_periods=1).median(),
-                color=BLUE,
-                linewidth=1.6,
-                label=f"median of {window}",
-            )
+            window = max(5, len(own) // 20)
+            middle = own[name].rolling(window, center=True, min_periods=1).median()
+            axes.plot(own["step"], middle, color=BLUE, linewidth=1.6, label=f"median of {window}")
             axes.legend(frameon=False, fontsize=8)
-        axes.set_title(f"{term} (raw)", fontsize=10)
+        axes.set_title("multiplier of retention" if name == MULTIPLIER else f"{name} (raw)", fontsize=10)
         axes.set_xlabel("step")
-        axes.set_ylim(bottom=min(0, float(frame[term].min())))
+        axes.set_ylim(bottom=min(0, own[name].min()) if len(own) else 0)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
+    for axes in list(figure.axes)[len(names) :]:
+        axes.set_visible(False)
     return figure

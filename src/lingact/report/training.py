@@ -3,97 +3,236 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from lingact.changes import OVER_BASE
 from lingact.config import TrainConfig
-from lingact.report.page import Section, measured_facts, write_report
-from lingact.report.words import Cells, cells_by, name_of, reading_gaps, share_of, with_interval
+from lingact.measure import ADAPTER, BASE
+from lingact.report.page import Card, Section, measured_facts, write_report
+from lingact.report.words import Cells, cells_by, meter_title, name_of, reading_gaps, share_of, with_interval
+
+Frames = Mapping[str, pd.DataFrame]
+"""The tidy tables of `changes`, by name."""
+_WORSE = 0.2
+"""Mean repetition this far above the base model's is spoken of."""
 
 
-def train_rows(frames: Mapping[str, pd.DataFrame], codes: Sequence[str]) -> list[dict[str, str]]:
-    """One row per language, set of SAEs and range of layers, then the gap closed over the layers of the loss.
+def train_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
+    """One row per language, set of SAEs and range of layers, then the gap closed over the layers of the loss; narrow enough for a terminal.
 
-    The cautions stand in every row: norm-matched gap, FVU and L0 before and after, and both sets of SAEs one below the other.
+    The cautions stand in every row: norm-matched gap, FVU and L0, and both sets of SAEs one below the other.
     """
-    tidy = frames["change_by_range"]
-    labels = [label for label in dict.fromkeys(tidy["range"]) if label != "loss"]
     rows = []
     for code in codes:
-        for meter in dict.fromkeys(tidy["meter"]):
-            own = cells_by(tidy[(tidy["meter"] == meter) & (tidy["language"] == code)], "range", "quantity")
-            for label in labels:
+        for meter, own in _by_meter(frames["change_by_range"], code):
+            for label in _ranges(frames):
                 gaps = {"before": f"{own[label, 'gap_before']['estimate']:+.2f}"}
-                gaps |= {"after": with_interval(own[label, "gap_after"]), "norm-matched": with_interval(own[label, "gap_after_norm_matched"])}
-                rows.append({"lang": code, "SAEs": meter, "measure": f"gap {label}", **gaps, **_cautions(own, label)})
-            closed = {"before": "", "after": with_interval(own["loss", "gap_closed"])}
-            closed |= {"norm-matched": with_interval(own["loss", "gap_closed_norm_matched"])}
-            rows.append({"lang": code, "SAEs": meter, "measure": "gap closed", **closed, **_cautions(own, "all")})
+                rows.append({"lang": code, "SAEs": meter, "measure": f"gap {label}", **gaps, **_after(own, label), **_cautions(own, label)})
+            rows.append({"lang": code, "SAEs": meter, "measure": "gap closed", "before": "", **_closed(own), **_cautions(own, "all")})
     return rows
 
 
-def _cautions(own: Cells, label: str) -> dict[str, str]:
-    value = {quantity: own[label, quantity]["estimate"] for quantity in ("gain", "fvu_before", "fvu_after", "l0_before", "l0_after")}
+def _full_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
+    """`train_rows` for a page: nothing without its interval but FVU and L0 before and after."""
+    rows = []
+    for code in codes:
+        for meter, own in _by_meter(frames["change_by_range"], code):
+            for label in _ranges(frames):
+                row = {"language": code, "SAEs": meter, "measure": f"gap {label}", "before": with_interval(own[label, "gap_before"])}
+                rows.append(row | _after(own, label) | {"gain": share_of(own[label, "gain"])} | _fit(own, label) | _cautions(own, label))
+            row = {"language": code, "SAEs": meter, "measure": "gap closed", "before": ""} | _closed(own)
+            rows.append(row | {"gain": share_of(own["all", "gain"])} | _fit(own, "all") | _cautions(own, "all"))
+    return rows
+
+
+def _layer_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
+    table = frames["change_by_layer"]
+    rows = []
+    for code in codes:
+        for meter, own in _by_meter(table, code, "layer"):
+            for layer in dict.fromkeys(table["layer"]):
+                row = {"language": code, "SAEs": meter, "layer": str(layer), "before": with_interval(own[layer, "gap_before"])}
+                row |= _after(own, layer) | {"overshoot": with_interval(own[layer, "overshoot"])}
+                rows.append(row | _fit(own, layer) | _cautions(own, layer))
+    return rows
+
+
+def _bystander_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
+    bits = cells_by(frames["bits"], "language", "variant", "quantity")
+    rows = []
+    for code in codes:
+        for meter, own in _by_meter(frames["change_by_range"], code):
+            closed = _closed(own)
+            row = {"language": code, "SAEs": meter, "gap closed": closed["after"], "norm-matched": closed["norm-matched"]} | _cautions(own, "all")
+            rows.append(row | {"bits per byte, after / base": with_interval(bits[code, OVER_BASE, "bits_per_byte"], digits=3, signed=False)})
+    return rows
+
+
+def _by_meter(table: pd.DataFrame, code: str, place: str = "range") -> list[tuple[str, Cells]]:
+    """Cells of one language by place and quantity, for every set of SAEs."""
+    own = table[table["language"] == code]
+    return [(meter, cells_by(own[own["meter"] == meter], place, "quantity")) for meter in dict.fromkeys(own["meter"])]
+
+
+def _ranges(frames: Frames) -> list[str]:
+    return [label for label in dict.fromkeys(frames["change_by_range"]["range"]) if label != "loss"]
+
+
+def _after(own: Cells, place: Any) -> dict[str, str]:
+    return {"after": with_interval(own[place, "gap_after"]), "norm-matched": with_interval(own[place, "gap_after_norm_matched"])}
+
+
+def _closed(own: Cells) -> dict[str, str]:
+    return {"after": with_interval(own["loss", "gap_closed"]), "norm-matched": with_interval(own["loss", "gap_closed_norm_matched"])}
+
+
+def _fit(own: Cells, place: Any) -> dict[str, str]:
+    return {"FVU": f"{own[place, 'fvu_before']['estimate']:.2f}->{own[place, 'fvu_after']['estimate']:.2f}"}
+
+
+def _cautions(own: Cells, place: Any) -> dict[str, str]:
     return {
-        "gain": f"{value['gain']:+.0%}",
-        "FVU": f"{value['fvu_before']:.2f}->{value['fvu_after']:.2f}",
-        "L0": f"{value['l0_before']:.0f}->{value['l0_after']:.0f}",
+        "FVU, after / base": with_interval(own[place, "fvu_ratio"], signed=False),
+        "L0": f"{own[place, 'l0_before']['estimate']:.0f}->{own[place, 'l0_after']['estimate']:.0f}",
     }
 
 
-def retention_rows(frames: Mapping[str, pd.DataFrame]) -> list[dict[str, str]]:
+def retention_rows(frames: Frames) -> list[dict[str, str]]:
     """One row per reading of how the reference language fared, with a column for each set of SAEs and what no change would be."""
     names = {
         "activation": ("activation, after / base", "1"),
-        "profile": ("feature profile, cosine", "1"),
+        "profile": ("feature profile, cosine (no interval)", "1"),
         "bits_per_byte": ("bits per byte, after / base", "1"),
         "kl": ("KL(base || adapter), nats per token", "0"),
     }
     kept = frames["retention"]
     cells = cells_by(kept, "quantity", "meter")
+    meters = list(dict.fromkeys(kept["meter"]))
+    rows = []
+    for quantity in dict.fromkeys(kept["quantity"]):
+        own = {meter: cells[quantity, meter] for meter in meters}
+        label, unchanged = names[quantity]
+        digits = 4 if quantity == "kl" else 3
+        said = {
+            meter: f"{cell['estimate']:.3f}" if quantity == "profile" else with_interval(cell, digits=digits, signed=False)
+            for meter, cell in own.items()
+        }
+        rows.append({"measure": label, "unchanged": unchanged} | said)
+    return rows
+
+
+def bits_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
+    """One row per language: bits per byte of base and adapter, and their ratio."""
+    cells = cells_by(frames["bits"], "language", "variant", "quantity")
+    headings = {BASE: "base", ADAPTER: "adapter", OVER_BASE: "after / base"}
     return [
-        {"measure": names[quantity][0], "unchanged": names[quantity][1]}
-        | {meter: with_interval(cells[quantity, meter], digits=3, signed=False) for meter in dict.fromkeys(kept["meter"])}
-        for quantity in dict.fromkeys(kept["quantity"])
+        {"lang": code} | {name: with_interval(cells[code, variant, "bits_per_byte"], digits=3, signed=False) for variant, name in headings.items()}
+        for code in codes
     ]
 
 
-def train_tables(frames: Mapping[str, pd.DataFrame], codes: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The report's tables of a training run: targets, retention, languages that were not trained, bits."""
-    others = [code for code in dict.fromkeys(frames["change_by_range"]["language"]) if code not in codes]
-    spill = [row for row in train_rows(frames, others) if row["measure"] == "gap all"]
-    bits = frames["bits"].pivot_table(index="language", columns=["quantity", "variant"], values="estimate", sort=False)
-    bits.columns = [f"{quantity.replace('_', ' ')}, {variant}" for quantity, variant in bits.columns]
+def train_tables(frames: Frames, codes: Sequence[str], reference: str) -> dict[str, pd.DataFrame]:
+    """The report's tables of a training run: targets, retention, languages that were neither trained nor the reference, bits of all."""
+    measured = list(dict.fromkeys(frames["change_by_range"]["language"]))
+    others = [code for code in measured if code not in (*codes, reference)]
+    cells = cells_by(frames["bits"], "language", "variant", "quantity")
+    sentences = {
+        code: {f"per sentence, {variant}": with_interval(cells[code, variant, "bits_per_sentence"], signed=False) for variant in (BASE, ADAPTER)}
+        for code in measured
+    }
+    bits = [row | sentences[row["lang"]] for row in bits_rows(frames, measured)]
     return {
-        "Trained languages": pd.DataFrame(train_rows(frames, codes)),
+        "Trained languages": pd.DataFrame(_full_rows(frames, codes)),
         "Retention of the reference": pd.DataFrame(retention_rows(frames)),
-        "Languages that were not trained, all layers": pd.DataFrame(spill),
-        "Bits (per byte: compare within a language only)": bits.reset_index(),
+        "Languages that were not trained": pd.DataFrame(_bystander_rows(frames, others)),
+        "Bits per byte (compare within a language only) and per sentence": pd.DataFrame(bits).rename(columns={"lang": "language"}),
+        "Trained languages, layer by layer": pd.DataFrame(_layer_rows(frames, codes)),
     }
 
 
-def training_text(frames: Mapping[str, pd.DataFrame], codes: Sequence[str], reference: str) -> str:
+def training_text(frames: Frames, codes: Sequence[str], reference: str) -> str:
     """What happened to each target's gap by each set of SAEs, and what it cost the reference."""
-    cells = cells_by(frames["change_by_range"], "meter", "language", "range", "quantity")
-    kept = cells_by(frames["retention"], "meter", "quantity")
-    sentences = []
+    bits = cells_by(frames["bits"], "language", "variant", "quantity") if "bits" in frames else {}
+    paragraphs = []
     for code in codes:
-        for meter in dict.fromkeys(frames["change_by_range"]["meter"]):
-            raw, matched = (cells[meter, code, "loss", quantity] for quantity in ("gap_closed", "gap_closed_norm_matched"))
-            fvu_before, fvu_after = (cells[meter, code, "all", quantity]["estimate"] for quantity in ("fvu_before", "fvu_after"))
-            fits = f"FVU went from {fvu_before:.2f} to {fvu_after:.2f}"
-            if pd.isna(raw["estimate"]):
-                said = "no layer of the loss had a gap whose interval excludes 0, so there was none to close"
-            elif raw["lo"] <= 0 <= raw["hi"]:
-                said = f"whether any of the gap was closed is open: {share_of(raw)}, norm-matched {share_of(matched)}"
-            else:
-                verb = "was closed" if raw["estimate"] > 0 else "was closed, which means that it grew"
-                said = f"{share_of(raw)} of the gap {verb}, norm-matched {share_of(matched)}"
-            sentences.append(f"{name_of(code)}, {meter} SAEs: {said}; {fits}.")
+        by_meter = _by_meter(frames["change_by_range"], code)
+        sentences = [f"{name_of(code)}, {meter_title(meter)} SAEs: {_verdict(own)}; {_fvu_said(own)}." for meter, own in by_meter]
+        beyond = _beyond_zero(frames, code)
+        if beyond:
+            sentences.append(f"The gap, not norm-matched, went beyond zero at {' and at '.join(beyond)}.")
+        if (code, OVER_BASE, "bits_per_byte") in bits:
+            sentences.append(f"Bits per byte are {_percent(bits[code, OVER_BASE, 'bits_per_byte'])} of the base model's.")
+        paragraphs.append(" ".join(sentences))
+    kept = cells_by(frames["retention"], "meter", "quantity")
     first = frames["retention"]["meter"].iloc[0]
     words = {"activation": "activation is {} of the base model's", "bits_per_byte": "bits per byte are {} of the base model's"}
-    costs = [text.format(f"{kept[first, q]['estimate']:.1%}") for q, text in words.items() if (first, q) in kept]
-    return " ".join(sentences) + f"\n\n{name_of(reference)}, the reference: {'; '.join(costs)}."
+    costs = [text.format(_percent(kept[first, quantity])) for quantity, text in words.items() if (first, quantity) in kept]
+    if (first, "kl") in kept:
+        costs.append(f"KL(base || adapter) is {with_interval(kept[first, 'kl'], digits=4, signed=False)} nats per token")
+    return "\n\n".join([*paragraphs, f"{name_of(reference)}, the reference: {'; '.join(costs)}."])
+
+
+def _verdict(own: Cells) -> str:
+    raw, matched = own["loss", "gap_closed"], own["loss", "gap_closed_norm_matched"]
+    if pd.isna(raw["estimate"]):
+        return "no layer of the loss had a gap whose interval excludes 0, so there was none to close"
+    at_base_norm = f", norm-matched {share_of(matched)}" if pd.notna(matched["estimate"]) else ""
+    if raw["lo"] <= 0 <= raw["hi"]:
+        return f"whether any of the gap was closed is open: {share_of(raw)}{at_base_norm}"
+    verb = "was closed" if raw["estimate"] > 0 else "was closed, which means that it grew"
+    return f"{share_of(raw)} of the gap {verb}{at_base_norm}"
+
+
+def _fvu_said(own: Cells) -> str:
+    ratio, before, after = (own["all", quantity] for quantity in ("fvu_ratio", "fvu_before", "fvu_after"))
+    change = "rose to" if ratio["lo"] > 1 else "fell to" if ratio["hi"] < 1 else "cannot be told from unchanged:"
+    return f"FVU {change} {with_interval(ratio, signed=False)} times the base model's (from {before['estimate']:.2f} to {after['estimate']:.2f})"
+
+
+def _beyond_zero(frames: Frames, code: str) -> list[str]:
+    """`layers 4, 5 (measuring SAEs)`: where the intervals lie on opposite sides of 0 before and after."""
+    found = []
+    for meter, own in _by_meter(frames["change_by_layer"], code, "layer"):
+        layers = [layer for layer in dict.fromkeys(layer for layer, _ in own) if _crossed(own[layer, "gap_before"], own[layer, "gap_after"])]
+        if layers:
+            found.append(f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} ({meter_title(meter)} SAEs)")
+    return found
+
+
+def _crossed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> bool:
+    return before["lo"] > 0 > after["hi"] or before["hi"] < 0 < after["lo"]
+
+
+def _percent(cell: Mapping[Any, Any]) -> str:
+    """`101.2% [100.8%, 101.5%]`."""
+    return f"{cell['estimate']:.1%} [{cell['lo']:.1%}, {cell['hi']:.1%}]"
+
+
+def continuation_section(table: pd.DataFrame) -> Section:
+    """Prompts with what follows in the corpus, and what base and adapter wrote behind them (`continuations.continuation_table`)."""
+    cards = []
+    for row in table.to_dict("records"):
+        written = [(label, row["prompt"], row[label] or "(nothing)", "") for label in ("original", "base", "adapter")]
+        facts = [f"repeated: base {row['repetition_base']:.0%}, adapter {row['repetition_adapter']:.0%}"]
+        cards.append(Card(f"{name_of(row['language'])}, {row['sentence_id']}", None, facts, written))
+    return Section("Continued text", {}, {}, _continuation_text(table), cards)
+
+
+def _continuation_text(table: pd.DataFrame) -> str:
+    means, more = [], []
+    for code, own in table.groupby("language", sort=False):
+        base, adapter = own["repetition_base"], own["repetition_adapter"]
+        means.append(f"{name_of(str(code))} {base.mean():.0%} and {adapter.mean():.0%}")
+        if adapter.mean() - base.mean() > _WORSE:
+            more.append(f"{name_of(str(code))} ({int((adapter > base).sum())} of {len(own)})")
+    prompts = table["sentence_id"].nunique()
+    said = (
+        f"{prompts} prompts in each language were continued greedily by base and adapter; so few carry no interval and no claim, the texts are to be "
+        f"read. Share of new tokens in repeated trigrams, base and adapter: {', '.join(means)}."
+    )
+    return said + (f" In these texts the adapter repeats itself more than the base model: {', '.join(more)}." if more else "")
 
 
 def write_training(folder: Path, config: TrainConfig, pages: Sequence[Section], identity: Mapping[str, str], sentences: int) -> Path:

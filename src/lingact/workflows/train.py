@@ -7,8 +7,9 @@ import pandas as pd
 import torch
 
 from lingact import changes
-from lingact.adapters import adapter_hash, attach_lora, save_adapter
+from lingact.adapters import adapter_hash, attach_adapter, save_adapter
 from lingact.config import TrainConfig
+from lingact.continuations import continuation_table, repetition_summary
 from lingact.controls import random_dictionaries, reference_sample
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches, AlignedData
@@ -24,7 +25,7 @@ from lingact.report.page import Section
 from lingact.sae import Dictionaries
 from lingact.tables import named_ranges
 from lingact.terminal import show
-from lingact.tracking import open_run
+from lingact.tracking import Run, open_run
 from lingact.workflows.instruments import MEASURING, Instruments, set_up
 
 
@@ -48,7 +49,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         if config.loss.control == "shuffled_pairs":
             frozen = frozen.shuffled(config.seed)
 
-        instruments.lm.model = attach_lora(instruments.lm.model, config.peft, config.seed)
+        instruments.lm.model = attach_adapter(instruments.lm.model, instruments.lm.blocks, config.peft, config.seed)
         module = GapModule(instruments.lm, dictionaries, frozen, reference, weights, config.loss, config.optim, config.trainer.steps)
         batches = AlignedBatches(
             instruments.lm.tokens,
@@ -65,31 +66,38 @@ def run(config: TrainConfig, folder: Path) -> float:
         measured = measure_change(instruments, instruments.meters, judged, config, folder / "stats")
         frames, summary = conclude(config, measured, instruments, loss_layers)
         frames["loss"] = pd.DataFrame(module.history)
+        frames["continuations"] = continuation_table(instruments.lm, judged, (*config.lang, config.languages.reference))
+        summary |= repetition_summary(frames["continuations"])
         summary["objective"] = objective(config, instruments, splits["dev"], loss_layers)
         for name, frame in frames.items():
             run.table(name, frame)
         run.summary(summary)
-        shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
-        drawn = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
-        page = Section(
-            f"Sentences of the {config.split} split",
-            {name: run.figure(name, figure) for name, figure in drawn.items()},
-            report.train_tables(frames, config.lang),
-            report.training_text(frames, config.lang, config.languages.reference),
-        )
-        report.write_training(folder, config, [page], instruments.identity, len(judged.ids))
-        show(
-            report.train_rows(frames, config.lang),
-            title=f"{len(judged.ids)} sentences ({config.split}); gaps against {config.languages.reference} frozen at the base model",
-        )
-        show(report.retention_rows(frames), title=f"Retention of {config.languages.reference}")
+        tell(run, config, frames, instruments.identity, len(judged.ids))
         show([{"adapter": str(folder / "adapter"), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
 
 
+def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], sentences: int) -> None:
+    """The page and the terminal's tables."""
+    reference = config.languages.reference
+    shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
+    drawn = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
+    page = Section(
+        f"Sentences of the {config.split} split",
+        {name: run.figure(name, figure) for name, figure in drawn.items()},
+        report.train_tables(frames, config.lang, reference),
+        report.training_text(frames, config.lang, reference),
+    )
+    report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, sentences)
+    show(report.train_rows(frames, config.lang), title=f"{sentences} sentences ({config.split}); gaps against {reference} frozen at the base model")
+    show(report.retention_rows(frames), title=f"Retention of {reference}")
+    show(report.bits_rows(frames, (*config.lang, reference)), title="Bits per byte (compare within a language only)")
+
+
 def raw_terms(history: pd.DataFrame) -> pd.DataFrame:
-    """Step and raw terms of the logged losses, under their own names."""
-    return history.filter(regex="^(step|loss/raw/)").rename(columns=lambda name: name.removeprefix("loss/raw/"))
+    """Step, raw terms of the logged losses under their own names and the multiplier where there is one; means over the micro-batches of a step."""
+    terms = history.filter(regex="^(step|multiplier)$|^loss/raw/").rename(columns=lambda name: name.removeprefix("loss/raw/"))
+    return terms.groupby("step", as_index=False).mean()
 
 
 def _loss_layers(config: TrainConfig, instruments: Instruments) -> tuple[int, ...]:
@@ -150,7 +158,9 @@ def conclude(
     """Tidy tables and summary numbers of what the adapter did, by every meter; keys of the held-out meter start with `heldout/`."""
     variants = {meter: changes.Variants.of(measured, meter) for meter in instruments.meters}
     frames, summary = changes.change_frames(variants, config.languages, config.statistics, loss_layers, config.lang, seed=config.seed)
-    return frames | {"bits": changes.bits_table(measured, MEASURING, config.statistics, config.seed)}, summary
+    frames["bits"] = changes.bits_table(measured, MEASURING, config.statistics, config.seed)
+    spoken = [code for code in config.languages.all if code != config.languages.reference]
+    return frames, summary | changes.bits_summary(frames["bits"], spoken)
 
 
 def objective(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, loss_layers: tuple[int, ...]) -> float:
