@@ -37,10 +37,12 @@ from lingact import sweep
 from lingact.config import SCHEMAS, FilesCorpus, Section, TasksConfig, TrackingConfig, judge, validate
 from lingact.errors import UserError
 from lingact.languages import nearest
-from lingact.tracking import check_tracking, read_manifest
+from lingact.tracking import check_tracking, differences, first_process, full_disk, read_manifest
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
+_RUN_FOLDER = "LINGACT_RUN_FOLDER"
+"""Environment variable that tells processes started by a run which run that is."""
 _DOES_NOT_COMPOSE = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
@@ -71,7 +73,7 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     finally:
         HydraConfig.instance().cfg = None
     if problems:
-        print(f"{job}.py:", *problems, sep="\n  ", file=sys.stderr)
+        print(f"{job}.py:" if first_process() else f"{job}.py, beside the first process:", *problems, sep="\n  ", file=sys.stderr)
     return 2 if problems else 0
 
 
@@ -81,6 +83,11 @@ def _run(job: str, arguments: Namespace) -> list[str]:
     overrides = [text for text in arguments.overrides if not text.startswith("resume=")]
     multirun, swept = _multirun_of(job, overrides)
     multirun = multirun or arguments.multirun
+    if multirun and "RANK" in os.environ:
+        raise UserError("torchrun starts every process with the whole sweep; start one job at a time, or leave the processes to trainer.devices")
+    if not first_process():
+        _run_beside(job, overrides, resumed)
+        return []
     if resumed:
         if multirun or len(resumed) > 1:
             raise UserError("resume goes on with one run: give it once, without --multirun")
@@ -106,6 +113,23 @@ def _run(job: str, arguments: Namespace) -> list[str]:
         for parent in new_parents:
             parent.rmdir()
     return str(returned).splitlines()
+
+
+def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
+    """Take part in a training run beside its first process, in silence; that one judges, makes the folder, writes and talks.
+
+    Lightning starts such a process from within the first one's run, with the first one's command: what belongs to the job of a sweep, say, is
+    not told by that. The folder is, by the environment. torchrun starts all processes at once and names no folder.
+    """
+    if job != "train":
+        return
+    folder = os.environ.get(_RUN_FOLDER) or (resumed[0].strip("'\"") if resumed else None)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        if folder is not None:
+            _resume(job, Path(folder), [])
+            return
+        where = _judge_all(job, overrides, multirun=False)
+        _work(job, _read(job, _compose(job, overrides), None), where)
 
 
 # --- composing and judging -----------------------------------------------------------------------------------------------------------------------
@@ -337,19 +361,21 @@ def _job_folder(composed: DictConfig, folder: Path, number: int) -> Path:
 
 def _saved(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _differences(there: Any, here: Any, prefix: str = "") -> list[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        return [line for key in dict.fromkeys([*there, *here]) for line in _differences(there.get(key), here.get(key), f"{prefix}.{key}".lstrip("."))]
-    return [] if there == here else [f"{prefix}: {json.dumps(there, ensure_ascii=False)} there, {json.dumps(here, ensure_ascii=False)} here"]
+    if not path.is_file():
+        return None
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        saved = None
+    if not isinstance(saved, dict):
+        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; put it back, or start a new run in another folder")
+    return saved
 
 
 def _other_run(folder: Path, config: Section, key: str) -> list[str]:
     """The problem with a folder that holds a run with another configuration."""
     saved = _saved(folder)
-    different = [] if saved is None else _differences(saved, config.model_dump(mode="json"))
+    different = [] if saved is None else differences(saved, config.model_dump(mode="json"))
     return [f"{key}: '{folder}' holds a run with another configuration ({'; '.join(different)}); name another folder"] if different else []
 
 
@@ -396,7 +422,7 @@ def _contradictions(job: str, saved: dict[str, Any], overrides: list[str]) -> li
         here = judge(SCHEMAS[job], changed).model_dump(mode="json")
     except UserError as error:
         return [*of_hydra, *str(error).splitlines()]
-    return [*of_hydra, *_differences(saved, here)]
+    return [*of_hydra, *differences(saved, here)]
 
 
 # --- running -------------------------------------------------------------------------------------------------------------------------------------
@@ -414,7 +440,7 @@ def task(composed: DictConfig) -> float | UserError | None:
     try:
         return _work(job, _read(job, composed, Path(start.sweep.dir) if start.mode == RunMode.MULTIRUN else None), folder)
     except UserError as error:
-        if untouched and {path.name for path in folder.iterdir()} <= _START_FILES:
+        if untouched and not isinstance(error, _NoSpaceError) and {path.name for path in folder.iterdir()} <= _START_FILES:
             shutil.rmtree(folder)
         return error
 
@@ -424,13 +450,45 @@ def _work(job: str, config: Section, folder: Path) -> float | None:
     if (folder / "manifest.json").is_file() and read_manifest(folder)["status"] == "complete":
         print(f"'{folder}' is complete; nothing to do.")
         return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("objective")
-    workflow = importlib.import_module(_WORKFLOWS[job])
     try:
-        with _sigterm_interrupts():
-            return workflow.run(config, folder)
+        with _sigterm_interrupts(), _told_to_children(folder):
+            return _run_workflow(job, config, folder)
     except KeyboardInterrupt:
         print(f"\nInterrupted. To go on: python {job}.py resume={folder}", file=sys.stderr)
         raise
+
+
+class _NoSpaceError(UserError):
+    """The disk is full; the run folder is kept, since the run can go on in it."""
+
+
+def _run_workflow(job: str, config: Section, folder: Path) -> float | None:
+    workflow = importlib.import_module(_WORKFLOWS[job])
+    from safetensors import SafetensorError  # as late as the workflow: it takes numpy along
+
+    try:
+        return workflow.run(config, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        problem = full_disk(error)
+        if problem is None:
+            raise
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{problem}; free some space and give the same command again") from error
+        raise _NoSpaceError(f"{problem}; what was saved before is whole. Free some space, then: python {job}.py resume={folder}") from error
+
+
+@contextlib.contextmanager
+def _told_to_children(folder: Path) -> Iterator[None]:
+    """Tell processes that Lightning starts for this run where it lies; and forget what Lightning set for them, or the next run would start none."""
+    names = (_RUN_FOLDER, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ[_RUN_FOLDER] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextlib.contextmanager

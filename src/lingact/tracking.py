@@ -1,19 +1,24 @@
 """A run and what it leaves behind: folder, manifest, tables, figures, summary, and the same in Weights & Biases.
 
-Every file is written beside its place and moved there, so that a reader never sees half of one.
+Every file is written beside its place and moved there, so that a reader never sees half of one. Of the processes of a distributed run the first
+one writes and talks; the others only read.
 """
 
+import contextlib
+import errno
+import hashlib
 import json
 import math
 import os
 import platform
+import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +35,47 @@ if TYPE_CHECKING:
 DPI = 160
 """Dots per inch of saved figures."""
 _PACKAGES = ("torch", "transformers", "sae-lens", "peft", "pytorch-lightning", "lm-eval", "hydra-core", "wandb", "numpy", "lingact")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors has an error of its own, and torch's writer of archives does not say why it failed.
+_FULL_WITHOUT_ERRNO = re.compile(rf"\(os error ({'|'.join(map(str, _FULL))})\)|PytorchStreamWriter failed|unexpected pos \d+")
+_UNFINISHED = re.compile(r"\..+\.\d+")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file whole or not at all; on return it has reached the disk.
+
+    Raises:
+        OSError: with the file's name, which a full disk does not give.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    data = content.encode() if isinstance(content, str) else content
     try:
-        unfinished.write_bytes(data)
+        with unfinished.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process was about to write."""
+    for path in [path for path in folder.rglob(".*") if _UNFINISHED.fullmatch(path.name)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What could not be written, if the error or one that led to it is of a full disk, a quota or a limit on file sizes; None for others."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        name = f"'{error.filename}'" if error.filename else "a file"
+        return f"{name} could not be written: {error.strerror}"
+    if _FULL_WITHOUT_ERRNO.search(str(error)):
+        return f"a file could not be written: {error}"
+    led_to_it = error.__cause__ or error.__context__
+    return full_disk(led_to_it) if led_to_it else None
 
 
 def write_json(path: Path, content: object) -> None:
@@ -78,22 +112,61 @@ def _hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
+def first_process() -> bool:
+    """False in the processes that Lightning or torchrun started beside the first one of a distributed run."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def differences(there: Any, here: Any, prefix: str = "") -> list[str]:
+    """Where two configurations or identities differ, a line for each value."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [line for key in dict.fromkeys([*there, *here]) for line in differences(there.get(key), here.get(key), f"{prefix}.{key}".lstrip("."))]
+    return [] if there == here else [f"{prefix}: {_brief(there)} there, {_brief(here)} here"]
+
+
+def _brief(value: object) -> str:
+    """A value as one would give it; of a hash its beginning."""
+    is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
+    return value[:12] if is_hash else json.dumps(value, ensure_ascii=False)
+
+
 class Run:
     """An open run. Made by `open_run`."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], tracker: Any) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], manifest: dict[str, Any], tracker: Any, *, first: bool) -> None:
         self.folder = folder
         self.tracker = tracker
         """The W&B run; under mode=disabled an inert one."""
+        self.first = first
+        """Whether this process writes; in the others of a distributed run nothing but the training itself has to be done."""
         self._manifest = manifest
+        self._parts: dict[str, Any] = {"configuration": config}
 
     def identify(self, **identity: object) -> None:
-        """Record who took part (model, SAEs, corpus, adapter, tasks: name, revision, hash) in the manifest."""
-        self._manifest["identity"].update(identity)
+        """Record who took part (model, SAEs, corpus, adapter, tasks: name, revision, hash) in the manifest.
+
+        Raises:
+            UserError: the run was begun with something else.
+        """
+        known = self._manifest["identity"]
+        found = json.loads(json.dumps(identity))
+        if changed := [line for part in known.keys() & found for line in differences(known[part], found[part], part)]:
+            raise UserError(
+                f"'{self.folder}' was begun with something else ({'; '.join(sorted(changed))}); put back what was there, or start a new run in "
+                "another folder"
+            )
+        known.update(found)
+        self._parts.update(found)
         self._write_manifest()
 
+    @property
+    def header(self) -> dict[str, str]:
+        """Hashes of all that the run depends on: its configuration, and who took part as far as this process has come."""
+        return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in self._parts.items()}
+
     def _write_manifest(self) -> None:
-        write_json(self.folder / "manifest.json", self._manifest)
+        if self.first:
+            write_json(self.folder / "manifest.json", self._manifest)
 
     def table(self, name: str, frame: "pd.DataFrame") -> None:
         """`tables/<name>.csv` and a W&B table."""
@@ -144,12 +217,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder.
 
     Raises:
-        UserError: the folder is not one.
+        UserError: the folder is not one, or the manifest is damaged.
     """
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(f"'{folder}' is not a run folder: it has no manifest.json; name a folder that train.py, analyze.py or eval.py made")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not {"job", "status"} <= manifest.keys():
+        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; delete it, the run can be resumed without")
+    return manifest
 
 
 def check_tracking(config: TrackingConfig) -> None:
@@ -173,20 +252,29 @@ def check_tracking(config: TrackingConfig) -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) -> Iterator[Run]:
     """Open the run folder and the W&B run; close both with the right status whatever happens.
+
+    Beside the first process of a distributed run nothing is opened or written: the `Run` knows the folder, and that is all.
 
     Args:
         job: train, analyze or eval.
         config: the judged configuration, written as `config.yaml`.
-        folder: the run folder, made if it is not there.
+        folder: the run folder, made if it is not there. Who took part in an earlier part of the run has to take part again.
+
+    Raises:
+        UserError: the manifest of the earlier part is damaged.
     """
     import wandb
 
     started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
     plain = config.model_dump(mode="json")
+    if not first_process():
+        yield Run(folder, plain, {"identity": {}}, wandb.init(mode="disabled"), first=False)
+        return
+    identity = read_manifest(folder).get("identity", {}) if (folder / "manifest.json").is_file() else {}
+    remove_unfinished(folder)
     write_atomically(folder / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     commit = _git("rev-parse", "HEAD")
     manifest: dict[str, Any] = {
@@ -198,7 +286,7 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         "git": {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None},
         "versions": _versions(),
         "hardware": _hardware(),
-        "identity": {},
+        "identity": identity,
     }
     tracker = wandb.init(
         mode=tracking.mode,
@@ -212,7 +300,7 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         config=plain,
         settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
     )
-    run = Run(folder, manifest, tracker)
+    run = Run(folder, plain, manifest, tracker, first=True)
     run._write_manifest()
     status = "failed"
     try:
@@ -222,5 +310,7 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         status = "interrupted"
         raise
     finally:
-        run.close(status, time.monotonic() - started)
+        # Where a full disk ended the run it may take no manifest either; what ended the run is what has to be told.
+        with contextlib.nullcontext() if status == "complete" else contextlib.suppress(OSError):
+            run.close(status, time.monotonic() - started)
         tracker.finish(exit_code=0 if status == "complete" else 1)
