@@ -359,6 +359,13 @@ class RetentionLoss(Section):
     """Squared relative change of the reference's activation per layer."""
     norm: NonNegativeFloat
     """Squared log ratio of residual norms, on reference and targets."""
+    fit: NonNegativeFloat
+    """Growth of the measuring SAEs' FVU on the targets, so that the meter stays valid."""
+    target_kl: NonNegativeFloat
+    """KL(base || adapter) on the targets' text, in nats, so that their language modelling stays."""
+    top: PositiveInt | None
+    """Likeliest next tokens of the base model that the KL terms keep, from one pass before training; the rest counts as one token. None: all of them,
+    with a second forward pass in every step."""
     limit: PositiveFloat | None
     """Keep KL below this many nats by a multiplier that grows while it is above and shrinks while it is below (dual ascent); it starts
     from the weight `kl`. None: that weight throughout."""
@@ -381,7 +388,8 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _some_weight(self) -> "LossConfig":
-        if not any((self.gap.weight, self.retention.kl, self.retention.lm, self.retention.activation, self.retention.norm, self.target_lm)):
+        retention = self.retention.model_dump(include={"kl", "lm", "activation", "norm", "fit", "target_kl"})
+        if not any((self.gap.weight, self.target_lm, *retention.values())):
             raise ValueError("all weights are zero: nothing would be trained")
         return self
 
@@ -510,9 +518,25 @@ class TrainerConfig(Section):
     """Aligned sentences per optimiser step; each gives one text per target language and one in the reference."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
     gradient_clip: PositiveFloat
-    accumulate: PositiveInt
+    micro_batch: PositiveInt | None
+    """Sentences that are read at once, for less memory: loss and gradient stay those of all `sentences`. None: all at once, and fewer by itself
+    where memory runs out."""
+    activation_checkpointing: bool
+    """Compute each block's activations again for the gradient instead of keeping them: less memory, about a third more time."""
+    workers: NonNegativeInt
+    """Processes that put batches together ahead of time."""
+    devices: PositiveInt
+    """Processes on this machine, one for each device, that share every step's sentences."""
+    nodes: PositiveInt
+    """Machines."""
     checkpoint_every: PositiveInt
     """Steps between resumable checkpoints."""
+
+    @model_validator(mode="after")
+    def _enough_sentences(self) -> "TrainerConfig":
+        if self.devices * self.nodes > self.sentences:
+            raise ValueError(f"sentences is {self.sentences}, fewer than the {self.devices * self.nodes} processes that share them; give more")
+        return self
 
 
 class TrainConfig(Job):
@@ -526,6 +550,8 @@ class TrainConfig(Job):
     peft: PeftConfig
     optim: OptimConfig
     trainer: TrainerConfig
+    cache: Path | None
+    """Folder of what the base model gives on the training sentences; runs share it. None: compute it for each."""
 
     # On the field, not on the model: a model's validator is silent while any other field is wrong, and all problems are to be reported at once.
     @field_validator("lang")

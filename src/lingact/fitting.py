@@ -1,12 +1,18 @@
 """Run Lightning quietly, with resumable checkpoints that hold the adapter alone."""
 
 import logging
+import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from lingact.adapters import save_adapter
+from lingact.checkpoints import RunCheckpoints
 from lingact.config import TrainConfig
 from lingact.data import AlignedData
-from lingact.module import GapModule
+from lingact.errors import UserError
+from lingact.module import Diverged, GapModule
 from lingact.tracking import Run
 
 if TYPE_CHECKING:
@@ -20,27 +26,38 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
 
     Raises:
         KeyboardInterrupt: the user or the system asked to stop; the last checkpoint stays.
+        UserError: the loss is no finite number any more; the adapter as it was before is in `checkpoints/last_good`.
     """
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+
+    class Progress(TQDMProgressBar):
+        def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:  # noqa: ARG002 (Lightning's)
+            return {"loss": trainer.progress_bar_metrics.get("loss", math.nan)}
+
     from pytorch_lightning.loggers import WandbLogger
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     checkpoints = run.folder / "checkpoints"
+    several = config.trainer.devices * config.trainer.nodes > 1
     device = next(module.parameters()).device
     trainer = pl.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=1 if device.index is None else [device.index],
+        devices=config.trainer.devices if config.trainer.devices > 1 or device.index is None else [device.index],
+        num_nodes=config.trainer.nodes,
+        strategy="auto" if not several else "ddp" if module.batch_loss.reaches_all else "ddp_find_unused_parameters_true",
+        use_distributed_sampler=False,
+        plugins=[RunCheckpoints(run.header)],
         precision=config.trainer.precision,
         max_steps=config.trainer.steps,
         max_epochs=-1,
-        accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.trainer.gradient_clip,
         logger=WandbLogger(experiment=run.tracker),
         log_every_n_steps=1,
         enable_model_summary=False,
         callbacks=[
-            TQDMProgressBar(refresh_rate=1, leave=True),
+            Progress(refresh_rate=1, leave=True),
             ModelCheckpoint(
                 dirpath=checkpoints, filename="last", every_n_train_steps=config.trainer.checkpoint_every, save_top_k=1, enable_version_counter=False
             ),
@@ -58,5 +75,17 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
         except SystemExit as stopped:
             # Lightning turns an interrupt into an exit of its own.
             raise KeyboardInterrupt from stopped
-    module.model.eval()
+        except Diverged as error:
+            good = checkpoints / "last_good"
+            identity = module.batch_loss.lm.identity
+            save_adapter(module.model, good, identity["name"], identity["sha256"])  # pyrefly: ignore[bad-argument-type]
+            ids = ", ".join(data.batches.ids[place] for place in error.sentences)
+            raise UserError(
+                f"training stopped at step {error.step}: {error.what}. Its sentences: {ids}. The adapter as it was before that step is in '{good}'. "
+                "Lower optim.lr, raise optim.warmup_steps, or use trainer.precision=32-true"
+            ) from error
+    if several:
+        torch.distributed.destroy_process_group()
+    # Lightning leaves the model on the CPU.
+    module.model.to(device)
     return trainer

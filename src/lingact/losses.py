@@ -1,14 +1,15 @@
 """The loss terms: pure functions of activations, residuals and logits.
 
-Gap terms say how far the target language is from the reference, retention terms how far the reference is from where it was. All are 0 where
-nothing is to be done, and relative, so that layers and models of any scale count alike.
+Gap terms say how far the target language is from the reference, retention terms how far a language is from where it was. All are 0 where nothing is
+to be done, and relative, so that layers and models of any scale count alike. Those "of each token" are averaged by the caller; the others are
+functions of means.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 LayerWeights = Float[Tensor, " layer"]
@@ -51,19 +52,17 @@ def profile_gap(profiles: Sequence[Float[Tensor, " _"]], reference: Sequence[Flo
     return weights @ torch.stack([(p - r).square().sum() / r.square().sum() for p, r in zip(profiles, reference, strict=True)])
 
 
-def pre_activation_hinge(
-    pre: Sequence[Float[Tensor, "token _"]], reference: Sequence[Float[Tensor, " _"]], weights: LayerWeights
-) -> Float[Tensor, ""]:
-    """Mean over tokens and chosen latents of `relu(r_j - z_j)`, relative to the mean size of r, weighted over layers.
+def pre_activation_hinge(pre: Float[Tensor, "token chosen"], reference: Float[Tensor, " chosen"]) -> Float[Tensor, " token"]:
+    """Of each token, the mean over chosen latents of `relu(r_j - z_j)`, relative to the mean size of r.
 
     The hinge of SASFT (arXiv 2507.14894), which pushes pre-activations down to a mean, turned around: it lifts them up to the reference's mean. The
     gradient reaches latents that are silent, because it is taken before the threshold.
 
     Args:
-        pre: folded pre-activations of the target's tokens for each layer's latents that belong to the reference, with gradient.
+        pre: folded pre-activations of the target for the latents that belong to the reference, with gradient.
         reference: mean folded pre-activation of these latents on the reference under the base model, frozen.
     """
-    return weights @ torch.stack([(r - z).relu().mean() / r.abs().mean() for z, r in zip(pre, reference, strict=True)])
+    return (reference - pre).relu().mean(dim=-1) / reference.abs().mean()
 
 
 def pooled_contrast(
@@ -101,14 +100,53 @@ def kl_per_token(base_logits: Float[Tensor, "token vocabulary"], logits: Float[T
     return (before.exp() * (before - after)).sum(-1)
 
 
-def retention_kl(base_logits: Float[Tensor, "token vocabulary"], logits: Float[Tensor, "token vocabulary"]) -> Float[Tensor, ""]:
-    """KL(base || adapter) in nats per token. Gradient flows through `logits` only."""
-    return kl_per_token(base_logits.detach(), logits).mean()
+def top_part(logits: Float[Tensor, "token vocabulary"], top: int) -> tuple[Int[Tensor, "token top"], Float[Tensor, "token top_and_rest"]]:
+    """The likeliest next tokens, their log probabilities, and in the last place that of all others together.
+
+    Args:
+        top: fewer than the vocabulary has; a larger number is cut to that.
+    """
+    scores = logits.float().log_softmax(-1)
+    ids = scores.topk(min(top, scores.shape[-1] - 1)).indices
+    return ids, at_top(scores, ids)
 
 
-def norm_anchor(norms: Sequence[Float[Tensor, " token"]], base: Sequence[Float[Tensor, " token"]], weights: LayerWeights) -> Float[Tensor, ""]:
-    """Mean over tokens of the squared log ratio of residual norms, adapter over base, weighted over layers: keeps loudness where it was."""
-    return weights @ torch.stack([(own / other).log().square().mean() for own, other in zip(norms, base, strict=True)])
+def at_top(scores: Float[Tensor, "token vocabulary"], ids: Int[Tensor, "token top"]) -> Float[Tensor, "token top_and_rest"]:
+    """Log probabilities of the given tokens, and in the last place that of all others together."""
+    others = scores.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([scores.gather(-1, ids), others], dim=-1)
+
+
+def kl_over_top(
+    ids: Int[Tensor, "token top"], base: Float[Tensor, "token top_and_rest"], logits: Float[Tensor, "token vocabulary"]
+) -> Float[Tensor, " token"]:
+    """KL(base || other) in nats of each next-token distribution, all tokens outside the base's top counted as one.
+
+    Never above `kl_per_token` (joining outcomes loses information), and equal to it where nothing is joined.
+    """
+    after = at_top(logits.float().log_softmax(-1), ids)
+    return (base.exp() * (base - after)).sum(-1)
+
+
+def squared_log_ratio(norms: Float[Tensor, " token"], base: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """Of each token, the squared log of its residual norm over the base model's: keeps loudness where it was."""
+    return (norms / base).log().square()
+
+
+def fvu(error: Float[Tensor, " layer"], square: Float[Tensor, " layer"], mean: Float[Tensor, "layer d_model"]) -> Float[Tensor, " layer"]:
+    """Fraction of variance unexplained, `sum |x - x_hat|^2 / sum |x - mean(x)|^2`.
+
+    Args:
+        error: mean squared reconstruction error of a token.
+        square: mean squared norm of a token's residual.
+        mean: mean residual.
+    """
+    return error / (square - mean.square().sum(dim=-1))
+
+
+def fit_loss(after: Float[Tensor, " layer"], base: Float[Tensor, " layer"], weights: LayerWeights) -> Float[Tensor, ""]:
+    """How much worse the SAEs fit than under the base model: `relu(FVU / FVU_base - 1)`, weighted over layers. A better fit costs nothing."""
+    return weights @ (after / base - 1).relu()
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------------------------------------

@@ -1,136 +1,64 @@
-"""The LightningModule: a gap term on the target languages, retention of the reference, over adapters."""
+"""The LightningModule: the combined loss over an adapter, its weights over the steps, and what a checkpoint holds."""
 
 import math
-from itertools import takewhile
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
-from lingact.adapters import base_behaviour, train_adapter_only
-from lingact.config import LossConfig, OptimConfig
-from lingact.features import encode, kept_residuals, next_token_nll, rescaled, token_activation
-from lingact.lm import LanguageModel
-from lingact.losses import (
-    LossTerms,
-    activation_gap,
-    combine,
-    mean_gap,
-    norm_anchor,
-    pooled_contrast,
-    pre_activation_hinge,
-    profile_gap,
-    retention_kl,
-)
-from lingact.reference import Reference
-from lingact.sae import Dictionaries
-from lingact.tokens import TokenBatch
-
-Residuals = dict[int, Float[Tensor, "token d_model"]]
-Terms = dict[str, Float[Tensor, ""]]
+from lingact.adapters import train_adapter_only
+from lingact.batch_loss import BatchLoss
+from lingact.config import OptimConfig, TrainerConfig
+from lingact.data import AlignedBatch
+from lingact.errors import UserError
+from lingact.losses import LossTerms, combine
 
 CLOSED_OVER = 10
 """Steps over which the gap term is averaged before `stop_when_closed` believes it."""
+
+
+class Diverged(Exception):
+    """The loss or its gradient is no finite number; the adapter is as it was before that step."""
+
+    def __init__(self, step: int, what: str, sentences: list[int]) -> None:
+        super().__init__(f"step {step}: {what}")
+        self.step, self.what, self.sentences = step, what, sentences
 
 
 class GapModule(pl.LightningModule):
     """Trains an adapter so that the target languages come nearer to the reference language as it is under the base model.
 
     Args:
-        lm: the model with an adapter attached; only the adapter has gradients.
-        dictionaries: the SAEs of the layers in the loss.
-        reference: the frozen reference on the training sentences, same layers.
-        code: of the reference language; the other languages of a batch are targets.
-        layer_weights: one for each layer in the loss, adding up to 1.
+        batch_loss: the terms; its model has an adapter attached, which alone has gradients.
+        seed: of the adapter's dropout.
     """
 
-    def __init__(  # noqa: PLR0913 (a constructor)
-        self,
-        lm: LanguageModel,
-        dictionaries: Dictionaries,
-        reference: Reference,
-        code: str,
-        layer_weights: Float[Tensor, " layer"],
-        loss: LossConfig,
-        optim: OptimConfig,
-        steps: int,
-    ) -> None:
+    def __init__(self, batch_loss: BatchLoss, optim: OptimConfig, trainer: TrainerConfig, seed: int) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold the adapter alone
-        self.model = lm.model
-        # None of these is an nn.Module, so SAEs are in no checkpoint and no optimiser.
-        self.lm = lm
-        self.dictionaries = dictionaries
-        self.reference = reference
-        self.code = code
-        self.layer_weights = layer_weights.to(lm.device)
-        self.loss = loss
+        self.model = batch_loss.lm.model
+        # Not an nn.Module, so SAEs are in no checkpoint and no optimiser.
+        self.batch_loss = batch_loss
+        self.loss = batch_loss.loss
         self.optim = optim
-        self.steps = steps
-        self.multiplier = loss.retention.kl
+        self.steps = trainer.steps
+        self.part = trainer.micro_batch
+        """Sentences that are read at once; halved when memory runs out."""
+        self.checkpointing = trainer.activation_checkpointing
+        self.seed = seed
+        self.multiplier = self.loss.retention.kl
         """Weight of the KL term; follows `retention.limit` where one is set."""
         self.history: list[dict[str, float]] = []
-        """Every term of every batch so far with its step, checkpointed with the adapter."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers in the loss."""
-        return tuple(self.dictionaries)
-
-    # --- gap terms -------------------------------------------------------------------------------------------------------------------------------
-
-    def gap(self, target: TokenBatch, residuals: Residuals) -> Float[Tensor, ""]:
-        """The gap term of one target language.
-
-        Args:
-            target: its batch.
-            residuals: of its kept tokens behind each layer of the loss, with gradient; rescaled where the loss is norm-matched.
-        """
-        gap, reference, weights = self.loss.gap, self.reference, self.layer_weights
-        match gap.objective:
-            case "activation":
-                own = torch.stack([self._pooled(token_activation(features), target) for features in self._features(residuals)])
-                return activation_gap(own, reference.activation(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
-            case "norm":
-                own = torch.stack([self._pooled(residuals[layer].norm(dim=-1), target) for layer in self.layers])
-                return activation_gap(own, reference.mean_norm(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
-            case "profile":
-                # Every occurrence counts: a batch may straddle two epochs and hold a sentence twice.
-                aims = reference.profiles_of(target.sentence[target.first].cpu())
-                own = [features.mean(dim=0) for features in self._features(residuals)]
-                return profile_gap(own, [aim.to(weights.device) for aim in aims], weights)
-            case "hinge":
-                chosen = [latents.to(weights.device) for latents in reference.active]
-                pre = [
-                    self.dictionaries[layer].folded_pre_activations(residuals[layer])[:, at] for layer, at in zip(self.layers, chosen, strict=True)
-                ]
-                aims = [mean.to(weights.device)[at] for mean, at in zip(reference.mean_pre(), chosen, strict=True)]
-                return pre_activation_hinge(pre, aims, weights)
-            case "contrastive":
-                aims = reference.means_of(target.sentence.unique().cpu())
-                own = [_sentence_means(residuals[layer], target) for layer in self.layers]
-                return pooled_contrast(own, [aim.to(weights.device) for aim in aims], weights, temperature=gap.temperature)
-            case "diffmean":
-                own = torch.stack([residuals[layer].mean(dim=0) for layer in self.layers])
-                return mean_gap(own, reference.mean().to(own.device), weights)
-
-    def _features(self, residuals: Residuals) -> list[Float[Tensor, "token d_sae"]]:
-        bandwidth = self.loss.gap.bandwidth if self.loss.gap.gradient == "straight_through" else None
-        return [encode(dictionary, residuals[layer], straight_through=bandwidth) for layer, dictionary in self.dictionaries.items()]
-
-    def _pooled(self, values: Float[Tensor, " token"], batch: TokenBatch) -> Float[Tensor, ""]:
-        """Mean over tokens, or mean over sentences of the mean within each."""
-        return values.mean() if self.loss.gap.pooling == "token" else _sentence_means(values[:, None], batch).mean()
+        """Every term of every step so far, checkpointed with the adapter."""
 
     # --- one step --------------------------------------------------------------------------------------------------------------------------------
 
-    def loss_terms(self, batch: dict[str, TokenBatch]) -> LossTerms:
-        """All terms of one batch, each a mean over the languages that have it. A term that no weight asks for is not computed."""
-        by_language = [self._reference_terms(own) if code == self.code else self._target_terms(own) for code, own in batch.items()]
-        names = dict.fromkeys(name for terms in by_language for name in terms)
-        raw = {name: torch.stack([terms[name] for terms in by_language if name in terms]).mean() for name in names}
+    def loss_terms(self, batch: AlignedBatch) -> LossTerms:
+        """All terms of one batch, with their weights at this step."""
+        merge = self._over_processes if self.trainer.world_size > 1 else None
+        raw = self.batch_loss.terms(batch, part=self.part, merge=merge)
         retention = self.loss.retention
         weights = {
             "gap": self.loss.gap.weight * min(1.0, (self.global_step + 1) / (self.loss.warm_up + 1)),
@@ -139,123 +67,137 @@ class GapModule(pl.LightningModule):
             "reference_lm": retention.lm,
             "reference_activation": retention.activation,
             "norm": retention.norm,
+            "fit": retention.fit,
+            "target_kl": retention.target_kl,
         }
         return combine(raw, {name: weights[name] for name in raw})
 
-    def _target_terms(self, batch: TokenBatch) -> Terms:
-        gap, loss = self.loss.gap, self.loss
-        if not (gap.weight or loss.target_lm or loss.retention.norm):
-            return {}
-        residuals, logits = kept_residuals(self.lm, batch, self.layers, logits=loss.target_lm > 0)
-        against_base = (gap.weight > 0 and gap.norm_matched) or loss.retention.norm > 0
-        base, _ = self._base(batch, self.layers) if against_base else ({}, None)
-        terms = {}
-        with self._full_precision():
-            if gap.weight > 0:
-                terms["gap"] = self.gap(batch, {layer: rescaled(x, base[layer]) for layer, x in residuals.items()} if gap.norm_matched else residuals)
-            if logits is not None:
-                terms["target_lm"] = next_token_nll(logits, batch)[0].mean()
-            if loss.retention.norm > 0:
-                terms["norm"] = self._norm_anchor(residuals, base)
-        return terms
-
-    def _reference_terms(self, batch: TokenBatch) -> Terms:
-        retention = self.loss.retention
-        kl = retention.kl > 0 or retention.limit is not None
-        anchored = self.layers if retention.activation > 0 or retention.norm > 0 else ()
-        if not (kl or anchored or retention.lm):
-            return {}
-        residuals, logits = kept_residuals(self.lm, batch, anchored, logits=kl or retention.lm > 0)
-        base, base_logits = self._base(batch, anchored, logits=kl) if kl or anchored else ({}, None)
-        terms = {}
-        with self._full_precision():
-            if logits is not None and base_logits is not None:
-                predicted = batch.keep[:, 1:].to(logits.device)
-                terms["retention"] = retention_kl(base_logits[:, :-1][predicted], logits[:, :-1][predicted])
-            if logits is not None and retention.lm > 0:
-                terms["reference_lm"] = next_token_nll(logits, batch)[0].mean()
-            if retention.activation > 0:
-                terms["reference_activation"] = self._activation_anchor(residuals, base)
-            if retention.norm > 0:
-                terms["norm"] = self._norm_anchor(residuals, base)
-        return terms
-
-    def _base(self, batch: TokenBatch, layers: tuple[int, ...], *, logits: bool = False) -> tuple[Residuals, Tensor | None]:
-        """What the model gives with its adapter off, without gradient."""
-        with torch.no_grad(), base_behaviour(self.model):
-            return kept_residuals(self.lm, batch, layers, logits=logits)
-
-    def _full_precision(self) -> torch.autocast:
-        """The terms are computed in float32, whatever the precision of the passes: bf16 would leave a loss of three digits."""
-        return torch.autocast(self.layer_weights.device.type, enabled=False)
-
-    def _activation_anchor(self, residuals: Residuals, base: Residuals) -> Float[Tensor, ""]:
-        after, before = (
-            torch.stack([token_activation(dictionary.encode(x[layer])).mean() for layer, dictionary in self.dictionaries.items()])
-            for x in (residuals, base)
-        )
-        return activation_gap(after, before, self.layer_weights, one_sided=False)
-
-    def _norm_anchor(self, residuals: Residuals, base: Residuals) -> Float[Tensor, ""]:
-        after, before = ([x[layer].norm(dim=-1) for layer in self.layers] for x in (residuals, base))
-        return norm_anchor(after, before, self.layer_weights)
+    def _over_processes(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Sums over processes, with gradient, in one message."""
+        flat = _SumOverProcesses.apply(torch.cat([tensor.flatten() for tensor in tensors]))
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     # --- what Lightning calls --------------------------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Dropout of the adapter alone: the reference was frozen without any in the base model, and KL compares with a base without."""
         train_adapter_only(self.model)
+        if self.checkpointing:
+            self.model.activation_checkpointing_enable()  # pyrefly: ignore[not-callable]
+            # The library recomputes only blocks in train mode; their parts stay in eval mode.
+            for block in self.batch_loss.lm.blocks:
+                block.training = True
+
+    def on_fit_end(self) -> None:
+        """Measuring needs no gradient."""
+        if self.checkpointing:
+            self.model.activation_checkpointing_disable()  # pyrefly: ignore[not-callable]
+        self.model.eval()
 
     def on_train_start(self) -> None:
         """A run that had stopped because the gap was closed may be resumed from its very last checkpoint."""
         self._stop_when_closed()
 
-    def training_step(self, batch: dict[str, TokenBatch], _index: int) -> Tensor:
-        """One step; logs every term raw and weighted, and the multiplier that weighted it."""
+    def training_step(self, batch: AlignedBatch, _index: int) -> Tensor:
+        """The loss of one step.
+
+        Raises:
+            Diverged: it is no finite number.
+        """
+        # Dropout follows from seed, step and process alone: a resumed step, or one tried again with less memory, is the same.
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
         terms = self.loss_terms(batch)
-        logged = {"loss/total": terms.total.detach()}
-        logged |= {f"loss/raw/{name}": value.detach() for name, value in terms.raw.items()}
-        logged |= {f"loss/weighted/{name}": value.detach() for name, value in terms.weighted.items()}
-        row = {name: float(value) for name, value in logged.items()}
+        self._row = {"step": self.global_step, "loss/total": float(terms.total.detach())}
+        self._row |= {f"loss/raw/{name}": float(value.detach()) for name, value in terms.raw.items()}
+        self._row |= {f"loss/weighted/{name}": float(value.detach()) for name, value in terms.weighted.items()}
         if self.loss.retention.limit is not None:
-            row["multiplier"] = self.multiplier
-        self.log_dict(row, batch_size=1)
-        self.history.append({"step": self.global_step} | row)
-        self.log("loss", row["loss/total"], prog_bar=True, logger=False, batch_size=1)
+            self._row["multiplier"] = self.multiplier
+        if not math.isfinite(self._row["loss/total"]):
+            wrong = [name for name, value in terms.raw.items() if not value.isfinite()]
+            raise Diverged(self.global_step, f"the loss is {self._row['loss/total']} ({', '.join(wrong)})", self._sentences)
         return terms.total
 
-    def _of_last_steps(self, count: int, first_after: int, key: str) -> list[float]:
-        """The values of a column in the batches of the `count` steps before step `first_after`."""
-        return [row[key] for row in takewhile(lambda row: row["step"] >= first_after - count, reversed(self.history)) if key in row]
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One optimiser step; where memory runs out on the way to the gradient, it is tried again with parts of half as many sentences.
+
+        The loss is a function of means over the batch, so that smaller parts change nothing but its rounding.
+        """
+
+        def careful() -> Any:
+            while True:
+                try:
+                    return optimizer_closure()
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    if not _out_of_memory(error):
+                        raise
+                    self._halve_parts(error)
+
+        super().optimizer_step(epoch, batch_idx, optimizer, careful)
+        # Before the end of the batch, where the checkpoint is written.
+        self.history.append(self._row)
+
+    def _halve_parts(self, error: Exception) -> None:
+        sentences = -(-len(self._sentences) // self.trainer.world_size)
+        now = min(self.part or sentences, sentences)
+        if now == 1 or self.trainer.world_size > 1:
+            # Other processes wait for this one's share of the step, which cannot be begun again alone.
+            raise UserError(
+                f"out of memory with {now} of {sentences} sentences at a time (trainer.micro_batch). Use trainer.activation_checkpointing=true, "
+                f"{'a smaller trainer.micro_batch' if now > 1 else 'a shorter model.context'}, or a larger device. The last checkpoint is kept"
+            ) from error
+        self.part = now // 2
+        self.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tqdm.write(f"Out of memory at step {self.global_step}: going on with {self.part} of {sentences} sentences at a time (trainer.micro_batch)")
+
+    def on_train_batch_start(self, batch: AlignedBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Remember the sentences, for messages."""
+        self._sentences = batch.sentences.tolist()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Dual ascent on the constraint KL <= limit: the multiplier grows while KL is above and shrinks, not below 0, while it is below."""
+        """Refuse a gradient that would spoil the adapter; then dual ascent on the constraint KL <= limit.
+
+        The multiplier grows while KL is above and shrinks, not below 0, while it is below.
+
+        Raises:
+            Diverged: a gradient is no finite number.
+        """
+        # float16 training scales its gradients and steps over infinite ones by itself.
+        if self.trainer.precision != "16-mixed":
+            wrong = [name for name, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            if wrong:
+                raise Diverged(self.global_step, f"the gradient of {len(wrong)} weights is not finite, such as {wrong[0]}", self._sentences)
         retention = self.loss.retention
         if retention.limit is not None:
-            found = self._of_last_steps(1, self.global_step + 1, "loss/raw/retention")
-            self.multiplier = max(0.0, self.multiplier + retention.rate * (sum(found) / len(found) - retention.limit))
+            self.multiplier = max(0.0, self.multiplier + retention.rate * (self._row["loss/raw/retention"] - retention.limit))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Stop when the gap is closed, if asked to."""
+        """Log every term raw and weighted, and the multiplier that weighted it; stop when the gap is closed, if asked to."""
+        self.log_dict({name: value for name, value in self._row.items() if name != "step"}, batch_size=1)
+        self.log("loss", self._row["loss/total"], prog_bar=True, logger=False, batch_size=1)
         self._stop_when_closed()
 
     def _stop_when_closed(self) -> None:
-        gap, done = self.loss.gap, self.global_step
-        if not gap.stop_when_closed or done < CLOSED_OVER or self.history[-1]["step"] == done:  # the last: in the middle of accumulating
+        gap = self.loss.gap
+        if not gap.stop_when_closed or len(self.history) < CLOSED_OVER:
             return
-        recent = self._of_last_steps(CLOSED_OVER, done, "loss/raw/gap")
+        recent = [row["loss/raw/gap"] for row in self.history[-CLOSED_OVER:]]
         if sum(recent) / len(recent) < gap.tolerance:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """History and multiplier travel with the weights."""
+        """History, multiplier and size of the parts travel with the weights."""
         checkpoint["history"] = self.history
         checkpoint["multiplier"] = self.multiplier
+        checkpoint["part"] = self.part
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the history and multiplier of the saved run."""
+        """Go on with those of the saved run."""
         self.history = checkpoint["history"]
         self.multiplier = checkpoint["multiplier"]
+        self.part = checkpoint["part"]
 
     def configure_optimizers(self) -> Any:
         """AdamW on the adapter; linear warm-up, cosine decay to zero."""
@@ -276,8 +218,21 @@ class GapModule(pl.LightningModule):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
 
 
-def _sentence_means(values: Float[Tensor, "token d"], batch: TokenBatch) -> Float[Tensor, "sentence d"]:
-    """Mean within each sentence of the batch, over all its windows, in the order of `batch.sentence.unique()`."""
-    sentences, place = batch.kept_sentence.to(values.device).unique(return_inverse=True)
-    sums = torch.zeros(len(sentences), values.shape[1], device=values.device).index_add(0, place, values)
-    return sums / torch.bincount(place)[:, None]
+class _SumOverProcesses(torch.autograd.Function):
+    """Every process then has the same loss; its gradients add up here and are averaged by DDP, which together is the gradient of one process."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+        total = grads[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

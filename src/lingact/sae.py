@@ -112,26 +112,32 @@ def load_dictionaries(
         UserError: a release, id or file is missing, or an SAE does not fit the model.
     """
     dictionaries = {}
-    digest = hashlib.sha256()
     for layer in layers:
         sae_id = spec.id.format(layer=layer)
         sae = _load(spec.release, sae_id, device)
         _check_fit(sae, f"{spec.release} {sae_id}", layer, d_model)
         dictionaries[layer] = Dictionary(sae, layer)
-        for name, weight in sorted(sae.state_dict().items()):
-            digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
     norms = torch.cat([d.norms for d in dictionaries.values()])
     identity = {
         "release": spec.release,
         "id": spec.id,
         "layers": list(layers),
-        "sha256": digest.hexdigest(),
+        "sha256": weights_digest(dictionaries),
         "architecture": sorted({d.sae.cfg.architecture() for d in dictionaries.values()}),
         "width": sorted({d.width for d in dictionaries.values()}),
         "decoder_norms": [round(norms.min().item(), 6), round(norms.max().item(), 6)],
         "folded": True,
     }
     return dictionaries, identity
+
+
+def weights_digest(dictionaries: Dictionaries) -> str:
+    """sha256 over the weights of all SAEs, layer by layer in name order."""
+    digest = hashlib.sha256()
+    for dictionary in dictionaries.values():
+        for name, weight in sorted(dictionary.sae.state_dict().items()):
+            digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _load(release: str, sae_id: str, device: torch.device) -> SAE[Any]:

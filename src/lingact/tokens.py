@@ -44,6 +44,16 @@ class TokenBatch:
         """The same batch on another device."""
         return TokenBatch(self.ids.to(device), self.attention.to(device), self.keep.to(device), self.sentence.to(device), self.first.to(device))
 
+    def split(self, sentences: int) -> "list[TokenBatch]":
+        """Parts of at most so many sentences, in order, each no wider than its longest window. A sentence's windows stay together."""
+        part = (self.first.cumsum(0) - 1) // sentences
+        return [self._rows(part == number) for number in range(int(part[-1]) + 1)]
+
+    def _rows(self, chosen: Bool[Tensor, " batch"]) -> "TokenBatch":
+        width = int(self.attention[chosen].sum(dim=1).max())
+        ids, attention, keep = (x[chosen, :width] for x in (self.ids, self.attention, self.keep))
+        return TokenBatch(ids, attention, keep, self.sentence[chosen], self.first[chosen])
+
     def size(self) -> int:
         """Tokens that are no padding."""
         return int(self.attention.sum())
@@ -107,6 +117,13 @@ class Tokens:
                 )
             windows += [Window(sentence, self.prefix + ids[start : start + self.room], first=start == 0) for start in range(0, len(ids), self.room)]
         return windows
+
+    def by_sentence(self, texts: Sequence[str]) -> list[list[Window]]:
+        """The windows of each text."""
+        found: list[list[Window]] = [[] for _ in texts]
+        for window in self.windows(texts):
+            found[window.sentence].append(window)
+        return found
 
     def count(self, texts: Sequence[str]) -> int:
         """Tokens of all windows of the texts."""

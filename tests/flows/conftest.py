@@ -22,7 +22,7 @@ def start(small_organism: Path) -> Start:
         "corpus.max_sentences=60",
         "statistics.resamples=100",
     ]
-    short = ["trainer.steps=7", "trainer.sentences=4", "trainer.checkpoint_every=2", "optim.warmup_steps=2"]
+    short = ["trainer.steps=7", "trainer.sentences=4", "trainer.checkpoint_every=2", "optim.warmup_steps=2", "cache=null"]
 
     def run(job: str, folder: Path | None, *overrides: str) -> int:
         where = [f"hydra.run.dir={folder}"] if folder else []

@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lingact import adapters, cli
+from lingact.batch_loss import BatchLoss
 from lingact.config import ModelConfig
 from lingact.data import AlignedBatches
+from lingact.frozen import Reference
 from lingact.lm import LanguageModel, load_model
-from lingact.module import GapModule
-from lingact.reference import Reference
 from lingact.workflows import train
 
 from .conftest import CONF, Start
@@ -206,9 +206,9 @@ def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path) -> None
     assert terms == [{"loss/raw/gap", "loss/raw/retention"}, {"loss/raw/target_lm", "loss/raw/retention"}]
 
 
-def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[GapModule, AlignedBatches, Reference]:
+def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[BatchLoss, AlignedBatches, Reference]:
     """What a run of one step trains with, and the frozen reference as it was before any control."""
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **rest: Any) -> Any:
@@ -218,10 +218,10 @@ def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[GapMo
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("GapModule", "AlignedBatches", "freeze_reference"):
+        for name in ("BatchLoss", "AlignedBatches", "freeze_reference"):
             patch.setattr(train, name, watched(name, getattr(train, name)))
         assert start("train", folder, TARGET, "tracking=none", "trainer.steps=1", *overrides) == 0
-    return seen["GapModule"], seen["AlignedBatches"], seen["freeze_reference"]
+    return seen["BatchLoss"], seen["AlignedBatches"], seen["freeze_reference"]
 
 
 def test_layers_and_controls_reach_the_loss(start: Start, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_layers_and_controls_reach_the_loss(start: Start, tmp_path: Path) -> Non
         assert torch.nn.functional.cosine_similarity(*directions).abs().mean() < 0.3
         torch.testing.assert_close(directions[0].norm(dim=1), directions[1].norm(dim=1), rtol=1e-4, atol=1e-5)
     assert random.reference.tokens.tolist() == frozen.tokens.tolist()
-    assert not torch.allclose(random.reference.profile[0], frozen.profile[0], rtol=0.1), "the aims are those of the random SAEs"
+    assert not torch.allclose(random.reference.total, frozen.total, rtol=0.1), "the aims are those of the random SAEs"
     assert text.windows == own.windows
 
     shuffled, text, before = seen_by_training(start, tmp_path / "shuffled", "loss=shuffled_pairs")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 from lingact.losses import (
     activation_gap,
     combine,
+    fit_loss,
+    fvu,
+    kl_over_top,
     kl_per_token,
     mean_gap,
-    norm_anchor,
     pooled_contrast,
     pre_activation_hinge,
     profile_gap,
-    retention_kl,
+    squared_log_ratio,
+    top_part,
 )
 
 THIRDS = torch.full((3,), 1 / 3)
@@ -49,17 +53,14 @@ def test_the_profile_term_by_hand() -> None:
 
 
 def test_the_hinge_by_hand() -> None:
-    # Short of the means (1, -3) by (2, 0) and (0, 1): a mean of 3/4 over tokens and latents, relative to the mean size 2.
+    # Short of the means (1, -3) by (2, 0) and (0, 1): means of 1 and 1/2 over the latents, relative to the mean size 2.
     pre, mean = torch.tensor([[-1.0, 0.0], [5.0, -4.0]], requires_grad=True), torch.tensor([1.0, -3.0])
-    found = pre_activation_hinge([pre], [mean], torch.ones(1))
-    assert found.item() == pytest.approx(3 / 8)
-    # Each layer has latents of its own: three in a second one, none short of its mean.
-    above, below = torch.full((2, 3), -1.0), torch.full((3,), -2.0)
-    assert pre_activation_hinge([pre, above], [mean, below], torch.tensor([0.25, 0.75])).item() == pytest.approx(0.25 * 3 / 8)
-    found.backward()
+    found = pre_activation_hinge(pre, mean)
+    assert found.tolist() == [1 / 2, 1 / 4]
+    found.mean().backward()
     assert pre.grad is not None
     assert pre.grad.tolist() == [[-1 / 8, 0], [0, -1 / 8]], "upwards only, and silent latents, too"
-    assert pre_activation_hinge([mean + torch.ones(4, 1)], [mean], torch.ones(1)).item() == 0
+    assert not pre_activation_hinge(mean + torch.ones(4, 1), mean).any()
 
 
 def test_the_contrast_by_hand() -> None:
@@ -79,17 +80,44 @@ def test_the_term_of_mean_residuals_by_hand() -> None:
     assert found.item() == pytest.approx(0.25 * 0.4 + 0.75)
 
 
-def test_the_norm_anchor_by_hand() -> None:
-    # Twice and half as loud cost the same: log(2)^2.
-    found = norm_anchor([torch.tensor([2.0, 3.0]), torch.ones(2)], [torch.tensor([1.0, 6.0]), torch.ones(2)], torch.tensor([0.4, 0.6]))
-    assert found.item() == pytest.approx(0.4 * math.log(2) ** 2)
+def test_twice_and_half_as_loud_cost_the_same() -> None:
+    found = squared_log_ratio(torch.tensor([2.0, 3.0, 5.0]), torch.tensor([1.0, 6.0, 5.0]))
+    assert found.tolist() == pytest.approx([math.log(2) ** 2, math.log(2) ** 2, 0])
+
+
+def test_fvu_and_its_growth_by_hand() -> None:
+    # Residuals (0, 0) and (2, 4), each guessed as (1, 1): errors 2 and 10, mean (1, 2), squared distances from it 5 and 5.
+    error, square, mean = torch.tensor([6.0]), torch.tensor([10.0]), torch.tensor([[1.0, 2.0]])
+    assert fvu(error, square, mean).tolist() == [pytest.approx(12 / 10)]
+    # Half as much again at one layer, a better fit at the other, which costs nothing.
+    found = fit_loss(torch.tensor([0.3, 0.1]), torch.tensor([0.2, 0.2]), torch.tensor([0.4, 0.6]))
+    assert found.item() == pytest.approx(0.4 * 0.5)
 
 
 def test_kl_by_hand() -> None:
     base, other = torch.tensor([[0.75, 0.25], [0.5, 0.5]]).log() + 3, torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
     expected = [0.75 * math.log(1.5) + 0.25 * math.log(0.5), 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5)]
     assert kl_per_token(base, other).tolist() == pytest.approx(expected, rel=1e-5)
-    assert retention_kl(base, other).item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_kl_over_the_top_by_hand() -> None:
+    # Kept is the likeliest of (.5, .3, .2); the others count as one of .5, which the other model gives .4.
+    ids, scores = top_part(torch.tensor([[0.3, 0.5, 0.2]]).log() + 7, 1)
+    assert ids.tolist() == [[1]]
+    assert scores.exp()[0].tolist() == pytest.approx([0.5, 0.5])
+    found = kl_over_top(ids, scores, torch.tensor([[0.3, 0.6, 0.1]]).log() - 2)
+    assert found.item() == pytest.approx(0.5 * math.log(0.5 / 0.6) + 0.5 * math.log(0.5 / 0.4), rel=1e-5)
+
+
+def test_kl_over_the_top_approaches_kl_from_below() -> None:
+    base, other = (torch.randn(30, 20, generator=torch.Generator().manual_seed(seed)) * 2 for seed in (0, 1))
+    exact = kl_per_token(base, other)
+    found = [kl_over_top(*top_part(base, top), other) for top in (1, 5, 10, 15, 19, 500)]
+    # A top that contains another joins fewer outcomes.
+    assert all((more >= less - 1e-6).all() for less, more in pairwise(found))
+    assert (found[0] < exact).all()
+    torch.testing.assert_close(found[-2], exact)
+    torch.testing.assert_close(found[-1], exact, msg="a top of the whole vocabulary and more")
 
 
 def test_kl_of_equals_is_zero_and_never_negative() -> None:
@@ -104,11 +132,13 @@ AS_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "two_sided": lambda x, y: activation_gap(x[:, 0, 0], y[:, 0, 0], WEIGHTS, one_sided=False),
     "one_sided": lambda x, y: activation_gap(x[:, 0, 0], y[:, 0, 0], WEIGHTS, one_sided=True),
     "profile": lambda x, y: profile_gap(list(x[:, 0]), list(y[:, 0]), WEIGHTS),
-    "hinge": lambda x, y: pre_activation_hinge(list(x), list(y[:, 0]), WEIGHTS),
+    "hinge": lambda x, y: pre_activation_hinge(x[0], y[0, 0]).mean(),
     "contrast": lambda x, y: pooled_contrast(list(x), list(y), WEIGHTS, temperature=0.3),
     "mean": lambda x, y: mean_gap(x[:, 0], y[:, 0], WEIGHTS),
-    "norm": lambda x, y: norm_anchor(list(x.norm(dim=-1)), list(y.norm(dim=-1)), WEIGHTS),
-    "kl": lambda x, y: retention_kl(y[0], x[0]),
+    "norm": lambda x, y: squared_log_ratio(x[0].norm(dim=-1), y[0].norm(dim=-1)).mean(),
+    "kl": lambda x, y: kl_per_token(y[0], x[0]).mean(),
+    "kl_over_top": lambda x, y: kl_over_top(*top_part(y[0], 1), x[0]).mean(),
+    "fit": lambda x, y: fit_loss(fvu(3 * x[:, 0, 0], 2 + x[:, 1, 0], x[:, 2] / 2), y[:, 0, 0] / 9, WEIGHTS),
 }
 
 
@@ -125,13 +155,6 @@ def test_gradients_against_finite_differences(name: str) -> None:
         bumps = step * torch.eye(x.numel()).view(-1, *x.shape)
         numeric = torch.stack([(f(x + bump) - f(x - bump)) / (2 * step) for bump in bumps]).view_as(x)
     torch.testing.assert_close(x.grad, numeric, atol=1e-3, rtol=1e-2)
-
-
-def test_the_base_is_no_way_out_of_kl() -> None:
-    base, other = (torch.randn(3, 5, generator=torch.Generator().manual_seed(seed)).requires_grad_(True) for seed in (0, 1))
-    retention_kl(base, other).backward()
-    assert base.grad is None
-    assert other.grad is not None
 
 
 def test_terms_are_weighted_and_kept() -> None:

@@ -1,5 +1,6 @@
 """Close the activation gap of chosen languages and hold the reference."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from lingact import changes
 from lingact.adapters import adapter_hash, attach_adapter, save_adapter
+from lingact.batch_loss import BatchLoss
 from lingact.config import TrainConfig
 from lingact.continuations import continuation_table, repetition_summary
 from lingact.controls import random_dictionaries, reference_sample
@@ -16,10 +18,10 @@ from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
+from lingact.frozen import Predictions, freeze_predictions, freeze_reference
 from lingact.inference import check_enough
 from lingact.measure import Measurement, Wanted, measure
 from lingact.module import GapModule
-from lingact.reference import freeze_reference
 from lingact.report import training as report
 from lingact.report.page import Section
 from lingact.sae import Dictionaries
@@ -37,38 +39,32 @@ def run(config: TrainConfig, folder: Path) -> float:
         for name in ("dev", "heldout"):
             check_enough(len(splits[name].ids))
         named_ranges(instruments.layers, config.statistics)
-        loss_layers = _loss_layers(config, instruments)
-        weights = _layer_weights(config, loss_layers)
-        dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in loss_layers}
-        reference = config.languages.reference
-        if config.loss.control == "random_features":
-            discovery = splits["train"].speaking((reference,))
-            sample = reference_sample(instruments.lm, discovery, reference, loss_layers, tokens=4096, batch_tokens=config.batch_tokens)
-            dictionaries = random_dictionaries(dictionaries, sample, config.seed)
-        frozen = freeze_reference(instruments.lm, dictionaries, splits["train"], reference, batch_tokens=config.batch_tokens)
-        if config.loss.control == "shuffled_pairs":
-            frozen = frozen.shuffled(config.seed)
-
+        text = training_text(config, splits["train"])
+        # Before the adapter, so that what is frozen is the base model's.
+        loss = batch_loss(config, instruments, splits["train"], text)
         instruments.lm.model = attach_adapter(instruments.lm.model, instruments.lm.blocks, config.peft, config.seed)
-        module = GapModule(instruments.lm, dictionaries, frozen, reference, weights, config.loss, config.optim, config.trainer.steps)
+        module = GapModule(loss, config.optim, config.trainer, config.seed)
         batches = AlignedBatches(
             instruments.lm.tokens,
-            training_text(config, splits["train"]),
+            text,
             sentences=config.trainer.sentences,
-            count=config.trainer.steps * config.trainer.accumulate,
+            count=config.trainer.steps,
             seed=config.seed,
+            workers=config.trainer.workers,
         )
         fit(module, AlignedData(batches), config, run)
+        if not run.first:
+            return math.nan
         save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"])
         run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
 
         judged = splits[config.split]
         measured = measure_change(instruments, instruments.meters, judged, config, folder / "stats")
-        frames, summary = conclude(config, measured, instruments, loss_layers)
+        frames, summary = conclude(config, measured, instruments, loss.layers)
         frames["loss"] = pd.DataFrame(module.history)
         frames["continuations"] = continuation_table(instruments.lm, judged, (*config.lang, config.languages.reference))
         summary |= repetition_summary(frames["continuations"])
-        summary["objective"] = objective(config, instruments, splits["dev"], loss_layers)
+        summary["objective"] = objective(config, instruments, splits["dev"], loss.layers)
         for name, frame in frames.items():
             run.table(name, frame)
         run.summary(summary)
@@ -92,6 +88,26 @@ def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identit
     show(report.train_rows(frames, config.lang), title=f"{sentences} sentences ({config.split}); gaps against {reference} frozen at the base model")
     show(report.retention_rows(frames), title=f"Retention of {reference}")
     show(report.bits_rows(frames, (*config.lang, reference)), title="Bits per byte (compare within a language only)")
+
+
+def batch_loss(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, text: ParallelCorpus) -> BatchLoss:
+    """The combined loss with all that it takes from the base model.
+
+    Args:
+        corpus: the training sentences as they are.
+        text: the languages to train on, as a control may have changed them.
+    """
+    lm, layers, reference = instruments.lm, _loss_layers(config, instruments), config.languages.reference
+    dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in layers}
+    if config.loss.control == "random_features":
+        sample = reference_sample(lm, corpus.speaking((reference,)), reference, layers, tokens=4096, batch_tokens=config.batch_tokens)
+        dictionaries = random_dictionaries(dictionaries, sample, config.seed)
+    profiles = config.loss.gap.objective == "profile"
+    frozen = freeze_reference(lm, dictionaries, corpus, reference, batch_tokens=config.batch_tokens, profiles=profiles, cache=config.cache)
+    if config.loss.control == "shuffled_pairs":
+        frozen = frozen.shuffled(config.seed)
+    predictions = base_predictions(config, instruments, text)
+    return BatchLoss(lm, dictionaries, frozen, predictions, reference, _layer_weights(config, layers), config.loss)
 
 
 def raw_terms(history: pd.DataFrame) -> pd.DataFrame:
@@ -135,6 +151,17 @@ def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus
     return ParallelCorpus(
         spoken.name, spoken.ids, spoken.texts | {code: corpus.texts[other] for code, other in zip(config.lang, others, strict=False)}
     )
+
+
+def base_predictions(config: TrainConfig, instruments: Instruments, text: ParallelCorpus) -> dict[str, Predictions]:
+    """The base model's next tokens in the languages whose KL is in the loss; none where every one of its logits is wanted."""
+    retention, reference = config.loss.retention, config.languages.reference
+    codes = [reference] if retention.kl > 0 or retention.limit is not None else []
+    codes += config.lang if retention.target_kl > 0 else ()
+    if retention.top is None:
+        return {}
+    sizes = {"top": retention.top, "batch_tokens": config.batch_tokens}
+    return {code: freeze_predictions(instruments.lm, text, code, **sizes, cache=config.cache) for code in codes}
 
 
 def measure_change(

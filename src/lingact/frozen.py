@@ -1,0 +1,293 @@
+"""What the base model gives on the training sentences, computed once: what the gap terms aim at and what retention holds on to.
+
+Both kinds are kept in a cache under a hash of everything that they depend on, so that runs and sweeps share them and none is ever out of date.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lingact.adapters import base_behaviour
+from lingact.corpus import ParallelCorpus
+from lingact.errors import UserError
+from lingact.features import kept_residuals, token_activation
+from lingact.lm import LanguageModel
+from lingact.losses import kl_over_top, top_part
+from lingact.measure import ACTIVE_SHARE
+from lingact.passes import token_bar
+from lingact.sae import Dictionaries, weights_digest
+from lingact.tokens import TokenBatch, Window
+from lingact.tracking import write_atomically
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference language: sums over the kept tokens of each training sentence, and what follows from them.
+
+    Axes: layer in the order of `layers`; sentence in the order of the corpus.
+    """
+
+    layers: tuple[int, ...]
+    tokens: Int[Tensor, " sentence"]
+    residual: Float[Tensor, "layer sentence d_model"]
+    """Sum of the residuals."""
+    norm: Float[Tensor, "layer sentence"]
+    """Sum of their norms."""
+    total: Float[Tensor, "layer sentence"]
+    """Sum of all activations."""
+    firing: list[Int[Tensor, " d_sae"]]
+    """Per layer: tokens on which each latent fires."""
+    pre: list[Float[Tensor, " d_sae"]]
+    """Per layer: sum of each latent's folded pre-activations over all tokens."""
+    profile: list[Float[Tensor, "sentence d_sae"]]
+    """Per layer: sum of each latent's activations; empty unless wanted, being by far the largest."""
+
+    def activation(self, pooling: str) -> Float[Tensor, " layer"]:
+        """A(l, reference), pooled over tokens or over sentences."""
+        return self._pooled(self.total, pooling)
+
+    def mean_norm(self, pooling: str) -> Float[Tensor, " layer"]:
+        """Mean residual norm, pooled over tokens or over sentences."""
+        return self._pooled(self.norm, pooling)
+
+    def _pooled(self, sums: Float[Tensor, "layer sentence"], pooling: str) -> Float[Tensor, " layer"]:
+        return sums.sum(dim=1) / self.tokens.sum() if pooling == "token" else (sums / self.tokens).mean(dim=1)
+
+    def mean(self) -> Float[Tensor, "layer d_model"]:
+        """Mean residual over tokens."""
+        return self.residual.sum(dim=1) / self.tokens.sum()
+
+    @cached_property
+    def active(self) -> list[Int[Tensor, " chosen"]]:
+        """Per layer: the latents that fire on at least 1 % of the tokens.
+
+        Raises:
+            UserError: a layer has none.
+        """
+        found = [(fires >= ACTIVE_SHARE * self.tokens.sum()).nonzero()[:, 0] for fires in self.firing]
+        silent = [layer for layer, latents in zip(self.layers, found, strict=True) if not len(latents)]
+        if silent:
+            raise UserError(
+                f"loss.gap.layers: no latent of the layers {silent} fires on {ACTIVE_SHARE:.0%} of the reference's tokens; leave them out"
+            )
+        return found
+
+    def mean_pre(self) -> list[Float[Tensor, " d_sae"]]:
+        """Per layer: mean folded pre-activation of each latent."""
+        return [pre / self.tokens.sum() for pre in self.pre]
+
+    def activation_of(self, sentences: Int[Tensor, " chosen"]) -> Float[Tensor, " layer"]:
+        """Activation over the tokens of some sentences, each as often as it is named."""
+        return self.total[:, sentences].sum(dim=1) / self.tokens[sentences].sum()
+
+    def profiles_of(self, sentences: Int[Tensor, " chosen"]) -> list[Float[Tensor, " d_sae"]]:
+        """Per layer: mean activation of each latent over the tokens of some sentences, each as often as it is named."""
+        return [profile[sentences].sum(dim=0) / self.tokens[sentences].sum() for profile in self.profile]
+
+    def means_of(self, sentences: Int[Tensor, " chosen"]) -> list[Float[Tensor, "chosen d_model"]]:
+        """Per layer: mean residual of each of some sentences."""
+        return [residual[sentences] / self.tokens[sentences, None] for residual in self.residual]
+
+    def shuffled(self, seed: int) -> "Reference":
+        """Every sentence's quantities in the place of another sentence, which makes pairs that are no translations; totals stay."""
+        count = len(self.tokens)
+        assert count > 1
+        cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        # One cycle through all sentences leaves none in its own place.
+        other = torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))
+        sums = {name: getattr(self, name)[:, other] for name in ("residual", "norm", "total")}
+        return replace(self, tokens=self.tokens[other], profile=[profile[other] for profile in self.profile], **sums)
+
+    def tensors(self) -> Tensors:
+        """All tensors by name."""
+        lists = {f"{name}.{row}": x for name in ("firing", "pre", "profile") for row, x in enumerate(getattr(self, name))}
+        return {name: getattr(self, name) for name in ("tokens", "residual", "norm", "total")} | lists
+
+    @classmethod
+    def of(cls, layers: tuple[int, ...], tensors: Tensors) -> "Reference":
+        """From `tensors`."""
+
+        def by_layer(name: str) -> list[Tensor]:
+            return [tensors[f"{name}.{row}"] for row in range(len(layers)) if f"{name}.{row}" in tensors]
+
+        tokens, residual, norm, total = (tensors[name] for name in ("tokens", "residual", "norm", "total"))
+        return cls(layers, tokens, residual, norm, total, by_layer("firing"), by_layer("pre"), by_layer("profile"))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One language: the likeliest next tokens at every kept token that has one before it in its window."""
+
+    start: Int[Tensor, " boundary"]
+    """First row of each sentence, and the number of rows; rows are in the order of the corpus."""
+    ids: Int[Tensor, "row top"]
+    scores: Float[Tensor, "row top_and_rest"]
+    """Their log probabilities, and in the last place that of all other tokens together."""
+
+    def kl(self, batch: TokenBatch, logits: Float[Tensor, "predicted vocabulary"]) -> Float[Tensor, " predicted"]:
+        """KL(base || other) in nats at each predicted token of a batch of whole sentences, all tokens outside the top counted as one."""
+        start = self.start.tolist()
+        rows = torch.cat([torch.arange(start[s], start[s + 1]) for s in batch.sentence[batch.first].tolist()])
+        return kl_over_top(self.ids[rows].to(logits.device).long(), self.scores[rows].to(logits.device), logits)
+
+    def tensors(self) -> Tensors:
+        """All tensors by name."""
+        return {"start": self.start, "ids": self.ids, "scores": self.scores}
+
+
+def freeze_reference(
+    lm: LanguageModel,
+    dictionaries: Dictionaries,
+    corpus: ParallelCorpus,
+    code: str,
+    *,
+    batch_tokens: int,
+    profiles: bool,
+    cache: Path | None = None,
+) -> Reference:
+    """The reference language under the base model, from the cache or by one pass over it.
+
+    Args:
+        profiles: keep the profile of every sentence: 4 bytes a sentence, layer and latent.
+        cache: folder; None: compute, and keep nothing.
+    """
+    layers, texts = tuple(dictionaries), corpus.texts[code]
+    identity = _identity("reference", lm, texts, layers=list(layers), saes=weights_digest(dictionaries), profiles=profiles, batch_tokens=batch_tokens)
+    known = _load(cache, identity)
+    if known is not None:
+        return Reference.of(layers, known)
+    count, d_model = len(texts), next(iter(dictionaries.values())).sae.cfg.d_in
+    found = Reference(
+        layers=layers,
+        tokens=torch.zeros(count, dtype=torch.long),
+        residual=torch.zeros(len(layers), count, d_model),
+        norm=torch.zeros(len(layers), count),
+        total=torch.zeros(len(layers), count),
+        firing=[torch.zeros(d.width, dtype=torch.long) for d in dictionaries.values()],
+        pre=[torch.zeros(d.width) for d in dictionaries.values()],
+        profile=[torch.zeros(count, d.width) for d in dictionaries.values()] if profiles else [],
+    )
+    with torch.no_grad(), token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, base_behaviour(lm.model):
+        for batch in lm.tokens.batches(lm.tokens.windows(texts), batch_tokens):
+            _add(found, lm, dictionaries, batch)
+            bar.update(batch.size())
+    _save(cache, identity, found.tensors())
+    return found
+
+
+def _add(found: Reference, lm: LanguageModel, dictionaries: Dictionaries, batch: TokenBatch) -> None:
+    residuals, _ = kept_residuals(lm, batch, found.layers)
+    sentence = batch.kept_sentence
+    found.tokens.index_add_(0, sentence, torch.ones_like(sentence))
+    for row, (layer, dictionary) in enumerate(dictionaries.items()):
+        x, features = residuals[layer], dictionary.encode(residuals[layer])
+        found.residual[row].index_add_(0, sentence, x.cpu())
+        found.norm[row].index_add_(0, sentence, x.norm(dim=-1).cpu())
+        found.total[row].index_add_(0, sentence, token_activation(features).cpu())
+        found.firing[row].add_((features > 0).sum(dim=0).cpu())
+        found.pre[row].add_(dictionary.folded_pre_activations(x).sum(dim=0).cpu())
+        if found.profile:
+            found.profile[row].index_add_(0, sentence, features.cpu())
+
+
+def freeze_predictions(
+    lm: LanguageModel, corpus: ParallelCorpus, code: str, *, top: int, batch_tokens: int, cache: Path | None = None
+) -> Predictions:
+    """The base model's next-token distributions of one language, their top part, from the cache or by one pass over it.
+
+    Args:
+        top: so many of the likeliest tokens: 8 bytes each and token of the corpus.
+        cache: folder; None: compute, and keep nothing.
+    """
+    texts = corpus.texts[code]
+    identity = _identity("predictions", lm, texts, top=top, batch_tokens=batch_tokens)
+    known = _load(cache, identity)
+    if known is not None:
+        return Predictions(**known)
+    ids: list[Tensor] = [torch.empty(0)] * len(texts)
+    scores = list(ids)
+    with torch.no_grad(), token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, base_behaviour(lm.model):
+        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), batch_tokens):
+            _, logits = kept_residuals(lm, batch, (), logits=True)
+            assert logits is not None
+            found = top_part(logits[:, :-1][batch.keep[:, 1:].to(logits.device)], top)
+            for sentence in batch.sentence.unique().tolist():
+                own = batch.predicted_sentence == sentence
+                ids[sentence], scores[sentence] = (x.cpu()[own] for x in found)
+            bar.update(batch.size())
+    start = torch.tensor([0, *(len(rows) for rows in ids)]).cumsum(0)
+    frozen = Predictions(start, torch.cat(ids).int(), torch.cat(scores))
+    _save(cache, identity, frozen.tensors())
+    return frozen
+
+
+def _whole_sentences(lm: LanguageModel, windows: Sequence[list[Window]], batch_tokens: int) -> Iterator[TokenBatch]:
+    """Batches in which no sentence is cut in two, bucketed by length, of about `batch_tokens` padded tokens."""
+    waiting: list[Window] = []
+    for own in sorted(windows, key=lambda own: sum(len(w.ids) for w in own)):
+        if waiting and (len(waiting) + len(own)) * max(len(w.ids) for w in own) > batch_tokens:
+            yield lm.tokens.collate(waiting)
+            waiting = []
+        waiting += own
+    if waiting:
+        yield lm.tokens.collate(waiting)
+
+
+# --- the cache -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], **rest: object) -> dict[str, object]:
+    """Everything that frozen quantities depend on; the token ids stand for text, order, tokenizer and context."""
+    digest = hashlib.sha256()
+    for window in lm.tokens.windows(texts):
+        digest.update(np.array([window.sentence, len(window.ids), *window.ids], np.int64).tobytes())
+    config = lm.model.config
+    return {
+        "kind": kind,
+        "model": lm.identity["sha256"],
+        "dtype": str(next(lm.model.parameters()).dtype),
+        "attention": config._attn_implementation,  # pyrefly: ignore[missing-attribute]
+        "tokens": digest.hexdigest(),
+        "special": lm.tokens.special.tolist(),
+        "device": lm.device.type,
+        "versions": {name: version(name) for name in ("lingact", "torch", "transformers", "sae-lens")},
+    } | rest
+
+
+def _place(cache: Path, identity: dict[str, object]) -> Path:
+    text = json.dumps(identity, sort_keys=True)
+    return cache / f"{identity['kind']}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _load(cache: Path | None, identity: dict[str, object]) -> Tensors | None:
+    """What the cache holds under exactly this identity; None where it holds nothing, or a file that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    if cache is None or not (path := _place(cache, identity)).is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if json.loads((file.metadata() or {}).get("identity", "null")) != json.loads(json.dumps(identity)):
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        return None
+
+
+def _save(cache: Path | None, identity: dict[str, object], tensors: Tensors) -> None:
+    from safetensors.torch import save
+
+    if cache is not None:
+        contiguous = {name: x.contiguous() for name, x in tensors.items()}
+        write_atomically(_place(cache, identity), save(contiguous, {"identity": json.dumps(identity)}))

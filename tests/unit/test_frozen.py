@@ -1,0 +1,193 @@
+"""The frozen reference against one sentence at a time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lingact import frozen as module
+from lingact.corpus import ParallelCorpus
+from lingact.errors import UserError
+from lingact.frozen import Predictions, Reference, freeze_predictions, freeze_reference
+from lingact.lm import LanguageModel
+from lingact.losses import kl_per_token
+from lingact.sae import Dictionaries
+from lingact.tokens import Tokens
+
+
+@pytest.fixture
+def cut(lm: LanguageModel) -> LanguageModel:
+    """With a context so short that most sentences take several windows."""
+    lm.tokens = Tokens(lm.tokenizer, 12)
+    return lm
+
+
+@pytest.fixture
+def frozen(cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> Reference:
+    for dictionary in dictionaries.values():
+        dictionary.sae.threshold.data[:5] = 1e3  # silent latents
+    return freeze_reference(cut, dictionaries, corpus, "en", batch_tokens=64, profiles=True)
+
+
+@torch.no_grad()
+def alone(lm: LanguageModel, corpus: ParallelCorpus, layer: int) -> list[Tensor]:
+    """Residuals of each sentence's tokens, from one window at a time."""
+    found = []
+    for text in corpus.texts["en"]:
+        ids = lm.tokenizer(text, add_special_tokens=False).input_ids
+        windows = [[2, *ids[start : start + 11]] for start in range(0, len(ids), 11)]
+        hidden = [lm.model(torch.tensor([window]), output_hidden_states=True).hidden_states for window in windows]
+        found.append(torch.cat([states[layer + 1][0, 1:] for states in hidden]))
+    return found
+
+
+@pytest.mark.parametrize("layer", [0, 1])  # the last hidden state of transformers is behind the final norm
+def test_every_quantity_against_one_sentence_at_a_time(
+    layer: int, frozen: Reference, cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus
+) -> None:
+    own, dictionary = alone(cut, corpus, layer), dictionaries[layer]
+    everything = torch.cat(own)
+    close = torch.testing.assert_close
+    assert len(cut.tokens.windows(corpus.texts["en"])) > len(own) + 5, "several windows"
+    assert frozen.tokens.tolist() == [len(x) for x in own]
+    features = [dictionary.sae.encode(x) * dictionary.sae.W_dec.norm(dim=-1) for x in own]
+    totals = [f.sum(dim=-1) for f in features]
+    close(frozen.activation("token")[layer], torch.cat(totals).mean())
+    close(frozen.activation("sentence")[layer], torch.stack([total.mean() for total in totals]).mean())
+    close(frozen.mean()[layer], everything.mean(dim=0))
+    close(frozen.mean_norm("token")[layer], everything.norm(dim=-1).mean())
+    close(frozen.mean_norm("sentence")[layer], torch.stack([x.norm(dim=-1).mean() for x in own]).mean())
+    sae = dictionary.sae
+    pre = ((everything - sae.b_dec) @ sae.W_enc + sae.b_enc) * sae.W_dec.norm(dim=-1)
+    close(frozen.mean_pre()[layer], pre.mean(dim=0), atol=1e-4, rtol=1e-4)
+    rate = (torch.cat(features) > 0).float().mean(dim=0)
+    assert frozen.active[layer].tolist() == (rate >= 0.01).nonzero()[:, 0].tolist()
+    assert 0 < len(frozen.active[layer]) < len(rate)
+    chosen = torch.tensor([7, 2, 7])
+    close(frozen.profiles_of(chosen)[layer], torch.cat([features[i] for i in chosen.tolist()]).mean(dim=0))
+    close(frozen.means_of(chosen)[layer], torch.stack([own[i].mean(dim=0) for i in chosen.tolist()]))
+    close(frozen.activation_of(chosen)[layer], torch.cat([totals[i] for i in chosen.tolist()]).mean())
+
+
+def test_shuffled_puts_every_sentence_in_anothers_place_and_keeps_the_totals(frozen: Reference) -> None:
+    for seed in range(5):
+        shuffled = frozen.shuffled(seed)
+        everyone = torch.arange(len(frozen.tokens))
+        apart = torch.cdist(shuffled.means_of(everyone)[1], frozen.means_of(everyone)[1])
+        came_from = apart.argmin(dim=1)
+        assert apart.amin(dim=1).max() < 1e-3
+        assert sorted(came_from.tolist()) == everyone.tolist()
+        assert not (came_from == everyone).any()
+        one = torch.tensor([3])
+        torch.testing.assert_close(shuffled.profiles_of(one)[1], frozen.profiles_of(came_from[one])[1])
+        assert torch.equal(shuffled.tokens, frozen.tokens[came_from])
+        torch.testing.assert_close(shuffled.activation("sentence"), frozen.activation("sentence"))
+        torch.testing.assert_close(shuffled.mean_norm("sentence"), frozen.mean_norm("sentence"))
+    assert not torch.equal(frozen.shuffled(0).tokens, frozen.shuffled(1).tokens)
+
+
+def test_a_layer_without_active_latents_is_named(frozen: Reference) -> None:
+    frozen.firing[1].zero_()
+    with pytest.raises(UserError, match=r"no latent of the layers \[1\] fires on 1% of the reference's tokens; leave them out"):
+        _ = frozen.active
+
+
+# --- predictions ---
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top", [3, 10_000])
+def test_kl_of_predictions_against_the_base_models_own_logits(cut: LanguageModel, corpus: ParallelCorpus, top: int) -> None:
+    frozen = freeze_predictions(cut, corpus, "es", top=top, batch_tokens=64)
+    windows = cut.tokens.by_sentence(corpus.texts["es"])
+    chosen = [7, 2, 7, 9]  # one of them twice, in no order
+    batch = cut.tokens.collate([w for s in chosen for w in windows[s]])
+    predicted = batch.keep[:, 1:]
+    logits = cut.model(batch.ids, attention_mask=batch.attention.long()).logits[:, :-1][predicted]
+    assert frozen.kl(batch, logits).abs().max() < 1e-5
+    other = logits.roll(1, 0)
+    found, exact = frozen.kl(batch, other), kl_per_token(logits, other)
+    if top > 3:
+        torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4)
+    else:
+        assert (found <= exact + 1e-5).all()
+        assert found.sum() > 0.1 * exact.sum()
+
+
+# --- the cache ---
+
+
+Freeze = Callable[..., tuple[Reference, Predictions]]
+
+
+@pytest.fixture
+def freeze(cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Freeze:
+    """Both kinds with a cache; fails where the model runs though `cached` promises that it does not."""
+    real = module.kept_residuals
+
+    def both(*, cached: bool, corpus: ParallelCorpus = corpus, profiles: bool = False, top: int = 4) -> tuple[Reference, Predictions]:
+        ran = []
+        monkeypatch.setattr(module, "kept_residuals", lambda *args, **rest: ran.append(1) or real(*args, **rest))
+        one = freeze_reference(cut, dictionaries, corpus, "en", batch_tokens=64, profiles=profiles, cache=tmp_path)
+        passes = len(ran)
+        other = freeze_predictions(cut, corpus, "en", top=top, batch_tokens=64, cache=tmp_path)
+        assert (passes == 0, len(ran) == passes) == (cached, cached)
+        return one, other
+
+    return both
+
+
+def test_frozen_once_read_again(freeze: Freeze) -> None:
+    first, second = freeze(cached=False), freeze(cached=True)
+    for one, other in zip(first, second, strict=True):
+        assert one.tensors().keys() == other.tensors().keys()
+        assert all(torch.equal(x, other.tensors()[name]) for name, x in one.tensors().items())
+    assert first[0].layers == second[0].layers
+
+
+def test_whatever_it_depends_on_makes_another_one(freeze: Freeze, cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
+    plain = freeze(cached=False)
+    # A word, the order, the context, the special tokens and the weights: all computed again, and the first one is still there.
+    other = replace(corpus, texts={code: (texts[0] + " x", *texts[1:]) for code, texts in corpus.texts.items()})
+    freeze(cached=False, corpus=other)
+    freeze(cached=False, corpus=replace(corpus, texts={code: texts[::-1] for code, texts in corpus.texts.items()}))
+    tokens, identity = cut.tokens, cut.identity
+    cut.tokens = Tokens(cut.tokenizer, 13)
+    freeze(cached=False)
+    cut.tokens = Tokens(cut.tokenizer, 12)
+    cut.tokens.special = torch.tensor([*cut.tokens.special.tolist(), 9])
+    freeze(cached=False)
+    cut.tokens = tokens
+    cut.identity = identity | {"sha256": "other weights"}
+    freeze(cached=False)
+    cut.identity = identity
+    again = freeze(cached=True)
+    assert torch.equal(again[0].total, plain[0].total)
+    with pytest.raises(AssertionError):
+        freeze(cached=True, profiles=True)
+    with pytest.raises(AssertionError):
+        freeze(cached=True, top=5)
+    # SAEs matter to the reference alone.
+    dictionaries[0].sae.W_dec.data[0] *= 2
+    with pytest.raises(AssertionError):
+        freeze(cached=False)
+
+
+def test_a_damaged_or_foreign_file_is_computed_again(freeze: Freeze, tmp_path: Path) -> None:
+    first = freeze(cached=False)
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == 2
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:200])
+    second = freeze(cached=False)
+    assert all(torch.equal(x, second[0].tensors()[name]) for name, x in first[0].tensors().items())
+    # Under the right name, with another identity inside.
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content.replace(b"float32", b"floatXX"))
+    freeze(cached=False)
+    assert [path.read_bytes() for path in paths] == contents
+    freeze(cached=True)
