@@ -399,6 +399,8 @@ class LossConfig(Section):
         gap = self.gap
         if gap.stop_when_closed and gap.weight == 0:
             raise ValueError("gap.stop_when_closed needs a gap term, but gap.weight is 0")
+        if self.control == "random_features" and self.retention.fit > 0:
+            raise ValueError("retention.fit would hold the fit of SAEs with random directions; with control=random_features set it to 0")
         if gap.norm_matched and gap.objective == "norm":
             raise ValueError("gap.norm_matched takes away the very norms that gap.objective=norm would train; use one of them")
         for what, chosen, objectives in (

@@ -67,7 +67,7 @@ def test_multirun_is_one_group_and_one_table(train: Train, runs: Runs, place: Pa
 def test_an_experiment_can_be_a_multirun(train: Train, runs: Runs, place: Path) -> None:
     chosen = ("experiment=method_comparison", "lang=ml", "loss=gap_and_retention,lm_only", "seed=0", "trainer.steps=2")
     assert train(*chosen, "hydra.sweep.dir=grid") == 0
-    assert [(config.loss.gap.weight, config.loss.target_lm, config.seed, config.trainer.steps) for config, _ in runs] == [(1, 0, 0, 2), (0, 1, 0, 2)]
+    assert [(config.loss.gap.weight, config.loss.target_lm, config.seed, config.trainer.steps) for config, _ in runs] == [(5, 0, 0, 2), (0, 1, 0, 2)]
     assert [folder for _, folder in runs] == [place / "grid" / "0", place / "grid" / "1"]
     assert {config.tracking.group for config, _ in runs} == {"grid"}
     assert {config.split for config, _ in runs} == {"dev"}, "an experiment sets values of the file that includes it"
@@ -221,7 +221,7 @@ def test_resume_with_agreeing_overrides(agreeing: str) -> None:
         ("seed=0", "seed: 3 there, 0 here"),
         ("lang=hi", 'lang: ["ml"] there, ["hi"] here'),
         ("loss=gap_only", "loss.retention.kl: 1.0 there, 0.0 here"),
-        ("experiment=gemma2_2b", "trainer.steps: 120 there, 500 here"),
+        ("experiment=gemma2_2b", "trainer.steps: 200 there, 500 here"),
         ("lang=xx", "unknown language 'xx'"),
         ("sede=3", "did you mean 'seed'"),
         ("hydra.run.dir=other", "does not go with resume"),

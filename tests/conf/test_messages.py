@@ -36,7 +36,7 @@ MISTAKES = {
     "compare_with_one_run": "analyze compare=tasks",
     "gap_that_is_not_measured": "analyze measures.gap=norm_matched",
     "causal_without_features": "analyze measures.parts=[causal]",
-    "no_weight": f"train lang=ml loss.gap.weight=0 loss.retention.kl=0 {FILES}",
+    "no_weight": f"train lang=ml loss=gap_only loss.gap.weight=0 {FILES}",
     "splits": f"train lang=ml corpus.splits.train=0.9 {FILES}",
     "sae_without_layer": f"train lang=ml sae.measuring.id=layer {FILES}",
     "several_values_without_multirun": f"train lang=ml,hi {FILES}",

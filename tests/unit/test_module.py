@@ -28,11 +28,14 @@ PEFT = yaml.safe_load((CONF / "peft" / "lora.yaml").read_text())
 TRAINER = yaml.safe_load((CONF / "trainer" / "default.yaml").read_text())
 LAYERS, WEIGHTS = (0, 2), torch.tensor([0.25, 0.75])
 OFF = {"weight": 0.0}
+WEIGHTED = ("kl", "lm", "activation", "norm", "fit", "target_kl")
 Make = Callable[..., GapModule]
 
 
 def loss_of(gap: dict[str, Any], retention: dict[str, Any], **rest: Any) -> LossConfig:
-    return LossConfig.model_validate(DEFAULT | {"gap": DEFAULT["gap"] | gap, "retention": DEFAULT["retention"] | {"kl": 0.0} | retention} | rest)
+    """The plain gap of weight 1 and nothing else, but for what is given."""
+    plain = {"gap": DEFAULT["gap"] | {"weight": 1.0, "norm_matched": False}, "retention": DEFAULT["retention"] | dict.fromkeys(WEIGHTED, 0.0)}
+    return LossConfig.model_validate(DEFAULT | {"gap": plain["gap"] | gap, "retention": plain["retention"] | retention} | rest)
 
 
 @pytest.fixture
