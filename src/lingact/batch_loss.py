@@ -16,7 +16,7 @@ from lingact.adapters import base_behaviour
 from lingact.config import LossConfig
 from lingact.data import AlignedBatch
 from lingact.features import encode, kept_residuals, next_token_nll, rescaled, token_activation
-from lingact.frozen import Predictions, Reference
+from lingact.frozen import Frozen
 from lingact.lm import LanguageModel
 from lingact.losses import (
     activation_gap,
@@ -69,8 +69,7 @@ class BatchLoss:
     Args:
         lm: the model with an adapter attached.
         dictionaries: the SAEs of the layers in the loss.
-        reference: the frozen reference on the training sentences, same layers.
-        predictions: the base model's next-token distributions of the languages whose KL is wanted; those of others are computed as they are needed.
+        frozen: what the base model gives on the training sentences, at the same layers.
         code: of the reference language; the other languages of a batch are targets.
         layer_weights: one for each layer in the loss, adding up to 1.
     """
@@ -79,16 +78,14 @@ class BatchLoss:
         self,
         lm: LanguageModel,
         dictionaries: Dictionaries,
-        reference: Reference,
-        predictions: dict[str, Predictions],
+        frozen: Frozen,
         code: str,
         layer_weights: Float[Tensor, " layer"],
         loss: LossConfig,
     ) -> None:
         self.lm = lm
         self.dictionaries = dictionaries
-        self.reference = reference
-        self.predictions = predictions
+        self.reference, self.predictions, self.anchors = frozen.reference, frozen.predictions, frozen.anchors
         self.code = code
         self.layer_weights = layer_weights.to(lm.device)
         self.loss = loss
@@ -118,7 +115,7 @@ class BatchLoss:
             means = _merged(means, merge)
         with self._full_precision():
             by_language = [
-                self._reference_terms(own, batch.sentences) if code == self.code else self._target_terms(own, batch.sentences)
+                self._reference_terms(own, batch.sentences) if code == self.code else self._target_terms(code, own, batch.sentences)
                 for code, own in means.items()
             ]
             names = dict.fromkeys(name for terms in by_language for name in terms)
@@ -144,20 +141,16 @@ class BatchLoss:
             return {}
         layers = self.layers if gap.weight or anchored else ()
         residuals, logits = kept_residuals(self.lm, batch, layers, logits=loss.target_lm > 0 or retention.target_kl > 0)
-        against_base = anchored or (gap.weight > 0 and gap.norm_matched)
-        base_logits_wanted = retention.target_kl > 0 and code not in self.predictions
-        base, base_logits = self._base(batch, layers if against_base else (), logits=base_logits_wanted)
         means: Means = {}
         with self._full_precision():
             if gap.weight > 0:
-                matched = {layer: rescaled(x, base[layer]) for layer, x in residuals.items()} if gap.norm_matched else residuals
-                means["gap"] = self.gap_means(batch, matched, sentences)
+                means["gap"] = self.gap_means(batch, self._norm_matched(code, batch, residuals) if gap.norm_matched else residuals, sentences)
             if logits is not None:
-                means |= self._prediction_means(code, batch, logits, base_logits, kl=retention.target_kl > 0, lm=loss.target_lm > 0)
+                means |= self._prediction_means(code, batch, logits, kl=retention.target_kl > 0, lm=loss.target_lm > 0)
             if retention.norm > 0:
-                means["norm"] = self._norm_means(residuals, base)
+                means["norm"] = self._norm_means(code, batch, residuals)
             if retention.fit > 0:
-                means |= self._fit_means("fit", residuals) | self._fit_means("base_fit", base)
+                means |= self._fit_means(residuals)
         return means
 
     def _reference_means(self, code: str, batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Means:  # noqa: ARG002 (as for targets)
@@ -167,16 +160,15 @@ class BatchLoss:
         if not (kl or anchored or retention.lm):
             return {}
         residuals, logits = kept_residuals(self.lm, batch, anchored, logits=kl or retention.lm > 0)
-        base, base_logits = self._base(batch, self.layers if retention.norm > 0 else (), logits=kl and code not in self.predictions)
         means: Means = {}
         with self._full_precision():
             if logits is not None:
-                means |= self._prediction_means(code, batch, logits, base_logits, kl=kl, lm=retention.lm > 0)
+                means |= self._prediction_means(code, batch, logits, kl=kl, lm=retention.lm > 0)
             if retention.activation > 0:
                 own = [token_activation(dictionary.encode(residuals[layer])) for layer, dictionary in self.dictionaries.items()]
                 means["activation"] = Mean.of(torch.stack(own, dim=1))
             if retention.norm > 0:
-                means["norm"] = self._norm_means(residuals, base)
+                means["norm"] = self._norm_means(code, batch, residuals)
         return means
 
     def gap_means(self, batch: TokenBatch, residuals: Residuals, sentences: Int[Tensor, " sentence"]) -> Mean:
@@ -218,37 +210,38 @@ class BatchLoss:
         sums = torch.zeros(int(batch.first.sum()), values.shape[1], device=values.device).index_add(0, occurrence, values)
         return Mean.of(sums / torch.bincount(occurrence, minlength=len(sums))[:, None])
 
-    def _prediction_means(self, code: str, batch: TokenBatch, logits: Tensor, base_logits: Tensor | None, *, kl: bool, lm: bool) -> Means:
+    def _norm_matched(self, code: str, batch: TokenBatch, residuals: Residuals) -> Residuals:
+        norms = self.anchors[code].norms(batch).to(self.layer_weights.device)
+        return {layer: rescaled(x, norms[:, row]) for row, (layer, x) in enumerate(residuals.items())}
+
+    def _prediction_means(self, code: str, batch: TokenBatch, logits: Tensor, *, kl: bool, lm: bool) -> Means:
         means: Means = {}
-        predicted = batch.keep[:, 1:].to(logits.device)
         if kl:
-            own = logits[:, :-1][predicted]
-            frozen = self.predictions.get(code)
-            if frozen is not None:
-                means["kl"] = Mean.of(frozen.kl(batch, own))
-            else:
-                assert base_logits is not None
-                means["kl"] = Mean.of(kl_per_token(base_logits[:, :-1][predicted], own))
+            predicted = batch.keep[:, 1:].to(logits.device)
+            own, frozen = logits[:, :-1][predicted], self.predictions.get(code)
+            means["kl"] = Mean.of(frozen.kl(batch, own) if frozen is not None else kl_per_token(self._base_logits(batch)[:, :-1][predicted], own))
         if lm:
             means["lm"] = Mean.of(next_token_nll(logits, batch)[0])
         return means
 
-    def _norm_means(self, residuals: Residuals, base: Residuals) -> Mean:
-        return Mean.of(torch.stack([squared_log_ratio(residuals[layer].norm(dim=-1), base[layer].norm(dim=-1)) for layer in self.layers], dim=1))
-
-    def _fit_means(self, name: str, residuals: Residuals) -> Means:
-        """Mean squared error of the SAEs, mean squared norm and mean residual, of which FVU is made."""
-        xs = torch.stack([residuals[layer] for layer in self.layers], dim=1)
-        guesses = torch.stack([d.decode(d.encode(residuals[layer])) for layer, d in self.dictionaries.items()], dim=1)
-        values = {"error": (xs - guesses).square().sum(dim=-1), "square": xs.square().sum(dim=-1), "mean": xs}
-        return {f"{name}/{part}": Mean.of(value) for part, value in values.items()}
-
-    def _base(self, batch: TokenBatch, layers: tuple[int, ...], *, logits: bool = False) -> tuple[Residuals, Tensor | None]:
-        """What the model gives with its adapter off, without gradient; nothing where nothing is asked for."""
-        if not layers and not logits:
-            return {}, None
+    def _base_logits(self, batch: TokenBatch) -> Float[Tensor, "batch seq vocabulary"]:
+        """With the adapter off, without gradient."""
         with torch.no_grad(), base_behaviour(self.lm.model):
-            return kept_residuals(self.lm, batch, layers, logits=logits)
+            _, logits = kept_residuals(self.lm, batch, (), logits=True)
+        assert logits is not None
+        return logits
+
+    def _norm_means(self, code: str, batch: TokenBatch, residuals: Residuals) -> Mean:
+        base = self.anchors[code].norms(batch).to(self.layer_weights.device)
+        ratios = [squared_log_ratio(residuals[layer].norm(dim=-1), base[:, row]) for row, layer in enumerate(self.layers)]
+        return Mean.of(torch.stack(ratios, dim=1))
+
+    def _fit_means(self, residuals: Residuals) -> Means:
+        """Mean squared error of the SAEs, mean squared norm and mean residual, of which FVU is made."""
+        x = torch.stack([residuals[layer] for layer in self.layers], dim=1)
+        guess = torch.stack([d.decode(d.encode(residuals[layer])) for layer, d in self.dictionaries.items()], dim=1)
+        values = {"error": (x - guess).square().sum(dim=-1), "square": x.square().sum(dim=-1), "mean": x}
+        return {f"fit/{name}": Mean.of(value) for name, value in values.items()}
 
     def _full_precision(self) -> torch.autocast:
         """The terms are computed in float32, whatever the precision of the passes: bf16 would leave a loss of three digits."""
@@ -256,7 +249,7 @@ class BatchLoss:
 
     # --- terms of means --------------------------------------------------------------------------------------------------------------------------
 
-    def _target_terms(self, means: Means, sentences: Int[Tensor, " sentence"]) -> Terms:
+    def _target_terms(self, code: str, means: Means, sentences: Int[Tensor, " sentence"]) -> Terms:
         terms: Terms = {}
         if "gap" in means:
             terms["gap"] = self.gap(means["gap"], sentences)
@@ -267,8 +260,8 @@ class BatchLoss:
         if "norm" in means:
             terms["norm"] = self.layer_weights @ means["norm"].value
         if "fit/error" in means:
-            after, base = (fvu(*(means[f"{name}/{part}"].value for part in ("error", "square", "mean"))) for name in ("fit", "base_fit"))
-            terms["fit"] = fit_loss(after, base, self.layer_weights)
+            after = fvu(*(means[f"fit/{name}"].value for name in ("error", "square", "mean")))
+            terms["fit"] = fit_loss(after, self.anchors[code].fvu(sentences).to(self.layer_weights.device), self.layer_weights)
         return terms
 
     def _reference_terms(self, means: Means, sentences: Int[Tensor, " sentence"]) -> Terms:

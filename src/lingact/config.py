@@ -518,7 +518,8 @@ class TrainerConfig(Section):
     steps: PositiveInt
     sentences: PositiveInt
     """Aligned sentences per optimiser step; each gives one text per target language and one in the reference."""
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    """Of the passes; for base weights in bfloat16 set model.dtype. The adapter and the loss terms stay in float32."""
     gradient_clip: PositiveFloat
     micro_batch: PositiveInt | None
     """Sentences that are read at once, for less memory: loss and gradient stay those of all `sentences`. None: all at once, and fewer by itself

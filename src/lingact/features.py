@@ -21,9 +21,9 @@ def kept_residuals(
     return {layer: x[keep].float() for layer, x in residuals.items()}, scores
 
 
-def rescaled(x: Float[Tensor, "token d_model"], like: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-    """`x` with each token's norm set to that of `like`: what is left of a change when loudness is taken away."""
-    return x * (like.norm(dim=-1, keepdim=True) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+def rescaled(x: Float[Tensor, "token d_model"], norms: Float[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+    """`x` with each token's norm set to a given one: what is left of a change when loudness is taken away."""
+    return x * (norms / x.norm(dim=-1).clamp_min(1e-12))[:, None]
 
 
 def rescaled_to(x: Float[Tensor, "token d_model"], norm: float) -> Float[Tensor, "token d_model"]:

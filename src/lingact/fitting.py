@@ -2,7 +2,11 @@
 
 import logging
 import math
+import signal
+import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +33,7 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
         UserError: the loss is no finite number any more; the adapter as it was before is in `checkpoints/last_good`.
     """
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+    from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint, TQDMProgressBar
 
     class Progress(TQDMProgressBar):
         def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:  # noqa: ARG002 (Lightning's)
@@ -58,6 +62,7 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
         enable_model_summary=False,
         callbacks=[
             Progress(refresh_rate=1, leave=True),
+            LambdaCallback(on_train_start=_own_handler_of_sigterm()),
             ModelCheckpoint(
                 dirpath=checkpoints, filename="last", every_n_train_steps=config.trainer.checkpoint_every, save_top_k=1, enable_version_counter=False
             ),
@@ -71,11 +76,14 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # between Lightning and torch
         try:
-            trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+            with _alone_after_failure(trainer):
+                trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
         except SystemExit as stopped:
             # Lightning turns an interrupt into an exit of its own.
             raise KeyboardInterrupt from stopped
         except Diverged as error:
+            if not run.first:  # All processes have the same loss and gradient; the first one tells.
+                return trainer
             good = checkpoints / "last_good"
             identity = module.batch_loss.lm.identity
             save_adapter(module.model, good, identity["name"], identity["sha256"])  # pyrefly: ignore[bad-argument-type]
@@ -89,3 +97,35 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
     # Lightning leaves the model on the CPU.
     module.model.to(device)
     return trainer
+
+
+def _own_handler_of_sigterm() -> Callable[..., None]:
+    """A hook that puts back the handler of SIGTERM that is there now.
+
+    Lightning's sends the other processes a message, which they do not take while they wait for this one in the middle of a step: all stand still.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def put_back(*_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+    return put_back
+
+
+@contextmanager
+def _alone_after_failure(trainer: "pl.Trainer") -> Iterator[None]:
+    """Where training fails, end the processes that Lightning has started beside this one: they would wait for it.
+
+    They are forgotten, too. Lightning watches them, and would kill this process for their deaths some seconds later, in the middle of whatever it
+    does then, such as the next job of a sweep.
+    """
+    try:
+        yield
+    except BaseException:
+        processes = getattr(trainer.strategy.launcher, "procs", [])
+        for process in processes:
+            process.kill()
+            process.wait()
+        processes.clear()
+        raise

@@ -21,7 +21,7 @@ from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.features import kept_residuals, token_activation
 from lingact.lm import LanguageModel
-from lingact.losses import kl_over_top, top_part
+from lingact.losses import fvu, kl_over_top, top_part
 from lingact.measure import ACTIVE_SHARE
 from lingact.passes import token_bar
 from lingact.sae import Dictionaries, weights_digest
@@ -137,13 +137,58 @@ class Predictions:
 
     def kl(self, batch: TokenBatch, logits: Float[Tensor, "predicted vocabulary"]) -> Float[Tensor, " predicted"]:
         """KL(base || other) in nats at each predicted token of a batch of whole sentences, all tokens outside the top counted as one."""
-        start = self.start.tolist()
-        rows = torch.cat([torch.arange(start[s], start[s + 1]) for s in batch.sentence[batch.first].tolist()])
+        rows = _rows(self.start, batch)
         return kl_over_top(self.ids[rows].to(logits.device).long(), self.scores[rows].to(logits.device), logits)
 
     def tensors(self) -> Tensors:
         """All tensors by name."""
         return {"start": self.start, "ids": self.ids, "scores": self.scores}
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One language: what its residual norms and the SAEs' fit to it are held to. Axes: layers in the order of the loss."""
+
+    start: Int[Tensor, " boundary"]
+    """First row of each sentence, and the number of rows; rows are the kept tokens in the order of the corpus."""
+    norm: Float[Tensor, "row layer"]
+    """Residual norm of each token."""
+    error: Float[Tensor, "sentence layer"]
+    """Sum of squared reconstruction errors."""
+    square: Float[Tensor, "sentence layer"]
+    """Sum of squared residual norms."""
+    residual: Float[Tensor, "sentence layer d_model"]
+    """Sum of residuals."""
+
+    def norms(self, batch: TokenBatch) -> Float[Tensor, "token layer"]:
+        """Of the kept tokens of a batch of whole sentences."""
+        return self.norm[_rows(self.start, batch)]
+
+    def fvu(self, sentences: Int[Tensor, " chosen"]) -> Float[Tensor, " layer"]:
+        """FVU over the tokens of some sentences, each as often as it is named."""
+        tokens = self.start.diff()[sentences].sum()
+        return fvu(*(sums[sentences].sum(dim=0) / tokens for sums in (self.error, self.square, self.residual)))
+
+    def tensors(self) -> Tensors:
+        """All tensors by name."""
+        return {name: getattr(self, name) for name in ("start", "norm", "error", "square", "residual")}
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """All that a loss takes from the base model."""
+
+    reference: Reference
+    predictions: dict[str, Predictions]
+    """Of the languages whose KL is wanted; that of others is computed as it is needed."""
+    anchors: dict[str, Anchor]
+    """Of the languages whose norms or fit are held to the base model's."""
+
+
+def _rows(start: Int[Tensor, " boundary"], batch: TokenBatch) -> Int[Tensor, " row"]:
+    """Rows of a batch whose sentences are whole, in its order."""
+    bounds = start.tolist()
+    return torch.cat([torch.arange(bounds[s], bounds[s + 1]) for s in batch.sentence[batch.first].tolist()])
 
 
 def freeze_reference(
@@ -230,6 +275,40 @@ def freeze_predictions(
     frozen = Predictions(start, torch.cat(ids).int(), torch.cat(scores))
     _save(cache, identity, frozen.tensors())
     return frozen
+
+
+def freeze_anchor(
+    lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, *, batch_tokens: int, cache: Path | None = None
+) -> Anchor:
+    """One language's residual norms and the SAEs' fit under the base model, from the cache or by one pass over it.
+
+    Args:
+        cache: folder; None: compute, and keep nothing.
+    """
+    layers, texts = tuple(dictionaries), corpus.texts[code]
+    identity = _identity("anchor", lm, texts, layers=list(layers), saes=weights_digest(dictionaries), batch_tokens=batch_tokens)
+    known = _load(cache, identity)
+    if known is not None:
+        return Anchor(**known)
+    norms: list[Tensor] = [torch.empty(0)] * len(texts)
+    d_model = next(iter(dictionaries.values())).sae.cfg.d_in
+    error, square = (torch.zeros(len(texts), len(layers)) for _ in range(2))
+    residual = torch.zeros(len(texts), len(layers), d_model)
+    with torch.no_grad(), token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, base_behaviour(lm.model):
+        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), batch_tokens):
+            residuals, _ = kept_residuals(lm, batch, layers)
+            sentence = batch.kept_sentence
+            x = torch.stack([residuals[layer] for layer in layers], dim=1)
+            wrong = torch.stack([residuals[layer] - d.decode(d.encode(residuals[layer])) for layer, d in dictionaries.items()], dim=1)
+            for sums, values in ((error, wrong.square().sum(dim=-1)), (square, x.square().sum(dim=-1)), (residual, x)):
+                sums.index_add_(0, sentence, values.cpu())
+            own = x.norm(dim=-1).cpu()
+            for place in sentence.unique().tolist():
+                norms[place] = own[sentence == place]
+            bar.update(batch.size())
+    found = Anchor(torch.tensor([0, *map(len, norms)]).cumsum(0), torch.cat(norms), error, square, residual)
+    _save(cache, identity, found.tensors())
+    return found
 
 
 def _whole_sentences(lm: LanguageModel, windows: Sequence[list[Window]], batch_tokens: int) -> Iterator[TokenBatch]:

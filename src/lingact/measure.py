@@ -180,7 +180,7 @@ def _forward(lm: LanguageModel, batch: TokenBatch, layers: tuple[int, ...], want
         predictions[BASE] = (nll, torch.zeros_like(nll), batch.predicted_sentence)
     if wanted.adapter:
         residuals[ADAPTER], logits = kept_residuals(lm, batch, layers, logits=wanted.language_model)
-        residuals[NORM_MATCHED] = {layer: rescaled(x, base[layer]) for layer, x in residuals[ADAPTER].items()}
+        residuals[NORM_MATCHED] = {layer: rescaled(x, base[layer].norm(dim=-1)) for layer, x in residuals[ADAPTER].items()}
         if logits is not None and base_logits is not None:
             nll, mask = next_token_nll(logits, batch)
             kl = kl_per_token(base_logits[:, :-1][mask], logits[:, :-1][mask])

@@ -1,19 +1,24 @@
 """Jobs through the real command line, on the small organism and few sentences."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lingact import cli
 
 CONF = Path(__file__).parents[2] / "conf"
+ROOT = CONF.parent
 Start = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def start(small_organism: Path) -> Start:
-    """`start("train", folder, overrides...)`: exit code of a run in that folder."""
+def arguments(small_organism: Path) -> Callable[..., list[str]]:
+    """`arguments("train", folder, overrides...)`: what stands on the command line of a run in that folder."""
     few = [
         f"model.name={small_organism}/model",
         f"sae.measuring.release={small_organism}/sae",
@@ -24,10 +29,28 @@ def start(small_organism: Path) -> Start:
     ]
     short = ["trainer.steps=7", "trainer.sentences=4", "trainer.checkpoint_every=2", "optim.warmup_steps=2", "cache=null"]
 
-    def run(job: str, folder: Path | None, *overrides: str) -> int:
+    def of(job: str, folder: Path | None, *overrides: str) -> list[str]:
         where = [f"hydra.run.dir={folder}"] if folder else []
         flags = [text for text in overrides if text.startswith("-")]  # argparse wants them before the first override
         given = [text for text in overrides if text not in flags]
-        return cli.main(job, CONF, [*flags, *few, *(short if job == "train" else []), *where, *given])
+        return [*flags, *few, *(short if job == "train" else []), *where, *given]
 
-    return run
+    return of
+
+
+@pytest.fixture(scope="session")
+def start(arguments: Callable[..., list[str]]) -> Start:
+    """`start("train", folder, overrides...)`: exit code of a run in that folder."""
+    return lambda job, folder, *overrides: cli.main(job, CONF, arguments(job, folder, *overrides))
+
+
+@pytest.fixture(scope="session")
+def command(arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """`command(folder, overrides...)`: the command that does in a process of its own what `start("train", ...)` does in this one, without W&B."""
+    return lambda folder, *overrides: [sys.executable, str(ROOT / "train.py"), *arguments("train", folder, "lang=ml", "tracking=none", *overrides)]
+
+
+def launch(command: list[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
+    """A process whose errors and progress bars go into a file; a pipe that nobody reads would fill up."""
+    with log.open("wb") as errors:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, **more)

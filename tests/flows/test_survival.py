@@ -24,10 +24,9 @@ from safetensors.torch import load_file, save_file
 from lingact import adapters, cli
 from lingact.workflows import analyze, evaluate, train
 
-from .conftest import CONF, Start
+from .conftest import CONF, ROOT, Start, launch
 
 ALONE = ("lang=ml", "tracking=none")
-ROOT = CONF.parent
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -53,26 +52,6 @@ def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     assert start("train", folder, *ALONE) == 0
     return folder
-
-
-@pytest.fixture
-def command(start: Start) -> Callable[..., list[str]]:
-    """`command(folder, overrides...)`: the command line of what `start("train", ...)` does in this process."""
-
-    def of(folder: Path, *overrides: str) -> list[str]:
-        given: list[str] = []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli, "main", lambda _job, _conf, argv: given.extend(argv) or 0)
-            start("train", folder, *ALONE, *overrides)
-        return [sys.executable, str(ROOT / "train.py"), *given]
-
-    return of
-
-
-def launch(command: list[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
-    """A process whose errors and progress bars go into a file; a pipe that nobody reads would fill up."""
-    with log.open("wb") as errors:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, **more)
 
 
 # --- kills ---------------------------------------------------------------------------------------------------------------------------------------

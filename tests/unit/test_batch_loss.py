@@ -15,7 +15,7 @@ from lingact.config import LoraAdapter, LossConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatch
 from lingact.features import kept_residuals
-from lingact.frozen import freeze_predictions, freeze_reference
+from lingact.frozen import Frozen, freeze_anchor, freeze_predictions, freeze_reference
 from lingact.lm import LanguageModel
 from lingact.sae import Dictionaries
 from lingact.tokens import TokenBatch, Tokens
@@ -42,6 +42,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
     lm.tokens = Tokens(lm.tokenizer, 12)
     chosen = {layer: dictionaries[layer] for layer in LAYERS}
     frozen = freeze_reference(lm, chosen, corpus, "en", batch_tokens=64, profiles=True)
+    anchors = {code: freeze_anchor(lm, chosen, corpus, code, batch_tokens=64) for code in ("en", "es", "hi")}
 
     def loss(
         gap: dict[str, Any], retention: dict[str, Any] | None = None, *, shuffled: bool = False, dropout: float = 0.0, top: int = 0, **rest: Any
@@ -55,7 +56,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
                 if "lora_B" in name:
                     parameter.data = 0.05 * torch.randn(parameter.shape, generator=random)
         reference = frozen.shuffled(0) if shuffled else frozen
-        return BatchLoss(lm, chosen, reference, predictions, "en", WEIGHTS, loss_of(gap, retention or {}, **rest))
+        return BatchLoss(lm, chosen, Frozen(reference, predictions, anchors), "en", WEIGHTS, loss_of(gap, retention or {}, **rest))
 
     return loss
 
@@ -76,7 +77,8 @@ def total(terms: Terms) -> Tensor:
 
 def of_reference(loss: BatchLoss, batch: AlignedBatch) -> float:
     """The gap term if the reference's own text under the base model were the target."""
-    residuals, _ = loss._base(batch.texts["en"], LAYERS)
+    with torch.no_grad(), base_behaviour(loss.lm.model):
+        residuals, _ = kept_residuals(loss.lm, batch.texts["en"], LAYERS)
     return float(loss.gap(loss.gap_means(batch.texts["en"], residuals, batch.sentences), batch.sentences))
 
 

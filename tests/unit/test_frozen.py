@@ -11,7 +11,7 @@ from torch import Tensor
 from lingact import frozen as module
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.frozen import Predictions, Reference, freeze_predictions, freeze_reference
+from lingact.frozen import Anchor, Predictions, Reference, freeze_anchor, freeze_predictions, freeze_reference
 from lingact.lm import LanguageModel
 from lingact.losses import kl_per_token
 from lingact.sae import Dictionaries
@@ -117,27 +117,45 @@ def test_kl_of_predictions_against_the_base_models_own_logits(cut: LanguageModel
         assert found.sum() > 0.1 * exact.sum()
 
 
+# --- anchors ---
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_anchors_against_one_sentence_at_a_time(layer: int, cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
+    frozen, own, sae = freeze_anchor(cut, dictionaries, corpus, "en", batch_tokens=64), alone(cut, corpus, layer), dictionaries[layer].sae
+    windows = cut.tokens.by_sentence(corpus.texts["en"])
+    chosen = [7, 2, 7, 9]  # one of them twice, in no order
+    batch = cut.tokens.collate([w for s in chosen for w in windows[s]])
+    torch.testing.assert_close(frozen.norms(batch)[:, layer], torch.cat([own[s].norm(dim=-1) for s in chosen]))
+    x = torch.cat([own[s] for s in chosen])
+    expected = (x - sae.decode(sae.encode(x))).square().sum() / (x - x.mean(dim=0)).square().sum()
+    torch.testing.assert_close(frozen.fvu(torch.tensor(chosen))[layer], expected, rtol=1e-4, atol=0)
+
+
 # --- the cache ---
 
 
-Freeze = Callable[..., tuple[Reference, Predictions]]
+Freeze = Callable[..., tuple[Reference, Predictions, Anchor]]
 
 
 @pytest.fixture
 def freeze(cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Freeze:
-    """Both kinds with a cache; fails where the model runs though `cached` promises that it does not."""
+    """All kinds with a cache; fails where the model runs though `cached` promises that it does not."""
     real = module.kept_residuals
 
-    def both(*, cached: bool, corpus: ParallelCorpus = corpus, profiles: bool = False, top: int = 4) -> tuple[Reference, Predictions]:
+    def all_three(*, cached: bool, corpus: ParallelCorpus = corpus, profiles: bool = False, top: int = 4) -> tuple[Reference, Predictions, Anchor]:
         ran = []
         monkeypatch.setattr(module, "kept_residuals", lambda *args, **rest: ran.append(1) or real(*args, **rest))
         one = freeze_reference(cut, dictionaries, corpus, "en", batch_tokens=64, profiles=profiles, cache=tmp_path)
-        passes = len(ran)
+        passes = [len(ran)]
         other = freeze_predictions(cut, corpus, "en", top=top, batch_tokens=64, cache=tmp_path)
-        assert (passes == 0, len(ran) == passes) == (cached, cached)
-        return one, other
+        passes.append(len(ran) - sum(passes))
+        third = freeze_anchor(cut, dictionaries, corpus, "en", batch_tokens=64, cache=tmp_path)
+        passes.append(len(ran) - sum(passes))
+        assert [count == 0 for count in passes] == [cached] * 3
+        return one, other, third
 
-    return both
+    return all_three
 
 
 def test_frozen_once_read_again(freeze: Freeze) -> None:
@@ -170,7 +188,7 @@ def test_whatever_it_depends_on_makes_another_one(freeze: Freeze, cut: LanguageM
         freeze(cached=True, profiles=True)
     with pytest.raises(AssertionError):
         freeze(cached=True, top=5)
-    # SAEs matter to the reference alone.
+    # Predictions know no SAE; the other two do.
     dictionaries[0].sae.W_dec.data[0] *= 2
     with pytest.raises(AssertionError):
         freeze(cached=False)
@@ -179,7 +197,7 @@ def test_whatever_it_depends_on_makes_another_one(freeze: Freeze, cut: LanguageM
 def test_a_damaged_or_foreign_file_is_computed_again(freeze: Freeze, tmp_path: Path) -> None:
     first = freeze(cached=False)
     paths = sorted(tmp_path.iterdir())
-    assert len(paths) == 2
+    assert len(paths) == 3
     for path in paths:
         path.write_bytes(path.read_bytes()[:200])
     second = freeze(cached=False)

@@ -16,7 +16,7 @@ from lingact.config import LoraAdapter, LossConfig, OptimConfig, TrainerConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
-from lingact.frozen import freeze_reference
+from lingact.frozen import Frozen, freeze_reference
 from lingact.lm import LanguageModel
 from lingact.module import Diverged, GapModule
 from lingact.sae import Dictionaries
@@ -57,7 +57,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
                     parameter.data = 0.05 * torch.randn(parameter.shape, generator=random)
         optim = OptimConfig(lr=0.003, weight_decay=0, warmup_steps=0)
         settings = TrainerConfig.model_validate(TRAINER | {"steps": 20} | (trainer or {}))
-        return GapModule(BatchLoss(lm, chosen, frozen, {}, "en", WEIGHTS, loss_of(gap, retention or {}, **rest)), optim, settings, 0)
+        return GapModule(BatchLoss(lm, chosen, Frozen(frozen, {}, {}), "en", WEIGHTS, loss_of(gap, retention or {}, **rest)), optim, settings, 0)
 
     return module
 

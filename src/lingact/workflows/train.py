@@ -18,7 +18,7 @@ from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
-from lingact.frozen import Predictions, freeze_predictions, freeze_reference
+from lingact.frozen import Frozen, Predictions, freeze_anchor, freeze_predictions, freeze_reference
 from lingact.inference import check_enough
 from lingact.measure import Measurement, Wanted, measure
 from lingact.module import GapModule
@@ -107,7 +107,8 @@ def batch_loss(config: TrainConfig, instruments: Instruments, corpus: ParallelCo
     if config.loss.control == "shuffled_pairs":
         frozen = frozen.shuffled(config.seed)
     predictions = base_predictions(config, instruments, text)
-    return BatchLoss(lm, dictionaries, frozen, predictions, reference, _layer_weights(config, layers), config.loss)
+    anchors = {code: freeze_anchor(lm, dictionaries, text, code, batch_tokens=config.batch_tokens, cache=config.cache) for code in anchored(config)}
+    return BatchLoss(lm, dictionaries, Frozen(frozen, predictions, anchors), reference, _layer_weights(config, layers), config.loss)
 
 
 def raw_terms(history: pd.DataFrame) -> pd.DataFrame:
@@ -151,6 +152,14 @@ def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus
     return ParallelCorpus(
         spoken.name, spoken.ids, spoken.texts | {code: corpus.texts[other] for code, other in zip(config.lang, others, strict=False)}
     )
+
+
+def anchored(config: TrainConfig) -> tuple[str, ...]:
+    """The languages whose norms or fit the loss compares with the base model's."""
+    gap, retention = config.loss.gap, config.loss.retention
+    if retention.norm > 0:
+        return (*config.lang, config.languages.reference)
+    return config.lang if retention.fit > 0 or (gap.weight > 0 and gap.norm_matched) else ()
 
 
 def base_predictions(config: TrainConfig, instruments: Instruments, text: ParallelCorpus) -> dict[str, Predictions]:

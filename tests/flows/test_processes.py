@@ -1,0 +1,177 @@
+"""Training in several processes, with workers, in lower precision and with a cache: what comes out is what one plain process gives."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lingact import adapters, cli
+from lingact.config import ModelConfig
+from lingact.lm import load_model
+
+from .conftest import CONF, Start, launch
+
+SMALL = ("lang=ml", "tracking=none", "languages.high=[]", "languages.low=[ml]")
+FIRST_LAYER = ("loss=gap_only", "loss.gap.layers=[0]", "trainer.steps=40")
+"""The adapters of later layers get no gradient; and there is time for an interruption."""
+
+
+def losses(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "tables" / "loss.csv")
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / adapters.WEIGHTS)
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "manifest.json").read_text())["status"]
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """All that a run found."""
+    found = [folder / "adapter" / adapters.WEIGHTS, folder / "summary.json", *sorted((folder / "tables").iterdir())]
+    return {path.name: path.read_bytes() for path in found}
+
+
+def files(folder: Path) -> dict[str, int]:
+    """All files below a folder, and when each was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The processes whose command names this folder."""
+    lines = subprocess.run(("ps", "-A", "-ww", "-o", "pid=,args="), capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if str(folder) in line]
+
+
+def same_training(one: Path, other: Path) -> None:
+    pd.testing.assert_frame_equal(losses(one), losses(other), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(adapter(one), adapter(other), rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, without anything of what is tried here."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    assert start("train", folder, *SMALL) == 0
+    return folder
+
+
+# --- two processes -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_as_one_does(command: Callable[..., list[str]], one: Path, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert launch(command(folder, *SMALL, "trainer.devices=2"), log).wait() == 0, log.read_text()
+    assert not processes_of(folder)
+    bars = {line.partition(":")[0].rstrip() for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
+    assert bars == {"freezing en", "freezing ml", "Training", "Epoch 0", "measuring"}, "nothing else is said"
+    assert status(folder) == "complete"
+    assert files(folder).keys() == files(one).keys()
+    same_training(folder, one)
+    found, expected = (json.loads((run / "summary.json").read_text()) for run in (folder, one))
+    assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
+def test_two_processes_are_interrupted_together_and_go_on(command: Callable[..., list[str]], start: Start, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+
+    def interrupted(command: list[str], interrupt: Callable[[subprocess.Popen[bytes]], None]) -> None:
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = launch(command, log, start_new_session=True)
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        assert len(processes_of(folder)) == 2
+        interrupt(process)
+        assert process.wait(60) == 130, log.read_text()
+        assert status(folder) == "interrupted"
+        assert not processes_of(folder)
+        assert log.read_text().endswith(f"\nInterrupted. To go on: python train.py resume={folder}\n")
+
+    first = command(folder, *SMALL, *FIRST_LAYER, "trainer.devices=2")
+    resume = [*first[:2], f"resume={folder}"]
+    interrupted(first, lambda process: process.send_signal(signal.SIGTERM))  # as a scheduler does, to the first one alone
+    interrupted(resume, lambda process: os.killpg(process.pid, signal.SIGINT))  # as Ctrl-C does, to both
+    assert launch(resume, log).wait() == 0, log.read_text()
+    assert start("train", tmp_path / "one", *SMALL, *FIRST_LAYER) == 0
+    same_training(folder, tmp_path / "one")
+
+
+def test_two_processes_that_diverge_say_so_once(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert launch(command(folder, *SMALL, "trainer.devices=2", "optim.lr=1e30"), log).wait() == 2, log.read_text()
+    assert not processes_of(folder)
+    assert log.read_text().count("training stopped at step 1") == 1
+    assert "Traceback" not in log.read_text()
+    assert status(folder) == "failed"
+    assert (folder / "checkpoints" / "last_good" / adapters.WEIGHTS).exists()
+
+
+# --- workers, precision, cache -------------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_change_nothing_not_even_after_an_interruption(
+    start: Start, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, real, steps = tmp_path / "run", torch.optim.AdamW.step, itertools.count(1)
+
+    def step(self: torch.optim.AdamW, closure: Callable[[], Any] | None = None) -> Any:
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return real(self, closure)
+
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")  # without it the tokenizers may warn of forks
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert start("train", folder, *SMALL, "trainer.workers=2") == 130
+    assert not multiprocessing.active_children()
+    assert cli.main("train", CONF, [f"resume={folder}"]) == 0
+    assert not multiprocessing.active_children()
+    assert results(folder) == results(one)
+    said = capfd.readouterr().err
+    assert "fork" not in said
+    assert "arning" not in said
+
+
+@pytest.mark.parametrize(("override", "dtype"), [("trainer.precision=bf16-mixed", "float32"), ("model.dtype=bfloat16", "bfloat16")])
+def test_in_bfloat16_training_is_nearly_the_same(override: str, dtype: str, start: Start, one: Path, small_organism: Path, tmp_path: Path) -> None:
+    assert start("train", tmp_path / "run", *SMALL, override) == 0
+    # Rounding adds up from step to step.
+    totals = [losses(folder)["loss/total"][:3].to_numpy() for folder in (tmp_path / "run", one)]
+    assert totals[0] == pytest.approx(totals[1], rel=0.05)
+    assert (totals[0] != totals[1]).all()
+    assert {tensor.dtype for tensor in adapter(tmp_path / "run").values()} == {torch.float32}
+    lm = load_model(ModelConfig(name=f"{small_organism}/model", revision=None, dtype=dtype, attention="eager", context=512), "cpu")
+    adapters.load_adapter(lm.model, str(tmp_path / "run"))
+
+
+def test_a_cache_saves_the_pass_over_the_text_and_changes_nothing(start: Start, one: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cache = tmp_path / "cache"
+
+    def trained(name: str, *overrides: str) -> str:
+        """What it said."""
+        assert start("train", tmp_path / name, *SMALL, f"cache={cache}", *overrides) == 0
+        return capfd.readouterr().err
+
+    assert "freezing en" in trained("first")
+    kept = files(cache)
+    assert kept
+    assert "freezing" not in trained("second")
+    assert "freezing" not in trained("other_seed", "seed=5", "trainer.steps=1")
+    assert files(cache) == kept
+    assert results(tmp_path / "first") == results(tmp_path / "second") == results(one)
+    assert "freezing en" in trained("other_sentences", "corpus.max_sentences=50", "trainer.steps=1")
+    assert files(cache).keys() > kept.keys()
