@@ -85,7 +85,8 @@ class BatchLoss:
     ) -> None:
         self.lm = lm
         self.dictionaries = dictionaries
-        self.reference, self.predictions, self.anchors = frozen.reference, frozen.predictions, frozen.anchors
+        self.frozen = frozen
+        self.reference, self.predictions, self.anchors = frozen.aims, frozen.predictions, frozen.anchors
         self.code = code
         self.layer_weights = layer_weights.to(lm.device)
         self.loss = loss
@@ -127,6 +128,8 @@ class BatchLoss:
             return read(code, batch, sentences)
         # After Gao et al. (arXiv 2101.06983): means first, then the gradient of each part from theirs.
         total: Means = {}
+        # On the device, because torch repeats the random numbers of those devices alone whose tensors are among the arguments.
+        sentences = sentences.to(self.lm.device)
         for piece in batch.split(part):
             found = checkpoint(read, code, piece, sentences, use_reentrant=False)
             total = {name: total[name] + mean if name in total else mean for name, mean in found.items()}
@@ -194,7 +197,7 @@ class BatchLoss:
                 short = [pre_activation_hinge(z[:, at], aim) for z, at, aim in zip(pre, chosen, aims, strict=True)]
                 return Mean.of(torch.stack(short, dim=1))
             case "contrastive":
-                return _sentence_means(torch.stack([residuals[layer] for layer in self.layers], dim=1), batch, sentences.unique())
+                return _sentence_means(torch.stack([residuals[layer] for layer in self.layers], dim=1), batch, sentences.unique().cpu())
             case "diffmean":
                 return Mean.of(torch.stack([residuals[layer] for layer in self.layers], dim=1))
 
@@ -271,7 +274,7 @@ class BatchLoss:
         if "lm" in means:
             terms["reference_lm"] = means["lm"].value
         if "activation" in means:
-            before = self.reference.activation_of(sentences).to(self.layer_weights.device)
+            before = self.frozen.reference.activation_of(sentences).to(self.layer_weights.device)
             terms["reference_activation"] = activation_gap(means["activation"].value, before, self.layer_weights, one_sided=False)
         if "norm" in means:
             terms["norm"] = self.layer_weights @ means["norm"].value

@@ -30,10 +30,19 @@ class Variants:
 
 
 def gap_closed(before: Draws, after: Draws, rows: Sequence[int]) -> Float[np.ndarray, " draw"]:
-    """`1 - sum_l |g_after| / sum_l |g_before|` over the given layers; nan where there are none."""
+    """`1 - sum_l |g_after| / sum_l |g_before|` over the given layers; nan where there are none.
+
+    In the resamples each gap counts with the sign that it has in the sample: the size of a gap near zero would grow by resampling alone, and the
+    interval would lie below the estimate. Where a gap is fully closed the interval is still too narrow (it held the truth in about 70 % of simulated
+    corpora, and in 96 % where .93 was closed), because the estimate cannot exceed 1.
+    """
     if not rows:
         return np.full(len(before), np.nan)
-    return 1 - np.abs(after[:, rows]).sum(axis=1) / np.abs(before[:, rows]).sum(axis=1)
+
+    def size(gaps: Draws) -> Float[np.ndarray, " draw"]:
+        return (np.sign(gaps[:1, rows]) * gaps[:, rows]).sum(axis=1)
+
+    return 1 - size(after) / size(before)
 
 
 def overshoot(before: Draws, after: Draws) -> Draws:

@@ -35,7 +35,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lingact import sweep
 from lingact.config import SCHEMAS, FilesCorpus, Section, TasksConfig, TrackingConfig, judge, validate
-from lingact.errors import UserError
+from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
 from lingact.tracking import check_tracking, differences, first_process, full_disk, read_manifest
 
@@ -468,7 +468,13 @@ def _run_workflow(job: str, config: Section, folder: Path) -> float | None:
 
     try:
         return workflow.run(config, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, MemoryError) as error:
+        if out_of_memory(error):
+            smaller = "trainer.micro_batch" if job == "train" else "tasks.batch_size"
+            raise UserError(
+                f"out of memory: {_first_line(error)}. Give less at a time ({'batch_tokens' if job != 'eval' else smaller}"
+                f"{f', {smaller}' if job == 'train' else ''}) in a new run, or use a larger device or a smaller model.dtype"
+            ) from error
         problem = full_disk(error)
         if problem is None:
             raise

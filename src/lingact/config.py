@@ -404,6 +404,7 @@ class LossConfig(Section):
         if gap.norm_matched and gap.objective == "norm":
             raise ValueError("gap.norm_matched takes away the very norms that gap.objective=norm would train; use one of them")
         for what, chosen, objectives in (
+            ("gap.stop_when_closed", gap.stop_when_closed, ("activation", "profile", "norm")),
             ("control=shuffled_pairs", self.control == "shuffled_pairs", ("profile", "contrastive")),
             ("control=random_features", self.control == "random_features", ("activation", "profile", "hinge")),
             ("gap.gradient=straight_through", gap.gradient == "straight_through", ("activation", "profile")),
@@ -522,8 +523,8 @@ class TrainerConfig(Section):
     """Of the passes; for base weights in bfloat16 set model.dtype. The adapter and the loss terms stay in float32."""
     gradient_clip: PositiveFloat
     micro_batch: PositiveInt | None
-    """Sentences that are read at once, for less memory: loss and gradient stay those of all `sentences`. None: all at once, and fewer by itself
-    where memory runs out."""
+    """Sentences that are read at once, for less memory: loss and gradient stay those of all `sentences` (with dropout in the adapter: but for
+    other draws). None: all at once, and fewer by itself where memory runs out."""
     activation_checkpointing: bool
     """Compute each block's activations again for the gradient instead of keeping them: less memory, about a third more time."""
     workers: NonNegativeInt
@@ -532,6 +533,9 @@ class TrainerConfig(Section):
     """Processes on this machine, one for each device, that share every step's sentences."""
     nodes: PositiveInt
     """Machines."""
+    strategy: Literal["ddp", "fsdp"]
+    """Of several processes. ddp: each holds the whole model. fsdp: in training each holds a share of the base weights, and a block's are brought
+    together when it is their turn; the adapter is whole everywhere. Before and after training the model is whole, so one device has to hold it."""
     checkpoint_every: PositiveInt
     """Steps between resumable checkpoints."""
 

@@ -1,4 +1,8 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and the one of the machine that the user can mend."""
+
+import re
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -6,3 +10,8 @@ class UserError(Exception):
 
     The text says what came, what is allowed and what to do.
     """
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device, or the machine, had no memory left. Told by the words, because libraries below torch have no class for it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lingact.adapters import save_adapter
+from lingact.adapters import attach_adapter, save_adapter
 from lingact.checkpoints import RunCheckpoints
 from lingact.config import TrainConfig
 from lingact.data import AlignedData
 from lingact.errors import UserError
+from lingact.lm import load_model
 from lingact.module import Diverged, GapModule
 from lingact.tracking import Run
 
@@ -94,9 +95,21 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
             ) from error
     if several:
         torch.distributed.destroy_process_group()
-    # Lightning leaves the model on the CPU.
-    module.model.to(device)
+    if not module.batch_loss.lm.sharded:
+        # Lightning leaves the model on the CPU.
+        module.model.to(device)
+    elif run.first:
+        _load_again(module, config)
     return trainer
+
+
+def _load_again(module: GapModule, config: TrainConfig) -> None:
+    """The whole model with the trained adapter in the place of this process's share: the first process measures alone."""
+    trained, lm = module.state_dict(), module.batch_loss.lm
+    whole = load_model(config.model, config.device)
+    module.model = lm.model = attach_adapter(whole.model, whole.blocks, config.peft, config.seed).eval()
+    lm.blocks, lm.sharded = whole.blocks, False
+    module.load_state_dict(trained, strict=False)
 
 
 def _own_handler_of_sigterm() -> Callable[..., None]:

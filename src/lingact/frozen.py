@@ -6,8 +6,9 @@ Both kinds are kept in a cache under a hash of everything that they depend on, s
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -179,6 +180,8 @@ class Frozen:
     """All that a loss takes from the base model."""
 
     reference: Reference
+    aims: Reference
+    """What the gap terms aim at: the reference, or under the control shuffled_pairs the same shuffled."""
     predictions: dict[str, Predictions]
     """Of the languages whose KL is wanted; that of others is computed as it is needed."""
     anchors: dict[str, Anchor]
@@ -191,25 +194,27 @@ def _rows(start: Int[Tensor, " boundary"], batch: TokenBatch) -> Int[Tensor, " r
     return torch.cat([torch.arange(bounds[s], bounds[s + 1]) for s in batch.sentence[batch.first].tolist()])
 
 
-def freeze_reference(
-    lm: LanguageModel,
-    dictionaries: Dictionaries,
-    corpus: ParallelCorpus,
-    code: str,
-    *,
-    batch_tokens: int,
-    profiles: bool,
-    cache: Path | None = None,
-) -> Reference:
+@dataclass(frozen=True)
+class Freezing:
+    """How the passes are made."""
+
+    batch_tokens: int
+    """Padded tokens per forward pass."""
+    precision: str = "32-true"
+    """As in training (`trainer.precision`), so that like is compared with like."""
+    cache: Path | None = None
+    """Folder. None: compute, and keep nothing."""
+
+
+def freeze_reference(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, how: Freezing, *, profiles: bool) -> Reference:
     """The reference language under the base model, from the cache or by one pass over it.
 
     Args:
         profiles: keep the profile of every sentence: 4 bytes a sentence, layer and latent.
-        cache: folder; None: compute, and keep nothing.
     """
     layers, texts = tuple(dictionaries), corpus.texts[code]
-    identity = _identity("reference", lm, texts, layers=list(layers), saes=weights_digest(dictionaries), profiles=profiles, batch_tokens=batch_tokens)
-    known = _load(cache, identity)
+    identity = _identity("reference", lm, texts, how, layers=list(layers), saes=weights_digest(dictionaries), profiles=profiles)
+    known = _load(how.cache, identity)
     if known is not None:
         return Reference.of(layers, known)
     count, d_model = len(texts), next(iter(dictionaries.values())).sae.cfg.d_in
@@ -223,11 +228,11 @@ def freeze_reference(
         pre=[torch.zeros(d.width) for d in dictionaries.values()],
         profile=[torch.zeros(count, d.width) for d in dictionaries.values()] if profiles else [],
     )
-    with torch.no_grad(), token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, base_behaviour(lm.model):
-        for batch in lm.tokens.batches(lm.tokens.windows(texts), batch_tokens):
+    with token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, _base_pass(lm, how.precision):
+        for batch in lm.tokens.batches(lm.tokens.windows(texts), how.batch_tokens):
             _add(found, lm, dictionaries, batch)
             bar.update(batch.size())
-    _save(cache, identity, found.tensors())
+    _save(how.cache, identity, found.tensors())
     return found
 
 
@@ -246,24 +251,21 @@ def _add(found: Reference, lm: LanguageModel, dictionaries: Dictionaries, batch:
             found.profile[row].index_add_(0, sentence, features.cpu())
 
 
-def freeze_predictions(
-    lm: LanguageModel, corpus: ParallelCorpus, code: str, *, top: int, batch_tokens: int, cache: Path | None = None
-) -> Predictions:
+def freeze_predictions(lm: LanguageModel, corpus: ParallelCorpus, code: str, how: Freezing, *, top: int) -> Predictions:
     """The base model's next-token distributions of one language, their top part, from the cache or by one pass over it.
 
     Args:
         top: so many of the likeliest tokens: 8 bytes each and token of the corpus.
-        cache: folder; None: compute, and keep nothing.
     """
     texts = corpus.texts[code]
-    identity = _identity("predictions", lm, texts, top=top, batch_tokens=batch_tokens)
-    known = _load(cache, identity)
+    identity = _identity("predictions", lm, texts, how, top=top)
+    known = _load(how.cache, identity)
     if known is not None:
         return Predictions(**known)
     ids: list[Tensor] = [torch.empty(0)] * len(texts)
     scores = list(ids)
-    with torch.no_grad(), token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, base_behaviour(lm.model):
-        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), batch_tokens):
+    with token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, _base_pass(lm, how.precision):
+        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), how.batch_tokens):
             _, logits = kept_residuals(lm, batch, (), logits=True)
             assert logits is not None
             found = top_part(logits[:, :-1][batch.keep[:, 1:].to(logits.device)], top)
@@ -273,29 +275,23 @@ def freeze_predictions(
             bar.update(batch.size())
     start = torch.tensor([0, *(len(rows) for rows in ids)]).cumsum(0)
     frozen = Predictions(start, torch.cat(ids).int(), torch.cat(scores))
-    _save(cache, identity, frozen.tensors())
+    _save(how.cache, identity, frozen.tensors())
     return frozen
 
 
-def freeze_anchor(
-    lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, *, batch_tokens: int, cache: Path | None = None
-) -> Anchor:
-    """One language's residual norms and the SAEs' fit under the base model, from the cache or by one pass over it.
-
-    Args:
-        cache: folder; None: compute, and keep nothing.
-    """
+def freeze_anchor(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, how: Freezing) -> Anchor:
+    """One language's residual norms and the SAEs' fit under the base model, from the cache or by one pass over it."""
     layers, texts = tuple(dictionaries), corpus.texts[code]
-    identity = _identity("anchor", lm, texts, layers=list(layers), saes=weights_digest(dictionaries), batch_tokens=batch_tokens)
-    known = _load(cache, identity)
+    identity = _identity("anchor", lm, texts, how, layers=list(layers), saes=weights_digest(dictionaries))
+    known = _load(how.cache, identity)
     if known is not None:
         return Anchor(**known)
     norms: list[Tensor] = [torch.empty(0)] * len(texts)
     d_model = next(iter(dictionaries.values())).sae.cfg.d_in
     error, square = (torch.zeros(len(texts), len(layers)) for _ in range(2))
     residual = torch.zeros(len(texts), len(layers), d_model)
-    with torch.no_grad(), token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, base_behaviour(lm.model):
-        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), batch_tokens):
+    with token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, _base_pass(lm, how.precision):
+        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), how.batch_tokens):
             residuals, _ = kept_residuals(lm, batch, layers)
             sentence = batch.kept_sentence
             x = torch.stack([residuals[layer] for layer in layers], dim=1)
@@ -307,8 +303,16 @@ def freeze_anchor(
                 norms[place] = own[sentence == place]
             bar.update(batch.size())
     found = Anchor(torch.tensor([0, *map(len, norms)]).cumsum(0), torch.cat(norms), error, square, residual)
-    _save(cache, identity, found.tensors())
+    _save(how.cache, identity, found.tensors())
     return found
+
+
+@contextmanager
+def _base_pass(lm: LanguageModel, precision: str) -> Iterator[None]:
+    """Without gradient and adapter, in the precision of training."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    with torch.no_grad(), base_behaviour(lm.model), torch.autocast(lm.device.type, dtype, enabled=dtype is not None):
+        yield
 
 
 def _whole_sentences(lm: LanguageModel, windows: Sequence[list[Window]], batch_tokens: int) -> Iterator[TokenBatch]:
@@ -326,7 +330,7 @@ def _whole_sentences(lm: LanguageModel, windows: Sequence[list[Window]], batch_t
 # --- the cache -----------------------------------------------------------------------------------------------------------------------------------
 
 
-def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], **rest: object) -> dict[str, object]:
+def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], how: Freezing, **rest: object) -> dict[str, object]:
     """Everything that frozen quantities depend on; the token ids stand for text, order, tokenizer and context."""
     digest = hashlib.sha256()
     for window in lm.tokens.windows(texts):
@@ -334,14 +338,27 @@ def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], **rest: object
     config = lm.model.config
     return {
         "kind": kind,
+        "code": _code_digest(),
         "model": lm.identity["sha256"],
+        "config": config.to_json_string(use_diff=False),  # pyrefly: ignore[missing-attribute, not-callable]
         "dtype": str(next(lm.model.parameters()).dtype),
         "attention": config._attn_implementation,  # pyrefly: ignore[missing-attribute]
         "tokens": digest.hexdigest(),
         "special": lm.tokens.special.tolist(),
         "device": lm.device.type,
+        "batch_tokens": how.batch_tokens,
+        "precision": how.precision,
         "versions": {name: version(name) for name in ("lingact", "torch", "transformers", "sae-lens")},
     } | rest
+
+
+@lru_cache(maxsize=1)
+def _code_digest() -> str:
+    """sha256 over the modules that frozen quantities are computed by."""
+    digest = hashlib.sha256()
+    for name in ("features", "frozen", "lm", "losses", "sae", "tokens"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()
 
 
 def _place(cache: Path, identity: dict[str, object]) -> Path:

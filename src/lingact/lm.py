@@ -1,5 +1,7 @@
 """Load a causal language model, find its blocks, read the residual stream by hooks."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ class LanguageModel:
     tokens: Tokens
     blocks: nn.ModuleList
     identity: dict[str, Any]
+    sharded: bool = False
+    """Whether each process holds a share of the weights only. Then all have to make the same passes, and to their end."""
 
     @property
     def device(self) -> torch.device:
@@ -41,15 +45,29 @@ class LanguageModel:
     ) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], Tensor | None]:
         """The outputs of the given blocks for a batch, and the logits if asked for, in one forward pass.
 
-        Gradients flow if autograd is on. Without `logits` the pass stops behind the last of the layers.
+        Gradients flow if autograd is on. Without `logits` the pass stops behind the last of the layers, unless the model is sharded.
         """
         batch = batch.to(self.device)
-        with captured(self.blocks, layers, stop=not logits) as caught:
+        with captured(self.blocks, layers, stop=not (logits or self.sharded)) as caught:
             try:
                 output = self.model(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
             except _Enough:
                 output = None
-        return caught, output.logits if output is not None else None
+        return caught, output.logits if logits and output is not None else None
+
+    def shard(self) -> None:
+        """Divide the frozen weights among all processes, block by block (fully sharded data parallel, Zhao et al. 2023, arXiv 2304.11277).
+
+        What has gradients stays whole, and it is for the caller to keep it alike. There is no way back but to load the model again.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (torch.distributed.get_world_size(),))
+        whole = {parameter for parameter in self.model.parameters() if parameter.requires_grad}
+        for module in (*self.blocks, self.model):
+            fully_shard(module, mesh=mesh, ignored_params=whole)
+        self.sharded = True
 
 
 @contextmanager
@@ -103,7 +121,8 @@ def resolve_device(device: str) -> torch.device:
         UserError: the device is unknown or not there.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Of several processes on one machine each has a device of its own.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError:
@@ -163,5 +182,6 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
         "revision": getattr(shape, "_commit_hash", None) or config.revision,
         "sha256": weights_hash(model),
         "dtype": config.dtype,
+        "config_sha256": hashlib.sha256(shape.to_json_string(use_diff=False).encode()).hexdigest(),
     }
     return LanguageModel(model, tokenizer, Tokens(tokenizer, config.context), find_blocks(model, text_shape.num_hidden_layers), identity)

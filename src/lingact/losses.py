@@ -1,8 +1,8 @@
 """The loss terms: pure functions of activations, residuals and logits.
 
-Gap terms say how far the target language is from the reference, retention terms how far a language is from where it was. All are 0 where nothing is
-to be done, and relative, so that layers and models of any scale count alike. Those "of each token" are averaged by the caller; the others are
-functions of means.
+Gap terms say how far the target language is from the reference, retention terms how far a language is from where it was. All are relative, so that
+layers and models of any scale count alike. All but the hinge and the contrast, which have floors of their own, are 0 where nothing is to be done.
+Those "of each token" are averaged by the caller; the others are functions of means.
 """
 
 from collections.abc import Sequence
@@ -145,8 +145,11 @@ def fvu(error: Float[Tensor, " layer"], square: Float[Tensor, " layer"], mean: F
 
 
 def fit_loss(after: Float[Tensor, " layer"], base: Float[Tensor, " layer"], weights: LayerWeights) -> Float[Tensor, ""]:
-    """How much worse the SAEs fit than under the base model: `relu(FVU / FVU_base - 1)`, weighted over layers. A better fit costs nothing."""
-    return weights @ (after / base - 1).relu()
+    """How much worse the SAEs fit than under the base model: `relu(FVU / FVU_base - 1)`, weighted over layers. A better fit costs nothing.
+
+    The first thousandth costs nothing either: a new adapter stands right on the kink, where rounding would decide whether there is a gradient.
+    """
+    return weights @ (after / base - 1.001).relu()
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------------------------------------

@@ -6,13 +6,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lingact.adapters import train_adapter_only
 from lingact.batch_loss import BatchLoss
 from lingact.config import OptimConfig, TrainerConfig
 from lingact.data import AlignedBatch
-from lingact.errors import UserError
+from lingact.errors import UserError, out_of_memory
 from lingact.losses import LossTerms, combine
 
 CLOSED_OVER = 10
@@ -47,6 +48,7 @@ class GapModule(pl.LightningModule):
         self.part = trainer.micro_batch
         """Sentences that are read at once; halved when memory runs out."""
         self.checkpointing = trainer.activation_checkpointing
+        self.strategy = trainer.strategy
         self.seed = seed
         self.multiplier = self.loss.retention.kl
         """Weight of the KL term; follows `retention.limit` where one is set."""
@@ -79,6 +81,13 @@ class GapModule(pl.LightningModule):
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     # --- what Lightning calls --------------------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Divide the base weights among the processes, if asked to; then the adapter alone is left to DDP."""
+        if self.strategy == "fsdp" and self.trainer.world_size > 1:
+            self.batch_loss.lm.shard()
+            base = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, base)
 
     def on_fit_start(self) -> None:
         """Dropout of the adapter alone: the reference was frozen without any in the base model, and KL compares with a base without."""
@@ -121,31 +130,34 @@ class GapModule(pl.LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One optimiser step; where memory runs out on the way to the gradient, it is tried again with parts of half as many sentences.
 
-        The loss is a function of means over the batch, so that smaller parts change nothing but its rounding.
+        The loss is a function of means over the batch: smaller parts change nothing but its rounding, and the draws of dropout if there is any.
         """
 
         def careful() -> Any:
             while True:
                 try:
                     return optimizer_closure()
-                except (torch.OutOfMemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error):
+                except RuntimeError as error:
+                    if not out_of_memory(error):
                         raise
-                    self._halve_parts(error)
+                    said = str(error)
+                # Outside, where the error no longer holds on to what the step had computed.
+                self._halve_parts(said)
 
         super().optimizer_step(epoch, batch_idx, optimizer, careful)
         # Before the end of the batch, where the checkpoint is written.
         self.history.append(self._row)
 
-    def _halve_parts(self, error: Exception) -> None:
+    def _halve_parts(self, said: str) -> None:
         sentences = -(-len(self._sentences) // self.trainer.world_size)
         now = min(self.part or sentences, sentences)
         if now == 1 or self.trainer.world_size > 1:
             # Other processes wait for this one's share of the step, which cannot be begun again alone.
             raise UserError(
-                f"out of memory with {now} of {sentences} sentences at a time (trainer.micro_batch). Use trainer.activation_checkpointing=true, "
-                f"{'a smaller trainer.micro_batch' if now > 1 else 'a shorter model.context'}, or a larger device. The last checkpoint is kept"
-            ) from error
+                f"out of memory with {now} of {sentences} sentences at a time (trainer.micro_batch): {said.splitlines()[0]}. Give "
+                f"trainer.activation_checkpointing=true, {'a smaller trainer.micro_batch' if now > 1 else 'a shorter model.context'}, or use a "
+                "larger device"
+            )
         self.part = now // 2
         self.zero_grad()
         if torch.cuda.is_available():
@@ -232,7 +244,3 @@ class _SumOverProcesses(torch.autograd.Function):
         total = grads[0].clone()
         torch.distributed.all_reduce(total)
         return total
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

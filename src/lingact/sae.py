@@ -132,9 +132,11 @@ def load_dictionaries(
 
 
 def weights_digest(dictionaries: Dictionaries) -> str:
-    """sha256 over the weights of all SAEs, layer by layer in name order."""
+    """sha256 over settings and weights of all SAEs, layer by layer in name order."""
     digest = hashlib.sha256()
     for dictionary in dictionaries.values():
+        settings = {name: value for name, value in dictionary.sae.cfg.to_dict().items() if name not in ("device", "dtype", "metadata")}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, weight in sorted(dictionary.sae.state_dict().items()):
             digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

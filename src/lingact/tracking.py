@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import resource
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -273,7 +274,8 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
     if not first_process():
         yield Run(folder, plain, {"identity": {}}, wandb.init(mode="disabled"), first=False)
         return
-    identity = read_manifest(folder).get("identity", {}) if (folder / "manifest.json").is_file() else {}
+    earlier = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
+    identity = earlier.get("identity", {})
     remove_unfinished(folder)
     write_atomically(folder / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     commit = _git("rev-parse", "HEAD")
@@ -287,8 +289,12 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         "versions": _versions(),
         "hardware": _hardware(),
         "identity": identity,
+        "wandb": earlier.get("wandb") or secrets.token_hex(4),
     }
     tracker = wandb.init(
+        # A run that goes on goes on there, too.
+        id=manifest["wandb"],
+        resume="allow" if tracking.mode == "online" else None,
         mode=tracking.mode,
         project=tracking.project,
         entity=tracking.entity,

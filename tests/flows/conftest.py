@@ -46,8 +46,8 @@ def start(arguments: Callable[..., list[str]]) -> Start:
 
 @pytest.fixture(scope="session")
 def command(arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """`command(folder, overrides...)`: the command that does in a process of its own what `start("train", ...)` does in this one, without W&B."""
-    return lambda folder, *overrides: [sys.executable, str(ROOT / "train.py"), *arguments("train", folder, "lang=ml", "tracking=none", *overrides)]
+    """`command(folder, overrides...)`: the command that does in a process of its own what `start("train", ...)` does in this one."""
+    return lambda folder, *overrides: [sys.executable, str(ROOT / "train.py"), *arguments("train", folder, *overrides)]
 
 
 def launch(command: list[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:

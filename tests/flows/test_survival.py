@@ -26,7 +26,7 @@ from lingact.workflows import analyze, evaluate, train
 
 from .conftest import CONF, ROOT, Start, launch
 
-ALONE = ("lang=ml", "tracking=none")
+ALONE = ("lang=ml", "tracking=none", "languages.high=[]", "languages.low=[ml,hi,mr]")
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -57,10 +57,9 @@ def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- kills ---------------------------------------------------------------------------------------------------------------------------------------
 
 
-def go_on(first: list[str], folder: Path) -> subprocess.Popen[bytes]:
+def again(first: list[str], folder: Path) -> list[str]:
     """`resume=`; before anything was written there is nothing to resume, and the command is given again."""
-    command = [*first[:2], f"resume={folder}"] if (folder / "config.yaml").exists() else first
-    return launch(command, folder.with_suffix(".log"))
+    return [*first[:2], f"resume={folder}"] if (folder / "config.yaml").exists() else first
 
 
 def kill(process: subprocess.Popen[bytes], moment: Callable[[], bool]) -> bool:
@@ -73,7 +72,7 @@ def kill(process: subprocess.Popen[bytes], moment: Callable[[], bool]) -> bool:
 
 
 def finish(first: list[str], folder: Path) -> None:
-    assert go_on(first, folder).wait() == 0, folder.with_suffix(".log").read_text()
+    assert cli.main("train", CONF, again(first, folder)[2:]) == 0
     assert manifest(folder)["status"] == "complete"
     assert not hidden(folder)
 
@@ -81,12 +80,12 @@ def finish(first: list[str], folder: Path) -> None:
 @pytest.mark.skipif("LINGACT_KILLS" in os.environ, reason="random moments were asked for")
 def test_a_killed_run_goes_on_as_if_nothing_had_been(command: Callable[..., list[str]], undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = command(folder)
+    first = command(folder, *ALONE)
     before_a_checkpoint = lambda: (folder / "manifest.json").exists() and "model" in manifest(folder)["identity"]  # noqa: E731
     after_one = (folder / "checkpoints" / "last.ckpt").exists
     while_measuring = (folder / "stats" / "en.safetensors").exists
     for moment in (before_a_checkpoint, after_one, while_measuring):
-        assert kill(go_on(first, folder), moment)
+        assert kill(launch(again(first, folder), tmp_path / "log"), moment)
         assert manifest(folder)["status"] == "running"
     assert (folder / "adapter" / adapters.WEIGHTS).exists()
     finish(first, folder)
@@ -95,21 +94,24 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(command: Callable[..., list
 
 @pytest.mark.skipif("LINGACT_KILLS" not in os.environ, reason="takes minutes; LINGACT_KILLS=20 asks for it")
 @pytest.mark.timeout(3600)
-def test_kills_at_random_moments_change_nothing(command: Callable[..., list[str]], undisturbed: Path, tmp_path: Path) -> None:
+def test_kills_at_random_moments_change_nothing(command: Callable[..., list[str]], start: Start, tmp_path: Path) -> None:
+    settings = (*ALONE, "peft.dropout=0.1")
+    assert start("train", tmp_path / "undisturbed", *settings) == 0
+    settings = (*settings, "trainer.workers=2")
     began = time.monotonic()
-    finish(command(tmp_path / "timed"), tmp_path / "timed")
+    assert launch(command(tmp_path / "timed", *settings), tmp_path / "log").wait() == 0
     duration = time.monotonic() - began
     left, moments, runs = int(os.environ["LINGACT_KILLS"]), random.Random(0), 0
     while left:
         folder = tmp_path / str(runs)
-        first = command(folder)
+        first = command(folder, *settings)
         killed = True
         while left and killed:
             end = time.monotonic() + moments.uniform(0, duration)
-            killed = kill(go_on(first, folder), lambda end=end: time.monotonic() > end)
+            killed = kill(launch(again(first, folder), tmp_path / "log"), lambda end=end: time.monotonic() > end)
             left -= killed
         finish(first, folder)
-        assert results(folder) == results(undisturbed)
+        assert results(folder) == results(tmp_path / "undisturbed")
         runs += 1
 
 
@@ -200,7 +202,7 @@ def test_what_does_not_fit_on_the_disk_ends_the_run_and_loses_nothing(
 def test_a_process_that_may_write_little_says_so(command: Callable[..., list[str]], tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
-    assert launch(command(folder), log, preexec_fn=limit).wait() == 2
+    assert launch(command(folder, *ALONE), log, preexec_fn=limit).wait() == 2
     said = log.read_text()
     assert "Traceback" not in said
     assert "could not be written" in said.splitlines()[-1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lingact import frozen as module
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.frozen import Anchor, Predictions, Reference, freeze_anchor, freeze_predictions, freeze_reference
+from lingact.frozen import Anchor, Freezing, Predictions, Reference, freeze_anchor, freeze_predictions, freeze_reference
 from lingact.lm import LanguageModel
 from lingact.losses import kl_per_token
 from lingact.sae import Dictionaries
@@ -29,7 +29,7 @@ def cut(lm: LanguageModel) -> LanguageModel:
 def frozen(cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> Reference:
     for dictionary in dictionaries.values():
         dictionary.sae.threshold.data[:5] = 1e3  # silent latents
-    return freeze_reference(cut, dictionaries, corpus, "en", batch_tokens=64, profiles=True)
+    return freeze_reference(cut, dictionaries, corpus, "en", Freezing(64), profiles=True)
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def test_a_layer_without_active_latents_is_named(frozen: Reference) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("top", [3, 10_000])
 def test_kl_of_predictions_against_the_base_models_own_logits(cut: LanguageModel, corpus: ParallelCorpus, top: int) -> None:
-    frozen = freeze_predictions(cut, corpus, "es", top=top, batch_tokens=64)
+    frozen = freeze_predictions(cut, corpus, "es", Freezing(64), top=top)
     windows = cut.tokens.by_sentence(corpus.texts["es"])
     chosen = [7, 2, 7, 9]  # one of them twice, in no order
     batch = cut.tokens.collate([w for s in chosen for w in windows[s]])
@@ -122,7 +122,7 @@ def test_kl_of_predictions_against_the_base_models_own_logits(cut: LanguageModel
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_anchors_against_one_sentence_at_a_time(layer: int, cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
-    frozen, own, sae = freeze_anchor(cut, dictionaries, corpus, "en", batch_tokens=64), alone(cut, corpus, layer), dictionaries[layer].sae
+    frozen, own, sae = freeze_anchor(cut, dictionaries, corpus, "en", Freezing(64)), alone(cut, corpus, layer), dictionaries[layer].sae
     windows = cut.tokens.by_sentence(corpus.texts["en"])
     chosen = [7, 2, 7, 9]  # one of them twice, in no order
     batch = cut.tokens.collate([w for s in chosen for w in windows[s]])
@@ -146,11 +146,11 @@ def freeze(cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpu
     def all_three(*, cached: bool, corpus: ParallelCorpus = corpus, profiles: bool = False, top: int = 4) -> tuple[Reference, Predictions, Anchor]:
         ran = []
         monkeypatch.setattr(module, "kept_residuals", lambda *args, **rest: ran.append(1) or real(*args, **rest))
-        one = freeze_reference(cut, dictionaries, corpus, "en", batch_tokens=64, profiles=profiles, cache=tmp_path)
+        one = freeze_reference(cut, dictionaries, corpus, "en", Freezing(64, cache=tmp_path), profiles=profiles)
         passes = [len(ran)]
-        other = freeze_predictions(cut, corpus, "en", top=top, batch_tokens=64, cache=tmp_path)
+        other = freeze_predictions(cut, corpus, "en", Freezing(64, cache=tmp_path), top=top)
         passes.append(len(ran) - sum(passes))
-        third = freeze_anchor(cut, dictionaries, corpus, "en", batch_tokens=64, cache=tmp_path)
+        third = freeze_anchor(cut, dictionaries, corpus, "en", Freezing(64, cache=tmp_path))
         passes.append(len(ran) - sum(passes))
         assert [count == 0 for count in passes] == [cached] * 3
         return one, other, third

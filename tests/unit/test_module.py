@@ -16,7 +16,7 @@ from lingact.config import LoraAdapter, LossConfig, OptimConfig, TrainerConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
-from lingact.frozen import Frozen, freeze_reference
+from lingact.frozen import Freezing, Frozen, freeze_reference
 from lingact.lm import LanguageModel
 from lingact.module import Diverged, GapModule
 from lingact.sae import Dictionaries
@@ -43,7 +43,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
     """`make(gap, retention, ...)`: a module on layers 0 and 2 with an adapter that has moved already; sentences take several windows."""
     lm.tokens = Tokens(lm.tokenizer, 12)
     chosen = {layer: dictionaries[layer] for layer in LAYERS}
-    frozen = freeze_reference(lm, chosen, corpus, "en", batch_tokens=64, profiles=False)
+    frozen = freeze_reference(lm, chosen, corpus, "en", Freezing(64), profiles=False)
 
     def module(
         gap: dict[str, Any], retention: dict[str, Any] | None = None, *, dropout: float = 0.0, trainer: dict[str, Any] | None = None, **rest: Any
@@ -57,7 +57,9 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
                     parameter.data = 0.05 * torch.randn(parameter.shape, generator=random)
         optim = OptimConfig(lr=0.003, weight_decay=0, warmup_steps=0)
         settings = TrainerConfig.model_validate(TRAINER | {"steps": 20} | (trainer or {}))
-        return GapModule(BatchLoss(lm, chosen, Frozen(frozen, {}, {}), "en", WEIGHTS, loss_of(gap, retention or {}, **rest)), optim, settings, 0)
+        return GapModule(
+            BatchLoss(lm, chosen, Frozen(frozen, frozen, {}, {}), "en", WEIGHTS, loss_of(gap, retention or {}, **rest)), optim, settings, 0
+        )
 
     return module
 

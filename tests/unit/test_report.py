@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from lingact import tables
@@ -22,6 +23,13 @@ from lingact.tracking import write_json
 
 HOSTILE = "<script>alert('x')</script>\"&/a b"
 LANGUAGES = {"reference": "en", "high": ["zh", "es"], "low": ["ml", "hi", "id"]}
+
+
+def shipped(option: str) -> dict[str, Any]:
+    """An option as it stands in `conf/`."""
+    return yaml.safe_load((Path(__file__).parents[2] / "conf" / f"{option}.yaml").read_text(encoding="utf-8"))
+
+
 JOB: dict[str, Any] = {
     "seed": 3,
     "device": "cpu",
@@ -36,45 +44,11 @@ JOB: dict[str, Any] = {
 TRAIN = JOB | {
     "lang": ["ml"],
     "split": "heldout",
-    "loss": {
-        "gap": {
-            "objective": "activation",
-            "side": "two_sided",
-            "gradient": "jumprelu",
-            "bandwidth": 0.5,
-            "norm_matched": False,
-            "pooling": "token",
-            "temperature": 0.1,
-            "weight": 1.0,
-            "layers": "all",
-            "stop_when_closed": False,
-            "tolerance": 0.001,
-        },
-        "retention": {"kl": 1.0, "lm": 0, "activation": 0, "norm": 0, "limit": None, "rate": 1.0},
-        "target_lm": 0,
-        "warm_up": 0,
-        "control": "none",
-    },
-    "peft": {
-        "kind": "lora",
-        "r": 4,
-        "alpha": 8.0,
-        "dropout": 0.0,
-        "use_rslora": False,
-        "use_dora": False,
-        "init": "default",
-        "targets": ["q_proj"],
-        "layers": "all",
-    },
-    "optim": {"lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 0},
-    "trainer": {
-        "steps": 1,
-        "sentences": 1,
-        "precision": "32-true",
-        "gradient_clip": 1.0,
-        "accumulate": 1,
-        "checkpoint_every": 1,
-    },
+    "cache": None,
+    "loss": shipped("loss/gap_and_retention"),
+    "peft": shipped("peft/lora"),
+    "optim": shipped("optim/adamw"),
+    "trainer": shipped("trainer/default"),
 }
 ANALYZE = JOB | {
     "split": "all",

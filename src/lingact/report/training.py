@@ -152,6 +152,21 @@ def train_tables(frames: Frames, codes: Sequence[str], reference: str) -> dict[s
     }
 
 
+def loss_text(config: TrainConfig, stand_ins: Mapping[str, str]) -> str:
+    """What the reader has to know of the loss before its effects.
+
+    Args:
+        stand_ins: target -> the language whose text it was trained on instead.
+    """
+    gap, retention = config.loss.gap, config.loss.retention
+    said = [f"{name_of(code)} was not trained on: text in {name_of(other)} stood in its place (control)." for code, other in stand_ins.items()]
+    held = ["the norm-matched gap"] if gap.weight > 0 and gap.norm_matched else []
+    held += ["the FVU of the measuring SAEs"] if retention.fit > 0 else []
+    held += ["the targets' next-token distributions"] if retention.target_kl > 0 else []
+    said += [f"The loss itself worked on {' and '.join(held)}, which are therefore no independent check; the held-out SAEs are one."] if held else []
+    return " ".join(said)
+
+
 def training_text(frames: Frames, codes: Sequence[str], reference: str) -> str:
     """What happened to each target's gap by each set of SAEs, and what it cost the reference."""
     bits = cells_by(frames["bits"], "language", "variant", "quantity") if "bits" in frames else {}

@@ -1,6 +1,7 @@
 """Close the activation gap of chosen languages and hold the reference."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
-from lingact.frozen import Frozen, Predictions, freeze_anchor, freeze_predictions, freeze_reference
+from lingact.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
 from lingact.inference import check_enough
 from lingact.measure import Measurement, Wanted, measure
 from lingact.module import GapModule
@@ -40,6 +41,8 @@ def run(config: TrainConfig, folder: Path) -> float:
             check_enough(len(splits[name].ids))
         named_ranges(instruments.layers, config.statistics)
         text = training_text(config, splits["train"])
+        if stand_ins(config):
+            run.identify(training_text=stand_ins(config))
         # Before the adapter, so that what is frozen is the base model's.
         loss = batch_loss(config, instruments, splits["train"], text)
         instruments.lm.model = attach_adapter(instruments.lm.model, instruments.lm.blocks, config.peft, config.seed)
@@ -59,8 +62,10 @@ def run(config: TrainConfig, folder: Path) -> float:
         run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
 
         judged = splits[config.split]
-        measured = measure_change(instruments, instruments.meters, judged, config, folder / "stats")
-        frames, summary = conclude(config, measured, instruments, loss.layers)
+        # The held-out SAEs are read for the table that is told, not for choices.
+        meters = instruments.meters if config.split == "heldout" else {MEASURING: instruments.meters[MEASURING]}
+        measured = measure_change(instruments, meters, judged, config, folder / "stats")
+        frames, summary = conclude(config, measured, loss.layers)
         frames["loss"] = pd.DataFrame(module.history)
         frames["continuations"] = continuation_table(instruments.lm, judged, (*config.lang, config.languages.reference))
         summary |= repetition_summary(frames["continuations"])
@@ -82,7 +87,7 @@ def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identit
         f"Sentences of the {config.split} split",
         {name: run.figure(name, figure) for name, figure in drawn.items()},
         report.train_tables(frames, config.lang, reference),
-        report.training_text(frames, config.lang, reference),
+        "\n\n".join(text for text in (report.loss_text(config, stand_ins(config)), report.training_text(frames, config.lang, reference)) if text),
     )
     report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, sentences)
     show(report.train_rows(frames, config.lang), title=f"{sentences} sentences ({config.split}); gaps against {reference} frozen at the base model")
@@ -102,19 +107,33 @@ def batch_loss(config: TrainConfig, instruments: Instruments, corpus: ParallelCo
     if config.loss.control == "random_features":
         sample = reference_sample(lm, corpus.speaking((reference,)), reference, layers, tokens=4096, batch_tokens=config.batch_tokens)
         dictionaries = random_dictionaries(dictionaries, sample, config.seed)
-    profiles = config.loss.gap.objective == "profile"
-    frozen = freeze_reference(lm, dictionaries, corpus, reference, batch_tokens=config.batch_tokens, profiles=profiles, cache=config.cache)
-    if config.loss.control == "shuffled_pairs":
-        frozen = frozen.shuffled(config.seed)
-    predictions = base_predictions(config, instruments, text)
-    anchors = {code: freeze_anchor(lm, dictionaries, text, code, batch_tokens=config.batch_tokens, cache=config.cache) for code in anchored(config)}
-    return BatchLoss(lm, dictionaries, Frozen(frozen, predictions, anchors), reference, _layer_weights(config, layers), config.loss)
+    how = Freezing(config.batch_tokens, config.trainer.precision, config.cache)
+    frozen = freeze_reference(lm, dictionaries, corpus, reference, how, profiles=config.loss.gap.objective == "profile")
+    aims = frozen.shuffled(config.seed) if config.loss.control == "shuffled_pairs" else frozen
+    top = config.loss.retention.top
+    predictions = {code: freeze_predictions(lm, text, code, how, top=top) for code in held_by_kl(config) if top is not None}
+    anchors = {code: freeze_anchor(lm, dictionaries, text, code, how) for code in anchored(config)}
+    return BatchLoss(lm, dictionaries, Frozen(frozen, aims, predictions, anchors), reference, _layer_weights(config, layers), config.loss)
+
+
+def held_by_kl(config: TrainConfig) -> tuple[str, ...]:
+    """The languages whose next-token distributions the loss compares with the base model's."""
+    retention, reference = config.loss.retention, config.languages.reference
+    held = (reference,) if retention.kl > 0 or retention.limit is not None else ()
+    return (*held, *config.lang) if retention.target_kl > 0 else held
+
+
+def anchored(config: TrainConfig) -> tuple[str, ...]:
+    """The languages whose norms or fit the loss compares with the base model's."""
+    gap, retention = config.loss.gap, config.loss.retention
+    if retention.norm > 0:
+        return (*config.lang, config.languages.reference)
+    return config.lang if retention.fit > 0 or (gap.weight > 0 and gap.norm_matched) else ()
 
 
 def raw_terms(history: pd.DataFrame) -> pd.DataFrame:
-    """Step, raw terms of the logged losses under their own names and the multiplier where there is one; means over the micro-batches of a step."""
-    terms = history.filter(regex="^(step|multiplier)$|^loss/raw/").rename(columns=lambda name: name.removeprefix("loss/raw/"))
-    return terms.groupby("step", as_index=False).mean()
+    """Step, raw terms of the logged losses under their own names and the multiplier where there is one."""
+    return history.filter(regex="^(step|multiplier)$|^loss/raw/").rename(columns=lambda name: name.removeprefix("loss/raw/"))
 
 
 def _loss_layers(config: TrainConfig, instruments: Instruments) -> tuple[int, ...]:
@@ -136,41 +155,31 @@ def _layer_weights(config: TrainConfig, layers: tuple[int, ...]) -> torch.Tensor
     return weights / weights.sum()
 
 
-def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
-    """Reference and targets; under `wrong_language` the next languages of the study that are no targets stand in the targets' places."""
-    languages = config.languages
-    spoken = corpus.speaking((*config.lang, languages.reference))
+def stand_ins(config: TrainConfig) -> dict[str, str]:
+    """Target -> the language whose text it is trained on under the control wrong_language: the next one of its group that is no target.
+
+    Where the group has none left, one of the other group. Empty without that control.
+    """
     if config.loss.control != "wrong_language":
-        return spoken
-    after = languages.all.index(config.lang[0]) + 1
-    others = [code for code in (*languages.all[after:], *languages.all[:after]) if code not in (languages.reference, *config.lang)]
-    if len(others) < len(config.lang):
-        raise UserError(
-            f"loss.control=wrong_language needs as many languages that are no targets as there are targets ({len(config.lang)}), the study has "
-            f"{len(others)}; add some to languages.low or languages.high"
-        )
-    return ParallelCorpus(
-        spoken.name, spoken.ids, spoken.texts | {code: corpus.texts[other] for code, other in zip(config.lang, others, strict=False)}
-    )
-
-
-def anchored(config: TrainConfig) -> tuple[str, ...]:
-    """The languages whose norms or fit the loss compares with the base model's."""
-    gap, retention = config.loss.gap, config.loss.retention
-    if retention.norm > 0:
-        return (*config.lang, config.languages.reference)
-    return config.lang if retention.fit > 0 or (gap.weight > 0 and gap.norm_matched) else ()
-
-
-def base_predictions(config: TrainConfig, instruments: Instruments, text: ParallelCorpus) -> dict[str, Predictions]:
-    """The base model's next tokens in the languages whose KL is in the loss; none where every one of its logits is wanted."""
-    retention, reference = config.loss.retention, config.languages.reference
-    codes = [reference] if retention.kl > 0 or retention.limit is not None else []
-    codes += config.lang if retention.target_kl > 0 else ()
-    if retention.top is None:
         return {}
-    sizes = {"top": retention.top, "batch_tokens": config.batch_tokens}
-    return {code: freeze_predictions(instruments.lm, text, code, **sizes, cache=config.cache) for code in codes}
+    languages, found = config.languages, {}
+    for code in config.lang:
+        own, other = (languages.low, languages.high) if code in languages.low else (languages.high, languages.low)
+        after = own.index(code) + 1
+        free = [c for c in (*own[after:], *own[:after], *other) if c not in config.lang and c not in found.values()]
+        if not free:
+            raise UserError(
+                f"loss.control=wrong_language needs as many languages that are no targets as there are targets ({len(config.lang)}), the study has "
+                f"{len(languages.all) - 1 - len(config.lang)}; add some to languages.low or languages.high"
+            )
+        found[code] = free[0]
+    return found
+
+
+def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
+    """Reference and targets, or what stands in the targets' places."""
+    spoken = corpus.speaking((*config.lang, config.languages.reference))
+    return replace(spoken, texts=spoken.texts | {code: corpus.texts[other] for code, other in stand_ins(config).items()})
 
 
 def measure_change(
@@ -188,11 +197,9 @@ def measure_change(
     )
 
 
-def conclude(
-    config: TrainConfig, measured: Measurement, instruments: Instruments, loss_layers: tuple[int, ...]
-) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+def conclude(config: TrainConfig, measured: Measurement, loss_layers: tuple[int, ...]) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """Tidy tables and summary numbers of what the adapter did, by every meter; keys of the held-out meter start with `heldout/`."""
-    variants = {meter: changes.Variants.of(measured, meter) for meter in instruments.meters}
+    variants = {meter: changes.Variants.of(measured, meter) for meter in measured.meters}
     frames, summary = changes.change_frames(variants, config.languages, config.statistics, loss_layers, config.lang, seed=config.seed)
     frames["bits"] = changes.bits_table(measured, MEASURING, config.statistics, config.seed)
     spoken = [code for code in config.languages.all if code != config.languages.reference]
@@ -200,10 +207,15 @@ def conclude(
 
 
 def objective(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, loss_layers: tuple[int, ...]) -> float:
-    """What sweeps maximise, on the dev split: mean norm-matched gap closed of the targets minus the reference's KL in nats."""
+    """What sweeps maximise, on the dev split and by the measuring SAEs.
+
+    Mean over targets of the norm-matched gap closed, minus the reference's KL in nats, minus the mean growth of the targets' FVU
+    (`relu(ratio - 1)`), so that a gap closed by leaving the dictionary does not win.
+    """
     spoken = corpus.speaking((*config.lang, config.languages.reference))
     measured = measure_change(instruments, {MEASURING: instruments.meters[MEASURING]}, spoken, config)
     variants = changes.Variants.of(measured, MEASURING)
     found = [changes.change(variants, code, config.languages, config.statistics, loss_layers, config.seed) for code in config.lang]
     kept = changes.retention(variants, config.languages.reference, config.statistics, config.seed)
-    return float(np.mean([change.closed_norm_matched[0] for change in found]) - kept["kl"][0])
+    worse_fit = np.mean([max(0.0, change.fvu_ratio[0].mean() - 1) for change in found])
+    return float(np.mean([change.closed_norm_matched[0] for change in found]) - kept["kl"][0] - worse_fit)
