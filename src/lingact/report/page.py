@@ -28,6 +28,7 @@ _CAPTIONS = {
     "dose_response": "Change of the cross-entropy over the dose.",
     "scores": "Gap and benchmark score of each language, with uncorrected p.",
     "side_by_side": "Similarity, gap and benchmark scores of the same languages.",
+    "trade_off": "What closing the gap costs: each point is a method, bars are ranges over seeds, hollow squares are controls.",
     "change": "Gap of the trained languages before and after training; the reference is frozen at the base model.",
     "loss": "Raw value of each loss term during training.",
     "accuracy": "Benchmark accuracy of the base model.",
