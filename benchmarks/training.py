@@ -12,8 +12,8 @@ import time
 from lingact.terminal import show
 
 MIB = 2**20
-LAYERS, D_MODEL, WIDTH, VOCABULARY = 12, 512, 4096, 32_000
-SENTENCES, LENGTH, STEPS = 16, 96, 4
+LAYERS, D_MODEL, WIDTH, VOCABULARY = 8, 512, 2048, 16_000
+SENTENCES, LENGTH, STEPS = 16, 96, 2
 WAYS: dict[str, dict[str, object]] = {
     "all at once": {},
     "parts of 4 sentences": {"part": 4},

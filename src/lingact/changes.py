@@ -178,7 +178,8 @@ def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str,
 def retention(variants: Variants, reference: str, settings: Statistics, seed: int) -> dict[str, Float[np.ndarray, " draw"]]:
     """How the reference language fared, four readings (design section 7).
 
-    `activation`: A_after / A_base, mean over layers. `profile`: cosine of the mean feature profiles, mean over layers; profiles are not kept by
+    `activation`: A_after / A_base, mean over layers, where changes of opposite sign cancel; `activation_worst_layer`: the largest `|A_after / A_base - 1|`
+    of any layer. `profile`: cosine of the mean feature profiles, mean over layers; profiles are not kept by
     sentence, so there is nothing to resample and all draws but the first are nan.
     `bits_per_byte`: after over base, 1 is unchanged, more is worse. `kl`: KL(base || adapter) in nats per predicted token.
     """
@@ -186,8 +187,10 @@ def retention(variants: Variants, reference: str, settings: Statistics, seed: in
     weights = sentence_weights(len(base.sentence_ids), settings.resamples, seed)
     profiles = [(b.sum(axis=0), a.sum(axis=0)) for b, a in zip(base.profile, adapter.profile, strict=True)]
     cosines = [float(b @ a / (np.linalg.norm(b) * np.linalg.norm(a))) for b, a in profiles]
+    ratios = value(adapter, "mean", weights, settings.pooling) / value(base, "mean", weights, settings.pooling)
     found = {
-        "activation": (value(adapter, "mean", weights, settings.pooling) / value(base, "mean", weights, settings.pooling)).mean(axis=1),
+        "activation": ratios.mean(axis=1),
+        "activation_worst_layer": np.abs(ratios - 1).max(axis=1),
         "profile": np.array([np.mean(cosines), *[np.nan] * settings.resamples]),
     }
     if adapter.nll is not None and base.nll is not None:

@@ -1,7 +1,7 @@
 """The LightningModule: the combined loss over an adapter, its weights over the steps, and what a checkpoint holds."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -89,7 +89,7 @@ class GapModule(pl.LightningModule):
             base = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, base)
 
-    def cpu(self) -> Self:
+    def cpu(self) -> "GapModule":
         """Where Lightning moves the model when it is done with it; in the middle of an interrupted pass a sharded one cannot be moved."""
         return self if self.batch_loss.lm.sharded else super().cpu()
 

@@ -134,10 +134,10 @@ def test_retention_by_hand() -> None:
     after.profile = [np.array([[1.0, 0, 0, 0], [1.0, 0, 0, 0]]), np.array([[1.0, 3.0, 0, 0], [3.0, 0, 0, 0]])]
     found = changes.retention(Variants({"en": base}, {"en": after}, {"en": after}), "en", SETTINGS, seed=0)
     assert {name: draws[0] for name, draws in found.items()} == pytest.approx(
-        {"activation": (0.9 + 1.2) / 2, "profile": (1 + 24 / 25) / 2, "bits_per_byte": 1.5, "kl": 0.2}
+        {"activation": (0.9 + 1.2) / 2, "activation_worst_layer": 0.2, "profile": (1 + 24 / 25) / 2, "bits_per_byte": 1.5, "kl": 0.2}
     )
     table = changes.retention_table(found, "en", 2, "m", 0.9).set_index("quantity")
-    assert table.estimate.tolist() == pytest.approx([1.05, 0.98, 1.5, 0.2])
+    assert table.estimate.tolist() == pytest.approx([1.05, 0.2, 0.98, 1.5, 0.2])
     assert table.loc["profile", ["lo", "hi"]].isna().all(), "profiles are not kept by sentence: there is nothing to resample"
     resampled = table.drop("profile")
     assert (resampled.lo <= resampled.estimate + 1e-12).all()

@@ -103,6 +103,7 @@ def retention_rows(frames: Frames) -> list[dict[str, str]]:
     """One row per reading of how the reference language fared, with a column for each set of SAEs and what no change would be."""
     names = {
         "activation": ("activation, after / base", "1"),
+        "activation_worst_layer": ("activation, largest change at a layer", "0"),
         "profile": ("feature profile, cosine (no interval)", "1"),
         "bits_per_byte": ("bits per byte, after / base", "1"),
         "kl": ("KL(base || adapter), nats per token", "0"),
