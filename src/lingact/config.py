@@ -557,8 +557,16 @@ class TrainConfig(Job):
     peft: PeftConfig
     optim: OptimConfig
     trainer: TrainerConfig
+
     cache: Path | None
     """Folder of what the base model gives on the training sentences; runs share it. None: compute it for each."""
+
+    @field_validator("trainer")
+    @classmethod
+    def _a_device_for_each(cls, trainer: TrainerConfig, info: Any) -> TrainerConfig:
+        if trainer.devices > 1 and ":" in info.data.get("device", ""):
+            raise ValueError(f"devices is {trainer.devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
+        return trainer
 
     # On the field, not on the model: a model's validator is silent while any other field is wrong, and all problems are to be reported at once.
     @field_validator("lang")

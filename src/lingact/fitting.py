@@ -23,7 +23,8 @@ from lingact.tracking import Run
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-LAST = "last.ckpt"
+CHECKPOINTS = "checkpoints"
+"""Folder in the run's."""
 
 
 def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> "pl.Trainer":
@@ -33,67 +34,20 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
         KeyboardInterrupt: the user or the system asked to stop; the last checkpoint stays.
         UserError: the loss is no finite number any more; the adapter as it was before is in `checkpoints/last_good`.
     """
-    import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint, TQDMProgressBar
-
-    class Progress(TQDMProgressBar):
-        def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:  # noqa: ARG002 (Lightning's)
-            return {"loss": trainer.progress_bar_metrics.get("loss", math.nan)}
-
-    from pytorch_lightning.loggers import WandbLogger
-
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    checkpoints = run.folder / "checkpoints"
-    several = config.trainer.devices * config.trainer.nodes > 1
     device = next(module.parameters()).device
-    trainer = pl.Trainer(
-        accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=config.trainer.devices if config.trainer.devices > 1 or device.index is None else [device.index],
-        num_nodes=config.trainer.nodes,
-        strategy="auto" if not several else "ddp" if module.batch_loss.reaches_all else "ddp_find_unused_parameters_true",
-        use_distributed_sampler=False,
-        plugins=[RunCheckpoints(run.header)],
-        precision=config.trainer.precision,
-        max_steps=config.trainer.steps,
-        max_epochs=-1,
-        gradient_clip_val=config.trainer.gradient_clip,
-        logger=WandbLogger(experiment=run.tracker),
-        log_every_n_steps=1,
-        enable_model_summary=False,
-        callbacks=[
-            Progress(refresh_rate=1, leave=True),
-            LambdaCallback(on_train_start=_own_handler_of_sigterm()),
-            ModelCheckpoint(
-                dirpath=checkpoints, filename="last", every_n_train_steps=config.trainer.checkpoint_every, save_top_k=1, enable_version_counter=False
-            ),
-        ],
-    )
-    last = checkpoints / LAST
-    with warnings.catch_warnings():
-        # Our loader is its own iterable, and the base model stays in eval mode: both on purpose.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # between Lightning and torch
-        try:
-            with _alone_after_failure(trainer):
-                trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
-        except SystemExit as stopped:
-            # Lightning turns an interrupt into an exit of its own.
-            raise KeyboardInterrupt from stopped
-        except Diverged as error:
-            if not run.first:  # All processes have the same loss and gradient; the first one tells.
-                return trainer
-            good = checkpoints / "last_good"
-            identity = module.batch_loss.lm.identity
-            save_adapter(module.model, good, identity["name"], identity["sha256"])  # pyrefly: ignore[bad-argument-type]
-            ids = ", ".join(data.batches.ids[place] for place in error.sentences)
-            raise UserError(
-                f"training stopped at step {error.step}: {error.what}. Its sentences: {ids}. The adapter as it was before that step is in '{good}'. "
-                "Lower optim.lr, raise optim.warmup_steps, or use trainer.precision=32-true"
-            ) from error
-    if several:
+    trainer = _trainer(module, config, run)
+    last = run.folder / CHECKPOINTS / "last.ckpt"
+    try:
+        with _quiet(), _alone_after_failure(trainer):
+            trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit as stopped:
+        # Lightning turns an interrupt into an exit of its own.
+        raise KeyboardInterrupt from stopped
+    except Diverged as error:
+        if run.first:  # All processes have the same loss and gradient; the first one tells.
+            raise _told(error, module, data, run) from error
+        return trainer
+    if trainer.world_size > 1:
         torch.distributed.destroy_process_group()
     if not module.batch_loss.lm.sharded:
         # Lightning leaves the model on the CPU.
@@ -101,6 +55,71 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
     elif run.first:
         _load_again(module, config)
     return trainer
+
+
+def _trainer(module: GapModule, config: TrainConfig, run: Run) -> "pl.Trainer":
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint, TQDMProgressBar
+    from pytorch_lightning.loggers import WandbLogger
+
+    class Progress(TQDMProgressBar):
+        def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:  # noqa: ARG002 (Lightning's)
+            return {"loss": trainer.progress_bar_metrics.get("loss", math.nan)}
+
+    settings = config.trainer
+    device = next(module.parameters()).device
+    several = settings.devices * settings.nodes > 1
+    # Before the trainer is made, because that has something to say, too.
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return pl.Trainer(
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=settings.devices if settings.devices > 1 or device.index is None else [device.index],
+        num_nodes=settings.nodes,
+        strategy="auto" if not several else "ddp" if module.batch_loss.reaches_all else "ddp_find_unused_parameters_true",
+        use_distributed_sampler=False,
+        plugins=[RunCheckpoints(run.header)],
+        precision=settings.precision,
+        max_steps=settings.steps,
+        max_epochs=-1,
+        gradient_clip_val=settings.gradient_clip,
+        logger=WandbLogger(experiment=run.tracker),
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        callbacks=[
+            Progress(refresh_rate=1, leave=True),
+            LambdaCallback(on_train_start=_own_handler_of_sigterm()),
+            ModelCheckpoint(
+                dirpath=run.folder / CHECKPOINTS,
+                filename="last",
+                every_n_train_steps=settings.checkpoint_every,
+                save_top_k=1,
+                enable_version_counter=False,
+            ),
+        ],
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of what is so on purpose, or between libraries."""
+    with warnings.catch_warnings():
+        # Our loader is its own iterable, and the base model stays in eval mode.
+        for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*exists and is not empty.*"):
+            warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # between Lightning and torch
+        yield
+
+
+def _told(error: Diverged, module: GapModule, data: AlignedData, run: Run) -> UserError:
+    """What the user has to know of a loss that is no number, and the adapter as it was before."""
+    good, identity = run.folder / CHECKPOINTS / "last_good", module.batch_loss.lm.identity
+    save_adapter(module.model, good, identity["name"], identity["sha256"])  # pyrefly: ignore[bad-argument-type]
+    ids = ", ".join(data.batches.ids[place] for place in error.sentences)
+    return UserError(
+        f"training stopped at step {error.step}: {error.what}. Its sentences: {ids}. The adapter as it was before that step is in '{good}'. Lower "
+        "optim.lr, raise optim.warmup_steps, or use trainer.precision=32-true"
+    )
 
 
 def _load_again(module: GapModule, config: TrainConfig) -> None:

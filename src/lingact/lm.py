@@ -121,8 +121,9 @@ def resolve_device(device: str) -> torch.device:
         UserError: the device is unknown or not there.
     """
     if device == "auto":
-        # Of several processes on one machine each has a device of its own.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Of several processes on one machine each has a device of its own.
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
     try:
         resolved = torch.device(device)
     except RuntimeError:
