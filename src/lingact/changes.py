@@ -179,8 +179,8 @@ def retention(variants: Variants, reference: str, settings: Statistics, seed: in
     """How the reference language fared, four readings (design section 7).
 
     `activation`: A_after / A_base, mean over layers, where changes of opposite sign cancel; `activation_worst_layer`: the largest
-    `|A_after / A_base - 1|` of any layer. `profile`: cosine of the mean feature profiles, mean over layers; profiles are not kept by sentence, so there
-    is nothing to resample and all draws but the first are nan.
+    `|A_after / A_base - 1|` of any layer. `profile`: cosine of the mean feature profiles, mean over layers; profiles are not kept by
+    sentence, so there is nothing to resample and all draws but the first are nan.
     `bits_per_byte`: after over base, 1 is unchanged, more is worse. `kl`: KL(base || adapter) in nats per predicted token.
     """
     base, adapter = variants.base[reference], variants.adapter[reference]

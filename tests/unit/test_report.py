@@ -391,6 +391,18 @@ def test_page_has_its_facts_and_cautions(folder: Path) -> None:
     assert "None" not in text
 
 
+def test_what_the_loss_worked_on_is_no_check_of_it() -> None:
+    plain = TRAIN["loss"] | {"gap": TRAIN["loss"]["gap"] | {"norm_matched": False}, "retention": TRAIN["loss"]["retention"] | {"target_kl": 0.0}}
+    all_of_them, one = (training.loss_text(validate(TrainConfig, TRAIN | {"loss": loss}), {}) for loss in (TRAIN["loss"], plain))
+    held = "the norm-matched gap, the FVU of the measuring SAEs and the targets' next-token distributions"
+    assert all_of_them == f"The loss itself worked on {held}: no independent check. The held-out SAEs are one."
+    assert one == "The loss itself worked on the FVU of the measuring SAEs: no independent check. The held-out SAEs are one."
+    free = plain | {"retention": plain["retention"] | {"fit": 0.0}}
+    assert training.loss_text(validate(TrainConfig, TRAIN | {"loss": free}), {}) == ""
+    instead = training.loss_text(validate(TrainConfig, TRAIN | {"loss": free}), {"ml": "hi"})
+    assert instead == "Malayalam was not trained on: text in Hindi stood in its place (control)."
+
+
 def test_training_page(folder: Path) -> None:
     frames = change_frames()
     text = training.training_text(frames, ("ml",), "en")

@@ -164,7 +164,9 @@ def loss_text(config: TrainConfig, stand_ins: Mapping[str, str]) -> str:
     held = ["the norm-matched gap"] if gap.weight > 0 and gap.norm_matched else []
     held += ["the FVU of the measuring SAEs"] if retention.fit > 0 else []
     held += ["the targets' next-token distributions"] if retention.target_kl > 0 else []
-    said += [f"The loss itself worked on {' and '.join(held)}, which are therefore no independent check; the held-out SAEs are one."] if held else []
+    if held:
+        listed = " and ".join([", ".join(held[:-1]), held[-1]] if held[1:] else held)
+        said.append(f"The loss itself worked on {listed}: no independent check. The held-out SAEs are one.")
     return " ".join(said)
 
 
