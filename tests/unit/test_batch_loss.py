@@ -1,17 +1,14 @@
 """The loss of a batch on the tiny model: every term against base-model quantities, in parts, and where gradient goes."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
-from lingact.adapters import attach_adapter, base_behaviour, train_adapter_only, weights_hash
+from lingact.adapters import base_behaviour, train_adapter_only, weights_hash
 from lingact.batch_loss import BatchLoss, Terms
-from lingact.config import LoraAdapter, LossConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatch
 from lingact.features import kept_residuals
@@ -20,20 +17,10 @@ from lingact.lm import LanguageModel
 from lingact.sae import Dictionaries
 from lingact.tokens import TokenBatch, Tokens
 
-CONF = Path(__file__).parents[2] / "conf"
-DEFAULT = yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text())
-PEFT = yaml.safe_load((CONF / "peft" / "lora.yaml").read_text())
-LAYERS, WEIGHTS = (0, 2), torch.tensor([0.25, 0.75])
+from .combined import LAYERS, OFF, WEIGHTS, adapted, loss_of
+
 SENTENCES = [7, 2, 9, 4]
-OFF = {"weight": 0.0}
-WEIGHTED = ("kl", "lm", "activation", "norm", "fit", "target_kl")
 Make = Callable[..., BatchLoss]
-
-
-def loss_of(gap: dict[str, Any], retention: dict[str, Any], **rest: Any) -> LossConfig:
-    """The plain gap of weight 1 and nothing else, but for what is given."""
-    plain = {"gap": DEFAULT["gap"] | {"weight": 1.0, "norm_matched": False}, "retention": DEFAULT["retention"] | dict.fromkeys(WEIGHTED, 0.0)}
-    return LossConfig.model_validate(DEFAULT | {"gap": plain["gap"] | gap, "retention": plain["retention"] | retention} | rest)
 
 
 @pytest.fixture
@@ -48,13 +35,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
         gap: dict[str, Any], retention: dict[str, Any] | None = None, *, shuffled: bool = False, dropout: float = 0.0, top: int = 0, **rest: Any
     ) -> BatchLoss:
         predictions = {code: freeze_predictions(lm, corpus, code, Freezing(64), top=top) for code in ("en", "es")} if top else {}
-        if not hasattr(lm.model, "peft_config"):
-            peft = LoraAdapter.model_validate(PEFT | {"r": 2, "alpha": 4, "dropout": dropout, "targets": ("q_proj", "v_proj", "down_proj")})
-            lm.model = attach_adapter(lm.model, lm.blocks, peft, 0)
-            random = torch.Generator().manual_seed(0)
-            for name, parameter in lm.model.named_parameters():
-                if "lora_B" in name:
-                    parameter.data = 0.05 * torch.randn(parameter.shape, generator=random)
+        adapted(lm, dropout)
         reference = frozen.shuffled(0) if shuffled else frozen
         return BatchLoss(lm, chosen, Frozen(frozen, reference, predictions, anchors), "en", WEIGHTS, loss_of(gap, retention or {}, **rest))
 

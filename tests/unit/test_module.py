@@ -10,9 +10,9 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from lingact.adapters import attach_adapter, weights_hash
+from lingact.adapters import weights_hash
 from lingact.batch_loss import BatchLoss
-from lingact.config import LoraAdapter, LossConfig, OptimConfig, TrainerConfig
+from lingact.config import OptimConfig, TrainerConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
@@ -22,20 +22,10 @@ from lingact.module import Diverged, GapModule
 from lingact.sae import Dictionaries
 from lingact.tokens import Tokens
 
-CONF = Path(__file__).parents[2] / "conf"
-DEFAULT = yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text())
-PEFT = yaml.safe_load((CONF / "peft" / "lora.yaml").read_text())
+from .combined import CONF, LAYERS, OFF, WEIGHTS, adapted, loss_of
+
 TRAINER = yaml.safe_load((CONF / "trainer" / "default.yaml").read_text())
-LAYERS, WEIGHTS = (0, 2), torch.tensor([0.25, 0.75])
-OFF = {"weight": 0.0}
-WEIGHTED = ("kl", "lm", "activation", "norm", "fit", "target_kl")
 Make = Callable[..., GapModule]
-
-
-def loss_of(gap: dict[str, Any], retention: dict[str, Any], **rest: Any) -> LossConfig:
-    """The plain gap of weight 1 and nothing else, but for what is given."""
-    plain = {"gap": DEFAULT["gap"] | {"weight": 1.0, "norm_matched": False}, "retention": DEFAULT["retention"] | dict.fromkeys(WEIGHTED, 0.0)}
-    return LossConfig.model_validate(DEFAULT | {"gap": plain["gap"] | gap, "retention": plain["retention"] | retention} | rest)
 
 
 @pytest.fixture
@@ -48,13 +38,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
     def module(
         gap: dict[str, Any], retention: dict[str, Any] | None = None, *, dropout: float = 0.0, trainer: dict[str, Any] | None = None, **rest: Any
     ) -> GapModule:
-        if not hasattr(lm.model, "peft_config"):
-            peft = LoraAdapter.model_validate(PEFT | {"r": 2, "alpha": 4, "dropout": dropout, "targets": ("q_proj", "v_proj", "down_proj")})
-            lm.model = attach_adapter(lm.model, lm.blocks, peft, 0)
-            random = torch.Generator().manual_seed(0)
-            for name, parameter in lm.model.named_parameters():
-                if "lora_B" in name:
-                    parameter.data = 0.05 * torch.randn(parameter.shape, generator=random)
+        adapted(lm, dropout)
         optim = OptimConfig(lr=0.003, weight_decay=0, warmup_steps=0)
         settings = TrainerConfig.model_validate(TRAINER | {"steps": 20} | (trainer or {}))
         return GapModule(
