@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from lingact import sweep
-from lingact.config import SCHEMAS, FilesCorpus, Section, TasksConfig, TrackingConfig, judge, validate
+from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Section, TasksConfig, TrackingConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
 from lingact.tracking import check_tracking, differences, first_process, full_disk, read_manifest
@@ -280,8 +280,11 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
                     yield f"tracking: {error}"
             case FilesCorpus(path=path) if str(path) != "???" and not path.exists():
                 yield f"corpus.path: '{path}' does not exist; name a JSONL, CSV or TSV file or a folder of <code>.txt (options: conf/corpus/)"
-            case TasksConfig(folder=Path() as folder) if not folder.is_dir():
-                yield f"tasks.folder: '{folder}' is not a folder; name one with lm-eval task files (options: conf/tasks/)"
+            case TasksConfig(own=own):
+                folders = {key: benchmark.folder for key, benchmark in own.items() if isinstance(benchmark, OwnTask)}
+                for key, folder in folders.items():
+                    if str(folder) != "???" and not folder.is_dir():
+                        yield f"tasks.own.{key}.folder: '{folder}' is not a folder; name one with lm-eval task files (options: conf/tasks/)"
 
 
 def _judge_one(job: str, overrides: list[str], sweep_folder: Path | None) -> _Judged:

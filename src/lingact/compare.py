@@ -1,143 +1,26 @@
-"""Is the difference real? Accuracies with intervals, and models and languages compared on the same items.
+"""Is the difference real? Item tables of models and languages compared on the same items, in tables with intervals and tests (`paired`).
 
 Items of one fact are not independent: benchmarks that ask the same fact in several styles, or in several languages, share its
-difficulty. Everything that pools over tasks or languages therefore resamples facts (`cluster`), never single items.
+difficulty. Everything that pools over tasks or languages therefore resamples facts, never single items.
 
 An item table has one row per document: task, benchmark, language, doc_id, doc_hash, prompt_hash, item, kind, acc, acc_norm, options.
 `item` names the fact (None where the data set has no ids), `kind` splits the items further (None where there are no kinds).
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import binomtest, norm
 
+from lingact import paired
 from lingact.errors import UserError
-from lingact.inference import holm
+from lingact.inference import benjamini_hochberg, holm
+from lingact.paired import Estimate, How
 
 ALL = "all"
 """Stands for every task, or every kind, in the tables."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and how sure we are of it."""
-
-    n: int
-    """Items behind it."""
-    value: float
-    lo: float
-    hi: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on the same documents."""
-
-    n: int
-    base: float
-    """Accuracy of the first model, 0 to 1."""
-    adapter: float
-    delta: Estimate
-    """adapter - base."""
-    won: int
-    """Documents that only the second model gets right."""
-    lost: int
-    p: float
-    """Exact, two-sided; equals McNemar's test where each document is a fact of its own."""
-
-
-def wilson(hits: Float[np.ndarray, " item"], *, confidence: float, effective_n: int | None = None) -> Estimate:
-    """Share of hits with Wilson's score interval (Wilson 1927), which stays inside [0, 1] and has a width even at 0 and 1.
-
-    Args:
-        hits: 0 or 1 per item.
-        confidence: such as 0.95.
-        effective_n: number of independent facts behind the items; the interval is as wide as for so many. None: every item is one.
-
-    Raises:
-        ValueError: no items.
-    """
-    if len(hits) == 0:
-        raise ValueError("no items: their accuracy is undefined")
-    n, share = effective_n or len(hits), float(np.mean(hits))
-    z = float(norm.ppf(0.5 + confidence / 2))
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Estimate(len(hits), share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
-
-
-def cluster_sums(
-    values: Float[np.ndarray, " item"], clusters: Sequence[Hashable]
-) -> tuple[Float[np.ndarray, " cluster"], Int[np.ndarray, " cluster"]]:
-    """Sum of the values and number of items of each cluster, in the order of first appearance."""
-    codes, uniques = pd.factorize(pd.Series(list(clusters), dtype=object))
-    return np.bincount(codes, weights=values, minlength=len(uniques)), np.bincount(codes, minlength=len(uniques))
-
-
-def bootstrap_mean(values: Float[np.ndarray, " item"], clusters: Sequence[Hashable], *, resamples: int, confidence: float, seed: int) -> Estimate:
-    """Mean of the values with the percentile interval of a bootstrap over clusters.
-
-    A resample depends only on how often it draws clusters of each (sum, size), so it is one multinomial draw over the distinct ones.
-
-    Raises:
-        ValueError: no items.
-    """
-    if len(values) == 0:
-        raise ValueError("no items: their mean is undefined")
-    sums, sizes = cluster_sums(values, clusters)
-    kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(sums), counts / len(sums), size=resamples)
-    means = (draws @ kinds[:, 0]) / (draws @ kinds[:, 1])
-    lo, hi = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Estimate(len(values), float(np.mean(values)), float(lo), float(hi))
-
-
-def mcnemar_exact(won: int, lost: int) -> float:
-    """McNemar's exact test (McNemar 1947): two-sided binomial over the documents on which the two models differ; 1 if there are none."""
-    return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
-
-
-def sign_flip_p(sums: Int[np.ndarray, " cluster"]) -> float:
-    """Exact two-sided p of a total of cluster differences, under the null that each cluster's sign is a fair coin.
-
-    The distribution of the total is the convolution of the two-point distributions. With sums of -1, 0 and 1 this is McNemar's exact test.
-    """
-    steps = np.abs(sums)[sums != 0]
-    span = int(steps.sum())
-    probability = np.zeros(2 * span + 1)  # of a total of index - span
-    probability[span] = 1.0
-    for step in steps:
-        probability = 0.5 * (np.roll(probability, step) + np.roll(probability, -step))  # never wraps: the total stays within the span
-    extreme = np.abs(np.arange(-span, span + 1)) >= abs(int(sums.sum()))
-    return min(1.0, float(probability[extreme].sum()))
-
-
-def paired(base: pd.DataFrame, adapter: pd.DataFrame, *, resamples: int, confidence: float, seed: int, metric: str = "acc") -> Comparison:
-    """Compare two models on the same documents.
-
-    The interval is a paired bootstrap over facts, p an exact sign-flip test over facts.
-
-    Raises:
-        UserError: the documents or prompts differ.
-    """
-    refuse_unpaired(base, adapter)
-    before, after = base[metric].to_numpy(float), adapter[metric].to_numpy(float)
-    difference, clusters = after - before, _clusters(base)
-    delta = bootstrap_mean(difference, clusters, resamples=resamples, confidence=confidence, seed=seed)
-    sums, _ = cluster_sums(difference, clusters)
-    return Comparison(
-        n=len(before),
-        base=float(before.mean()),
-        adapter=float(after.mean()),
-        delta=delta,
-        won=int((difference > 0).sum()),
-        lost=int((difference < 0).sum()),
-        p=sign_flip_p(np.rint(sums).astype(int)),
-    )
+_METRICS = ("acc", "acc_norm")
 
 
 def refuse_unpaired(base: pd.DataFrame, adapter: pd.DataFrame) -> None:
@@ -184,14 +67,15 @@ def group_difference(
     missing = [code for code in codes if code not in set(chosen["language"])]
     if missing:
         raise ValueError(f"no items in {', '.join(missing)}")
-    fact, names = pd.factorize(pd.Series(_clusters(chosen), dtype=object))
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    weights = np.concatenate([np.ones((1, len(names))), draws])  # row 0 is the sample itself
+    fact = _facts(chosen)
+    count = int(fact.max()) + 1
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    weights = np.concatenate([np.ones((1, count)), draws])  # row 0 is the sample itself
     accuracy = {}
     for code in codes:
         own = (chosen["language"] == code).to_numpy()
-        hits = np.bincount(fact[own], weights=chosen.loc[own, metric].to_numpy(float), minlength=len(names))
-        accuracy[code] = (weights @ hits) / np.maximum(weights @ np.bincount(fact[own], minlength=len(names)), 1)
+        hits = np.bincount(fact[own], weights=chosen.loc[own, metric].to_numpy(float), minlength=count)
+        accuracy[code] = (weights @ hits) / np.maximum(weights @ np.bincount(fact[own], minlength=count), 1)
     drawn = np.mean([accuracy[code] for code in group], axis=0) - accuracy[single]
     lo, hi = np.quantile(drawn[1:], [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Estimate(int((chosen["language"] == single).sum()), float(drawn[0]), float(lo), float(hi))
@@ -207,49 +91,119 @@ def accuracy_table(items: pd.DataFrame, *, model: str, chance: dict[str, float],
         model: base or adapter, as the rows will say.
         chance: accuracy of guessing, per benchmark; pooled rows get the mean over their items.
     """
-    rows = []
-    for task, language, kind, cell in _cells(items):
-        facts = len(set(_clusters(cell)))
-        for metric in ("acc", "acc_norm"):
-            hits = cell[metric].to_numpy(float)
+    rows, fact = [], _facts(items)
+    guesses = items["benchmark"].map(chance).to_numpy(float)
+    for task, language, kind, cell in _cells(items, {}):
+        facts = len(np.unique(fact[cell]))
+        for metric in _METRICS:
+            hits = items[metric].to_numpy(float)[cell]
             if np.isnan(hits).any():
                 continue
-            found = wilson(hits, confidence=confidence, effective_n=facts)
-            guess = float(cell["benchmark"].map(chance).mean())
+            found = paired.wilson(hits, confidence=confidence, effective_n=facts)
             rows.append(
                 {"model": model, "task": task, "language": language, "kind": kind, "metric": metric, "n": found.n, "facts": facts}
-                | {"estimate": found.value, "lo": found.lo, "hi": found.hi, "chance": guess}
+                | {"estimate": found.value, "lo": found.lo, "hi": found.hi, "chance": float(guesses[cell].mean())}
             )
     return pd.DataFrame(rows)
 
 
 def difference_table(
-    base: pd.DataFrame, adapter: pd.DataFrame, *, chance: dict[str, float], resamples: int, confidence: float, seed: int
+    base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, chance: Mapping[str, float], groups: Mapping[str, Sequence[str]], how: How
 ) -> pd.DataFrame:
-    """Adapter minus base per benchmark, language and kind, paired by document.
+    """Adapter minus base per benchmark, language and kind, paired by document, for one recipe trained with one seed or several.
 
-    `p_holm` is corrected within the family of rows with the same kind and metric: all benchmarks and languages together, and the rows
-    pooled over benchmarks by themselves.
+    A group of languages has rows of its own: the mean over its languages that are there, each with the same weight. Facts are resampled and
+    flipped for all of them together, so that what the languages share is not taken for independent evidence.
+
+    One seed: interval by bootstrap, p by exact sign flip, over facts; the detectable effect from the error under the null. They hold for
+    this adapter. Several seeds: all three by crossed random effects of seeds and facts. They hold for the recipe.
+
+    Columns besides the obvious: `n` documents of one seed; `facts` behind them; `languages` pooled (1: no group); `base` and `adapter`,
+    accuracies; `won` and `lost`, documents that only adapter or base gets right, over all seeds; `discordant`, their share; `p_mcnemar` and
+    `p_mid`, over single documents, for one seed and one language; `p_bootstrap`, for one seed; `seed_lo` and `seed_hi`, the smallest and the
+    largest estimate of a seed; `mde`, the effect that would have been found with probability `how.power`.
+
+    `p_holm` and `p_bh` correct `p` within the rows of the same kind and metric, separately for single benchmarks in single languages,
+    all benchmarks together in single languages, and groups.
+
+    Args:
+        adapters: item table of each training seed.
+        chance: accuracy of guessing, per benchmark; pooled rows get the mean over their items.
+        groups: name, as the column `language` will say -> codes. Where fewer than two of them have items there is no row.
 
     Raises:
         UserError: the documents or prompts differ.
     """
+    for adapter in adapters:
+        refuse_unpaired(base, adapter)
+    base, *adapters = (_in_order(table, list(dict.fromkeys(base["task"]))) for table in (base, *adapters))
+    fact, language = _facts(base), pd.factorize(base["language"])[0]
+    guesses = base["benchmark"].map(chance).to_numpy(float)
+    scores = {metric: np.stack([table[metric].to_numpy(float) for table in (base, *adapters)]) for metric in _METRICS}
     rows = []
-    refuse_unpaired(base, adapter)
-    for (task, language, kind, before), (*_, after) in zip(_cells(base), _cells(adapter), strict=True):
-        for metric in ("acc", "acc_norm"):
-            if before[metric].isna().any():
+    for task, place, kind, cell in _cells(base, groups):
+        languages, facts = (pd.factorize(codes[cell])[0] for codes in (language, fact))
+        for metric, (before, *after) in ((metric, values[:, cell]) for metric, values in scores.items()):
+            if np.isnan([before, *after]).any():
                 continue
-            found = paired(before, after, resamples=resamples, confidence=confidence, seed=seed, metric=metric)
+            levels = {"base": before, "adapter": np.mean(after, axis=0), "chance": guesses[cell]}
             rows.append(
-                {"task": task, "language": language, "kind": kind, "metric": metric, "n": found.n, "base": found.base, "adapter": found.adapter}
-                | {"estimate": found.delta.value, "lo": found.delta.lo, "hi": found.delta.hi, "won": found.won, "lost": found.lost}
-                | {"chance": float(before["benchmark"].map(chance).mean()), "p": found.p}
+                {"task": task, "language": place, "kind": kind, "metric": metric, "n": len(cell)}
+                | {name: _even_mean(values, languages) for name, values in levels.items()}
+                | _difference(np.stack(after) - before, languages, facts, how)
             )
-    table = pd.DataFrame(rows)
-    family = [table["task"] == ALL, table["kind"], table["metric"]]
-    table["p_holm"] = table.groupby(family, sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
-    return table
+    table = pd.DataFrame(rows)[list(_DIFFERENCE_COLUMNS)]
+    block = np.select([table["languages"] > 1, table["task"] == ALL], ["groups", "pooled"], "single")
+    family = table.groupby([table["kind"], table["metric"], block], sort=False)["p"]
+    return table.assign(
+        p_holm=family.transform(lambda p: holm(p.to_numpy())),
+        p_bh=family.transform(lambda p: benjamini_hochberg(p.to_numpy())),
+    )
+
+
+_DIFFERENCE_COLUMNS = (
+    *("task", "language", "kind", "metric", "n", "facts", "languages", "seeds", "base", "adapter", "estimate", "lo", "hi"),
+    *("won", "lost", "discordant", "chance", "p", "p_mcnemar", "p_mid", "p_bootstrap", "seed_lo", "seed_hi", "mde"),
+)
+
+
+def _difference(
+    differences: Float[np.ndarray, "seed item"], language: Int[np.ndarray, " item"], fact: Int[np.ndarray, " item"], how: How
+) -> dict[str, int | float]:
+    """The columns of `difference_table` that follow from the documents' differences alone.
+
+    Args:
+        differences: adapter minus base per document.
+        language: number of its language, from 0 without holes.
+        fact: number of its fact, likewise.
+    """
+    seeds, languages, facts = len(differences), int(language.max()) + 1, int(fact.max()) + 1
+    place, shape = language * facts + fact, (languages, facts)
+    sums = np.stack([np.bincount(place, weights=row, minlength=languages * facts).reshape(shape) for row in differences])
+    sizes = np.bincount(place, minlength=languages * facts).reshape(shape)
+    values = paired.linearised(sums, sizes)
+    won, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    found: dict[str, int | float] = {"facts": facts, "languages": languages, "seeds": seeds, "won": won, "lost": lost}
+    found |= {"discordant": (won + lost) / differences.size, "p_mcnemar": np.nan, "p_mid": np.nan, "p_bootstrap": np.nan}
+    if seeds == 1 and languages == 1:
+        found |= {"p_mcnemar": paired.mcnemar_exact(won, lost), "p_mid": paired.mcnemar_midp(won, lost)}
+    totals, items = paired.pooled_sums(sums.mean(axis=0), sizes)
+    if seeds == 1:
+        cells = (sums[0, 0], sizes[0]) if languages == 1 else (values[0], np.ones(facts, int))
+        estimate, found["p_bootstrap"] = paired.bootstrap_difference(*cells, how)
+        found["p"], error, freedom = paired.sign_flip_p(totals), paired.null_standard_error(totals, items), None
+    else:
+        crossed = paired.crossed_effects(values, confidence=how.confidence)
+        estimate, found["p"], freedom = crossed.estimate, crossed.p, crossed.freedom
+        error = max(crossed.standard_error, paired.null_standard_error(np.zeros(facts), items))
+    found["mde"] = paired.minimum_detectable_effect(error, confidence=how.confidence, power=how.power, freedom=freedom)
+    of_seeds = [_even_mean(row, language) for row in differences]
+    return found | {"estimate": estimate.value, "lo": estimate.lo, "hi": estimate.hi, "seed_lo": min(of_seeds), "seed_hi": max(of_seeds)}
+
+
+def _even_mean(values: Float[np.ndarray, " item"], language: Int[np.ndarray, " item"]) -> float:
+    """Mean over languages of the language's mean."""
+    return float((np.bincount(language, weights=values) / np.bincount(language)).mean())
 
 
 def group_table(
@@ -289,17 +243,36 @@ def _clusters(items: pd.DataFrame) -> list[Hashable]:
     ]
 
 
+def _facts(items: pd.DataFrame) -> Int[np.ndarray, " item"]:
+    """A number for the fact behind each row, from 0 without holes."""
+    return pd.factorize(pd.Series(_clusters(items), dtype=object))[0]
+
+
+def _in_order(items: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+    """The same rows, with the tasks in this order and each task's documents in their own."""
+    return items.iloc[np.argsort(items["task"].map({task: i for i, task in enumerate(tasks)}).to_numpy(), kind="stable")]
+
+
 def _kinds(items: pd.DataFrame) -> list[str]:
     return [ALL, *sorted(kind for kind in items["kind"].dropna().unique())]
 
 
-def _cells(items: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
-    """(benchmark, language, kind, rows) for every benchmark and for all together, every kind and all together; no empty ones."""
-    for task in [*dict.fromkeys(items["benchmark"]), ALL]:
-        of_task = items if task == ALL else items[items["benchmark"] == task]
-        for language in dict.fromkeys(of_task["language"]):
-            of_language = of_task[of_task["language"] == language]
-            for kind in _kinds(items):
-                cell = of_language if kind == ALL else of_language[of_language["kind"] == kind]
-                if len(cell):
-                    yield task, language, kind, cell
+def _cells(items: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str, Int[np.ndarray, " row"]]]:
+    """(benchmark, language or group, kind, row numbers) for every benchmark and for all together, every kind and all together.
+
+    Only cells with items, and groups with items in at least two languages.
+    """
+    benchmark, tasks = pd.factorize(items["benchmark"])
+    language, languages = pd.factorize(items["language"])
+    kind = pd.Categorical(items["kind"], categories=_kinds(items)).codes
+    members = {name: np.flatnonzero(languages.isin(list(codes))) for name, codes in groups.items()}
+    for task in [*tasks, ALL]:
+        of_task = np.arange(len(items)) if task == ALL else np.flatnonzero(benchmark == tasks.get_loc(task))
+        places = [(code, np.array([number]), 1) for number, code in enumerate(languages)]
+        places += [(group, numbers, 2) for group, numbers in members.items()]
+        for place, numbers, least in places:
+            of_place = of_task[np.isin(language[of_task], numbers)]
+            for number, name in enumerate(_kinds(items)):
+                cell = of_place if name == ALL else of_place[kind[of_place] == number]
+                if len(np.unique(language[cell])) >= least:
+                    yield task, place, name, cell

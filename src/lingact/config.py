@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from lingact.benchmarks import FAMILIES, family
 from lingact.errors import UserError
 from lingact.languages import language, nearest
 
@@ -55,6 +56,7 @@ def _as_list(value: object) -> object:
 
 
 Code = Annotated[str, BeforeValidator(_known_code)]
+Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Codes = Annotated[tuple[Code, ...], BeforeValidator(_as_list)]
 
 
@@ -592,40 +594,119 @@ class TrainConfig(Job):
         return lang
 
 
-class Benchmark(Section):
-    """One benchmark: an lm-eval task per language."""
+class OwnTask(Section):
+    """A benchmark of the user's, as lm-eval task files."""
 
+    kind: Literal["lm_eval"]
+    folder: Path
+    """Where the task files are; data files are named relative to their YAML."""
     task: str
     """Task name with `{lang}` for the language code."""
-    chance: Share
-    """Accuracy of guessing."""
+    key: Columns
+    """Columns that together name an item in every language; none: items of different languages do not correspond."""
+    facts: bool
+    """The key names a fact that your other benchmarks ask, too, so that they are not independent."""
+    split_by: str | None
+    """Column by which scores are split further, and by which a limited selection is kept in proportion."""
+
+
+class OwnItems(Section):
+    """A benchmark of the user's, as JSONL: `question`, `choices`, `answer` (the right choice's place from 0, or its text), `id` if shared."""
+
+    kind: Literal["items"]
+    path: str
+    """File with `{lang}` for the language code."""
+    split_by: str | None
+    """As above."""
+
+    @field_validator("path")
+    @classmethod
+    def _has_lang(cls, path: str) -> str:
+        if "{lang}" not in path:
+            raise ValueError(f"'{path}' has no {{lang}}; write the language code's place, as in 'quiz_{{lang}}.jsonl', and quote it")
+        return path
+
+
+OwnBenchmark = Annotated[OwnTask | OwnItems, Field(discriminator="kind")]
 
 
 class TasksConfig(Section):
-    """The benchmarks."""
+    """The benchmarks, and which of their items."""
 
-    folder: Path | None
-    """Folder with lm-eval task files; data files are named relative to their YAML. None: lm-eval's own tasks."""
-    benchmarks: dict[str, Benchmark]
-    kind_column: str | None
-    """Column of the items that splits the scores further (microworld: read or transfer)."""
-    batch_size: PositiveInt
+    benchmarks: tuple[str, ...]
+    """Names in the table of benchmarks (`lingact.benchmarks`)."""
+    own: dict[str, OwnBenchmark]
+    """Benchmarks that are not in the table, by the name they shall have."""
+    missing: Literal["refuse", "skip"]
+    """What to do where a benchmark lacks a language."""
+    items: Literal["shared", "all"]
+    """shared: those that all its languages have, where a benchmark names its items; all: every one, as lm-eval takes them."""
     limit: PositiveInt | None
-    """Items per task, the first ones; None: all."""
+    """Items per benchmark: the same ones in every language and for every model, in proportion to the benchmark's parts. None: all."""
+    fewshot: NonNegativeInt | None
+    """Examples before each question; None: as the task says, mostly none."""
+    batch_size: PositiveInt | Literal["auto"]
+    """Options per forward pass. auto: as many as the device should hold, fewer where it does not."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _in_the_table(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                family(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        if len(set(names)) < len(names):
+            raise ValueError(f"a benchmark is named twice in [{', '.join(names)}]")
+        return names
+
+    @model_validator(mode="after")
+    def _some_benchmark(self) -> "TasksConfig":
+        both = [name for name in self.own if name in self.benchmarks]
+        if both or "all" in self.own:
+            raise ValueError(f"own: the name '{(both or ['all'])[0]}' is taken; give your benchmark another one")
+        if not self.benchmarks and not self.own:
+            raise ValueError(f"no benchmark given; name some in benchmarks ({', '.join(FAMILIES)}) or your own in own")
+        return self
+
+
+class LeakageConfig(Section):
+    """How benchmark items are compared with the training text."""
+
+    words: Annotated[int, Field(ge=3)]
+    """Length of the word sequences looked for; an item shorter than that is looked for as a whole."""
+    share: Share
+    """Share of an item's sequences from which on it counts as overlapping with the training text."""
+
+
+def _as_names(value: object) -> object:
+    """One string, a list, or nothing."""
+    return () if value is None else [value] if isinstance(value, str) else value
 
 
 class EvalConfig(Section):
-    """eval.py: it needs no SAE and no corpus."""
+    """eval.py: it needs no SAE."""
 
     seed: NonNegativeInt
     device: str
-    adapter: str | None
-    """Run folder of train.py, PEFT folder or hub id; None: the base model alone."""
+    batch_tokens: PositiveInt
+    """Padded tokens per forward pass over the text."""
+    adapter: Annotated[tuple[str, ...], BeforeValidator(_as_names)]
+    """Run folders of train.py, sweep folders, PEFT folders, hub ids, W&B artifacts; none: the base model alone."""
     model: ModelConfig
     languages: LanguagesConfig
     tasks: TasksConfig
+    corpus: CorpusConfig
+    """Aligned text, for bits per byte."""
+    text_split: Literal["train", "dev", "heldout", "all"] | None
+    """Which of its sentences; None: leave bits per byte out."""
+    leakage: LeakageConfig
     resamples: PositiveInt
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    power: Annotated[float, Field(gt=0, lt=1)]
+    """Of the minimum detectable effect."""
+    cache: Path | None
+    """Folder of what models have answered; runs share it. None: each keeps its own."""
     tracking: TrackingConfig
 
 

@@ -84,9 +84,14 @@ class ParallelCorpus:
         return self.select(keep)
 
 
-def word_count(text: str) -> int:
+def words_of(text: str) -> list[str]:
     """Words by Unicode's word boundaries (UAX #29): stretches with a letter or digit; every Han character is one."""
-    return sum(1 for part in _WORD_BOUNDARY.split(text) if _WORDLIKE.search(part))
+    return [part for part in _WORD_BOUNDARY.split(text) if _WORDLIKE.search(part)]
+
+
+def word_count(text: str) -> int:
+    """Number of `words_of` a text."""
+    return len(words_of(text))
 
 
 def load_corpus(config: FilesCorpus | HubCorpus, codes: tuple[str, ...]) -> ParallelCorpus:

@@ -1,45 +1,45 @@
-"""Benchmarks through lm-eval, with a model that is in memory already: task files in, one row per document out.
+"""What a model answers: questions through lm-eval's own scoring, with a model that is in memory already; one row per document out.
 
-`evaluate` of lm-eval is called, not `simple_evaluate`: the latter adds a survey of the machine (seconds, subprocesses), and of its other
-work only the number and seed of few-shot examples concern us; `_prepare` sets both as it does. lm-eval's answer cache is never used: its key
-does not name the model.
+lm-eval's parts are driven here one by one as its `evaluate` does it (requests, log-likelihoods, filters, metrics), so that a finished task can be
+kept at once. Its answer cache is never used: its key does not name the model.
 """
 
 import functools
 import hashlib
 import json
-import logging
-import os
-import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import numpy as np
 import pandas as pd
 from torch import nn
+from tqdm import tqdm
 
-from lingact.errors import UserError
-from lingact.languages import LANGUAGES, nearest
+from lingact.errors import UserError, out_of_memory
+from lingact.lm import LanguageModel
+from lingact.tasks import Placed, Question, quiet
+from lingact.tracking import write_atomically
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import Task
-    from transformers import PreTrainedTokenizerBase
+    from collections.abc import Iterator
 
-_TASK_LINE = re.compile(rb"^task:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
+    from lm_eval.models.huggingface import HFLM
+
+    class _Harness(HFLM):
+        truncated: int
 
 
-@dataclass(frozen=True)
-class Placed:
-    """An lm-eval task and its place in our tables."""
-
-    benchmark: str
-    language: str
-    task: "Task"
-    kind_column: str | None
+MOST_AT_ONCE = 64
+"""Options per forward pass that `auto` begins with at most."""
+_BYTES_PER_LOGIT = 10
+"""Of a logit in half precision, in float32, and of its log probability."""
+_CPU_BUDGET = 2 << 30
+_COLUMNS = ("doc_id", "doc_hash", "prompt_hash", "item", "kind", "acc", "acc_norm", "options")
 
 
 @dataclass(frozen=True)
@@ -53,172 +53,141 @@ class EvalRun:
     truncated: int
     """Prompts with an option that were longer than the context and lost their beginning."""
 
-    def identity(self) -> dict[str, dict[str, Any]]:
-        """Task -> number of items and a hash of documents and prompts, for the manifest."""
-        found = {}
-        for task, rows in self.items.groupby("task", sort=False):
-            content = "".join(rows["doc_hash"] + rows["prompt_hash"])
-            found[str(task)] = {"items": len(rows), "sha256": hashlib.sha256(content.encode()).hexdigest()}
-        return found
 
+@dataclass(frozen=True)
+class Answers:
+    """What models have answered, each task in a file under the hash of everything that the answers depend on."""
 
-# --- tasks ---------------------------------------------------------------------------------------------------------------------------------------
+    folder: Path
 
+    def recall(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """What was kept under this identity.
 
-def load_tasks(folder: Path | None, benchmarks: Mapping[str, str], languages: Sequence[str], kind_column: str | None) -> list[Placed]:
-    """The tasks of every benchmark in every language.
-
-    Args:
-        folder: lm-eval task files, with data files named relative to them. None: lm-eval's own.
-        benchmarks: name -> task name with `{lang}` for the language code.
-        kind_column: column that splits the items further; tasks without it have no kinds.
-
-    Raises:
-        UserError: a task is not there (with the languages that have it), or its data cannot be read.
-    """
-    available = _task_files(folder)
-    problems = [line for template in benchmarks.items() for line in _missing(*template, languages, available, folder)]
-    if problems:
-        raise UserError("\n".join(problems))
-    with tempfile.TemporaryDirectory(prefix="lingact-tasks-") as cache, _quiet():
-        return [
-            Placed(benchmark, code, _load(available[_task_name(template, code)], Path(cache)), kind_column)
-            for benchmark, template in benchmarks.items()
-            for code in languages
-        ]
-
-
-def _task_name(template: str, code: str) -> str:
-    return template.replace("{lang}", code)
-
-
-def _task_files(folder: Path | None) -> dict[str, Path]:
-    """Task name -> YAML file. Read as text: parsing lm-eval's 14,000 task files takes ten seconds, this 0.3."""
-    import lm_eval.tasks
-
-    root = folder.absolute() if folder else Path(lm_eval.tasks.__file__).parent
-    found: dict[str, Path] = {}
-    for place, folders, files in os.walk(root):
-        folders.sort()
-        for file in sorted(files):
-            if file.endswith((".yaml", ".yml")) and (line := _TASK_LINE.search(Path(place, file).read_bytes())):
-                found.setdefault(line[1].decode(), Path(place, file))
-    return found
-
-
-def _missing(benchmark: str, template: str, languages: Sequence[str], available: Mapping[str, Path], folder: Path | None) -> Iterator[str]:
-    """A line if a benchmark lacks the task in some of the languages."""
-    where = f"'{folder}'" if folder else "lm-eval"
-    lacking = [code for code in languages if _task_name(template, code) not in available]
-    having = [code for code in LANGUAGES if _task_name(template, code) in available]
-    if not lacking:
-        return
-    names = ", ".join(f"'{_task_name(template, code)}'" for code in lacking)
-    if having and "{lang}" in template:
-        yield (
-            f"tasks.benchmarks.{benchmark}: {where} has no task {names}; '{template}' exists for {', '.join(having)}. "
-            "Leave the other languages or the benchmark out"
-        )
-    else:
-        hint = nearest(_task_name(template, lacking[0]), available)
-        yield f"tasks.benchmarks.{benchmark}: {where} has no task {names}{hint} Check task and tasks.folder (options: conf/tasks/)"
-
-
-def _load(path: Path, cache: Path) -> "Task":
-    """One task, with its data in memory."""
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    try:
-        config = load_yaml(path)
-    except (OSError, ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"tasks: '{path}' cannot be read: {error}") from error
-    config.pop("tag", None)
-    source = config.get("dataset_path")
-    arguments = dict(config.get("dataset_kwargs") or {})
-    if source == "json" and set(arguments) == {"data_files"}:
-        # Read here, not by `datasets`, which would leave a copy in the user's cache and take seconds for thirty files.
-        files = _splits(path, arguments["data_files"])
-        rows = {split: [row for file in names for row in _rows(file)] for split, names in files.items()}
-        config |= {"dataset_kwargs": None, "custom_dataset": functools.partial(_in_memory, rows)}
-    elif isinstance(source, str) and "data_files" in arguments:
-        files = {split: [str(file) for file in names] for split, names in _splits(path, arguments["data_files"]).items()}
-        config["dataset_kwargs"] = arguments | {"data_files": files, "cache_dir": str(cache), "keep_in_memory": True}
-    try:
-        loaded = TaskManager(include_defaults=False).load([config])["tasks"]
-    except OSError as error:  # not on the hub, gated, or no network
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"tasks: the data of '{config['task']}' ({source}) cannot be had: {reason} For a gated data set accept its terms on its hub "
-            "page and run `hf auth login`"
-        ) from error
-    (task,) = loaded.values()
-    if task.OUTPUT_TYPE != "multiple_choice":
-        raise UserError(f"tasks: '{config['task']}' has the output type {task.OUTPUT_TYPE}; only multiple_choice tasks can be compared item by item")
-    return task
-
-
-def _splits(path: Path, data_files: Any) -> dict[str, list[Path]]:
-    """Data files by split, relative to the YAML file."""
-    by_split = data_files if isinstance(data_files, dict) else {"train": data_files}
-    files = {split: [path.parent / name for name in ([names] if isinstance(names, str) else names)] for split, names in by_split.items()}
-    for file in (file for names in files.values() for file in names):
-        if not file.is_file():
-            raise UserError(f"tasks: '{path}' names the data file '{file}', which is not there")
-    return files
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, or of a JSON file with a list."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"tasks: '{file}' is not UTF-8 (byte {error.start}); it is cut off or in another encoding") from None
-    is_list = text.lstrip().startswith("[")
-    pieces = [(1, text)] if is_list else [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows = []
-    for number, piece in pieces:
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self._path(identity)
+        if not path.is_file():
+            return None
         try:
-            read = json.loads(piece)
-        except json.JSONDecodeError as error:
-            line = number + error.lineno - 1
-            raise UserError(f"tasks: '{file}' line {line} is not JSON ({error.msg}); the file is cut off or damaged") from None
-        rows += read if is_list else [read]
-    if not rows:
-        raise UserError(f"tasks: '{file}' has no items")
-    return rows
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"'{path}' cannot be read: it is cut off or of something else; delete it") from None
+        return kept["answers"] if kept.get("identity") == identity else None
+
+    def keep(self, identity: dict[str, Any], answers: dict[str, Any]) -> None:
+        """Write it whole or not at all."""
+        write_atomically(self._path(identity), json.dumps({"identity": identity, "answers": answers}))
+
+    def _path(self, identity: dict[str, Any]) -> Path:
+        return self.folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()}.json"
 
 
-def _in_memory(rows: dict[str, list[dict[str, Any]]], **_metadata: object) -> dict[str, Any]:
-    """What lm-eval asks for as `custom_dataset`: it passes the task's metadata along."""
-    from datasets import Dataset
-
-    return {split: Dataset.from_list(items) for split, items in rows.items()}
-
-
-# --- running -------------------------------------------------------------------------------------------------------------------------------------
-
-
-def evaluate(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", tasks: Sequence[Placed], *, context: int, batch_size: int, limit: int | None, label: str
-) -> EvalRun:
-    """Score every document of the tasks with the model as it is, adapter on or off. The model is left in eval mode.
-
-    BOS goes in where the tokenizer itself adds it, as in lm-eval.
+def identity_of(lm: LanguageModel, adapter: str | None) -> dict[str, Any]:
+    """What the answers of a model depend on beside the questions.
 
     Args:
-        context: tokens that the model takes.
-        batch_size: prompts with an option per forward pass.
-        limit: documents per task, the first ones; None: all.
-        label: what the progress bar says.
-
-    Raises:
-        UserError: an option cannot be scored: longer than the context, or without a token of its own.
+        adapter: hash of its weights; None: switched off or not there.
     """
-    from lm_eval.evaluator import evaluate as run_tasks
+    backend: Any = getattr(lm.tokenizer, "backend_tokenizer", None)
+    spelt = backend.to_str() if backend is not None else json.dumps(sorted(lm.tokenizer.get_vocab().items()))
+    return {name: lm.identity[name] for name in ("sha256", "dtype", "config_sha256") if name in lm.identity} | {
+        "attention": getattr(lm.model.config, "_attn_implementation", None),
+        "adapter": adapter,
+        "tokenizer": hashlib.sha256(spelt.encode()).hexdigest(),
+        "device": lm.device.type,
+        "context": lm.tokens.context,
+        "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "peft")},
+    }
+
+
+def batch_size_for(lm: LanguageModel, tasks: Sequence[Placed]) -> int:
+    """Options per forward pass: a power of two whose logits fit into what the device can spare. Shapes decide, so that it never varies."""
+    import torch
+
+    longest = max((sum(map(len, _pair(request.args))) for placed in tasks for request in placed.requests), default=1)
+    tokens = min(lm.tokens.context, longest)  # a token is at least a byte of text, mostly more
+    vocabulary = lm.model.get_input_embeddings().weight.shape[0]  # pyrefly: ignore[not-callable]
+    budget = _CPU_BUDGET
+    if lm.device.type == "cuda":
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
+        budget = max(_CPU_BUDGET, (torch.cuda.get_device_properties(lm.device).total_memory - weights) // 2)
+    fits = max(1, budget // (tokens * vocabulary * _BYTES_PER_LOGIT))
+    return min(MOST_AT_ONCE, 1 << (fits.bit_length() - 1))
+
+
+class Scorer:
+    """Scores tasks with a model as it is, adapter on or off, and keeps what it has answered."""
+
+    def __init__(self, lm: LanguageModel, batch_size: int, answers: Answers | None, bar: tqdm) -> None:
+        self.lm = lm
+        self.batch_size = batch_size
+        """Options per forward pass. Smaller after the device ran out of memory."""
+        self.answers = answers
+        """Where answers are kept; None: nowhere."""
+        self._asked_for = batch_size
+        self._bar = bar
+
+    def score(self, model: nn.Module, tasks: Sequence[Placed], adapter: str | None) -> EvalRun:
+        """Score every question. The model is left in eval mode. BOS goes in where the tokenizer itself adds it, as in lm-eval.
+
+        Args:
+            adapter: hash of the active adapter's weights; None: the base model.
+
+        Raises:
+            UserError: an option cannot be scored: longer than the context, or without a token of its own.
+        """
+        identity = identity_of(self.lm, adapter) | {"batch_size": self._asked_for}
+        harness: _Harness | None = None
+        rows, samples, truncated = [], {}, 0
+        for placed in tasks:
+            asked = identity | {"task": placed.entry.task, "questions": placed.sha256}
+            found = self.answers.recall(asked) if self.answers else None
+            if found is None:
+                harness = harness or self._harness(model)
+                found = self._answer(harness, placed)
+                if self.answers:
+                    self.answers.keep(asked, found)
+            else:
+                self._bar.update(len(placed.requests))
+                self._bar.unpause()
+            records = _records(placed, found["answers"])
+            whose = {"task": placed.entry.task, "benchmark": placed.entry.benchmark, "language": placed.entry.language}
+            rows += [whose | {column: record[column] for column in _COLUMNS} for record in records]
+            samples[placed.entry.task] = records
+            truncated += found["truncated"]
+        items = pd.DataFrame(rows).astype({"item": object, "kind": object, "acc": float, "acc_norm": float})
+        return EvalRun(items, samples, truncated)
+
+    def _harness(self, model: nn.Module) -> "_Harness":
+        with quiet():
+            settings: dict[str, Any] = {"max_length": self.lm.tokens.context, "batch_size": self.batch_size}
+            return _harness_class()(pretrained=model, tokenizer=self.lm.tokenizer, **settings)  # pyrefly: ignore[bad-argument-type]
+
+    def _answer(self, harness: "_Harness", placed: Placed) -> dict[str, Any]:
+        """Log-likelihood of every option in nats and whether it is the likeliest continuation; and how many lost their beginning."""
+        begun = self._bar.n
+        with quiet(), _counting(self._bar):
+            while True:
+                harness.truncated = 0
+                try:
+                    found = harness.loglikelihood(placed.requests)
+                    break
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error) or self.batch_size == 1:
+                        raise
+                self.batch_size //= 2
+                harness.batch_size_per_gpu = self.batch_size
+                self._bar.n = begun
+        return {"answers": [[float(score), bool(greedy)] for score, greedy in found], "truncated": harness.truncated}
+
+
+@functools.cache
+def _harness_class() -> "type[_Harness]":
+    """lm-eval's model that refuses what cannot be scored and counts what is cut; made when lm-eval is wanted, because importing it is slow."""
     from lm_eval.models.huggingface import HFLM
 
-    class Model(HFLM):
+    class Harness(HFLM):
         truncated = 0
 
         def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **settings: Any) -> Any:
@@ -227,22 +196,13 @@ def evaluate(
                 self.truncated += len(prompt_ids) + len(option_ids) > self.max_length + 1
             return super()._loglikelihood_tokens(requests, *arguments, **settings)
 
-    _prepare(tasks)
-    with _quiet(label):
-        lm: Any = Model(pretrained=model, tokenizer=tokenizer, max_length=context, batch_size=batch_size)  # pyrefly: ignore[bad-argument-type]
-        results = run_tasks(lm, {"tasks": {placed.task.task_name: placed.task for placed in tasks}}, limit=limit, bootstrap_iters=0)
-    assert results is not None
-    rows, samples = [], {}
-    for placed in tasks:
-        name = placed.task.task_name
-        records = [_record(placed, sample) for sample in results["samples"][name]]
-        rows += [
-            {"task": name, "benchmark": placed.benchmark, "language": placed.language} | {column: record[column] for column in _COLUMNS}
-            for record in records
-        ]
-        samples[name] = records
-    items = pd.DataFrame(rows).astype({"item": object, "kind": object, "acc": float, "acc_norm": float})
-    return EvalRun(items, samples, lm.truncated)
+    return Harness  # pyrefly: ignore[bad-return] (it has all that is asked for)
+
+
+def _pair(arguments: tuple[Any, ...]) -> tuple[str, str]:
+    """Prompt and option of a request."""
+    prompt, option = arguments[:2]
+    return prompt, option
 
 
 def _refuse_unscorable(prompt: str, option: str, tokens: int, context: int) -> None:
@@ -256,76 +216,96 @@ def _refuse_unscorable(prompt: str, option: str, tokens: int, context: int) -> N
         )
 
 
-_COLUMNS = ("doc_id", "doc_hash", "prompt_hash", "item", "kind", "acc", "acc_norm", "options")
+@contextmanager
+def _counting(bar: tqdm) -> "Iterator[None]":
+    """lm-eval's bar over options moves ours."""
+    import lm_eval.models.huggingface
+
+    class Shim:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def update(self, steps: int = 1) -> None:
+            bar.update(steps)
+
+        def close(self) -> None:
+            bar.refresh()
+
+    with patch.object(lm_eval.models.huggingface, "tqdm", Shim):
+        yield
 
 
-def _prepare(tasks: Sequence[Placed]) -> None:
-    """Few-shot examples as lm-eval's command line draws them, anew for every model."""
-    from lm_eval.defaults import DEFAULT_OTHER_SEED
+def _records(placed: Placed, answers: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """The documents of a task with what lm-eval makes of the answers."""
+    requests = placed.requests
+    assert len(answers) == len(requests)
+    for request, (score, greedy) in zip(requests, answers, strict=True):
+        request.resps, request.filtered_resps = [(score, greedy)], {}
+    placed.task.apply_filters()
+    return [_record(placed, question) for question in placed.questions]
 
-    for placed in tasks:
-        if placed.task.get_config("num_fewshot") is None:
-            placed.task.set_config(key="num_fewshot", value=0)
-        placed.task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
+def _record(placed: Placed, question: Question) -> dict[str, Any]:
+    from lm_eval.utils import handle_non_serializable, hash_string
 
-def _record(placed: Placed, sample: Mapping[str, Any]) -> dict[str, Any]:
-    doc, arguments = sample["doc"], sample["arguments"]
-    scores = [float(score) for score, _ in sample["filtered_resps"]]
-    options = placed.task.doc_to_choice(doc)  # pyrefly: ignore[missing-attribute]
-    kind = doc.get(placed.kind_column) if placed.kind_column else None
+    first = question.requests[0]
+    key = next(iter(first.filtered_resps))
+    answered: list[Any] = [request.filtered_resps[key] for request in question.requests]
+    doc, scores = first.doc, [float(score) for score, _ in answered]
+    metrics: dict[str, Any] = placed.task.process_results(doc, answered)  # pyrefly: ignore[bad-assignment]
+    target = placed.task.doc_to_target(doc)
+    options: list[str] = placed.task.doc_to_choice(doc)  # pyrefly: ignore[missing-attribute]
+    if "acc" not in metrics:
+        raise UserError(f"tasks: '{placed.entry.task}' has the metrics {', '.join(metrics)} and no acc; add it to its metric_list")
+    content = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     return {
-        "doc_id": sample["doc_id"],
-        "item": None if doc.get("id") is None else str(doc["id"]),
-        "kind": None if kind is None else str(kind),
-        "acc": float(sample["acc"]),
-        "acc_norm": float(sample.get("acc_norm", float("nan"))),
+        "doc_id": question.doc_id,
+        "item": question.item,
+        "kind": question.kind,
+        "acc": float(metrics["acc"]),
+        "acc_norm": float(metrics.get("acc_norm", _length_normalised(scores, options, target))),
         "options": len(options),
-        "gold": sample["target"],
-        "prompt": arguments[0][0],
-        "choices": [argument[1] for argument in arguments],
+        "gold": target,
+        "prompt": first.args[0],
+        "choices": [_pair(request.args)[1] for request in question.requests],
         "loglikelihood": scores,
-        "doc_hash": sample["doc_hash"],
-        "prompt_hash": sample["prompt_hash"],
+        "doc_hash": hash_string(content),
+        "prompt_hash": hash_string(first.args[0]),
+        "target_hash": hash_string(str(target)),
     }
 
 
-@contextmanager
-def _quiet(label: str | None = None) -> Iterator[None]:
-    """Of lm-eval's bars leave the one over requests, named `label`, and of its log nothing below errors; everything is put back afterwards.
+def _length_normalised(scores: Sequence[float], options: Sequence[str], target: Any) -> float:
+    """lm-eval's acc_norm where a task file does not ask for it: the best option by log-likelihood per character."""
+    if len(scores) != len(options) or not isinstance(target, (int, str)):
+        return float("nan")
+    gold = target if isinstance(target, int) else list(options).index(target) if target in options else -1
+    return float(int(np.argmax(np.array(scores) / np.array([float(len(option)) for option in options]))) == gold)
 
-    Its warnings say that a model object was passed and that prompts were cut; the latter are counted instead.
+
+# --- for other tools -----------------------------------------------------------------------------------------------------------------------------
+
+
+def results(tasks: Sequence[Placed], run: EvalRun, model: dict[str, Any]) -> dict[str, Any]:
+    """The scores in lm-eval's result format, as `lm_eval --output_path` writes them, for leaderboards and other readers.
+
+    Args:
+        model: what stands under `config`.
     """
-    import datasets
-    import lm_eval.api.model
-    import lm_eval.api.task
-    import lm_eval.models.huggingface
-    import lm_eval.utils
-    from tqdm import tqdm
-
-    def off(*arguments: Any, **settings: Any) -> tqdm:
-        return tqdm(*arguments, **settings | {"disable": True})
-
-    def named(*arguments: Any, **settings: Any) -> tqdm:
-        return tqdm(*arguments, **settings | {"desc": label, "unit": " options", "disable": label is None})
-
-    logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    # lm-eval compiles a task's templates anew for every document, which takes longer than a small model needs to answer.
-    compiled = functools.cache(lm_eval.utils.env.from_string)
-    try:
-        with ExitStack() as patches:
-            for owner, name, replacement in (
-                (lm_eval.api.task, "tqdm", off),
-                (lm_eval.api.model, "tqdm", off),
-                (lm_eval.models.huggingface, "tqdm", named),
-                (lm_eval.utils.env, "from_string", compiled),
-            ):
-                patches.enter_context(patch.object(owner, name, replacement))
-            yield
-    finally:
-        logger.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()
+    found: dict[str, Any] = {name: {} for name in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")}
+    for placed in tasks:
+        name, records = placed.entry.task, run.samples[placed.entry.task]
+        wanted: dict[str, Any] = placed.task.higher_is_better()  # pyrefly: ignore[bad-assignment]
+        scores: dict[str, Any] = {"name": name, "alias": name, "sample_len": len(records)}
+        for metric in [metric for metric in ("acc", "acc_norm") if metric in wanted]:
+            values = np.array([record[metric] for record in records])
+            error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else "N/A"
+            scores |= {f"{metric},none": float(values.mean()), f"{metric}_stderr,none": error}
+        found["results"][name] = scores
+        found["group_subtasks"][name] = []
+        found["configs"][name] = {key: value for key, value in placed.task.dump_config().items() if isinstance(value, (str, int, float, list, bool))}
+        found["versions"][name] = placed.task.VERSION
+        found["n-shot"][name] = placed.task.get_config("num_fewshot") or 0
+        found["higher_is_better"][name] = wanted
+        found["n-samples"][name] = {"original": placed.total, "effective": len(records)}
+    return found | {"config": model, "lm_eval_version": version("lm-eval"), "transformers_version": version("transformers")}

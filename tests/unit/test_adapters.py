@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from lingact.adapters import (
     adapter_hash,
     attach_adapter,
     base_behaviour,
+    check_adapter,
     find_adapter,
     load_adapter,
     save_adapter,
     train_adapter_only,
+    unload_adapter,
     weights_hash,
 )
 from lingact.config import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, TrainConfig, VeraAdapter, validate
@@ -267,6 +270,68 @@ def test_plain_peft_loads_it(peft: PeftConfig, tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["adapter"]
 
 
+@every_kind
+def test_checking_leaves_the_model_alone(peft: PeftConfig, tmp_path: Path) -> None:
+    folder, _, base_hash = saved_to(tmp_path / "run", peft)
+    model = tiny_model()
+    before, parts, random = logits(model), dict(model.named_modules()), torch.random.get_rng_state()
+    for known in (base_hash, None):
+        assert check_adapter(model, str(folder), base_sha256=known) == folder / "adapter"
+    assert list(model.named_modules()) == list(parts.items())
+    assert weights_hash(model) == base_hash
+    assert torch.equal(logits(model), before)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert not hasattr(model, "peft_config")
+
+
+def lost(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
+def cut_off(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
+
+
+def of_another_model(folder: Path) -> None:
+    (folder / "lingact.json").write_text('{"base_model": "other", "base_sha256": "0"}')
+
+
+def too_wide(folder: Path) -> None:
+    (folder / "lingact.json").unlink()
+    save_file({name: torch.cat([tensor, tensor], dim=-1) for name, tensor in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+
+
+def changing_the_base(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa"}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lost, "is not an adapter"),
+        (cut_off, "is cut off or damaged"),
+        (of_another_model, "belongs to another model: it was trained on 'other'"),
+        (too_wide, "belongs to another model .*: its weight"),
+        (changing_the_base, "changes the base weights"),
+    ],
+)
+def test_checking_refuses_what_loading_refuses(saved: tuple[Path, Tensor, str], spoil: Callable[[Path], None], message: str) -> None:
+    model = tiny_model()
+    spoil(saved[0] / "adapter")
+    for refuse in (check_adapter, load_adapter):
+        with pytest.raises(UserError, match=message):
+            refuse(model, str(saved[0] / "adapter"))
+    assert weights_hash(model) == saved[2]
+    assert not hasattr(model, "peft_config")
+
+
+def test_an_adapter_on_top_of_another_is_not_meant(saved: tuple[Path, Tensor, str]) -> None:
+    wrapped = load_adapter(tiny_model(), str(saved[0]))
+    with pytest.raises(AssertionError, match="take the other adapter off first"):
+        check_adapter(wrapped, str(saved[0]))
+
+
 def test_saving_again_replaces(saved: tuple[Path, Tensor, str]) -> None:
     folder, _, base_hash = saved
     (folder / "adapter" / "left_over").touch()
@@ -388,7 +453,54 @@ def test_weights_of_the_base_in_an_adapters_file_are_refused(saved: tuple[Path, 
         load_adapter(tiny_model(), str(saved[0]))
 
 
-def test_whole_modules_beside_the_adapter_can_be_switched_off(tmp_path: Path) -> None:
+# --- taking off ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def parts(model: nn.Module) -> dict[str, tuple[int, bool]]:
+    """What a model consists of: modules and parameters by identity, parameters with their need of gradients."""
+    modules = {name: (id(module), module.training) for name, module in model.named_modules()}
+    return modules | {name: (id(parameter), parameter.requires_grad) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@every_kind
+def test_taken_off_an_adapter_leaves_the_base(peft: PeftConfig, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder, *_ = saved_to(tmp_path / "run", peft)
+    (folder / "adapter" / "lingact.json").unlink()
+    model = tiny_model().to(dtype)
+    before, base, consists = weights_hash(model), logits(model), parts(model)
+    wrapped = load_adapter(model, str(folder))
+    assert not torch.equal(logits(wrapped), base)
+    again = unload_adapter(wrapped)
+    assert again is model
+    assert parts(model) == consists
+    assert weights_hash(model) == before
+    assert torch.equal(logits(model), base)
+    assert not hasattr(model, "peft_config")
+
+
+def test_adapters_of_all_kinds_one_after_the_other_on_one_model(tmp_path: Path) -> None:
+    model = tiny_model()
+    base_hash, base = weights_hash(model), logits(model)
+    saved = {kind: saved_to(tmp_path / kind, peft) for kind, peft in EVERY.items()}
+    for kind in (*saved, *reversed(saved)):
+        folder, adapted, _ = saved[kind]
+        wrapped = load_adapter(model, str(folder), base_sha256=base_hash)
+        assert torch.equal(logits(wrapped), adapted), kind
+        with base_behaviour(wrapped):
+            assert torch.equal(logits(wrapped), base), kind
+        assert unload_adapter(wrapped) is model
+        assert weights_hash(model) == base_hash, kind
+        assert torch.equal(logits(model), base), kind
+
+
+def test_after_another_was_taken_off_training_is_the_same(tmp_path: Path) -> None:
+    model = tiny_model()
+    unload_adapter(trained(model, EVERY["vera"]))
+    assert adapter_hash(trained(model)) == adapter_hash(trained(tiny_model()))
+
+
+def test_whole_modules_beside_the_adapter_can_be_switched_off_and_taken_off(tmp_path: Path) -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)  # peft's own
     model = tiny_model()
     base_hash = weights_hash(model)
@@ -402,6 +514,10 @@ def test_whole_modules_beside_the_adapter_can_be_switched_off(tmp_path: Path) ->
     assert weights_hash(wrapped) == base_hash
     with base_behaviour(wrapped):
         assert torch.equal(logits(wrapped), logits(tiny_model()))
+    plain = unload_adapter(wrapped)
+    assert weights_hash(plain) == base_hash
+    assert plain.state_dict().keys() == tiny_model().state_dict().keys()
+    assert torch.equal(logits(plain), logits(tiny_model()))
 
 
 # --- configuration -------------------------------------------------------------------------------------------------------------------------------

@@ -1,17 +1,17 @@
-"""Statistics of evaluation against numbers worked out by hand, enumeration and statsmodels."""
-
-import itertools
+"""Tables of accuracies and differences against numbers worked out by hand, statsmodels, and models built to differ in known items."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.multitest import multipletests
 
-from lingact import compare
+from lingact import compare, paired
 from lingact.errors import UserError
+from lingact.paired import How
 
-HOW = {"resamples": 2000, "confidence": 0.95, "seed": 1}
+HOW = How(resamples=2000, confidence=0.95, seed=1)
+SURE = {"resamples": 2000, "confidence": 0.95, "seed": 1}
+CHANCE = {"arc": 0.25, "mmlu": 0.5}
 
 
 def item_table(
@@ -35,102 +35,159 @@ def item_table(
     )
 
 
-def test_wilson_by_hand_and_against_statsmodels() -> None:
-    # 0 of 10 at z = 1.96: hi = z^2 / (n + z^2) = 3.8415 / 13.8415
-    none = compare.wilson(np.zeros(10), confidence=0.95)
-    assert (none.value, none.lo) == (0.0, 0.0)
-    assert none.hi == pytest.approx(3.841459 / 13.841459, abs=1e-6)
-    for hits, n in ((1, 7), (40, 80), (79, 80), (80, 80)):
-        found = compare.wilson(np.array([1.0] * hits + [0.0] * (n - hits)), confidence=0.9)
-        assert (found.lo, found.hi) == pytest.approx(proportion_confint(hits, n, alpha=0.1, method="wilson"), abs=1e-12)
+def differences(base: list[pd.DataFrame], *adapters: list[pd.DataFrame], groups: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
+    """The table of differences, a row per (metric, task, language, kind)."""
+    one, *others = (pd.concat(tables, ignore_index=True) for tables in (base, *adapters))
+    table = compare.difference_table(one, others, chance=CHANCE, groups=groups or {}, how=HOW)
+    return table.set_index(["metric", "task", "language", "kind"]).sort_index()
 
 
-def test_wilson_is_as_wide_as_for_the_facts_behind_the_items() -> None:
-    hits = np.array([1.0, 1.0, 0.0, 0.0] * 10)
-    assert compare.wilson(hits, confidence=0.95, effective_n=20).lo == pytest.approx(compare.wilson(hits[:20], confidence=0.95).lo)
-    with pytest.raises(ValueError, match="no items"):
-        compare.wilson(np.array([]), confidence=0.95)
-
-
-def test_mcnemar_against_enumeration_and_statsmodels() -> None:
-    for won, lost in itertools.product(range(7), repeat=2):
-        n = won + lost
-        totals = [sum(signs) for signs in itertools.product((-1, 1), repeat=n)]
-        enumerated = sum(abs(total) >= abs(won - lost) for total in totals) / 2**n
-        assert compare.mcnemar_exact(won, lost) == pytest.approx(enumerated)
-        assert compare.mcnemar_exact(won, lost) == pytest.approx(mcnemar([[5, won], [lost, 5]], exact=True).pvalue)
-        assert compare.sign_flip_p(np.array([1] * won + [-1] * lost + [0] * 3)) == pytest.approx(enumerated)
-
-
-def test_sign_flip_of_larger_clusters_against_enumeration() -> None:
-    sums = np.array([2, -1, 3, 1, 0, -2, 3])
-    totals = [float(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=len(sums))]
-    assert compare.sign_flip_p(sums) == pytest.approx(np.mean(np.abs(totals) >= abs(sums.sum())))
-
-
-def test_bootstrap_of_singletons_is_the_binomial() -> None:
-    values = np.array([1.0] * 30 + [0.0] * 70)
-    found = compare.bootstrap_mean(values, range(100), resamples=200_000, confidence=0.95, seed=5)
-    assert (found.n, found.value) == (100, pytest.approx(0.3))
-    assert (found.lo, found.hi) == (pytest.approx(0.21, abs=0.011), pytest.approx(0.39, abs=0.011))  # binomial quantiles 21 and 39 of 100
-
-
-def test_bootstrap_resamples_whole_clusters() -> None:
-    values, clusters = np.repeat([1.0, 0.0], 50), np.repeat(range(20), 5)
-    clustered = compare.bootstrap_mean(values, list(clusters), resamples=20_000, confidence=0.95, seed=5)
-    of_means = compare.bootstrap_mean(np.repeat([1.0, 0.0], 10), range(20), resamples=20_000, confidence=0.95, seed=5)
-    assert (clustered.lo, clustered.hi) == pytest.approx((of_means.lo, of_means.hi))
-
-
-def test_base_against_itself_is_exactly_zero() -> None:
-    base = item_table([1, 0, 0, 1, 1, 0] * 20)
-    found = compare.paired(base, base.copy(), **HOW)
-    assert (found.delta.value, found.delta.lo, found.delta.hi, found.p, found.won, found.lost) == (0.0, 0.0, 0.0, 1.0, 0, 0)
-
-
-def test_a_model_better_on_known_items() -> None:
-    base, better = [0] * 50 + [1] * 50, [1] * 10 + [0] * 40 + [1] * 48 + [0] * 2
-    found = compare.paired(item_table(base), item_table(better), **HOW)
-    assert (found.n, found.base, found.adapter, found.won, found.lost) == (100, 0.5, 0.58, 10, 2)
-    assert found.delta.value == pytest.approx(0.08)
-    assert 0.01 <= found.delta.lo < 0.03 < 0.13 < found.delta.hi <= 0.16
-    assert found.p == pytest.approx(2 * (1 + 12 + 66) / 2**12)  # two-sided binomial, 10 of 12
-
-
-def test_the_seed_decides() -> None:
-    base, other = item_table([0, 1] * 40), item_table([1, 0, 1, 1] * 20)
-    assert compare.paired(base, other, **HOW) == compare.paired(base, other, **HOW)
+def whole(table: pd.DataFrame, language: str = "ml", task: str = "all") -> pd.Series:
+    return table.loc[("acc", task, language, "all")]
 
 
 def test_unpaired_documents_are_refused() -> None:
     base = item_table([0, 1, 1])
     with pytest.raises(UserError, match="arc_ml: 3 items for one model and 2 for the other"):
-        compare.paired(base, item_table([0, 1]), **HOW)
+        differences([base], [base], [item_table([0, 1])])
     moved = base.assign(doc_hash=["arc ml 1", "arc ml 0", "arc ml 2"])
     with pytest.raises(UserError, match="arc_ml: 2 of 3 documents differ"):
-        compare.paired(base, moved, **HOW)
+        differences([base], [moved])
     with pytest.raises(UserError, match="arc_ml: 1 of 3 prompts differ"):
-        compare.paired(base, base.assign(prompt_hash=["prompt 0", "prompt 1", "other"]), **HOW)
+        differences([base], [base.assign(prompt_hash=["prompt 0", "prompt 1", "other"])])
 
 
-def test_null_comparisons_reject_rarely() -> None:
-    """Two equally good models on 300 items, 1000 times. The exact test may reject at most 5 %, the bootstrap about that."""
-    rng = np.random.default_rng(20261122)
-    exact = outside = 0
-    for _ in range(1000):
-        chance = rng.uniform(size=300)
-        difference = np.diff((rng.uniform(size=(2, 300)) < chance).astype(int), axis=0)[0]
-        exact += compare.sign_flip_p(difference) <= 0.05
-        found = compare.bootstrap_mean(difference.astype(float), range(300), resamples=300, confidence=0.95, seed=1)
-        outside += not found.lo <= 0 <= found.hi
-    assert exact / 1000 <= 0.055
-    assert 0.03 <= outside / 1000 <= 0.07
+# --- differences of two models -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_base_against_itself_is_exactly_zero(seeds: int) -> None:
+    """In every row: languages of different sizes, groups, benchmarks, kinds, one adapter or several."""
+    base = [
+        item_table([1, 0, 0, 1, 1, 0] * (4 + i), language=code, benchmark=name, kinds=["read", "read", "write"] * 2 * (4 + i))
+        for name in ("arc", "mmlu")
+        for i, code in enumerate(("en", "es", "ml"))
+    ]
+    table = differences(base, *[base] * seeds, groups={"all": ("en", "es", "ml"), "low": ("ml", "es")})
+    assert len(table) == 2 * 3 * 5 * 3
+    assert (table[["estimate", "lo", "hi", "won", "lost", "discordant", "seed_lo", "seed_hi"]] == 0).all(axis=None)
+    assert (table[["p", "p_holm", "p_bh"]] == 1).all(axis=None)
+    assert (table["mde"] > 0).all()
+    only_once = table[["p_mcnemar", "p_mid", "p_bootstrap"]]
+    assert (only_once.loc[table["languages"] == 1] == 1).all(axis=None) if seeds == 1 else only_once.isna().all(axis=None)
+
+
+def test_a_model_better_on_known_items() -> None:
+    base, better = [0] * 50 + [1] * 50, [1] * 10 + [0] * 40 + [1] * 48 + [0] * 2
+    found = whole(differences([item_table(base)], [item_table(better)]))
+    assert found[["n", "facts", "languages", "seeds", "base", "adapter", "won", "lost"]].tolist() == [100, 100, 1, 1, 0.5, 0.58, 10, 2]
+    assert found["estimate"] == found["seed_lo"] == found["seed_hi"] == pytest.approx(0.08)
+    assert 0.01 <= found["lo"] < 0.03 < 0.13 < found["hi"] <= 0.16
+    exact = 2 * (1 + 12 + 66) / 2**12  # two-sided binomial, 10 of 12; the mid-p less the 66 ways of 10
+    assert found[["p", "p_mcnemar", "p_mid"]].tolist() == pytest.approx([exact, exact, exact - 66 / 2**12])
+    assert (found["discordant"], found["chance"]) == (0.12, 0.25)
+    assert 0.002 < found["p_bootstrap"] < found["p"]  # 0.08 is 2.4 of its standard errors
+    assert found["mde"] == pytest.approx(2.80159 * np.sqrt(12) / 100, abs=1e-5)
+
+
+def test_the_seed_decides() -> None:
+    base, other = [item_table([0, 1] * 40)], [item_table([1, 0, 1, 1] * 20)]
+    pd.testing.assert_frame_equal(differences(base, other), differences(base, other))
+    again = compare.difference_table(base[0], other, chance=CHANCE, groups={}, how=How(2000, 0.95, 2))
+    assert again["p_bootstrap"].iloc[0] != whole(differences(base, other))["p_bootstrap"]
+
+
+def test_tasks_may_come_in_any_order() -> None:
+    base = [item_table([0, 1, 1, 0], language="en"), item_table([0, 0, 0, 1])]
+    other = [item_table([1, 1, 1, 0], language="en"), item_table([0, 1, 1, 1])]
+    pd.testing.assert_frame_equal(differences(base, other), differences(base, other[::-1]))
+
+
+def test_a_metric_that_a_task_lacks_has_no_rows_there() -> None:
+    base = [item_table([0, 1, 1, 0]), item_table([0, 1, 1, 0], benchmark="mmlu").assign(acc_norm=np.nan)]
+    assert set(differences(base, base).loc["acc_norm"].index.get_level_values("task")) == {"arc"}
+    assert set(differences(base, base).loc["acc"].index.get_level_values("task")) == {"arc", "mmlu", "all"}
+
+
+def test_facts_asked_twice_are_flipped_as_one() -> None:
+    """Two benchmarks win the same three facts: three heads and no six."""
+    base, better = ([item_table(hits, benchmark=name) for name in ("arc", "mmlu")] for hits in ([0, 0, 0, 1], [1, 1, 1, 1]))
+    found = whole(differences(base, better))
+    assert found[["n", "facts", "won", "p"]].tolist() == [8, 4, 6, 0.25]
+    assert found["p_mcnemar"] == 2 / 2**6  # as if the documents were independent
+    assert found["mde"] == pytest.approx(2.80159 * np.sqrt(3 * 2**2) / 8, abs=1e-5)
+    assert found["chance"] == 0.375
+
+
+# --- groups of languages -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_the_mean_over_its_languages() -> None:
+    base = [item_table([0] * 10, language="en"), item_table([0, 0, 1, 1], language="ml", benchmark="mmlu", ids=["a", "b", "c", "d"])]
+    better = [item_table([1] * 4 + [0] * 6, language="en"), item_table([1, 0, 0, 0], language="ml", benchmark="mmlu", ids=["a", "b", "c", "d"])]
+    table = differences(base, better, groups={"both": ("en", "ml", "xx"), "low": ("ml", "xx")})
+    found = whole(table, "both")
+    assert found[["n", "facts", "languages", "won", "lost"]].tolist() == [14, 14, 2, 5, 2]
+    assert found[["base", "adapter", "estimate", "chance"]].tolist() == pytest.approx([0.25, 0.325, (0.4 - 0.25) / 2, 0.375])
+    # Weighted sums: 1 four times, 2.5 once, -2.5 twice, over 20 items
+    assert found["mde"] == pytest.approx(2.80159 * np.sqrt(4 + 3 * 2.5**2) / 20, abs=1e-5)
+    assert np.isnan([found["p_mcnemar"], found["p_mid"]]).all()
+    assert ("acc", "arc", "both", "all") not in table.index  # only English has this benchmark
+    assert "low" not in table.index.get_level_values("language")  # one of its languages is there
+
+
+def test_the_spread_of_a_group_is_that_of_its_languages() -> None:
+    """Without shared facts the variance of the mean is a quarter of the sum, by the language's own mean and not by the group's."""
+    rng = np.random.default_rng(20261125)
+    hits = {"en": [0] * 1000, "ml": [1] * 500}
+    after = {"en": (rng.uniform(size=1000) < 0.3).astype(int).tolist(), "ml": (rng.uniform(size=500) < 0.8).astype(int).tolist()}
+    base, other = ([item_table(of[code], language=code, ids=[None] * len(of[code])) for code in of] for of in (hits, after))
+    found = whole(differences(base, other, groups={"both": ("en", "ml")}), "both")
+    share, kept = np.mean(after["en"]), np.mean(after["ml"])
+    half = 1.96 * np.sqrt(share * (1 - share) / 1000 + kept * (1 - kept) / 500) / 2
+    assert found["estimate"] == pytest.approx((share - (1 - kept)) / 2)
+    assert (found["lo"], found["hi"]) == pytest.approx((found["estimate"] - half, found["estimate"] + half), abs=0.1 * half)
+
+
+def test_copies_of_a_language_are_no_further_evidence() -> None:
+    rng = np.random.default_rng(20261125)
+    before, after = rng.integers(2, size=(2, 60)).tolist()
+    base, other = ([item_table(hits, language=code) for code in ("en", "es", "ml")] for hits in (before, after))
+    table = differences(base, other, groups={"all": ("en", "es", "ml")})
+    shown = ["estimate", "lo", "hi", "p", "p_bootstrap", "discordant", "mde"]
+    assert whole(table, "all")[shown].tolist() == pytest.approx(whole(table, "en")[shown].tolist())
+    assert whole(table, "all")["lo"] < whole(table, "all")["hi"]
+
+
+# --- several seeds -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_several_seeds_are_crossed_with_facts() -> None:
+    rng = np.random.default_rng(20261125)
+    before, *after = rng.integers(2, size=(4, 2, 50)).tolist()
+    base, *others = ([item_table(hits, language=code) for code, hits in zip(("en", "ml"), of, strict=True)] for of in (before, *after))
+    table = differences(base, *others, groups={"all": ("en", "ml")})
+    values = np.array(after, float) - np.array(before)
+    for language, own in (("ml", values[:, 1]), ("all", values.mean(axis=1))):
+        found, crossed = whole(table, language), paired.crossed_effects(own, confidence=0.95)
+        expected = [crossed.estimate.value, crossed.estimate.lo, crossed.estimate.hi, crossed.p]
+        assert found[["estimate", "lo", "hi", "p"]].tolist() == pytest.approx(expected)
+        assert (found["seed_lo"], found["seed_hi"]) == pytest.approx((own.mean(axis=1).min(), own.mean(axis=1).max()))
+        how = {"confidence": 0.95, "power": 0.8, "freedom": crossed.freedom}
+        assert found["mde"] == pytest.approx(paired.minimum_detectable_effect(crossed.standard_error, **how))
+        assert found[["p_mcnemar", "p_mid", "p_bootstrap"]].isna().all()
+        assert found["seeds"] == 3
+    own = values[:, 1]
+    found = whole(table)
+    assert found[["n", "won", "lost"]].tolist() == [50, (own > 0).sum(), (own < 0).sum()]
+    assert found["discordant"] == pytest.approx((own != 0).mean())
+    assert (found["base"], found["adapter"]) == pytest.approx((np.mean(before[1]), np.mean([of[1] for of in after])))
 
 
 def test_group_difference_on_shared_items() -> None:
     high = [item_table([1, 1, 1, 0, 1], language="es"), item_table([1, 0, 1, 0, 1], language="it")]
     low = item_table([0, 0, 1, 0], language="ml", ids=["fact0", "fact1", "fact2", "fact9"])
-    found = compare.group_difference(pd.concat([*high, low]), ["es", "it"], "ml", **HOW)
+    found = compare.group_difference(pd.concat([*high, low]), ["es", "it"], "ml", **SURE)
     assert found.n == 4
     assert found.value == pytest.approx((0.8 + 0.6) / 2 - 0.25)
     assert found.lo <= found.value <= found.hi
@@ -139,7 +196,7 @@ def test_group_difference_on_shared_items() -> None:
 def test_group_difference_cancels_what_shared_facts_have_in_common() -> None:
     hits = [1] * 50 + [0] * 50
     same = pd.concat([item_table(hits, language=code) for code in ("es", "it", "ml")])
-    found = compare.group_difference(same, ["es", "it"], "ml", **HOW)
+    found = compare.group_difference(same, ["es", "it"], "ml", **SURE)
     assert (found.value, found.lo, found.hi) == (0, 0, 0)
 
 
@@ -157,7 +214,7 @@ def test_group_difference_without_ids_is_unpaired() -> None:
 def test_group_difference_needs_items() -> None:
     table = pd.concat([item_table([1, 0], language="es"), item_table([1, 0], language="ml")])
     with pytest.raises(ValueError, match="no items in zh"):
-        compare.group_difference(table, ["es"], "zh", **HOW)
+        compare.group_difference(table, ["es"], "zh", **SURE)
 
 
 @pytest.fixture
@@ -182,19 +239,40 @@ def test_accuracy_table_splits_and_pools(two_benchmarks: tuple[pd.DataFrame, pd.
     assert (pooled["n"], pooled["facts"], pooled["estimate"], pooled["chance"]) == (8, 4, 0.75, 0.375)
 
 
-def test_difference_table_corrects_within_families(two_benchmarks: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    table = compare.difference_table(*two_benchmarks, chance={"arc": 0.25, "mmlu": 0.25}, **HOW)
-    acc = table[table["metric"] == "acc"].set_index(["task", "language", "kind"])
-    # Both benchmarks win the same three facts: sums 2, 2, 2, so the exact p is that of three heads, two-sided.
-    pooled = acc.loc[("all", "ml", "all")]
-    assert (pooled["won"], pooled["lost"], pooled["p"], pooled["p_holm"]) == (6, 0, 0.25, 0.5)
-    assert acc.loc[("arc", "ml", "all"), "p_holm"] == 1.0  # four tests
-    assert acc.loc[("all", "en", "all"), "estimate"] == 0.0
-    assert acc["p_holm"].ge(acc["p"]).all()
+def test_differences_of_single_kinds(two_benchmarks: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    table = differences([two_benchmarks[0]], [two_benchmarks[1]])
+    assert table.loc[("acc", "arc", "ml", "transfer"), ["n", "base", "adapter", "won"]].tolist() == [2, 0, 1, 2]
+    assert table.loc[("acc", "all", "ml", "read"), ["n", "base", "adapter", "won"]].tolist() == [4, 0.5, 1, 2]
+    assert (table.loc["acc_norm", "estimate"] == 0).all()
+
+
+def test_p_is_corrected_within_families() -> None:
+    """Single benchmarks in single languages, all benchmarks together in single languages, and groups: each by itself."""
+    rng = np.random.default_rng(20261125)
+    kinds = ["read", "transfer"] * 30
+    base, other = (
+        [
+            item_table((rng.uniform(size=60) < share).astype(int).tolist(), language=code, benchmark=name, kinds=kinds)
+            for name in ("arc", "mmlu")
+            for code in ("en", "es", "ml")
+        ]
+        for share in (0.4, 0.6)
+    )
+    groups = {"all": ("en", "es", "ml"), "low": ("ml", "es")}
+    table = differences(base, other, groups=groups).reset_index()
+    for metric in ("acc", "acc_norm"):
+        for kind in ("all", "read", "transfer"):
+            part = table[(table["metric"] == metric) & (table["kind"] == kind)]
+            grouped, pooled = part["language"].isin(["all", "low"]), part["task"] == "all"
+            for family, tests in ((part[grouped], 6), (part[pooled & ~grouped], 3), (part[~pooled & ~grouped], 6)):
+                assert len(family) == tests
+                assert family["p_holm"].tolist() == pytest.approx(multipletests(family["p"], method="holm")[1])
+                assert family["p_bh"].tolist() == pytest.approx(multipletests(family["p"], method="fdr_bh")[1])
+    assert (table["p_holm"] > table["p"]).any()
 
 
 def test_group_table_takes_only_what_is_shared(two_benchmarks: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    table = compare.group_table(two_benchmarks[0], {"high": ["en"], "low": []}, model="base", **HOW)
+    table = compare.group_table(two_benchmarks[0], {"high": ["en"], "low": []}, model="base", **SURE)
     assert set(table["kind"]) == {"all", "read", "transfer"}
     assert table.set_index("kind").loc["all", "estimate"] == pytest.approx(0.5)
     assert set(table["group"]) == {"high"}

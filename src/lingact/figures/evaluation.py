@@ -1,12 +1,12 @@
 """Benchmark accuracies and differences."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from lingact.compare import ALL
-from lingact.figures.style import KIND_LOOKS
+from lingact.config import LanguagesConfig
+from lingact.figures.style import BLACK, BLUE, KIND_LOOKS, ORANGE, new_figure, reach_of, zero_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,44 +15,74 @@ if TYPE_CHECKING:
 
 def accuracy_figure(accuracy: pd.DataFrame, *, confidence: float) -> "Figure":
     """Accuracy of the base model by language and kind, a panel for each benchmark and one for all, with intervals and the chance line."""
-    acc = accuracy[accuracy["metric"] == "acc"]
-    figure, panels = _panels(acc, f"accuracy, {confidence:.0%} interval")
+    acc = accuracy[(accuracy["metric"] == "acc") & (accuracy["model"] == "base")]
+    figure, panels = _panels(acc, f"accuracy of the base model, {confidence:.0%} interval")
     for task, axes in panels.items():
         chance = acc.loc[acc["task"] == task, "chance"].mean()
         axes.axvline(chance, color="0.4", linestyle="--", linewidth=1, label="chance")
         axes.set_xlim(-0.03, 1.03)
-    _legend(figure, panels)
+    _legend(figure, next(iter(panels.values())))
     return figure
 
 
-def difference_figure(differences: pd.DataFrame, *, confidence: float) -> "Figure":
-    """Adapter minus base by language and kind, a panel for each benchmark and one for all, with intervals and the line of no difference."""
-    acc = differences[differences["metric"] == "acc"]
-    figure, panels = _panels(acc, f"adapter - base, {confidence:.0%} interval")
-    reach = max(0.05, float(acc[["lo", "hi"]].abs().to_numpy().max())) * 1.08
-    for axes in panels.values():
-        axes.axvline(0, color="0.4", linestyle="--", linewidth=1, label="no difference")
-        axes.set_xlim(-reach, reach)
-    _legend(figure, panels)
+def difference_figure(differences: pd.DataFrame, languages: LanguagesConfig, *, confidence: float, power: float) -> "Figure":
+    """Two panels for each benchmark and for all together, languages and groups from top to bottom, all kinds of items together.
+
+    On the left the accuracies of base and adapter beside the chance line, on the right their difference with its interval, on the band of what could
+    not have been detected.
+    """
+    acc = differences[(differences["metric"] == "acc") & (differences["kind"] == ALL)]
+    tasks = _shown_tasks(acc)
+    names = list(dict.fromkeys(acc["language"]))
+    figure = new_figure(8.6, 0.9 + len(tasks) * (0.55 + 0.21 * len(names)))
+    drawn = figure.subplots(len(tasks), 2, sharey=True, squeeze=False, width_ratios=[1, 1.25])
+    reach = max(0.05, float(acc.loc[acc["task"].isin(tasks), ["lo", "hi", "mde"]].abs().to_numpy().max())) * 1.08
+    for task, (left, right) in zip(tasks, drawn, strict=True):
+        cells = acc[acc["task"] == task].set_index("language").reindex(names)
+        heights = range(len(names))
+        left.hlines(heights, cells["base"], cells["adapter"], color="0.75", linewidth=1.5, zorder=1)
+        left.plot(cells["base"], heights, "o", color=BLACK, markerfacecolor="white", markersize=4.5, label="base")
+        left.plot(cells["adapter"], heights, "s", color=BLUE, markersize=4, label="adapter")
+        left.axvline(float(cells["chance"].mean()), color="0.4", linestyle="--", linewidth=1, label="chance")
+        left.set_xlim(-0.03, 1.03)
+        right.barh(heights, 2 * cells["mde"], left=-cells["mde"], height=0.8, color="0.9", zorder=0, label=f"not detectable ({power:.0%} power)")
+        right.errorbar(cells["estimate"], heights, xerr=reach_of(cells), fmt="D", color=ORANGE, markersize=3.5, linewidth=1.2, label="difference")
+        zero_line(right, vertical=True)
+        right.set_xlim(-reach, reach)
+        left.tick_params(labelsize=8.5)
+        right.tick_params(labelsize=8.5)
+        left.set_title("all benchmarks together" if task == ALL else task, fontsize=10, loc="left")
+    drawn[0][0].set_yticks(range(len(names)), [_row_name(name, languages) for name in names])
+    drawn[0][0].set_ylim(len(names) - 0.4, -0.6)
+    drawn[-1][0].set_xlabel("accuracy")
+    drawn[-1][1].set_xlabel(f"adapter - base, {confidence:.0%} interval")
+    handles = [pair for axes in drawn[0] for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    figure.legend(*zip(*handles, strict=True), loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8.5)
     return figure
+
+
+def _row_name(name: str, languages: LanguagesConfig) -> str:
+    return name if name in languages.all else f"mean of {name}"
+
+
+def _shown_tasks(acc: pd.DataFrame) -> list[str]:
+    """At most six panels, of which `all` is the last."""
+    tasks = [task for task in dict.fromkeys(acc["task"]) if task != ALL]
+    return [*tasks[:5], ALL] if len(tasks) > 1 else tasks
 
 
 def _panels(acc: pd.DataFrame, x_label: str) -> tuple["Figure", dict[str, "Axes"]]:
-    """A panel for each benchmark, languages from top to bottom, a mark for each kind; at most six panels, of which `all` is the last."""
-    from matplotlib.figure import Figure
-
-    tasks = [task for task in dict.fromkeys(acc["task"]) if task != ALL]
-    tasks = [*tasks[:5], ALL] if len(tasks) > 1 else tasks
+    """A panel for each benchmark, languages from top to bottom, a mark for each kind."""
+    tasks = _shown_tasks(acc)
     languages, kinds = list(dict.fromkeys(acc["language"])), list(dict.fromkeys(acc["kind"]))
-    figure = Figure(figsize=(1.2 + 2.6 * len(tasks), 1.4 + 0.42 * len(languages)), layout="constrained")
+    figure = new_figure(1.2 + 2.6 * len(tasks), 1.4 + 0.42 * len(languages))
     drawn = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for task, axes in zip(tasks, drawn, strict=True):
         for number, kind in enumerate(kinds):
             colour, marker = KIND_LOOKS[number % len(KIND_LOOKS)]
             cells = acc[(acc["task"] == task) & (acc["kind"] == kind)]
             heights = [languages.index(language) + (number - (len(kinds) - 1) / 2) * 0.22 for language in cells["language"]]
-            reach = [(cells["estimate"] - cells["lo"]).clip(lower=0), (cells["hi"] - cells["estimate"]).clip(lower=0)]
-            axes.errorbar(cells["estimate"], heights, xerr=reach, fmt=marker, color=colour, markersize=4, linewidth=1, label=kind)
+            axes.errorbar(cells["estimate"], heights, xerr=reach_of(cells), fmt=marker, color=colour, markersize=4, linewidth=1, label=kind)
         axes.set_title(task, fontsize=10)
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
@@ -62,6 +92,6 @@ def _panels(acc: pd.DataFrame, x_label: str) -> tuple["Figure", dict[str, "Axes"
     return figure, dict(zip(tasks, drawn, strict=True))
 
 
-def _legend(figure: "Figure", panels: Mapping[str, "Axes"]) -> None:
-    handles, labels = next(iter(panels.values())).get_legend_handles_labels()
+def _legend(figure: "Figure", axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)

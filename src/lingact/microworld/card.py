@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from lingact import compare
 from lingact.changes import bits_table
-from lingact.config import LanguagesConfig, ModelConfig, SaeSet, Statistics, asset
+from lingact.config import LanguagesConfig, ModelConfig, SaeSet, Statistics, TasksConfig, asset
 from lingact.corpus import ParallelCorpus
-from lingact.harness import evaluate, load_tasks
+from lingact.harness import Scorer
 from lingact.inference import interval, sentence_weights
 from lingact.lm import LanguageModel, load_model
 from lingact.measure import BASE, Wanted, measure
@@ -24,11 +25,14 @@ from lingact.microworld import LANGUAGES, world
 from lingact.microworld.documents import OPTIONS_PER_QUESTION
 from lingact.sae import Dictionaries, load_dictionaries
 from lingact.tables import confound_table
+from lingact.tasks import load_tasks
 from lingact.tracking import write_atomically, write_json
 
 PAPER_LANGUAGES = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
 STATISTICS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third")
 SEED = 0
+_ITEMS = {"key": ["id"], "facts": True, "split_by": "kind"}
+_EVERYTHING = {"missing": "refuse", "items": "all", "limit": None, "fewshot": None, "batch_size": 256}
 
 
 def load_organism(folder: Path) -> LanguageModel:
@@ -52,8 +56,10 @@ def load_rows(folder: Path) -> ParallelCorpus:
 def accuracy(folder: Path, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracy per language and kind of fact, pooled over the benchmarks; and the high-resource mean minus each language."""
     benchmarks = {f"micro_{name}": f"micro_{name}_{{lang}}" for name in world.BENCHMARKS}
-    tasks = load_tasks(folder / "tasks", benchmarks, LANGUAGES, "kind")
-    found = evaluate(lm.model, lm.tokenizer, tasks, context=lm.tokens.context, batch_size=256, limit=None, label="benchmarks").items
+    own = {name: {"kind": "lm_eval", "folder": folder / "tasks", "task": task, **_ITEMS} for name, task in benchmarks.items()}
+    tasks = load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own, **_EVERYTHING}), LANGUAGES).placed
+    with tqdm(total=sum(len(placed.requests) for placed in tasks), desc="benchmarks", unit=" options", leave=False) as bar:
+        found = Scorer(lm, 256, None, bar).score(lm.model, tasks, None).items
     chance = dict.fromkeys(benchmarks, 1 / OPTIONS_PER_QUESTION)
     scores = compare.accuracy_table(found, model="base", chance=chance, confidence=STATISTICS.confidence)
     groups = compare.group_table(found, {"high": PAPER_LANGUAGES.high}, model="base", resamples=2000, confidence=STATISTICS.confidence, seed=SEED)

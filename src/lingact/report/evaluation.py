@@ -1,44 +1,209 @@
 """Did it help? The report of eval.py."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from lingact.benchmarks import ORIGINS
 from lingact.compare import ALL
 from lingact.config import EvalConfig
 from lingact.report.page import Section, run_facts, write_report
-from lingact.report.words import how_sure, listed
+from lingact.report.words import how_sure, listed, name_of
+from lingact.tasks import Placed, Tasks
+
+GROUP_NAMES = {"all": "all languages", "high": "high-resource", "low": "medium-to-low-resource", "targets": "trained for"}
+
+
+def benchmark_table(placed: Sequence[Placed]) -> pd.DataFrame:
+    """What was asked: one row per task, with data set, licence, who wrote it, and how many of its items took part."""
+    return pd.DataFrame(
+        {
+            "benchmark": each.entry.benchmark,
+            "language": each.entry.language,
+            "task": each.entry.task,
+            "dataset": each.entry.dataset,
+            "licence": each.entry.licence,
+            "origin": each.entry.origin,
+            "metric": each.entry.metric,
+            "fewshot": each.task.get_config("num_fewshot") or 0,
+            "documents": each.total,
+            "shared": each.shared,
+            "asked": len(each.questions),
+            "version": str(each.task.VERSION),
+            "sha256": each.sha256,
+            "note": each.entry.note,
+        }
+        for each in placed
+    )
+
+
+def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What a reader has to know before the numbers; the same sentences on the terminal and on the page."""
+    asked = tables["benchmarks"]
+    found = []
+    if config.tasks.limit is not None:
+        apart = _names(asked[asked["shared"].isna()], "in each language others, chosen by their places, for want of common names")
+        found.append(f"only {config.tasks.limit} items of each benchmark were asked, the same ones in every language and for every model{apart}")
+    dropped = asked[asked["asked"] < asked["documents"]]
+    if config.tasks.limit is None and len(dropped):
+        told = ", ".join(
+            f"{row['benchmark']} {row['language']} {row['documents'] - row['asked']} of {row['documents']}" for row in dropped.to_dict("records")
+        )
+        found.append(f"items that not every language has are left out ({told}); tasks.items=all takes them")
+    if tasks.skipped:
+        found.append("no such task: " + "; ".join(f"{name} in {', '.join(codes)}" for name, codes in tasks.skipped.items()))
+    for origin in ("machine", "edited", "mixed"):
+        if len(own := asked[asked["origin"] == origin]):
+            told = "; ".join(f"{name} in {', '.join(rows['language'].unique())}" for name, rows in own.groupby("benchmark", sort=False))
+            found.append(f"{ORIGINS[origin]}: {told}. A low score there can be the translation's fault")
+    if truncated:
+        found.append(
+            f"{truncated} prompts with their options were longer than model.context ({config.model.context} tokens) and lost their beginning"
+        )
+    return found + _leaks(tables.get("leakage"))
+
+
+def _names(rows: pd.DataFrame, reason: str) -> str:
+    told = "; ".join(f"{name} in {', '.join(own['language'].unique())}" for name, own in rows.groupby("benchmark", sort=False))
+    return f" ({told}: {reason})" if told else ""
+
+
+def _leaks(leakage: pd.DataFrame | None) -> list[str]:
+    if leakage is None:
+        return []
+    unknown = leakage[leakage["reason"].notna()]
+    found = [f"whether the benchmarks stood in the training text could not be checked: {row['reason']}" for row in unknown.to_dict("records")]
+    if "known" not in leakage:
+        return found
+    checked = leakage[leakage["reason"].isna()]
+    for row in checked[checked["same_source"].notna()].to_dict("records"):
+        found.append(f"LEAK: {row['benchmark']} ({row['language']}) is made of the text that was trained on ({row['same_source']}, {row['corpus']})")
+    for row in checked[checked["known"] > 0].to_dict("records"):
+        found.append(
+            f"OVERLAP: {row['known']} of {row['n']} items of {row['benchmark']} ({row['language']}) share much of their {row['words']}-word sequences "
+            f"with the training text, {row['whole']} all of them: leaked, or made from the same templates. Without them the difference is "
+            f"{row['without_known']:+.3f} instead of {row['estimate']:+.3f}"
+        )
+    return list(dict.fromkeys(found))
+
+
+# --- sections ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def accuracy_section(tables: Mapping[str, pd.DataFrame], figure: Path) -> Section:
+    """Accuracy of every model."""
+    shown = {"Accuracy, all models": tables["accuracy"]}
+    if len(tables["groups"]):
+        shown["Group's mean accuracy minus each language's, facts resampled together"] = tables["groups"]
+    if "text" in tables:
+        shown["Base model on held-out text: bits per byte within a language, per aligned sentence between languages"] = tables["text"]
+    return Section("Accuracy", {"accuracy": figure}, shown)
+
+
+def difference_title(label: str, seeds: int, config: EvalConfig) -> str:
+    """Above the table of differences."""
+    whose = "adapter" if label == "adapter" else f"'{label}'"
+    how = "paired bootstrap" if seeds == 1 else f"mixed over {seeds} seeds and items"
+    part = f"; {config.tasks.limit} items of each benchmark" if config.tasks.limit else ""
+    return f"Accuracy, {whose} against base, {config.confidence:.0%} interval ({how}){part}"
+
+
+def difference_section(label: str, seeds: int, tables: Mapping[str, pd.DataFrame], figure_name: str, figure: Path, config: EvalConfig) -> Section:
+    """One recipe against the base model."""
+    differences = tables["differences"].drop(columns="model")
+    pooled = differences[(differences["task"] == ALL) & (differences["kind"] == ALL) & (differences["metric"] == "acc")]
+    shown = {f"All benchmarks together: {difference_title(label, seeds, config)}": pooled}
+    text = [_verdict(pooled, config)]
+    if "bits" in tables:
+        shown["Bits per byte on held-out text, adapter over base (1: unchanged, less is better)"] = tables["bits"].drop(columns="model")
+        text.append(_bits_verdict(tables["bits"], config))
+    shown["By benchmark, language and kind"] = differences
+    shown["Benchmarks and training text"] = tables["leakage"].drop(columns="model")
+    changed = tables["changed"] if seeds == 1 else pd.DataFrame()
+    if len(changed):
+        shown["Answers that changed (the first 200)"] = changed.drop(columns="model").head(200)
+    return Section(f"{'Adapter' if label == 'adapter' else label} against base", {figure_name: figure}, shown, "\n\n".join(text))
+
+
+def _verdict(pooled: pd.DataFrame, config: EvalConfig) -> str:
+    """For whom it helped, and where the items are too few to tell."""
+    single = pooled[pooled["languages"] == 1]
+    better, worse = (list(single.loc[side, "language"]) for side in (single["lo"] > 0, single["hi"] < 0))
+    rest = single[~single["language"].isin([*better, *worse])]
+    sure = single[single["p_holm"] < 1 - config.confidence]
+    claims = (
+        f"Over all benchmarks together the adapter scores higher than the base model in {listed(better)} of the {len(single)} languages and lower in "
+        f"{listed(worse)}, by intervals that exclude 0; after Holm's correction over the languages {listed(list(sure['language']))} remain."
+    )
+    sentences = [claims]
+    if len(rest):
+        low, high = rest["mde"].min(), rest["mde"].max()
+        sentences.append(
+            f"The others ({', '.join(map(name_of, rest['language']))}) cannot be told apart: with these items a difference of {low:.3f} to {high:.3f}"
+            f" would have been found in {config.power:.0%} of such experiments, a smaller one mostly not."
+        )
+    for row in pooled[pooled["languages"] > 1].to_dict("records"):
+        name = GROUP_NAMES.get(row["language"], row["language"]).capitalize()
+        interval = f"{row['estimate']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
+        sentences.append(f"{name} ({row['languages']}): {interval}, p {row['p']:.2g}, detectable {row['mde']:.3f}.")
+    return " ".join(sentences)
+
+
+def _bits_verdict(bits: pd.DataFrame, config: EvalConfig) -> str:
+    single = bits[bits["languages"] == 1]
+    better, worse = (list(single.loc[side, "language"]) for side in (single["hi"] < 1, single["lo"] > 1))
+    return (
+        f"Held-out text is a finer measure, and another: the adapter needs fewer bits per byte in {listed(better)} and more in {listed(worse)}, by "
+        f"intervals that exclude 1; a change of {single['mde'].min():.2%} to {single['mde'].max():.2%} would have been found in {config.power:.0%}."
+    )
+
+
+def data_section(tables: Mapping[str, pd.DataFrame]) -> Section:
+    """What was asked."""
+    return Section("The benchmarks", {}, {"What was asked, whose it is, and who wrote it": tables["benchmarks"].drop(columns="sha256")})
 
 
 def _reading_scores(config: EvalConfig) -> list[str]:
     return [
         (
-            "Accuracy is the share of items whose right option the model finds most likely; chance is what guessing would give. A difference is "
-            "adapter minus base on the same items: positive means the adapter helped."
+            "Accuracy is the share of items whose right option the model finds most likely, acc_norm the same by likelihood per character; chance is "
+            "what guessing would give. A difference is adapter minus base on the same items: positive means the adapter helped."
         ),
-        "Accuracies carry Wilson intervals. " + how_sure(config.confidence, config.resamples, "items"),
+        f"Accuracies carry Wilson intervals. {how_sure(config.confidence, config.resamples, 'facts')}",
         (
-            "Cautions. A difference whose interval includes 0 is no evidence of no effect: look at its width. "
-            "All was found on this model and these items, and holds for no others without being measured there."
+            "p is exact: every fact's difference might as well have had the other sign (single items: McNemar's exact test). p_mcnemar and p_mid count "
+            "documents instead of facts. Several seeds of one recipe: crossed random effects of seeds and facts (t, Satterthwaite)."
+        ),
+        (
+            f"mde is the smallest true difference that this many items, differing as often as they do here, would show in {config.power:.0%} of such "
+            f"experiments at the level {1 - config.confidence:.2g}. No difference below it is evidence of none. p_holm and p_bh are corrected over "
+            "languages and benchmarks, within each kind and metric; pooled rows by themselves."
+        ),
+        (
+            "Groups pool languages with equal weight and draw each fact for all of them at once, so that what languages share counts once. Intervals "
+            "cover the choice of items (and seeds), never that of languages or benchmarks. All was found on this model and these items, and holds "
+            "for no others without being measured there."
         ),
     ]
 
 
-def write_evaluation(folder: Path, config: EvalConfig, pages: Sequence[Section], differences: pd.DataFrame | None) -> Path:
+def write_evaluation(folder: Path, config: EvalConfig, sections: Sequence[Section], told: Sequence[str], differences: pd.DataFrame | None) -> Path:
     """The report of eval.py.
 
     Args:
-        differences: `compare.difference_table`; None for the base model alone.
+        told: of `notices`.
+        differences: of all recipes; None for the base model alone.
     """
     lead = "Accuracy of the base model alone; give adapter=<run folder> to compare."
     if differences is not None:
         pooled = differences[(differences["task"] == ALL) & (differences["kind"] == ALL) & (differences["metric"] == "acc")]
-        better, worse = (list(pooled.loc[side, "language"]) for side in (pooled["lo"] > 0, pooled["hi"] < 0))
-        rest = [code for code in pooled["language"] if code not in (*better, *worse)]
-        lead = (
-            f"Over all benchmarks together the adapter scores higher than the base model in {listed(better)} of the {len(pooled)} languages and "
-            f"lower in {listed(worse)}, with {config.confidence:.0%} intervals that exclude 0; {listed(rest)} cannot be told apart."
-        )
-    title = "Benchmarks, base model" if differences is None else "Benchmarks, adapter against base model"
-    return write_report(folder, title, lead, pages, run_facts(folder), reading=_reading_scores(config))
+        parts = [
+            f"{label}: {_verdict(rows, config)}" if label != "adapter" else _verdict(rows, config)
+            for label, rows in pooled.groupby("model", sort=False)
+        ]
+        lead = "\n\n".join(parts)
+    if told:
+        lead += "\n\n" + "\n\n".join(f"Note: {notice}." for notice in told)
+    title = "Benchmarks, base model" if differences is None else "Benchmarks, adapters against base model"
+    return write_report(folder, title, lead, sections, run_facts(folder), reading=_reading_scores(config))

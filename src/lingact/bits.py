@@ -1,0 +1,91 @@
+"""Bits per byte on held-out text: a second measure of what an adapter does to a language, finer than right and wrong answers."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from lingact.corpus import ParallelCorpus
+from lingact.features import next_token_nll
+from lingact.inference import benjamini_hochberg, holm, interval, p_value, sentence_weights
+from lingact.lm import LanguageModel
+from lingact.paired import How, minimum_detectable_effect
+from lingact.passes import token_bar
+
+Nats = dict[str, Float[np.ndarray, " sentence"]]
+"""Language -> cross-entropy of each sentence in nats."""
+
+
+@torch.no_grad()
+def sentence_nats(lm: LanguageModel, corpus: ParallelCorpus, *, batch_tokens: int, title: str) -> Nats:
+    """Cross-entropy of every sentence, summed over its tokens, with the model as it is: adapter on or off."""
+    found: Nats = {}
+    with token_bar(sum(lm.tokens.count(texts) for texts in corpus.texts.values()), title) as bar:
+        for code, texts in corpus.texts.items():
+            bar.set_postfix_str(code)
+            found[code] = np.zeros(len(texts))
+            for batch in lm.tokens.batches(lm.tokens.windows(texts), batch_tokens):
+                _, logits = lm.residuals(batch, (), logits=True)
+                assert logits is not None
+                nll, _ = next_token_nll(logits, batch)
+                np.add.at(found[code], batch.predicted_sentence.numpy(), nll.double().cpu().numpy())
+                bar.update(batch.size())
+    return found
+
+
+def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, groups: Mapping[str, Sequence[str]], how: How) -> pd.DataFrame:
+    """Bits per byte of base and adapter, and the adapter's over the base model's (1: unchanged, less is better), resampled together.
+
+    Bits per byte compare within a language only, their ratio between languages too. A group's ratio is the mean of its languages', for the same
+    draws of sentences, so that what the languages share counts once.
+
+    Args:
+        adapters: one for each training seed of a recipe; their mean is compared. The interval covers sentences, not seeds.
+        groups: named groups of languages.
+        how: resamples, confidence, power and seed.
+
+    Returns:
+        One row per language and group: n (sentences), seeds, base, adapter (bits per byte), estimate (ratio), lo, hi, seed_lo, seed_hi (range of the
+        seeds' ratios), mde, p (against a ratio of 1), p_holm, p_bh (languages and groups by themselves).
+    """
+    weights = sentence_weights(len(corpus.ids), how.resamples, how.seed)
+    sizes = {code: np.array([len(text.encode()) for text in texts], float) for code, texts in corpus.texts.items()}
+    ratios = {code: np.stack([(weights @ nats[code]) / (weights @ base[code]) for nats in adapters]) for code in base}
+    wholes = {code: (code,) for code in base} | {
+        name: members for name, codes in groups.items() if len(members := [code for code in codes if code in base]) > 1
+    }
+    rows = []
+    for name, members in wholes.items():
+        of_seeds = np.mean([ratios[code] for code in members], axis=0)
+        draws = of_seeds.mean(axis=0)
+        estimate, low, high = interval(draws, how.confidence)
+        alone = members[0] if len(members) == 1 else None
+        per_byte = (np.log(2) * sizes[alone].sum()) if alone else np.nan
+        rows.append(
+            {"language": name, "languages": len(members), "n": len(corpus.ids), "seeds": len(adapters)}
+            | {"base": base[alone].sum() / per_byte if alone else np.nan}
+            | {"adapter": float(np.mean([nats[alone].sum() for nats in adapters])) / per_byte if alone else np.nan}
+            | {"estimate": estimate, "lo": low, "hi": high, "seed_lo": of_seeds[:, 0].min(), "seed_hi": of_seeds[:, 0].max()}
+            | {"mde": minimum_detectable_effect(float(draws[1:].std(ddof=1)), confidence=how.confidence, power=how.power)}
+            | {"p": float(p_value(draws - 1))}
+        )
+    table = pd.DataFrame(rows)
+    family = table["languages"] == 1
+    table["p_holm"] = table.groupby(family)["p"].transform(lambda p: holm(p.to_numpy()))
+    table["p_bh"] = table.groupby(family)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy()))
+    return table
+
+
+def base_bits(base: Nats, corpus: ParallelCorpus, how: How) -> pd.DataFrame:
+    """Bits per byte, and per aligned sentence (which compares between languages), of the base model alone."""
+    weights = sentence_weights(len(corpus.ids), how.resamples, how.seed)
+    rows = []
+    for code, nats in base.items():
+        bits = weights @ nats / np.log(2)
+        sizes = np.array([len(text.encode()) for text in corpus.texts[code]], float)
+        for quantity, draws in (("bits_per_byte", bits / (weights @ sizes)), ("bits_per_sentence", bits / len(corpus.ids))):
+            estimate, low, high = interval(draws, how.confidence)
+            rows.append({"language": code, "quantity": quantity, "n": len(corpus.ids), "estimate": estimate, "lo": low, "hi": high})
+    return pd.DataFrame(rows)

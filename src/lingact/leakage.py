@@ -1,0 +1,105 @@
+"""Did training text hold what a benchmark asks? By table (benchmarks made of the very text of a corpus), and by word sequences that both have."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import regex
+from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
+
+from lingact.benchmarks import FAMILIES, TEXT_SOURCES
+from lingact.config import CorpusConfig
+from lingact.corpus import ParallelCorpus, load_corpus, words_of
+from lingact.errors import UserError
+
+_LABEL = 3
+"""Sentences of fewer words (`Question:`, `Answer:`) belong to the form of an item, not to what it says."""
+_SENTENCE_END = regex.compile(r"[\n:;\N{FULLWIDTH COLON}\N{FULLWIDTH SEMICOLON}\p{Sentence_Terminal}]+")
+
+Words = tuple[str, ...]
+
+
+def content_words(text: str) -> Words:
+    """The lower-case words of a text without its labels; of a text that has nothing else, all words.
+
+    Sentences are not kept apart: in text made from templates the one that is shared says nothing without the one beside it.
+    """
+    sentences = [tuple(word.casefold() for word in words_of(part)) for part in _SENTENCE_END.split(text)]
+    content = [words for words in sentences if len(words) >= _LABEL] or sentences
+    return tuple(word for words in content for word in words)
+
+
+def _sequences(words: Words, length: int) -> list[Words]:
+    return [words[at : at + length] for at in range(len(words) - length + 1)]
+
+
+def known_share(items: Sequence[str], training: Sequence[str], *, words: int) -> Float[np.ndarray, " item"]:
+    """Share of each item's word sequences that one of the training texts has, too. An item shorter than `words` is one sequence, whole.
+
+    After the overlap checks of GPT-3 (Brown et al. 2020, appendix C: sequences of 13 words) and PaLM (Chowdhery et al. 2022, section 8: the share of
+    an item's sequences of 8 words).
+    """
+    asked = [content_words(item) for item in items]
+    read = [content_words(text) for text in training]
+    lengths = {min(words, len(item)) for item in asked}
+    known = {length: {sequence for text in read for sequence in _sequences(text, length)} for length in lengths}
+    shares = np.zeros(len(items))
+    for place, item in enumerate(asked):
+        length = min(words, len(item))
+        if length:
+            shares[place] = np.mean([sequence in known[length] for sequence in _sequences(item, length)])
+    return shares
+
+
+def same_source(benchmark: str, corpus: str) -> str | None:
+    """The text that both a benchmark and a corpus are made of, as far as the table of benchmarks knows; None: none."""
+    source = next((source for name, source in TEXT_SOURCES.items() if name in corpus), None)
+    return source if benchmark in FAMILIES and source in FAMILIES[benchmark].sources else None
+
+
+def training_text(training: Mapping[str, Any]) -> ParallelCorpus:
+    """The sentences that an adapter was trained on, in its target and reference languages.
+
+    Args:
+        training: configuration of the training run.
+
+    Raises:
+        UserError: they are not to be had any more.
+    """
+    try:
+        described = TypeAdapter(CorpusConfig).validate_python(training["corpus"])
+        codes = (training["languages"]["reference"], *training["lang"])
+    except (ValidationError, KeyError, TypeError) as error:
+        raise UserError(f"its configuration does not tell its text: {str(error).splitlines()[0]}") from None
+    return load_corpus(described, codes).split("train", described.splits)
+
+
+def leakage_table(
+    asked: Mapping[tuple[str, str], Sequence[str]], training: Mapping[str, Sequence[str]], corpus: str, *, words: int, share: float
+) -> tuple[pd.DataFrame, dict[tuple[str, str], Float[np.ndarray, " item"]]]:
+    """What the training text knows of the items.
+
+    Args:
+        asked: (benchmark, language) -> each item's question with its right answer.
+        training: language -> training sentences.
+        corpus: name of the training corpus.
+        words: length of the sequences.
+        share: from which on an item counts as known.
+
+    Returns:
+        One row per benchmark and language that was trained on: n (items), any (items with a known sequence), known (with at least `share` of their
+        sequences known: leaked, or of the same template), whole (with all of them), same_source; and each item's share.
+    """
+    rows, shares = [], {}
+    for (benchmark, code), texts in asked.items():
+        if code not in training:
+            continue
+        shares[benchmark, code] = own = known_share(texts, training[code], words=words)
+        rows.append(
+            {"benchmark": benchmark, "language": code, "corpus": corpus, "words": words, "n": len(own), "any": int((own > 0).sum())}
+            | {"known": int((own >= share).sum()), "whole": int((own == 1).sum()), "same_source": same_source(benchmark, corpus)}
+        )
+    columns = ["benchmark", "language", "corpus", "words", "n", "any", "known", "whole", "same_source"]
+    return pd.DataFrame(rows, columns=columns), shares

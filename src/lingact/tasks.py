@@ -1,0 +1,574 @@
+"""Which questions are asked: task files in, for each benchmark and language the documents with their prompts out.
+
+lm-eval's `TaskManager` reads all of its 14,000 task files to know one (ten seconds); here only the folder of a benchmark is looked through.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from lingact.benchmarks import Entry, Family, entry, family
+from lingact.config import OwnItems, OwnTask, TasksConfig, asset
+from lingact.errors import UserError
+from lingact.languages import LANGUAGES, nearest
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+
+_TASK_LINE = re.compile(rb"^task:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
+_OURS = "lingact:"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A document of a task, as it is asked."""
+
+    doc_id: int
+    """Its place in the data set."""
+    item: str | None
+    """What it asks, under the name that it has in every language; None where languages do not correspond."""
+    kind: str | None
+    """Which part of the benchmark it belongs to, where scores are split."""
+    requests: "tuple[Instance, ...]"
+    """lm-eval's requests, one for each option."""
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Its row of the data set."""
+        return self.requests[0].doc
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An lm-eval task, its place in our tables, and the questions chosen from it."""
+
+    entry: Entry
+    task: "Task"
+    questions: tuple[Question, ...]
+    total: int
+    """Documents that the task has."""
+    shared: int | None
+    """Those of them that all languages whose items correspond have; None where this language's do not."""
+
+    @property
+    def requests(self) -> "list[Instance]":
+        """Of all questions, in order."""
+        return [request for question in self.questions for request in question.requests]
+
+    @property
+    def texts(self) -> list[str]:
+        """Each question with its right answer, as it would be asked without examples."""
+        delimiter = self.task.config.target_delimiter
+        return [f"{self.task.doc_to_text(question.document)}{delimiter}{self._right(question)}" for question in self.questions]
+
+    def _right(self, question: Question) -> str:
+        target: Any = self.task.doc_to_target(question.document)
+        options: list[str] = self.task.doc_to_choice(question.document)  # pyrefly: ignore[missing-attribute]
+        return options[target] if isinstance(target, int) and 0 <= target < len(options) else str(target)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of all that is asked: prompts, options, right answers."""
+        digest = hashlib.sha256()
+        for question in self.questions:
+            arguments = [[str(part) for part in request.args] for request in question.requests]
+            content = [question.doc_id, arguments, str(self.task.doc_to_target(question.document))]
+            digest.update(json.dumps(content, ensure_ascii=False).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """All that is asked, and what was left out for want of a task."""
+
+    placed: tuple[Placed, ...]
+    skipped: dict[str, tuple[str, ...]]
+    """Benchmark -> languages that it lacks."""
+
+    @property
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """Task -> number of items and a hash of what is asked, for the manifest."""
+        return {placed.entry.task: {"items": len(placed.questions), "sha256": placed.sha256} for placed in self.placed}
+
+
+def load_tasks(config: TasksConfig, languages: Sequence[str]) -> Tasks:
+    """The questions of every benchmark in every language.
+
+    Raises:
+        UserError: a task is not there (with the languages that have it), or its data cannot be read.
+    """
+    files: dict[Path, dict[str, Path]] = {}
+    wanted: dict[str, dict[str, list[_Source]]] = {}
+    problems: list[str] = []
+    skipped: dict[str, tuple[str, ...]] = {}
+    for name in (*config.benchmarks, *config.own):
+        found = {code: _sources(name, config, code, files) for code in languages}
+        lacking = [code for code, sources in found.items() if not sources]
+        if lacking and config.missing == "refuse":
+            problems.append(_lacking(name, config, lacking, files))
+        elif lacking:
+            skipped[name] = tuple(lacking)
+        wanted[name] = {code: sources for code, sources in found.items() if sources}
+    if not problems and not any(wanted.values()):
+        problems.append(f"tasks.benchmarks: none of {', '.join(wanted)} has any of the languages {', '.join(languages)}; choose others")
+    if problems:
+        raise UserError("\n".join(problems))
+    with tempfile.TemporaryDirectory(prefix="lingact-tasks-") as cache, quiet():
+        placed = [place for by_language in wanted.values() for place in _benchmark(config, by_language, Path(cache))]
+    return Tasks(tuple(placed), skipped)
+
+
+# --- finding -------------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where one task comes from, and how its items are told apart."""
+
+    entry: Entry
+    file: Path
+    """lm-eval's YAML, or the JSONL of a user."""
+    traits: Family
+
+
+def _sources(name: str, config: TasksConfig, code: str, files: dict[Path, dict[str, Path]]) -> list[_Source]:
+    """The tasks of a benchmark in a language; none where there is none."""
+    kin = family(name) if name not in config.own else _own_family(name, config.own[name])
+    row = entry(kin, code)
+    match config.own.get(name):
+        case OwnItems(path=path):
+            file = Path(path.replace("{lang}", code))
+            return [_Source(row, file, kin)] if file.is_file() else []
+        case OwnTask(folder=folder):
+            there = _task_files(folder.absolute(), files)
+        case _:
+            there = _task_files(_folder(row.folder), files)
+    return [_Source(replace(row, task=task), there[task], kin) for task in sorted(there) if fnmatchcase(task, row.task)]
+
+
+def _own_family(name: str, own: OwnItems | OwnTask) -> Family:
+    """A user's benchmark as the table would have it."""
+    task, place, key = (own.task, str(own.folder), own.key) if isinstance(own, OwnTask) else (f"{name}_{{lang}}", own.path, ("id",))
+    traits: dict[str, Any] = {"key": key, "facts": isinstance(own, OwnTask) and own.facts, "stratum": own.split_by, "kind": own.split_by}
+    return Family(name, name, task.replace("{lang}", "{code}"), place, place, "yours", "unknown", "acc", float("nan"), **traits)
+
+
+def _folder(folder: str) -> Path:
+    import lm_eval.tasks
+
+    if folder.startswith(_OURS):
+        return Path(asset(folder.removeprefix(_OURS)))
+    return Path(lm_eval.tasks.__file__).parent / folder
+
+
+def _task_files(folder: Path, known: dict[Path, dict[str, Path]]) -> dict[str, Path]:
+    """Task name -> YAML file of a folder and those in it, read as text and once."""
+    if folder not in known:
+        found: dict[str, Path] = {}
+        for place, folders, names in os.walk(folder):
+            folders.sort()
+            for file in sorted(names):
+                if file.endswith((".yaml", ".yml")) and (line := _TASK_LINE.search(Path(place, file).read_bytes())):
+                    found.setdefault(line[1].decode(), Path(place, file))
+        known[folder] = found
+    return known[folder]
+
+
+def _lacking(name: str, config: TasksConfig, lacking: Sequence[str], files: dict[Path, dict[str, Path]]) -> str:
+    """What to say of a benchmark that lacks languages."""
+    having = [code for code in LANGUAGES if _sources(name, config, code, files)]
+    own = config.own.get(name)
+    if having:
+        return (
+            f"tasks: '{name}' lacks {', '.join(lacking)}; it has {', '.join(having)}. Leave those languages out (languages.high, languages.low), or "
+            "the benchmark, or write tasks.missing=skip"
+        )
+    match own:
+        case OwnItems():
+            return f"tasks.own.{name}.path: there is no file '{own.path.replace('{lang}', lacking[0])}', nor of any other language"
+        case OwnTask():
+            task, there = own.task.replace("{lang}", lacking[0]), _task_files(own.folder.absolute(), files)
+            return f"tasks.own.{name}: '{own.folder}' has no task '{task}'{nearest(task, there)} (there: {', '.join(sorted(there)[:8]) or 'none'})"
+    return f"tasks: the installed lm-eval has no task '{entry(family(name), lacking[0]).task}'; leave '{name}' out"
+
+
+# --- loading -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]], cache: Path) -> Iterator[Placed]:
+    """All tasks of one benchmark with the questions chosen from them."""
+    sources = [source for several in by_language.values() for source in several]
+    tasks = [_load(source, config, cache) for source in sources]
+    documents: list[list[dict[str, Any]]] = [[dict(row) for row in task.eval_docs] for task in tasks]
+    candidates = [_candidates(source, rows) for source, rows in zip(sources, documents, strict=True)]
+    shared, chosen = choose(candidates, limit=config.limit, only_shared=config.items == "shared")
+    for source, task, rows, known, places in zip(sources, tasks, documents, candidates, chosen, strict=True):
+        if not places:
+            continue
+        asked = _ask(task, places, everything=len(places) == len(rows))
+        common = shared if shared and source.entry.language in shared.languages else None
+        facts = _facts(source, rows, known.keys if common else None)
+        kinds = _column(source.traits.kind, rows)
+        questions = tuple(Question(place, facts[place], kinds[place], requests) for place, requests in zip(places, asked, strict=True))
+        yield Placed(source.entry, task, questions, len(rows), sum(key in common.keys for key in known.keys) if common else None)
+
+
+def _candidates(source: _Source, rows: Sequence[Mapping[str, Any]]) -> "Candidates":
+    traits = source.traits
+    strata = _column(traits.stratum, rows, before="/~")
+    proofs = _column(traits.proof, rows)
+    return Candidates(source.entry.language, _keys(source.entry.key, traits.key_pattern, rows), strata, proofs, source.entry.task)
+
+
+def _facts(source: _Source, rows: Sequence[Mapping[str, Any]], keys: Sequence[str | None] | None) -> list[str | None]:
+    """What each item asks, under its name in every language: facts that benchmarks share have one name in all of them."""
+    cluster = source.traits.cluster
+    if keys is None and not cluster:
+        return [None] * len(rows)
+    names = keys if keys is not None and not cluster else [" ".join(str(row.get(column)) for column in cluster) for row in rows]
+    alone = "" if keys is not None else f"{source.entry.language}/"
+    return [name if source.traits.facts else f"{source.entry.benchmark}/{alone}{name}" for name in names]
+
+
+def _keys(columns: Sequence[str], pattern: str | None, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """The name of each item in every language; of several with one name the later ones are numbered. None where a column is missing."""
+    if not columns or any(column != "#row" and row.get(column) is None for row in rows for column in columns):
+        return [None] * len(rows)
+    found, seen = [], Counter()
+    for place, row in enumerate(rows):
+        name = " ".join(str(place if column == "#row" else row[column]) for column in columns)
+        if pattern and (part := re.search(pattern, name)):
+            name = part[1]
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return found
+
+
+def _column(column: str | None, rows: Sequence[Mapping[str, Any]], before: str = "") -> list[str | None]:
+    """A column's values as words, or what stands in them before one of these marks."""
+    values = [row.get(column) if column else None for row in rows]
+    return [None if value is None else re.split(f"[{re.escape(before)}]", str(value))[0] if before else str(value) for value in values]
+
+
+def _load(source: _Source, config: TasksConfig, cache: Path) -> "Task":
+    """One task, with its data in memory."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+    from lm_eval.tasks import TaskManager
+
+    definition = _own_definition(source) if source.file.suffix in (".jsonl", ".json") else _definition(source.file, cache)
+    if config.fewshot is not None and definition.get("num_fewshot") != 0:  # as lm-eval: a task that says 0 means it
+        definition["num_fewshot"] = config.fewshot
+    try:
+        loaded = TaskManager(include_defaults=False).load([definition])["tasks"]
+    except (OSError, ValueError) as error:  # not on the hub, gated, no network, or no such part
+        raise UserError(_cannot_be_had(source.entry, definition.get("dataset_path"), error)) from error
+    (task,) = loaded.values()
+    if task.OUTPUT_TYPE != "multiple_choice":
+        raise UserError(f"tasks: '{source.entry.task}' has the output type {task.OUTPUT_TYPE}; only multiple_choice tasks are compared item by item")
+    _refuse_own_answers(source.entry, task)
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    return task
+
+
+def _refuse_own_answers(row: Entry, task: "Task") -> None:
+    """Where a task has no split to take examples from, lm-eval takes them from the questions, and the asked one with its answer can be among them."""
+    config = task.config
+    asked = config.test_split or config.validation_split
+    others = [split for split in (config.training_split, config.validation_split if config.test_split else None) if split]
+    if (config.num_fewshot or 0) > 0 and not others and config.fewshot_config is None and getattr(config, "fewshot_split", None) is None:
+        raise UserError(f"tasks.fewshot: '{row.task}' has no examples but its own questions ('{asked}'), answers included; use tasks.fewshot=0")
+
+
+def _cannot_be_had(row: Entry, source: object, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    gated = "gated" in str(error).lower() or "401" in str(error) or "403" in str(error)
+    advice = (
+        f"Accept its terms on its hub page ({source}) and run `hf auth login`"
+        if gated
+        else "Connect once so that it can be downloaded, or leave it out"
+    )
+    return f"tasks: the data of '{row.task}' ({source}, {row.licence}) cannot be had: {reason.rstrip('.')}. {advice}"
+
+
+def _definition(path: Path, cache: Path) -> dict[str, Any]:
+    """A task file as lm-eval takes it, with local data files named relative to it."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        definition = load_yaml(path)
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"tasks: '{path}' cannot be read: {error}") from error
+    definition.pop("tag", None)
+    source = definition.get("dataset_path")
+    arguments = dict(definition.get("dataset_kwargs") or {})
+    if source == "json" and set(arguments) == {"data_files"}:
+        # Read here, not by `datasets`, which would leave a copy in the user's cache and take seconds for thirty files.
+        files = _splits(path, arguments["data_files"])
+        rows = {split: [row for file in names for row in _rows(Path(file))] for split, names in files.items()}
+        return definition | {"dataset_kwargs": None, "custom_dataset": functools.partial(_in_memory, rows)}
+    if isinstance(source, str) and "data_files" in arguments:
+        definition["dataset_kwargs"] = arguments | {
+            "data_files": _splits(path, arguments["data_files"]),
+            "cache_dir": str(cache),
+            "keep_in_memory": True,
+        }
+    return definition
+
+
+def _own_definition(source: _Source) -> dict[str, Any]:
+    """The task of a user's JSONL: question, choices, and the answer's place or text."""
+    rows = _rows(source.file)
+    for number, row in enumerate(rows, start=1):
+        if problem := _unusable(row):
+            raise UserError(f"tasks: '{source.file}' item {number}: {problem}")
+        if isinstance(row["answer"], str):
+            row["answer"] = row["choices"].index(row["answer"])
+    return {
+        "task": source.entry.task,
+        "output_type": "multiple_choice",
+        "custom_dataset": functools.partial(_in_memory, {"test": rows}),
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")],
+        "metadata": {"version": 1.0},
+    }
+
+
+def _unusable(row: Any) -> str | None:
+    """Why a user's item cannot be asked."""
+    if not isinstance(row, dict) or not {"question", "choices", "answer"} <= row.keys():
+        there = f" (there: {', '.join(row)})" if isinstance(row, dict) else ""
+        return f"an item is an object with question, choices and answer{there}"
+    choices, answer = row["choices"], row["answer"]
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):
+        return "choices must be a list of at least two texts"
+    if isinstance(answer, bool) or not (answer in choices if isinstance(answer, str) else isinstance(answer, int) and 0 <= answer < len(choices)):
+        return f"answer is {answer!r}; give the right choice's place from 0 to {len(choices) - 1}, or its text"
+    return None
+
+
+def _splits(path: Path, data_files: Any) -> dict[str, list[str]]:
+    """Data files by split: local ones relative to the YAML file, others as they are."""
+    by_split = data_files if isinstance(data_files, dict) else {"train": data_files}
+    named = {split: [names] if isinstance(names, str) else names for split, names in by_split.items()}
+    files = {split: [name if "://" in name else str(path.parent / name) for name in names] for split, names in named.items()}
+    for file in (file for names in files.values() for file in names):
+        if "://" not in file and not Path(file).is_file():
+            raise UserError(f"tasks: '{path}' names the data file '{file}', which is not there")
+    return files
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, or of a JSON file with a list."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"tasks: '{file}' is not UTF-8 (byte {error.start}); it is cut off or in another encoding") from None
+    is_list = text.lstrip().startswith("[")
+    pieces = [(1, text)] if is_list else [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows = []
+    for number, piece in pieces:
+        try:
+            read = json.loads(piece)
+        except json.JSONDecodeError as error:
+            line = number + error.lineno - 1
+            raise UserError(f"tasks: '{file}' line {line} is not JSON ({error.msg}); the file is cut off or damaged") from None
+        rows += read if is_list else [read]
+    if not rows:
+        raise UserError(f"tasks: '{file}' has no items")
+    return rows
+
+
+def _in_memory(rows: dict[str, list[dict[str, Any]]], **_metadata: object) -> dict[str, Any]:
+    """What lm-eval asks for as `custom_dataset`: it passes the task's metadata along."""
+    from datasets import Dataset
+
+    return {split: Dataset.from_list(items) for split, items in rows.items()}
+
+
+def _ask(task: "Task", places: Sequence[int], *, everything: bool) -> "list[tuple[Instance, ...]]":
+    """lm-eval's requests for the documents at these places, ascending, document by document."""
+    task.build_all_requests(samples=None if everything else list(places))
+    asked: dict[int, list[Instance]] = defaultdict(list)
+    for request in task.instances:
+        assert request.doc_id is not None
+        asked[request.doc_id].append(request)  # numbered in the order of the places
+    assert list(asked) == list(range(len(places)))
+    return [tuple(sorted(requests, key=lambda request: request.idx)) for requests in asked.values()]
+
+
+# --- choosing ------------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The documents of one task."""
+
+    language: str
+    keys: Sequence[str | None]
+    """Name of each in every language; None throughout where there are none."""
+    strata: Sequence[str | None]
+    proofs: Sequence[str | None]
+    """Something that is the same in every language for the same item, where the data have it."""
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Items that languages have in common."""
+
+    languages: tuple[str, ...]
+    """Those whose items correspond."""
+    keys: frozenset[str | None]
+
+
+def corresponding(tasks: Sequence[Candidates]) -> Shared | None:
+    """The items that all languages have, by their names; None where names do not hold in more than one language.
+
+    A language without names is left out, and so is one whose names turn out to mean other items: where it disagrees with the first language on a
+    hundredth of the proofs, or shares fewer than half of its names with it.
+    """
+    named: dict[str, dict[str | None, str | None]] = {}
+    for task in tasks:
+        if all(key is not None for key in task.keys):
+            named.setdefault(task.language, {}).update(zip(task.keys, task.proofs, strict=True))
+    several = {code: items for code, items in named.items() if not any(t.language == code and t.keys[0] is None for t in tasks)}
+    # The first one that most others agree with: an original whose numbering differs must not set the measure.
+    agreeing = [[code for code, items in several.items() if _agree(first, items)] for first in several.values()]
+    languages = max(agreeing, key=len, default=[])
+    if len(languages) < 2 and len({task.language for task in tasks}) > 1:
+        return None
+    return Shared(tuple(languages), frozenset.intersection(*(frozenset(several[code]) for code in languages))) if languages else None
+
+
+def _agree(one: Mapping[str | None, str | None], other: Mapping[str | None, str | None]) -> bool:
+    both = [(one[key], other[key]) for key in one.keys() & other.keys()]
+    told = [(mine, yours) for mine, yours in both if mine is not None and yours is not None]
+    wrong = sum(mine != yours for mine, yours in told)
+    return 2 * len(both) >= min(len(one), len(other)) and 100 * wrong <= len(told)
+
+
+def choose(tasks: Sequence[Candidates], *, limit: int | None, only_shared: bool) -> tuple[Shared | None, list[list[int]]]:
+    """Which documents are asked: the same items in every language, in proportion to their strata, whatever the order of the data.
+
+    Items are put in the order of a hash of their names, stratum by stratum, and the first ones taken. Of a language whose items do not correspond to
+    those of others they are chosen by their places.
+
+    Args:
+        tasks: of one benchmark.
+        limit: items to take in each language; None: no limit.
+        only_shared: leave out those that not all languages have.
+
+    Returns:
+        What languages have in common, and for each task the places of its chosen documents, ascending.
+    """
+    shared = corresponding(tasks)
+    corresponds = set(shared.languages) if shared else set()
+    taken: dict[str, set[tuple[str, str | None]]] = {}
+    if limit is not None:
+        if shared:
+            names = [
+                ("", key, stratum)
+                for task in tasks
+                if task.language == shared.languages[0]
+                for key, stratum in zip(task.keys, task.strata, strict=True)
+            ]
+            taken = dict.fromkeys(corresponds, _pick([name for name in names if name[1] in shared.keys], limit))
+        for code in dict.fromkeys(task.language for task in tasks if task.language not in corresponds):
+            own = [task for task in tasks if task.language == code]
+            taken[code] = _pick([(task.task, str(place), stratum) for task in own for place, stratum in enumerate(task.strata)], limit)
+    chosen = []
+    for task in tasks:
+        named = task.language in corresponds
+        names = [("", key) if named else (task.task, str(place)) for place, key in enumerate(task.keys)]
+        dropped = named and only_shared and shared is not None
+        kept = taken.get(task.language)
+        chosen.append(
+            [
+                place
+                for place, name in enumerate(names)
+                if (kept is None or name in kept) and not (dropped and shared is not None and name[1] not in shared.keys)
+            ]
+        )
+    return shared, chosen
+
+
+def _pick(names: Sequence[tuple[str, str | None, str | None]], limit: int) -> set[tuple[str, str | None]]:
+    """The first ones by lot of each stratum; names are (task, key or place, stratum)."""
+    by_stratum: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    for task, name, stratum in names:
+        by_stratum[f"{task}/{stratum}"].append((task, name))
+    count = allot({stratum: len(members) for stratum, members in by_stratum.items()}, limit)
+    return {name for stratum, members in by_stratum.items() for name in sorted(members, key=_lot)[: count[stratum]]}
+
+
+def _lot(name: tuple[str, str | None]) -> str:
+    return hashlib.sha256(f"item {name[0]} {name[1]}".encode()).hexdigest()
+
+
+def allot(sizes: Mapping[str, int], limit: int | None) -> dict[str, int]:
+    """How many to take of each stratum: in proportion, rounded by largest remainders, `limit` in all."""
+    total = sum(sizes.values())
+    if limit is None or limit >= total:
+        return dict(sizes)
+    exact = {stratum: limit * size / total for stratum, size in sizes.items()}
+    taken = {stratum: int(share) for stratum, share in exact.items()}
+    by_remainder = sorted(sizes, key=lambda stratum: (taken[stratum] - exact[stratum], stratum))
+    for stratum in by_remainder[: limit - sum(taken.values())]:
+        taken[stratum] += 1
+    return taken
+
+
+# --- quiet ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars of lm-eval and datasets, of its log nothing below errors, and templates compiled once; everything is put back afterwards.
+
+    Its warnings say that a model object was passed and that prompts were cut; the latter are counted instead.
+    """
+    import datasets
+    import lm_eval.api.model
+    import lm_eval.api.task
+    import lm_eval.utils
+    from tqdm import tqdm
+
+    def off(*arguments: Any, **settings: Any) -> tqdm:
+        return tqdm(*arguments, **settings | {"disable": True})
+
+    logger = logging.getLogger("lm_eval")
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    # lm-eval compiles a task's templates anew for every document, which takes longer than a small model needs to answer.
+    compiled = functools.cache(lm_eval.utils.env.from_string)
+    try:
+        with (
+            patch.object(lm_eval.api.task, "tqdm", off),
+            patch.object(lm_eval.api.model, "tqdm", off),
+            patch.object(lm_eval.utils.env, "from_string", compiled),
+        ):
+            yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()

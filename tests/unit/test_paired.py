@@ -1,0 +1,359 @@
+"""Two models on the same items: by hand, by enumeration, against statsmodels, and on simulated experiments whose truth is known."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from lingact import paired
+from lingact.paired import How
+
+SEED = 20261125  # written down before the first run; not to be tuned
+HOW = How(resamples=2000, confidence=0.95, seed=1)
+
+
+def test_wilson_by_hand_and_against_statsmodels() -> None:
+    # 0 of 10 at z = 1.96: hi = z^2 / (n + z^2) = 3.8415 / 13.8415
+    none = paired.wilson(np.zeros(10), confidence=0.95)
+    assert (none.value, none.lo) == (0.0, 0.0)
+    assert none.hi == pytest.approx(3.841459 / 13.841459, abs=1e-6)
+    for hits, n in ((1, 7), (40, 80), (79, 80), (80, 80)):
+        found = paired.wilson(np.array([1.0] * hits + [0.0] * (n - hits)), confidence=0.9)
+        assert (found.lo, found.hi) == pytest.approx(proportion_confint(hits, n, alpha=0.1, method="wilson"), abs=1e-12)
+
+
+def test_wilson_is_as_wide_as_for_the_facts_behind_the_items() -> None:
+    hits = np.array([1.0, 1.0, 0.0, 0.0] * 10)
+    assert paired.wilson(hits, confidence=0.95, effective_n=20).lo == pytest.approx(paired.wilson(hits[:20], confidence=0.95).lo)
+    with pytest.raises(ValueError, match="no items"):
+        paired.wilson(np.array([]), confidence=0.95)
+
+
+# --- clusters ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_clusters_are_summed_in_the_order_of_first_appearance() -> None:
+    sums, sizes = paired.cluster_sums(np.array([1.0, -1.0, 1.0, 1.0]), ["b", ("a", 1), "b", None])
+    assert (sums.tolist(), sizes.tolist()) == ([2, -1, 1], [2, 1, 1])
+
+
+def test_languages_weigh_the_same_whatever_their_size() -> None:
+    # 4 items with mean 1/2 and 2 with mean -1: the mean of means is -1/4.
+    sums, sizes = np.array([[2.0, 0.0, 0.0], [0.0, -1.0, -1.0]]), np.array([[2, 1, 1], [0, 1, 1]])
+    totals, items = paired.pooled_sums(sums, sizes)
+    assert (totals.tolist(), items) == ([2, -2, -2], 8)
+    values = paired.linearised(sums, sizes)
+    assert totals.sum() / items == values.mean() == -0.25
+    # First language: 1/2 + (sum - size / 2) * 3/4 is 5/4, 1/8, 1/8. Second: always its mean, -1, as no fact deviates from it.
+    assert values.tolist() == [(5 / 4 - 1) / 2, (1 / 8 - 1) / 2, (1 / 8 - 1) / 2]
+
+
+def test_linearised_values_of_even_clusters_are_their_means() -> None:
+    sums = np.array([[[2.0, -1.0, 0.0]], [[1.0, 1.0, -2.0]]])
+    assert paired.linearised(sums, np.full((1, 3), 2)).tolist() == [[1, -0.5, 0], [0.5, 0.5, -1]]
+
+
+def test_linearised_values_are_spread_like_a_ratio() -> None:
+    """Accuracy over facts asked 1 to 9 times each: the values' standard error is the standard deviation over simulated experiments."""
+    rng = np.random.default_rng(SEED)
+    estimates, errors = [], []
+    for _ in range(2000):
+        sizes = rng.integers(1, 10, size=(1, 60))
+        sums = rng.binomial(sizes, rng.uniform(size=sizes.shape)).astype(float)
+        values = paired.linearised(sums, sizes)
+        estimates.append(values.mean())
+        errors.append(values.std(ddof=1) / np.sqrt(60))
+    assert np.mean(errors) == pytest.approx(np.std(estimates), rel=0.05)
+
+
+# --- tests by enumeration ------------------------------------------------------------------------------------------------------------------------
+
+
+def flips(sums: np.ndarray) -> np.ndarray:
+    """Absolute totals under all signs."""
+    return np.abs([float(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=len(sums))])
+
+
+def test_mcnemar_against_enumeration_and_statsmodels() -> None:
+    for won, lost in itertools.product(range(7), repeat=2):
+        totals, observed = flips(np.ones(won + lost)), abs(won - lost)
+        assert paired.mcnemar_exact(won, lost) == pytest.approx((totals >= observed).mean())
+        assert paired.mcnemar_exact(won, lost) == pytest.approx(mcnemar([[5, won], [lost, 5]], exact=True).pvalue)
+        assert paired.sign_flip_p(np.array([1] * won + [-1] * lost + [0] * 3)) == pytest.approx((totals >= observed).mean())
+        middle = (totals > observed).mean() + (totals == observed).mean() / 2 if won + lost else 1
+        assert paired.mcnemar_midp(won, lost) == pytest.approx(middle)
+
+
+def test_midp_of_the_published_example() -> None:
+    # Bentur et al. 2009 in Fagerland et al. 2013, table 1: 1 against 7. Exact 2 * (1 + 8) / 256, mid-p less the 8 / 256 of the observed.
+    assert paired.mcnemar_exact(1, 7) == pytest.approx(18 / 256)
+    assert paired.mcnemar_midp(1, 7) == paired.mcnemar_midp(7, 1) == pytest.approx(10 / 256)
+    assert paired.mcnemar_midp(1, 1) == pytest.approx(0.75)
+
+
+def test_sign_flip_of_larger_clusters_against_enumeration() -> None:
+    for sums in ([2, -1, 3, 1, 0, -2, 3], [4, 4, -2, 6, 2], [5], [3, -3], [7, 7, 7, -7, 7]):
+        expected = (flips(np.array(sums)) >= abs(sum(sums))).mean()
+        assert paired.sign_flip_p(np.array(sums)) == pytest.approx(expected)
+        assert paired.sign_flip_p(np.array(sums, float)) == pytest.approx(expected)
+
+
+def test_sign_flip_of_weighted_sums_against_enumeration() -> None:
+    sums = np.array([0.1, 0.2, 0.3, -0.1, 0.2, 0.1, 1 / 3, 1 / 3, 0.7])
+    expected = (flips(sums) >= sums.sum() - 1e-9).mean()
+    assert expected == pytest.approx(0.0156, abs=1e-4)  # 8 of 512, of which half reach it exactly
+    found = paired.sign_flip_p(sums)
+    assert found == pytest.approx(expected, abs=4 * np.sqrt(expected / 20_000))
+    assert found == paired.sign_flip_p(sums) == paired.sign_flip_p(-sums)
+    assert paired.sign_flip_p(np.full(60, 0.1)) == 1 / 20_001
+
+
+def test_sign_flip_of_weights_agrees_with_whole_numbers() -> None:
+    sums = np.random.default_rng(SEED).integers(-3, 5, size=300)
+    exact = paired.sign_flip_p(sums)
+    assert 1e-6 < exact < 0.5
+    assert paired.sign_flip_p(sums / 7) == pytest.approx(exact, abs=4 * np.sqrt(exact / 20_000) + 1 / 20_001)
+
+
+def test_sign_flip_of_many_thousands() -> None:
+    assert paired.sign_flip_p(np.array([1] * 30_500 + [-1] * 29_500)) == pytest.approx(paired.mcnemar_exact(30_500, 29_500), rel=1e-9)
+    # Two sizes, beside the normal limit: z = 325 / sqrt(10225 + 4 * 10050) = 1.447
+    two = np.repeat([1, -1, 2, -2], [5225, 5000, 5050, 5000])
+    assert paired.sign_flip_p(two) == pytest.approx(0.1478, abs=0.001)
+    # Two sizes and too long to convolve: Monte Carlo beside the normal limit, z = 650 / sqrt(20450 + 4 * 20100) = 2.047
+    long = np.repeat([1, -1, 2, -2], [10_450, 10_000, 10_100, 10_000])
+    assert paired.sign_flip_p(long) == pytest.approx(0.0407, abs=4 * np.sqrt(0.0407 / 20_000))
+
+
+def test_no_difference_has_a_p_of_exactly_one() -> None:
+    assert paired.sign_flip_p(np.zeros(5)) == paired.sign_flip_p(np.array([], int)) == paired.sign_flip_p(np.array([2, 1, -3] * 30)) == 1
+    assert paired.mcnemar_exact(0, 0) == paired.mcnemar_midp(0, 0) == 1
+
+
+# --- bootstrap -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_of_singletons_is_the_binomial() -> None:
+    values = np.array([1.0] * 30 + [0.0] * 70)
+    found = paired.bootstrap_mean(values, range(100), resamples=200_000, confidence=0.95, seed=5)
+    assert (found.n, found.value) == (100, pytest.approx(0.3))
+    assert (found.lo, found.hi) == (pytest.approx(0.21, abs=0.011), pytest.approx(0.39, abs=0.011))  # binomial quantiles 21 and 39 of 100
+
+
+def test_bootstrap_resamples_whole_clusters() -> None:
+    values, clusters = np.repeat([1.0, 0.0], 50), np.repeat(range(20), 5)
+    clustered = paired.bootstrap_mean(values, list(clusters), resamples=20_000, confidence=0.95, seed=5)
+    of_means = paired.bootstrap_mean(np.repeat([1.0, 0.0], 10), range(20), resamples=20_000, confidence=0.95, seed=5)
+    assert (clustered.lo, clustered.hi) == pytest.approx((of_means.lo, of_means.hi))
+
+
+def test_bootstrap_needs_items() -> None:
+    with pytest.raises(ValueError, match="no items"):
+        paired.bootstrap_mean(np.array([]), [], resamples=10, confidence=0.95, seed=1)
+
+
+def test_bootstrap_p_by_hand() -> None:
+    # Two clusters, 1 and -1: a resample is -1, 0, 0 or 1. Below 0 a quarter, at 0 half: 2 * (1/4 + 1/4) = 1. With 3, -1: only -1 is below 0.
+    how = How(200_000, 0.95, 3)
+    assert paired.bootstrap_difference(np.array([1.0, -1.0]), np.ones(2, int), how)[1] == pytest.approx(1, abs=0.01)
+    assert paired.bootstrap_difference(np.array([3.0, -1.0]), np.ones(2, int), how)[1] == pytest.approx(0.5, abs=0.01)
+    # 1, 1, -1: below 0 with two or three draws of -1, 7/27 of the resamples.
+    assert paired.bootstrap_difference(np.array([1.0, 1.0, -1.0]), np.ones(3, int), how)[1] == pytest.approx(14 / 27, abs=0.01)
+
+
+def test_bootstrap_p_has_a_floor_and_is_one_without_differences() -> None:
+    assert paired.bootstrap_difference(np.ones(50), np.ones(50, int), HOW)[1] == 1 / 2001
+    estimate, p = paired.bootstrap_difference(np.zeros(50), np.ones(50, int), HOW)
+    assert (estimate.value, estimate.lo, estimate.hi, p) == (0, 0, 0, 1)
+
+
+def test_bootstrap_p_inverts_its_own_interval() -> None:
+    rng = np.random.default_rng(SEED)
+    decided = []
+    for _ in range(200):
+        sums = rng.choice([-1.0, 0.0, 1.0], p=[0.12, 0.7, 0.18], size=150)
+        estimate, p = paired.bootstrap_difference(sums, np.ones(150, int), HOW)
+        assert (p < 0.05) == (estimate.lo > 0 or estimate.hi < 0) or 0 in (estimate.lo, estimate.hi) or p == pytest.approx(0.05, abs=0.002)
+        decided.append(p < 0.05)
+    assert 0.1 < np.mean(decided) < 0.9
+
+
+# --- several seeds -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_crossed_effects_by_hand() -> None:
+    # Seeds' means 2 and 4, clusters' 1, 3, 5, grand mean 3. MS_seed = 3 * (1 + 1) / 1 = 6; MS_cluster = 2 * (4 + 0 + 4) / 2 = 8;
+    # residuals 1, -1, 0 and -1, 1, 0: MS = 4 / 2 = 2. Variance (6 + 8 - 2) / 6 = 2; freedom 12^2 / (6^2/1 + 8^2/2 + 2^2/2) = 144 / 70.
+    found = paired.crossed_effects(np.array([[1.0, 1.0, 4.0], [1.0, 5.0, 6.0]]), confidence=0.95)
+    assert (found.estimate.n, found.estimate.value, found.standard_error) == (3, 3, pytest.approx(np.sqrt(2)))
+    assert found.freedom == pytest.approx(144 / 70)
+    # t = 3 / sqrt(2) with 2.057 degrees of freedom; with 2 of them p were 1 - t / sqrt(t^2 + 2) = 0.168
+    assert found.p == pytest.approx(0.165, abs=0.002)
+    assert (found.estimate.lo, found.estimate.hi) == pytest.approx((3 - 5.92, 3 + 5.92), abs=0.1)
+
+
+def test_crossed_effects_against_a_mixed_model() -> None:
+    """statsmodels' REML estimates of a balanced design are those of the mean squares where no variance is truncated."""
+    rng = np.random.default_rng(SEED)
+    values = 0.3 + 0.5 * rng.standard_normal((6, 1)) + 0.7 * rng.standard_normal((1, 12)) + 0.4 * rng.standard_normal((6, 12))
+    seed, cluster = (np.array(axis).ravel() for axis in np.indices(values.shape))
+    parts = {"seed": np.eye(6)[seed], "cluster": np.eye(12)[cluster]}
+    model = MixedLM(values.ravel(), np.ones(72), groups=np.zeros(72), exog_vc=_one_group(parts))
+    fitted = model.fit(reml=True)
+    found = paired.crossed_effects(values, confidence=0.95)
+    assert (found.estimate.value, found.standard_error) == pytest.approx((fitted.params[0], fitted.bse_fe[0]), rel=1e-3)
+
+
+def _one_group(parts: dict[str, np.ndarray]) -> object:
+    from statsmodels.regression.mixed_linear_model import VCSpec
+
+    names = list(parts)
+    return VCSpec(names, [[[f"{name}{i}" for i in range(parts[name].shape[1])]] for name in names], [[parts[name]] for name in names])
+
+
+def test_a_variance_below_zero_counts_as_zero() -> None:
+    # The seeds' means agree although the residual does not: MS_seed = 0, taken as MS_residual, so that the variance is MS_cluster / (S I).
+    values = np.array([[1.0, 0.0, 1.0, 0.0, 3.0], [0.0, 1.0, 0.0, 1.0, 3.0]])
+    found = paired.crossed_effects(values, confidence=0.95)
+    between = 2 * (4 * 0.5**2 + 2**2) / 4
+    assert found.standard_error == pytest.approx(np.sqrt(between / 10))
+    residual = 8 * 0.25 / 4
+    assert found.freedom == pytest.approx(between**2 / (residual**2 / 1 + between**2 / 4 + residual**2 / 4))
+
+
+def test_crossed_effects_at_the_edges() -> None:
+    none = paired.crossed_effects(np.zeros((3, 20)), confidence=0.95)
+    assert (none.estimate.value, none.estimate.lo, none.estimate.hi, none.p, none.freedom) == (0, 0, 0, 1, 19)
+    sure = paired.crossed_effects(np.ones((3, 5)), confidence=0.95)
+    assert (sure.estimate.lo, sure.estimate.hi, sure.p) == (1, 1, 2 / 2**5)
+    alone = paired.crossed_effects(np.ones((3, 1)), confidence=0.95)
+    assert alone.estimate.value == 1
+    assert np.isnan([alone.estimate.lo, alone.estimate.hi, alone.p]).all()
+    with pytest.raises(ValueError, match="one seed"):
+        paired.crossed_effects(np.ones((1, 20)), confidence=0.95)
+
+
+# --- what could have been seen -------------------------------------------------------------------------------------------------------------------
+
+
+def test_detectable_effects_of_1172_documents() -> None:
+    """ARC-Challenge's test split: 1.8, 2.6 and 3.7 points where the models differ on 5, 10 and 20 % of the documents."""
+    for share, points in ((0.05, 1.8), (0.1, 2.6), (0.2, 3.7)):
+        differences = np.zeros(1172)
+        differences[: round(share * 1172)] = 1
+        error = paired.null_standard_error(differences, 1172)
+        assert error == pytest.approx(np.sqrt(share / 1172), rel=0.01)
+        assert 100 * paired.minimum_detectable_effect(error, confidence=0.95, power=0.8) == pytest.approx(points, abs=0.05)
+
+
+def test_detectable_effect_by_hand() -> None:
+    assert paired.minimum_detectable_effect(0.01, confidence=0.95, power=0.8) == pytest.approx(0.01 * (1.959964 + 0.841621))
+    # t quantiles of 4 degrees of freedom in any table: 2.776 at 0.975, 0.941 at 0.8
+    assert paired.minimum_detectable_effect(0.01, confidence=0.95, power=0.8, freedom=4.0) == pytest.approx(0.01 * (2.776 + 0.941), abs=1e-5)
+
+
+def test_models_without_any_difference_could_have_hidden_one_document() -> None:
+    assert paired.null_standard_error(np.zeros(80), 80) == 1 / 80
+    assert paired.null_standard_error(np.array([2.0, 0.0, -1.0]), 6) == pytest.approx(np.sqrt(5) / 6)
+
+
+# --- simulated experiments -----------------------------------------------------------------------------------------------------------------------
+
+
+exact = functools.cache(paired.mcnemar_exact)
+midp = functools.cache(paired.mcnemar_midp)
+
+
+def test_null_comparisons_reject_as_often_as_they_say() -> None:
+    """Two equally good models on 500 items, 10,000 times: the exact test rejects in 4.0 %, mid-p in 4.8 %, the bootstrap in 4.6 %."""
+    rng = np.random.default_rng(SEED)
+    how, ones, rejected = How(500, 0.95, 1), np.ones(500, int), np.zeros(3)
+    for _ in range(10_000):
+        answers = rng.uniform(size=(2, 500)) < rng.uniform(size=500)
+        difference = answers[1].astype(float) - answers[0]
+        won, lost = int((difference > 0).sum()), int((difference < 0).sum())
+        p = [exact(won, lost), midp(won, lost), paired.bootstrap_difference(difference, ones, how)[1]]
+        rejected += np.array(p) <= 0.05
+    shares = rejected / 10_000
+    assert shares[0] <= 0.05
+    assert 0.04 <= shares[1] <= 0.06
+    assert 0.04 <= shares[2] <= 0.06
+
+
+def test_null_comparisons_pooled_over_languages_that_share_their_facts() -> None:
+    """Five languages on the same 200 facts; half of the facts are answered alike in all languages.
+
+    Over facts, the sign flip rejects in 5.1 % and the bootstrap in 5.8 % of 5000 null experiments; McNemar's exact test over the 1000
+    documents, as if they were independent, in 25 %.
+    """
+    rng = np.random.default_rng(SEED)
+    sizes, rejected = np.ones((5, 200), int), np.zeros(3)
+    for _ in range(5000):
+        answers = rng.uniform(size=(2, 5, 200)) < rng.uniform(size=200)
+        answers = np.where(rng.uniform(size=200) < 0.5, answers[:, :1], answers)
+        sums = answers[1].astype(float) - answers[0]
+        totals, _ = paired.pooled_sums(sums, sizes)
+        p = [paired.sign_flip_p(totals), paired.bootstrap_difference(paired.linearised(sums, sizes), sizes[0], How(500, 0.95, 1))[1]]
+        rejected += np.array([*p, exact(int((sums > 0).sum()), int((sums < 0).sum()))]) <= 0.05
+    flip, bootstrap, naive = rejected / 5000
+    assert 0.04 <= flip <= 0.06
+    assert 0.04 <= bootstrap <= 0.065
+    assert naive >= 0.2
+
+
+def recipe(rng: np.random.Generator, *, seeds: int, spread: float) -> Iterator[np.ndarray]:
+    """Differences per seed and item (200) of a recipe that helps nowhere on average.
+
+    Each seed shifts the probability of every right answer by its own normal deviate; three answers in four are the base model's unless the
+    shift changes them, as adapters keep most of what the base model says.
+    """
+    while True:
+        difficulty, luck = rng.uniform(size=200), rng.uniform(size=200)
+        own = np.where(rng.uniform(size=(seeds, 200)) < 0.75, luck, rng.uniform(size=(seeds, 200)))
+        shift = spread * rng.standard_normal((seeds, 1))
+        yield (own < difficulty + shift).astype(float) - (luck < difficulty)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread", "covered", "over_facts_alone"),
+    [
+        (2, 0.0, 1.0, 0.974),
+        (2, 0.05, 0.949, 0.688),
+        (2, 0.1, 0.892, 0.455),  # two seeds do not suffice
+        (3, 0.0, 0.998, 0.966),
+        (3, 0.02, 0.988, 0.913),
+        (3, 0.05, 0.946, 0.708),
+        (3, 0.1, 0.933, 0.470),
+        (5, 0.0, 0.975, 0.953),
+        (5, 0.02, 0.966, 0.921),
+        (5, 0.05, 0.951, 0.744),
+        (5, 0.1, 0.941, 0.541),
+    ],
+)
+def test_coverage_over_seeds_and_items(seeds: int, spread: float, covered: float, over_facts_alone: float) -> None:
+    """What the 95 % interval holds, in 2000 experiments, beside a sign flip over facts that takes the seeds as they are."""
+    rng = np.random.default_rng(SEED)
+    inside = kept = 0
+    for values in itertools.islice(recipe(rng, seeds=seeds, spread=spread), 2000):
+        found = paired.crossed_effects(values, confidence=0.95)
+        inside += found.estimate.lo <= 0 <= found.estimate.hi
+        assert (found.p > 0.05) == (found.estimate.lo <= 0 <= found.estimate.hi)
+        kept += paired.sign_flip_p(values.sum(axis=0)) > 0.05
+    assert inside / 2000 == pytest.approx(covered, abs=0.01)
+    assert kept / 2000 == pytest.approx(over_facts_alone, abs=0.02)
+    assert seeds == 2 or inside / 2000 >= 0.925
+
+
+def test_an_effect_of_the_detectable_size_is_found_as_often_as_promised() -> None:
+    """1172 documents of which a tenth differ: 2.6 points are found in 78 % (exact) and 81 % (mid-p) of the cases."""
+    rng = np.random.default_rng(SEED)
+    effect = paired.minimum_detectable_effect(np.sqrt(0.1 / 1172), confidence=0.95, power=0.8)
+    found = np.zeros(2)
+    for won, lost, _ in rng.multinomial(1172, [(0.1 + effect) / 2, (0.1 - effect) / 2, 0.9], size=4000).tolist():
+        found += np.array([exact(won, lost), midp(won, lost)]) <= 0.05
+    assert (np.abs(found / 4000 - 0.8) <= 0.05).all()
