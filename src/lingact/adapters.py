@@ -381,7 +381,7 @@ def _from_wandb(adapter: str) -> Path:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # no matter of W&B
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -419,10 +419,13 @@ def _fetch(adapter: str, artifact: Any, unfinished: Path, cache: Path) -> Path:
     unfinished.mkdir()
     manifest = _while_it_comes(lambda: artifact.manifest, unfinished).entries
     entries = {name: manifest[name] for name in (SETTINGS, WEIGHTS, IDENTITY) if name in manifest}
-    for name in (SETTINGS, WEIGHTS):
-        if name not in entries or entries[name].ref is not None:
-            problem = "only a link to it" if name in entries else f"no {name}"
-            raise UserError(f"adapter: the Weights & Biases artifact '{adapter}' is not an adapter that can be read: of {name} it has {problem}")
+    problems = [f"it has no {name}" for name in (SETTINGS, WEIGHTS) if name not in entries]
+    problems += [f"its {name} is a link to {entry.ref}" for name, entry in entries.items() if entry.ref is not None]
+    if problems:
+        raise UserError(
+            f"adapter: the Weights & Biases artifact '{adapter}' is not an adapter that is read: {', '.join(problems)}; log one with "
+            f"{SETTINGS} and {WEIGHTS} themselves"
+        )
     content = {name: entry.digest for name, entry in entries.items()}
     folder = cache / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     if not _damaged(folder, entries):
@@ -469,7 +472,10 @@ def _while_it_comes(work: Callable[[], _Result], folder: Path) -> _Result:
     threading.Thread(target=run, daemon=True).start()
     size, since = -1, time.monotonic()
     while not wait([done], timeout=0.1).done:
-        now = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        now = 0
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # it just got its final name
+                now += path.stat().st_size
         if now != size:
             size, since = now, time.monotonic()
         elif time.monotonic() - since > WANDB_STALLS:

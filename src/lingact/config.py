@@ -630,6 +630,13 @@ class OwnItems(Section):
 OwnBenchmark = Annotated[OwnTask | OwnItems, Field(discriminator="kind")]
 
 
+def _number_or_auto(value: object) -> object:
+    # Before the union, whose branches would each complain.
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{value!r} is neither auto nor a number of options, from 1 upwards")
+    return value
+
+
 class TasksConfig(Section):
     """The benchmarks, and which of their items."""
 
@@ -645,7 +652,7 @@ class TasksConfig(Section):
     """Items per benchmark: the same ones in every language and for every model, in proportion to the benchmark's parts. None: all."""
     fewshot: NonNegativeInt | None
     """Examples before each question; None: as the task says, mostly none."""
-    batch_size: PositiveInt | Literal["auto"]
+    batch_size: Annotated[PositiveInt | Literal["auto"], BeforeValidator(_number_or_auto)]
     """Options per forward pass. auto: as many as the device should hold, fewer where it does not."""
 
     @field_validator("benchmarks")
@@ -714,10 +721,13 @@ SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "analyze": AnalyzeCon
 
 
 _FOLDERS = {"measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking"}
-_UNIONS = {("corpus",), ("peft",)}
-"""Sections of several kinds: the second step of a location in them is the kind."""
+_UNIONS = {("corpus",): 1, ("peft",): 1, ("tasks", "own"): 3}
+"""Sections of several kinds, and which step of a location in them is the kind."""
 _HOW_TO_GIVE = {
     "lang": "write for instance lang=ml or lang=[ml,hi]",
+    "tasks.own.mine.path": "write for instance tasks.own.mine.path='quiz_{lang}.jsonl'",
+    "tasks.own.mine.folder": "write tasks.own.mine.folder=FOLDER, with your lm-eval task files",
+    "tasks.own.mine.task": "write for instance tasks.own.mine.task='quiz_{lang}'",
     "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",
 }
 
@@ -734,11 +744,16 @@ def _allowed_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[st
     return list(models[0].model_fields) if models else []
 
 
+def _without_kind(location: tuple[Any, ...]) -> tuple[Any, ...]:
+    place = next((place for section, place in _UNIONS.items() if location[: len(section)] == section), len(location))
+    return location[:place] + location[place + 1 :]
+
+
 def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     """One line per problem: key path, what came, what is allowed, where to look."""
     lines = []
     for item in error.errors():
-        steps = item["loc"][:1] + item["loc"][2:] if item["loc"][:1] in _UNIONS else item["loc"]
+        steps = _without_kind(item["loc"])
         path = ".".join(part for part in steps if isinstance(part, str))
         folder = f" (options: conf/{item['loc'][0]}/)" if item["loc"] and item["loc"][0] in _FOLDERS else ""
         message = item["msg"].removeprefix("Value error, ")

@@ -126,7 +126,8 @@ def _job(record: Mapping[str, Any]) -> Job:
     folder = Path(record["folder"])
     path, config = folder / "summary.json", _config(folder)
     summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    adapter = config.get("adapter")
+    given = config.get("adapter") or []
+    adapter = given if isinstance(given, str) else next(iter(given), None)  # of several the first stands for all
     trained = config if adapter is None else _config(_training_run(adapter))
     return Job(
         record["job"],

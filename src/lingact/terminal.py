@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from rich.cells import cell_len
@@ -48,6 +49,13 @@ def show(rows: Sequence[Mapping[str, object]], *, title: str = "", fixed: int = 
         with console.capture() as captured:
             console.print(_table(block, cells), soft_wrap=False)
         console.print(Text.from_ansi("\n".join(line.rstrip() for line in captured.get().splitlines())))
+
+
+def note(text: str) -> None:
+    """Print a sentence that a reader has to know, wrapped; words, and so paths, stay whole."""
+    width = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns)
+    lines = textwrap.fill(text, width, initial_indent="Note: ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+    Console(highlight=False, soft_wrap=True).print(Text(lines))
 
 
 def _text(value: object) -> str:

@@ -15,6 +15,13 @@ JOBS = sorted(SCHEMAS)
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*/*.yaml") if path.parent.name != "sweep")
 SWEEPS = sorted(CONF.glob("sweep/*.yaml"))
 
+NEEDED = {
+    "corpus/files": ("corpus.path=somewhere",),
+    "tasks/files": ("tasks.own.mine.path='quiz_{lang}.jsonl'",),
+    "tasks/lm_eval": ("tasks.own.mine.folder=somewhere", "tasks.own.mine.task='quiz_{lang}'"),
+}
+"""What an option cannot do without."""
+
 
 def composed(job: str, *overrides: str) -> Section:
     """The judged configuration of a job."""
@@ -44,8 +51,7 @@ def test_defaults(job: str) -> None:
 
 @pytest.mark.parametrize(("job", "option"), [(job, option) for job in JOBS for option in OPTIONS if str(option.parent) in groups_of(job)], ids=str)
 def test_option(job: str, option: Path) -> None:
-    needed = ["corpus.path=somewhere"] if str(option) == "corpus/files" else []
-    composed(job, f"{option.parent}={option.name}", *needed)
+    composed(job, f"{option.parent}={option.name}", *NEEDED.get(str(option), ()))
 
 
 def test_every_value_of_the_schema_stands_in_the_files() -> None:

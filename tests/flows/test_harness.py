@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -10,14 +12,20 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tqdm import tqdm
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from lingact import compare, harness
-from lingact.adapters import attach_adapter, base_behaviour, save_adapter, weights_hash
-from lingact.config import EvalConfig, LoraAdapter
+from lingact.adapters import attach_adapter, base_behaviour, save_adapter, unload_adapter, weights_hash
+from lingact.config import EvalConfig, LoraAdapter, TasksConfig
 from lingact.errors import UserError
+from lingact.lm import LanguageModel
+from lingact.paired import How
+from lingact.tasks import Placed, load_tasks
+from lingact.tokens import Tokens
 from lingact.workflows import evaluate
 
+ITEMS: dict[str, Any] = {"missing": "refuse", "items": "shared", "limit": None, "fewshot": None, "batch_size": 5}
 BENCHMARKS = {"colours": "colours_{lang}", "numbers": "numbers_{lang}"}
 LANGUAGES = ("en", "ml")
 TEXT = {"en": ("The sky is", ["blue.", "a deep green.", "red."]), "ml": ("ആകാശം", ["നീലയാണ്.", "പച്ചയാണ്.", "ചുവപ്പാണ്."])}
@@ -89,9 +97,27 @@ def score(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompt: st
     return sum(float(logp[place - 1, whole[place]]) for place in range(len(given), len(whole)))
 
 
+def asked(
+    folder: Path, languages: Sequence[str] = LANGUAGES, benchmarks: Mapping[str, str] = BENCHMARKS, limit: int | None = None
+) -> tuple[Placed, ...]:
+    """The questions of the benchmarks."""
+    own = {
+        name: {"kind": "lm_eval", "folder": folder, "task": task, "key": ["id"], "facts": True, "split_by": "kind"}
+        for name, task in benchmarks.items()
+    }
+    return load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own, **ITEMS, "limit": limit}), languages).placed
+
+
+def answer(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Placed], *, context: int = 256, batch_size: int = 5
+) -> harness.EvalRun:
+    lm = LanguageModel(model, tokenizer, Tokens(tokenizer, context), torch.nn.ModuleList(), {"name": "tiny", "sha256": "0"})
+    with tqdm(total=sum(len(placed.requests) for placed in tasks), desc="base", leave=False) as bar:
+        return harness.Scorer(lm, batch_size, None, bar).score(model, tasks, None)
+
+
 def run(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path, *, limit: int | None = None, context: int = 256) -> harness.EvalRun:
-    tasks = harness.load_tasks(folder, BENCHMARKS, LANGUAGES, "kind")
-    return harness.evaluate(model, tokenizer, tasks, context=context, batch_size=5, limit=limit, label="base")
+    return answer(model, tokenizer, asked(folder, limit=limit), context=context)
 
 
 @pytest.mark.usefixtures("socket_disabled")
@@ -127,22 +153,24 @@ def test_every_text_starts_with_one_bos(model: Gemma2ForCausalLM, tokenizer: Pre
 def test_base_against_base_is_exactly_zero(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     first, second = run(model, tokenizer, folder), run(model, tokenizer, folder)
     pd.testing.assert_frame_equal(first.items, second.items)
-    assert first.identity() == second.identity()
-    table = compare.difference_table(first.items, second.items, chance=dict.fromkeys(BENCHMARKS, 1 / 3), resamples=200, confidence=0.95, seed=0)
+    how, groups = How(resamples=200, confidence=0.95, seed=0), {"all": LANGUAGES}
+    table = compare.difference_table(first.items, [second.items], chance=dict.fromkeys(BENCHMARKS, 1 / 3), groups=groups, how=how)
     assert (table[["estimate", "lo", "hi", "won", "lost"]] == 0).all(axis=None)
-    assert (table["p"] == 1).all()
+    assert (table[["p", "p_bootstrap", "p_holm", "p_bh"]] == 1).all(axis=None)
+    assert set(table["language"]) == {"en", "ml", "all"}
 
 
 def test_tasks_can_be_used_twice_and_the_adapter_is_off_for_the_base(
     model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
     plain = run(model, tokenizer, folder)
-    tasks = harness.load_tasks(folder, BENCHMARKS, LANGUAGES, "kind")
+    tasks = asked(folder)
     wrapped = noisy(model)
     with base_behaviour(wrapped):
-        base = harness.evaluate(wrapped, tokenizer, tasks, context=256, batch_size=5, limit=None, label="base")
-    adapter = harness.evaluate(wrapped, tokenizer, tasks, context=256, batch_size=5, limit=None, label="adapter")
-    assert base.samples == plain.samples
+        base = answer(wrapped, tokenizer, tasks)
+    adapter = answer(wrapped, tokenizer, tasks)
+    again = answer(unload_adapter(wrapped), tokenizer, tasks)
+    assert base.samples == plain.samples == again.samples
     assert adapter.samples != plain.samples
     compare.refuse_unpaired(base.items, adapter.items)
 
@@ -162,7 +190,7 @@ def test_limit_and_truncation(model: Gemma2ForCausalLM, tokenizer: PreTrainedTok
     result = run(model, tokenizer, folder, limit=3)
     assert (result.items.groupby("task").size() == 3).all()
     assert run(model, tokenizer, folder, limit=1, context=40).truncated > 0
-    with pytest.raises(UserError, match=r"the option 'നീലയാണ്\.' has 23 tokens and model\.context is 20"):
+    with pytest.raises(UserError, match=r"the option 'പച്ചയാണ്\.' has 26 tokens and model\.context is 20"):
         run(model, tokenizer, folder, limit=1, context=20)
 
 
@@ -213,8 +241,7 @@ def test_other_local_formats_go_through_datasets(
     }
     task |= {"doc_to_text": "query", "doc_to_choice": "{{[right, wrong]}}", "doc_to_target": 0}
     (place / "sums_en.yaml").write_text(yaml.safe_dump(task))
-    tasks = harness.load_tasks(folder, {"sums": "sums_{lang}"}, ["en"], "kind")
-    result = harness.evaluate(model, tokenizer, tasks, context=256, batch_size=4, limit=None, label="base")
+    result = answer(model, tokenizer, asked(folder, ["en"], {"sums": "sums_{lang}"}))
     assert len(result.items) == 2
     assert result.items["item"].isna().all()
     assert result.items["kind"].isna().all()
@@ -223,16 +250,10 @@ def test_other_local_formats_go_through_datasets(
 
 def test_a_missing_task_names_the_languages_that_have_it(folder: Path) -> None:
     with pytest.raises(UserError) as caught:
-        harness.load_tasks(folder, {"colours": "colours_{lang}", "numbers": "numbrs_{lang}"}, ["en", "hi", "zh"], None)
+        asked(folder, ["en", "hi", "zh"], {"colours": "colours_{lang}", "numbers": "numbrs_{lang}"})
     first, second = str(caught.value).splitlines()
-    assert "colours: " in first
-    assert "has no task 'colours_hi', 'colours_zh'; 'colours_{lang}' exists for en, ml." in first
-    assert "has no task 'numbrs_en', 'numbrs_hi', 'numbrs_zh'; did you mean 'numbers_en'?" in second
-
-
-def test_tasks_of_lm_eval_are_found_without_parsing_them_all() -> None:
-    with pytest.raises(UserError, match=r"lm-eval has no task 'hellaswag_zh'; 'hellaswag_\{lang\}' exists for ru, es, it, id, ca, mr, ml, hi"):
-        harness.load_tasks(None, {"arc": "arc_{lang}", "hellaswag": "hellaswag_{lang}"}, ["zh", "ml"], None)
+    assert "'colours' lacks hi, zh; it has en, ml." in first
+    assert "has no task 'numbrs_en'; did you mean 'numbers_en'?" in second
 
 
 def test_damaged_data_is_named(folder: Path) -> None:
@@ -240,16 +261,16 @@ def test_damaged_data_is_named(folder: Path) -> None:
     whole = data.read_bytes()
     data.write_bytes(whole[:-5])
     with pytest.raises(UserError, match=r"colours_ml\.jsonl' line 8 is not JSON \(.*\); the file is cut off or damaged"):
-        harness.load_tasks(folder, BENCHMARKS, LANGUAGES, None)
+        asked(folder)
     data.write_bytes(b"\xff" + whole)
     with pytest.raises(UserError, match=r"is not UTF-8 \(byte 0\); it is cut off"):
-        harness.load_tasks(folder, BENCHMARKS, LANGUAGES, None)
+        asked(folder)
     data.write_text("\n")
     with pytest.raises(UserError, match="has no items"):
-        harness.load_tasks(folder, BENCHMARKS, LANGUAGES, None)
+        asked(folder)
     data.unlink()
     with pytest.raises(UserError, match=r"names the data file '.*colours_ml\.jsonl', which is not there"):
-        harness.load_tasks(folder, BENCHMARKS, LANGUAGES, None)
+        asked(folder)
 
 
 # --- the workflow --------------------------------------------------------------------------------------------------------------------------------
@@ -259,16 +280,17 @@ def test_damaged_data_is_named(folder: Path) -> None:
 def config(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, tmp_path: Path) -> EvalConfig:
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
+    text = [{"unit": f"s{i}", **{code: f"{TEXT[code][0]} {i} {TEXT[code][1][i % 3]}" for code in LANGUAGES}} for i in range(12)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in text))
+    own = {"kind": "lm_eval", "folder": folder, "key": ["id"], "facts": True, "split_by": "kind"}
     return EvalConfig.model_validate(
         {
-            "seed": 1, "device": "cpu", "adapter": None, "resamples": 200, "confidence": 0.95,
+            "seed": 1, "device": "cpu", "batch_tokens": 512, "adapter": None, "resamples": 200, "confidence": 0.95, "power": 0.8,
+            "cache": tmp_path / "cache", "leakage": {"words": 8, "share": 0.5}, "text_split": "all",
+            "corpus": {"kind": "files", "path": tmp_path / "text.jsonl", "max_sentences": None, "splits": {"train": 0.4, "dev": 0.3, "heldout": 0.3}},
             "model": {"name": str(tmp_path / "model"), "revision": None, "dtype": "float32", "attention": "eager", "context": 256},
             "languages": {"reference": "en", "high": [], "low": ["ml"]},
-            "tasks": {
-                "folder": folder,
-                "benchmarks": {name: {"task": task, "chance": 1 / 3} for name, task in BENCHMARKS.items()},
-                "kind_column": "kind", "batch_size": 8, "limit": None,
-            },
+            "tasks": {"benchmarks": [], "own": {name: {**own, "task": task} for name, task in BENCHMARKS.items()}, **ITEMS, "batch_size": 8},
             "tracking": {"mode": "disabled", "project": "lingact", "entity": None, "group": None, "tags": []},
         }
     )  # fmt: skip
@@ -280,7 +302,7 @@ def test_base_and_adapter_through_the_workflow(config: EvalConfig, tmp_path: Pat
     save_adapter(noisy(fresh), tmp_path / "trained" / "adapter", config.model.name, base_hash)
     capsys.readouterr()
 
-    delta = evaluate.run(config.model_copy(update={"adapter": str(tmp_path / "trained")}), tmp_path / "run")
+    delta = evaluate.run(config.model_copy(update={"adapter": (str(tmp_path / "trained"),)}), tmp_path / "run")
 
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for task in (*BENCHMARKS, "all"):
@@ -289,9 +311,10 @@ def test_base_and_adapter_through_the_workflow(config: EvalConfig, tmp_path: Pat
             assert values["delta"] == pytest.approx(values["adapter"] - values["base"])
             assert values["delta_lo"] <= values["delta"] <= values["delta_hi"]
     assert delta == pytest.approx((summary["acc/all/en/delta"] + summary["acc/all/ml/delta"]) / 2)
+    assert delta == summary["acc/all/all/delta"]
     tables = {name: pd.read_csv(tmp_path / "run" / "tables" / f"{name}.csv") for name in ("accuracy", "differences", "groups")}
     assert len(tables["accuracy"]) == 2 * 3 * 2 * 3 * 2  # models, tasks, languages, kinds, metrics
-    assert len(tables["differences"]) == 3 * 2 * 3 * 2
+    assert len(tables["differences"]) == 3 * 3 * 3 * 2  # tasks, languages and their mean, kinds, metrics
     assert {"n", "estimate", "lo", "hi", "chance", "p", "p_holm"} <= set(tables["differences"])
     samples = (tmp_path / "run" / "samples" / "adapter_colours_ml.jsonl").read_text().splitlines()
     assert [json.loads(line)["item"] for line in samples] == [f"fact{i}" for i in range(8)]
@@ -312,11 +335,11 @@ def test_the_base_alone(config: EvalConfig, tmp_path: Path, capsys: pytest.Captu
     assert set(summary) == {f"acc/{task}/{code}/base" for task in (*BENCHMARKS, "all") for code in LANGUAGES}
     assert (tmp_path / "run" / "figures" / "accuracy.png").is_file()
     assert not (tmp_path / "run" / "tables" / "differences.csv").exists()
-    assert "only the first 4 items of each task" in capsys.readouterr().out
+    assert "only 4 items of each benchmark were asked, the same ones in every language" in capsys.readouterr().out
 
 
 def test_an_adapter_of_another_model_ends_the_run(config: EvalConfig, model: Gemma2ForCausalLM, tmp_path: Path) -> None:
     save_adapter(noisy(model), tmp_path / "trained", "another", "0" * 64)
     with pytest.raises(UserError, match="belongs to another model: it was trained on 'another'"):
-        evaluate.run(config.model_copy(update={"adapter": str(tmp_path / "trained")}), tmp_path / "run")
+        evaluate.run(config.model_copy(update={"adapter": (str(tmp_path / "trained"),)}), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.yaml", "manifest.json", "wandb"}

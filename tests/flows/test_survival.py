@@ -297,7 +297,7 @@ def adapter(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 def evaluated(small_organism: Path, adapter: Path) -> tuple[str, ...]:
-    return (f"model.name={small_organism}/model", f"adapter={adapter}", f"tasks.folder={small_organism}/tasks", "tasks.limit=2", "tracking=none")
+    return (f"model.name={small_organism}/model", f"adapter={adapter}", "tasks.benchmarks=[micro_arc]", "tasks.limit=2", "tracking=none", "cache=null")
 
 
 def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
@@ -310,7 +310,7 @@ def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
             cli.main("eval", CONF, [*evaluated(small_organism, adapter), "languages.high=[]", "languages.low=[ml]", f"hydra.run.dir={folder}"]) == 130
         )
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.EvalRun, "identity", lambda _: {"micro_arc_ml": {"items": 3, "sha256": "f" * 64}})
+        patch.setattr(evaluate.Tasks, "identity", {"micro_arc_ml": {"items": 3, "sha256": "f" * 64}})
         assert cli.main("eval", CONF, [f"resume={folder}"]) == 2
     assert "was begun with something else (tasks.micro_arc_" in capsys.readouterr().err
     weights = load_file(adapter / adapters.WEIGHTS)

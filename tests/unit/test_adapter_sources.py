@@ -3,6 +3,8 @@
 import gc
 import os
 import re
+import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from lingact.adapters import (
 from lingact.config import LoraAdapter
 from lingact.errors import UserError
 from lingact.lm import LanguageModel
-from lingact.tracking import write_json
+from lingact.tracking import full_disk, write_json
 
 from .wandb_server import ENTITY, KEY, Artifact, WandbServer, serve
 
@@ -205,8 +207,10 @@ def test_a_server_that_does_not_answer_is_given_up(silent: str, logged: WandbSer
     monkeypatch.setattr(adapters, "WANDB_ANSWERS", 2)
     monkeypatch.setattr(adapters, "WANDB_STALLS", 1)
     logged.stalls.add(silent)
+    started = time.monotonic()
     with pytest.raises(UserError, match=r"does not give it: .*(did not respond in time|nothing has come for 1 seconds)"):
         find_adapter(NAME)
+    assert time.monotonic() - started < 12, "the client's own limit is 19 seconds"
     assert not list(cache.glob("lingact/*"))
 
 
@@ -250,17 +254,45 @@ def test_a_download_that_is_cut_off_leaves_nothing(logged: WandbServer, cache: P
 @pytest.mark.parametrize("missing", [SETTINGS, WEIGHTS])
 def test_an_artifact_that_is_no_adapter(missing: str, logged: WandbServer) -> None:
     del logged.artifacts["gaps/adapter-ml:latest"].files[missing]
-    with pytest.raises(UserError, match=rf"artifact '{NAME}' is not an adapter that can be read: of {re.escape(missing)} it has no"):
+    with pytest.raises(UserError, match=rf"artifact '{NAME}' is not an adapter that is read: it has no {re.escape(missing)}; log one with"):
         find_adapter(NAME)
     assert downloads(logged) == []
 
 
-def test_links_to_elsewhere_are_not_followed(logged: WandbServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_links_to_elsewhere_are_not_followed(name: str, logged: WandbServer, tmp_path: Path) -> None:
     artifact = logged.artifacts["gaps/adapter-ml:latest"]
-    (tmp_path / "secret").write_bytes(artifact.files.pop(SETTINGS))
-    artifact.references[SETTINGS] = (tmp_path / "secret").as_uri()
-    with pytest.raises(UserError, match=r"of adapter_config\.json it has only a link to it"):
+    (tmp_path / "secret").write_bytes(artifact.files.pop(name))
+    artifact.references[name] = (tmp_path / "secret").as_uri()
+    with pytest.raises(UserError, match=rf"is not an adapter that is read: its {re.escape(name)} is a link to file://.*/secret; log"):
         find_adapter(NAME)
+    assert downloads(logged) == []
+
+
+def test_a_full_disk_is_told_as_such(logged: WandbServer, cache: Path) -> None:
+    find_adapter(NAME)  # the client's process has begun
+    shutil.rmtree(cache)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            find_adapter(NAME)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert full_disk(raised.value)
+    assert find_adapter(NAME).is_dir()
+
+
+def test_another_process_may_be_faster(logged: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def too_late(unfinished: Path, folder: Path) -> None:
+        shutil.copytree(unfinished, folder)
+        (unfinished / "later").touch()
+        rename(unfinished, folder)
+
+    monkeypatch.setattr(Path, "rename", too_late)
+    assert {path.name for path in find_adapter(NAME).iterdir()} == FILES
 
 
 def test_a_cache_that_cannot_be_is_named(logged: WandbServer, cache: Path) -> None:

@@ -217,6 +217,14 @@ def test_group_difference_needs_items() -> None:
         compare.group_difference(table, ["es"], "zh", **SURE)
 
 
+def test_a_single_fact_says_nothing_on_a_recipe() -> None:
+    base, better = [item_table([0])], [item_table([1])]
+    found = whole(differences(base, better, better))
+    assert found["estimate"] == 1
+    assert found[["lo", "hi", "p", "mde", "p_holm", "p_bh"]].isna().all()
+    assert whole(differences(base, better))["p"] == 1
+
+
 @pytest.fixture
 def two_benchmarks() -> tuple[pd.DataFrame, pd.DataFrame]:
     kinds = ["read", "read", "transfer", "transfer"]

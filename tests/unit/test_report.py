@@ -67,11 +67,15 @@ ANALYZE = JOB | {
     "compare": [],
     "piece": "1/1",
 }
-EVAL = {key: JOB[key] for key in ("seed", "device", "model", "languages", "tracking")} | {
+EVAL = {key: JOB[key] for key in ("seed", "device", "batch_tokens", "model", "corpus", "languages", "tracking")} | {
     "adapter": None,
-    "tasks": {"folder": None, "benchmarks": {"arc": {"task": "arc_{lang}", "chance": 0.25}}, "kind_column": None, "batch_size": 1, "limit": None},
+    "tasks": {"benchmarks": ["micro_arc"], "own": {}, "missing": "refuse", "items": "shared", "limit": None, "fewshot": None, "batch_size": 1},
+    "text_split": None,
+    "leakage": {"words": 8, "share": 0.5},
     "resamples": 1000,
     "confidence": 0.95,
+    "power": 0.8,
+    "cache": None,
 }
 IDENTITY = {"model": "ab" * 32, "corpus": "cd" * 32, "context": "64", "masking": "special tokens out"}
 
@@ -415,15 +419,18 @@ def test_training_page(folder: Path) -> None:
 
 
 def test_evaluation_page(folder: Path) -> None:
-    rows = [("ml", 0.2, 0.1, 0.3), ("hi", -0.2, -0.3, -0.1), ("id", 0.0, -0.1, 0.1)]
-    differences = pd.DataFrame(
-        [{"task": "all", "kind": "all", "metric": "acc", "language": c, "estimate": e, "lo": lo, "hi": hi} for c, e, lo, hi in rows]
-    )
+    rows = [("ml", 0.2, 0.1, 0.3, 0.001, 1), ("hi", -0.2, -0.3, -0.1, 0.2, 1), ("id", 0.0, -0.1, 0.1, 1.0, 1), ("low", 0.01, -0.02, 0.04, 1.0, 3)]
+    columns = ["language", "estimate", "lo", "hi", "p_holm", "languages"]
+    differences = pd.DataFrame(rows, columns=columns).assign(task="all", kind="all", metric="acc", model="adapter", mde=0.07, p=0.04)
     page = Section("By language", {}, {"Accuracy": pd.DataFrame({"language": ["ml"], "p": ["<.001"]})})
-    text = Page(evaluation.write_evaluation(folder, validate(EvalConfig, EVAL), [page], differences).read_text(encoding="utf-8")).text
+    config = validate(EvalConfig, EVAL)
+    text = Page(evaluation.write_evaluation(folder, config, [page], ["half of it is guessed"], differences).read_text(encoding="utf-8")).text
     assert "higher than the base model in 1 (Malayalam) of the 3 languages and lower in 1 (Hindi)" in text
-    assert "1 (Indonesian) cannot be told apart" in text
-    text = Page(evaluation.write_evaluation(folder, validate(EvalConfig, EVAL), [page], None).read_text(encoding="utf-8")).text
+    assert "after Holm's correction over the languages 1 (Malayalam) remain" in text
+    assert "The others (Indonesian) cannot be told apart: with these items a difference of 0.070 to 0.070 would have been found in 80%" in text
+    assert "Medium-to-low-resource (3): +0.010 [-0.020, +0.040], p 0.04, detectable 0.070." in text
+    assert "Note: half of it is guessed." in text
+    text = Page(evaluation.write_evaluation(folder, config, [page], [], None).read_text(encoding="utf-8")).text
     assert "base model alone" in text
 
 

@@ -81,8 +81,8 @@ def _leaks(leakage: pd.DataFrame | None) -> list[str]:
         found.append(f"LEAK: {row['benchmark']} ({row['language']}) is made of the text that was trained on ({row['same_source']}, {row['corpus']})")
     for row in checked[checked["known"] > 0].to_dict("records"):
         found.append(
-            f"OVERLAP: {row['known']} of {row['n']} items of {row['benchmark']} ({row['language']}) share much of their {row['words']}-word sequences "
-            f"with the training text, {row['whole']} all of them: leaked, or made from the same templates. Without them the difference is "
+            f"OVERLAP: {row['known']} of {row['n']} items of {row['benchmark']} ({row['language']}) have much of their {row['words']}-word sequences "
+            f"in common with the training text, {row['whole']} all of them: leaked, or made from the same templates. Without them the difference is "
             f"{row['without_known']:+.3f} instead of {row['estimate']:+.3f}"
         )
     return list(dict.fromkeys(found))
@@ -172,12 +172,12 @@ def _reading_scores(config: EvalConfig) -> list[str]:
         ),
         f"Accuracies carry Wilson intervals. {how_sure(config.confidence, config.resamples, 'facts')}",
         (
-            "p is exact: every fact's difference might as well have had the other sign (single items: McNemar's exact test). p_mcnemar and p_mid count "
-            "documents instead of facts. Several seeds of one recipe: crossed random effects of seeds and facts (t, Satterthwaite)."
+            "p is exact: every fact's difference might as well have had the other sign (single items: McNemar's exact test). p_mcnemar and p_mid"
+            " count documents instead of facts. Several seeds of one recipe: crossed random effects of seeds and facts (t, Satterthwaite)."
         ),
         (
-            f"mde is the smallest true difference that this many items, differing as often as they do here, would show in {config.power:.0%} of such "
-            f"experiments at the level {1 - config.confidence:.2g}. No difference below it is evidence of none. p_holm and p_bh are corrected over "
+            f"mde is the smallest true difference that this many items, differing as often as they do here, would show in {config.power:.0%} of such"
+            f" experiments at the level {1 - config.confidence:.2g}. No difference below it is evidence of none. p_holm and p_bh are corrected over "
             "languages and benchmarks, within each kind and metric; pooled rows by themselves."
         ),
         (

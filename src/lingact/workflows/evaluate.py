@@ -24,7 +24,7 @@ from lingact.paired import How
 from lingact.recipes import Candidate, Recipe, find_recipes
 from lingact.report import evaluation as report
 from lingact.tasks import Placed, Tasks, load_tasks
-from lingact.terminal import show
+from lingact.terminal import note, show
 from lingact.tracking import Run, open_run, write_atomically, write_json
 
 BASE = "base"
@@ -82,19 +82,18 @@ def ask_everyone(
     candidates = [candidate for recipe in recipes for candidate in recipe.candidates]
     options = sum(len(placed.requests) for placed in tasks.placed)
     found: dict[str, Answered] = {}
-    hashes: dict[str, dict[str, str]] = {}
     with tqdm(total=options * (1 + len(candidates)), unit=" options", leave=False, dynamic_ncols=True, smoothing=0.1) as bar:
         scorer = Scorer(lm, batch_size, answers, bar)
         for candidate, sha256 in _in_turn(lm, candidates):
             name = BASE if candidate is None else candidate.name
-            if candidate is not None and sha256 is not None:
-                hashes[candidate.name] = {"name": candidate.given, "sha256": sha256}
-                run.identify(adapter=hashes[candidate.name] if len(candidates) == 1 else dict(hashes))
+            if candidate is not None:
+                part = "adapter" if len(candidates) == 1 else f"adapter {name}"
+                run.identify(**{part: {"name": candidate.given, "sha256": sha256}})
             bar.set_description(name)
             scored = scorer.score(lm.model, tasks.placed, sha256)
             found[name] = Answered(scored, _nats(config, lm, text, sha256, answers, name))
     if scorer.batch_size < batch_size:
-        show([{"note": f"out of memory with {batch_size} options at a time; went on with {scorer.batch_size}"}])
+        note(f"out of memory with {batch_size} options at a time; went on with {scorer.batch_size}")
     return found
 
 
@@ -181,7 +180,9 @@ def tables_of(
     differences, bits, leaks = [], [], []
     for recipe in recipes:
         own = [answered[candidate.name] for candidate in recipe.candidates]
-        of = {"all": config.languages.all, **groups, "targets": recipe.targets}
+        of = {"all": config.languages.all, **groups}
+        if not any(set(recipe.targets) == set(codes) for codes in of.values()):  # the same languages twice would be two tests of one thing
+            of["targets"] = recipe.targets
         table = compare.difference_table(base, [each.run.items for each in own], chance=chance, groups=of, how=how)
         differences.append(table.assign(model=recipe.label))
         if text is not None:
@@ -257,5 +258,5 @@ def tell(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices:
         show(rows, title=report.difference_title(recipe.label, len(recipe.candidates), config))
     written = report.write_evaluation(run.folder, config, [*sections, report.data_section(tables)], notices, differences)
     for notice in notices:
-        show([], title=f"Note: {notice}")
+        note(notice)
     return written
