@@ -1,35 +1,25 @@
-"""Adapters (peft): attach, save, find, load, switch off, take off; and the hashes that tell which model an adapter belongs to.
+"""Adapters (peft): attach, save, load, switch off, take off; and the hashes that tell which model an adapter belongs to.
 
 Everything is refused before peft touches the model, which it changes in place. Only such kinds are taken as leave the base weights alone and
 start at the base model, bit for bit.
 """
 
-import base64
 import copy
-import errno
 import hashlib
 import json
-import netrc
 import os
 import re
 import shutil
-import socket
-import tempfile
-import threading
-import time
-import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
+from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter
 from lingact.config import MOVE_THE_BASE, Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
 from lingact.errors import UserError
 from lingact.languages import nearest
@@ -38,13 +28,8 @@ if TYPE_CHECKING:
     import peft as peft_library
     from peft import PeftModel
 
-WEIGHTS, SETTINGS, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lingact.json"
 KINDS = ("LORA", "VERA", "IA3", "LOHA", "LOKR", "OFT")
 """What peft calls the kinds that are taken; DoRA and rsLoRA are LORA."""
-WANDB_ANSWERS, WANDB_STALLS = 15, 60
-"""Seconds: for an answer of the W&B server; without a byte of a download. The client itself would try for 20 minutes, in silence."""
-_IN_WANDB = re.compile(r"(?:[\w-][\w. -]*/){1,2}[\w.-]+:[\w.-]+")
-_ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WRAPPED = "base_model.model."
 _KEPT_INSIDE = ("base_layer", "original_module")
 """Where peft's wrappers keep what they wrap."""
@@ -235,252 +220,6 @@ def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
-
-
-# --- finding -------------------------------------------------------------------------------------------------------------------------------------
-
-
-def expand_adapters(given: Sequence[str]) -> list[str]:
-    """The adapters that a user means, one by one: a sweep folder of train.py stands for those of all its complete jobs, in their order.
-
-    Raises:
-        UserError: a sweep without a complete training job, or an adapter that is given twice.
-    """
-    found = [adapter for one in given for adapter in (_of_sweep(one) if (Path(one).expanduser() / ".jobs").is_dir() else [one])]
-    seen: dict[str, str] = {}
-    for adapter in found:
-        folder = Path(adapter).expanduser()
-        place = str(_run_folder(folder).resolve()) if folder.is_dir() else adapter
-        if place in seen:
-            also = "" if seen[place] == adapter else f" (as '{seen[place]}', too)"
-            raise UserError(f"adapter: '{adapter}' is given twice{also}; give every adapter once, and a sweep without its single runs")
-        seen[place] = adapter
-    return found
-
-
-def _of_sweep(sweep: str) -> list[str]:
-    folder = Path(sweep).expanduser()
-    complete, ended = [], []
-    for path in (folder / ".jobs").glob("*.json"):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            number, status, where = record["job"], record["status"], Path(record["folder"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"adapter: '{path}' is no record of a job; it is cut off or of something else. Name the runs one by one") from None
-        ended.append(status)
-        if status == "complete":
-            # By name: a sweep that was moved still has its jobs.
-            complete.append((number, folder / where.name if (folder / where.name).is_dir() else where))
-    runs = [run for _, run in sorted(complete)]
-    without = [run for run in runs if not (run / "adapter" / SETTINGS).is_file()]
-    if len(without) == len(runs):
-        what = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended))) or "none has finished"
-        raise UserError(f"adapter: the sweep '{sweep}' has no complete job of train.py (jobs: {what}); name a sweep of train.py, or resume its jobs")
-    if without:
-        raise UserError(f"adapter: '{without[0]}' of the sweep '{sweep}' is complete but has no adapter (any more); name the other runs one by one")
-    return [str(run) for run in runs]
-
-
-def _run_folder(folder: Path) -> Path:
-    """The run folder of an adapter, if it has one: users name it or the `adapter/` in it."""
-    return folder.parent if folder.name == "adapter" else folder
-
-
-def training_of(adapter: str) -> dict[str, Any] | None:
-    """The configuration that train.py trained an adapter with; None for adapters that do not lie in a run folder.
-
-    Args:
-        adapter: as a user names it; nothing is downloaded.
-
-    Raises:
-        UserError: the configuration is damaged.
-    """
-    run = _run_folder(Path(adapter).expanduser())
-    path = run / "config.yaml"
-    if not path.is_file() or not (run / "adapter" / SETTINGS).is_file():
-        return None
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(
-            f"adapter: '{path}' cannot be read: it is cut off or of something else; put it back, or copy the adapter out of the run's folder"
-        )
-    return config
-
-
-def find_adapter(adapter: str) -> Path:
-    """The PEFT folder that a user means; what lies elsewhere is downloaded, safetensors only.
-
-    An alias such as `latest` may mean another version at the next call, so what comes back is what to go on with.
-
-    Args:
-        adapter: a run folder of train.py (its `adapter/`), a PEFT folder, a hub id (`user/name`), or a W&B artifact (`entity/project/name:version`
-            or `project/name:version`; a version such as v3, or an alias).
-
-    Raises:
-        UserError: there is none, or the hub or W&B does not give it.
-    """
-    folder = Path(adapter).expanduser()
-    if folder.is_dir():
-        inner = folder / "adapter"
-        chosen = inner if (inner / SETTINGS).is_file() else folder
-        if (chosen / SETTINGS).is_file():
-            return chosen
-        if (folder / "manifest.json").is_file():
-            raise UserError(f"adapter: the run '{adapter}' has no adapter; name the folder of a finished train.py run")
-        raise UserError(
-            f"adapter: '{adapter}' is not an adapter: it has no {SETTINGS}; name a run folder of train.py, a PEFT folder, a hub id or a W&B artifact"
-        )
-    if folder.exists():
-        raise UserError(f"adapter: '{adapter}' is a file; name the folder that it lies in")
-    if _IN_WANDB.fullmatch(adapter):
-        return _from_wandb(adapter)
-    if not _ON_THE_HUB.fullmatch(adapter):
-        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(f"adapter: there is no folder '{adapter}'{nearest(folder.name, siblings)}")
-    return _from_the_hub(adapter)
-
-
-def _from_the_hub(adapter: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(adapter, allow_patterns=[SETTINGS, WEIGHTS, IDENTITY]))
-    except OSError as error:
-        raise UserError(
-            f"adapter: '{adapter}' is neither a folder here nor an adapter that the hub gives: {str(error).strip().splitlines()[0]}"
-        ) from error
-    if not (folder / SETTINGS).is_file():
-        raise UserError(f"adapter: '{adapter}' on the hub is not an adapter: it has no {SETTINGS}")
-    return folder
-
-
-def _from_wandb(adapter: str) -> Path:
-    """The artifact's files in the cache of W&B, downloaded unless they lie there whole."""
-    import wandb
-    from wandb.env import get_base_url, get_cache_dir
-
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
-    server = str(get_base_url(settings.base_url)).rstrip("/")
-    key = os.environ.get("WANDB_API_KEY") or settings.api_key or _netrc_key(server)
-    if not key:
-        raise UserError(
-            f"adapter: '{adapter}' is no folder here, and as a Weights & Biases artifact it cannot be fetched without a key for {server}; run "
-            "`wandb login` or set WANDB_API_KEY"
-        )
-    cache = get_cache_dir() / "lingact"
-    try:
-        _refuse_unreachable(server)
-        # With the key in hand the client does not ask for one.
-        artifact = wandb.Api(timeout=WANDB_ANSWERS, api_key=key).artifact(adapter)
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as unfinished:
-            return _fetch(adapter, artifact, Path(unfinished) / "files", cache)
-    except UserError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # no matter of W&B
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"adapter: '{adapter}' is no folder here, and as a Weights & Biases artifact {server} does not give it: {reason}. Write "
-            "entity/project/name:version, and see that the key (`wandb login` or WANDB_API_KEY) may read it"
-        ) from error
-
-
-def _netrc_key(server: str) -> str | None:
-    """What `wandb login` wrote down for this server, looked up as the client does it."""
-    host = urlsplit(server).netloc
-    names = (host, "api.wandb.ai") if host == "api.forge.coreweave.com" else (host,)  # two names of one server
-    files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for file in files:
-        with suppress(OSError, netrc.NetrcParseError):
-            known = netrc.netrc(Path(file).expanduser())
-            return next((entry[2] for name in names if (entry := known.authenticators(name)) and entry[2]), None)
-    return None
-
-
-def _refuse_unreachable(server: str) -> None:
-    """Raise the network's own error; the client would only say that it was busy. A proxy is left to the client."""
-    address = urlsplit(server)
-    if address.scheme not in urllib.request.getproxies():
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname, port), timeout=WANDB_ANSWERS).close()
-
-
-def _fetch(adapter: str, artifact: Any, unfinished: Path, cache: Path) -> Path:
-    """The folder in the cache with the files of an adapter; its name says what is in it.
-
-    Args:
-        unfinished: where to put the files until they are there and whole.
-    """
-    unfinished.mkdir()
-    manifest = _while_it_comes(lambda: artifact.manifest, unfinished).entries
-    entries = {name: manifest[name] for name in (SETTINGS, WEIGHTS, IDENTITY) if name in manifest}
-    problems = [f"it has no {name}" for name in (SETTINGS, WEIGHTS) if name not in entries]
-    problems += [f"its {name} is a link to {entry.ref}" for name, entry in entries.items() if entry.ref is not None]
-    if problems:
-        raise UserError(
-            f"adapter: the Weights & Biases artifact '{adapter}' is not an adapter that is read: {', '.join(problems)}; log one with "
-            f"{SETTINGS} and {WEIGHTS} themselves"
-        )
-    content = {name: entry.digest for name, entry in entries.items()}
-    folder = cache / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    if not _damaged(folder, entries):
-        return folder
-    for name in entries:
-        # Without the client's cache, which takes any file of the right size for the right one.
-        _while_it_comes(lambda name=name: artifact.get_entry(name).download(root=str(unfinished), skip_cache=True), unfinished)
-    if damaged := _damaged(unfinished, entries):
-        raise ValueError(f"{damaged} has arrived damaged: its digest is not the one in the artifact's manifest")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        if _damaged(folder, entries):  # otherwise another process was faster
-            raise
-    return folder
-
-
-def _damaged(folder: Path, entries: Mapping[str, Any]) -> str | None:
-    """The name of a file that is not what the manifest says, or not there."""
-    import xxhash
-
-    for name, entry in entries.items():
-        hasher = {"MD5": hashlib.md5, "XXH128": xxhash.xxh128}[entry.extra.get("alg", "MD5")]
-        path = folder / name
-        if not path.is_file() or base64.b64encode(hasher(path.read_bytes()).digest()).decode() != entry.digest:
-            return name
-    return None
-
-
-_Result = TypeVar("_Result")
-
-
-def _while_it_comes(work: Callable[[], _Result], folder: Path) -> _Result:
-    """The work's result; it is given up, and its thread left to the end of the process, when the files in the folder have stopped growing."""
-    done: Future[_Result] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except Exception as error:  # noqa: BLE001 (raised by whoever waits)
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    size, since = -1, time.monotonic()
-    while not wait([done], timeout=0.1).done:
-        now = 0
-        for path in folder.iterdir():
-            with suppress(FileNotFoundError):  # it just got its final name
-                now += path.stat().st_size
-        if now != size:
-            size, since = now, time.monotonic()
-        elif time.monotonic() - since > WANDB_STALLS:
-            raise TimeoutError(f"nothing has come for {WANDB_STALLS} seconds")
-    return done.result()
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------------------------

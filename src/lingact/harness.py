@@ -151,7 +151,8 @@ class Scorer:
             else:
                 self._bar.update(len(placed.requests))
                 self._bar.unpause()
-            records = _records(placed, found["answers"])
+            with quiet():
+                records = _records(placed, found["answers"])
             whose = {"task": placed.entry.task, "benchmark": placed.entry.benchmark, "language": placed.entry.language}
             rows += [whose | {column: record[column] for column in _COLUMNS} for record in records]
             samples[placed.entry.task] = records
@@ -292,15 +293,17 @@ def results(tasks: Sequence[Placed], run: EvalRun, model: dict[str, Any]) -> dic
     Args:
         model: what stands under `config`.
     """
+    from lm_eval.api.metrics import mean, mean_stderr  # summed in the same order, so that the last digit agrees
+
     found: dict[str, Any] = {name: {} for name in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")}
     for placed in tasks:
         name, records = placed.entry.task, run.samples[placed.entry.task]
         wanted: dict[str, Any] = placed.task.higher_is_better()  # pyrefly: ignore[bad-assignment]
         scores: dict[str, Any] = {"name": name, "alias": name, "sample_len": len(records)}
         for metric in [metric for metric in ("acc", "acc_norm") if metric in wanted]:
-            values = np.array([record[metric] for record in records])
-            error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else "N/A"
-            scores |= {f"{metric},none": float(values.mean()), f"{metric}_stderr,none": error}
+            values = [record[metric] for record in records]
+            error = mean_stderr(values) if len(values) > 1 else "N/A"
+            scores |= {f"{metric},none": mean(values), f"{metric}_stderr,none": error}
         found["results"][name] = scores
         found["group_subtasks"][name] = []
         found["configs"][name] = {key: value for key, value in placed.task.dump_config().items() if isinstance(value, (str, int, float, list, bool))}

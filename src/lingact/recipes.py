@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lingact.adapters import expand_adapters, training_of
+from lingact.adapter_sources import expand_adapters, training_of
 
 _ASIDE = ("seed", "tracking", "cache", "device")
 """Of a training configuration, what makes no other recipe."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from lingact.benchmarks import Entry, Family, entry, family
+from lingact.benchmarks import FAMILIES, Entry, Family, entry, family
 from lingact.config import OwnItems, OwnTask, TasksConfig, asset
 from lingact.errors import UserError
 from lingact.languages import LANGUAGES, nearest
@@ -129,6 +129,13 @@ def load_tasks(config: TasksConfig, languages: Sequence[str]) -> Tasks:
     with tempfile.TemporaryDirectory(prefix="lingact-tasks-") as cache, quiet():
         placed = [place for by_language in wanted.values() for place in _benchmark(config, by_language, Path(cache))]
     return Tasks(tuple(placed), skipped)
+
+
+def catalogue() -> dict[str, dict[str, list[Entry]]]:
+    """Benchmark of the table -> language -> its tasks that the installed task files have; nothing where they lack it."""
+    files: dict[Path, dict[str, Path]] = {}
+    nothing = TasksConfig.model_construct(own={})
+    return {name: {code: [source.entry for source in _sources(name, nothing, code, files)] for code in LANGUAGES} for name in FAMILIES}
 
 
 # --- finding -------------------------------------------------------------------------------------------------------------------------------------
@@ -286,11 +293,14 @@ def _load(source: _Source, config: TasksConfig, cache: Path) -> "Task":
 
 
 def _refuse_own_answers(row: Entry, task: "Task") -> None:
-    """Where a task has no split to take examples from, lm-eval takes them from the questions, and the asked one with its answer can be among them."""
+    """Where lm-eval takes examples from the questions without saying so in the task file, it does not leave out the asked one with its answer."""
     config = task.config
+    given: Any = config.fewshot_config
+    split, samples = (given.get(name) if isinstance(given, dict) else getattr(given, name, None) for name in ("split", "samples"))
+    split = split or config.fewshot_split
     asked = config.test_split or config.validation_split
-    others = [split for split in (config.training_split, config.validation_split if config.test_split else None) if split]
-    if (config.num_fewshot or 0) > 0 and not others and config.fewshot_config is None and getattr(config, "fewshot_split", None) is None:
+    taken_from = split or (None if samples else config.training_split or config.validation_split or config.test_split)
+    if (config.num_fewshot or 0) > 0 and taken_from == asked and split != config.test_split:
         raise UserError(f"tasks.fewshot: '{row.task}' has no examples but its own questions ('{asked}'), answers included; use tasks.fewshot=0")
 
 

@@ -28,6 +28,7 @@ import yaml
 
 from lingact.config import Section, TrackingConfig
 from lingact.errors import UserError
+from lingact.wandb_artifacts import has_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,15 +239,7 @@ def check_tracking(config: TrackingConfig) -> None:
     Raises:
         UserError: online without a key.
     """
-    if config.mode != "online" or os.environ.get("WANDB_API_KEY"):
-        return
-    import netrc
-
-    try:
-        hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        hosts = {}
-    if not any("wandb" in host for host in hosts):
+    if config.mode == "online" and not has_key():
         raise UserError(
             "tracking=wandb needs a Weights & Biases key and none is set; run `wandb login`, set WANDB_API_KEY, or use tracking=offline "
             "(later `wandb sync`) or tracking=none"

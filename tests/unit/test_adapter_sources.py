@@ -19,19 +19,9 @@ import wandb
 import yaml
 from torch import Tensor
 
-from lingact import adapters
-from lingact.adapters import (
-    IDENTITY,
-    SETTINGS,
-    WEIGHTS,
-    attach_adapter,
-    expand_adapters,
-    find_adapter,
-    load_adapter,
-    save_adapter,
-    training_of,
-    weights_hash,
-)
+from lingact import adapters, wandb_artifacts
+from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, expand_adapters, find_adapter, training_of
+from lingact.adapters import attach_adapter, load_adapter, save_adapter, weights_hash
 from lingact.config import LoraAdapter
 from lingact.errors import UserError
 from lingact.lm import LanguageModel
@@ -72,7 +62,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(adapters, "WANDB_ANSWERS", 5)
+    monkeypatch.setattr(wandb_artifacts, "ANSWERS", 5)
     return tmp_path / "cache"
 
 
@@ -188,7 +178,7 @@ def test_a_key_is_for_its_server(server: str, machine: str, key: str | None, cac
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
     (tmp_path / ".netrc").write_text(f"machine {machine}\n  login user\n  password {KEY}\n")
-    assert adapters._netrc_key(server) == read_netrc_auth(host=server) == key
+    assert wandb_artifacts.netrc_key(server) == read_netrc_auth(host=server) == key
 
 
 def test_no_network_is_told_at_once(logged: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,13 +189,13 @@ def test_no_network_is_told_at_once(logged: WandbServer, monkeypatch: pytest.Mon
     started = time.monotonic()
     with pytest.raises(UserError, match=rf"{address} does not give it: .*Connection refused"):
         find_adapter(NAME)
-    assert time.monotonic() - started < adapters.WANDB_ANSWERS
+    assert time.monotonic() - started < wandb_artifacts.ANSWERS
 
 
 @pytest.mark.parametrize("silent", ["Viewer", "ArtifactMembershipByName", "manifest", WEIGHTS])
 def test_a_server_that_does_not_answer_is_given_up(silent: str, logged: WandbServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "WANDB_ANSWERS", 2)
-    monkeypatch.setattr(adapters, "WANDB_STALLS", 1)
+    monkeypatch.setattr(wandb_artifacts, "ANSWERS", 2)
+    monkeypatch.setattr(wandb_artifacts, "STALLS", 1)
     logged.stalls.add(silent)
     started = time.monotonic()
     with pytest.raises(UserError, match=r"does not give it: .*(did not respond in time|nothing has come for 1 seconds)"):
@@ -215,7 +205,7 @@ def test_a_server_that_does_not_answer_is_given_up(silent: str, logged: WandbSer
 
 
 def test_a_long_download_that_goes_on_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "WANDB_STALLS", 0.4)
+    monkeypatch.setattr(wandb_artifacts, "STALLS", 0.4)
 
     def slowly() -> str:
         for size in range(1, 9):
@@ -223,7 +213,7 @@ def test_a_long_download_that_goes_on_is_waited_for(tmp_path: Path, monkeypatch:
             time.sleep(0.15)
         return "all of it"
 
-    assert adapters._while_it_comes(slowly, tmp_path) == "all of it"
+    assert wandb_artifacts._while_it_comes(slowly, tmp_path) == "all of it"
 
 
 def damaged(content: bytes) -> bytes:

@@ -1,0 +1,65 @@
+"""docs/benchmarks.md: the table of benchmarks as a page. Write it anew with `python -m lingact.report.catalogue > docs/benchmarks.md`."""
+
+import sys
+from collections.abc import Iterable
+
+from lingact.benchmarks import FAMILIES, ORIGINS, Entry
+from lingact.languages import LANGUAGES
+from lingact.tasks import catalogue
+
+_HEAD = """# Benchmarks
+
+What `tasks.benchmarks` may name, and what it is. Made from the one table in `src/lingact/benchmarks.py` and the task files that are installed
+(`python -m lingact.report.catalogue`); a test keeps this page current. Sets of them are in `conf/tasks/`: `micro` (embedded), `paper`, `belebele`,
+`global_piqa`, `human`, `indic`; your own with `files` (JSONL) and `lm_eval` (task files).
+
+Chance is that of the usual number of options; tables use each item's own. *Corresponds by*: the columns that name an item in every language, by which
+languages are given the same items; where there are none, languages are asked different items. Nothing here could be downloaded where this was
+developed: data sets, licences and columns are from their pages and from lm-eval's task files, and were tried on small files of the same form. Where
+columns turn out to be otherwise (no such column, fewer than half of the names in common, a column that should agree and does not), a language is
+taken by itself, and every output says so.
+"""
+
+
+def page() -> str:
+    """The page in Markdown."""
+    there = catalogue()
+    lines = [
+        "| name | what | languages | data set, licence | who wrote the items | chance | corresponds by | remarks |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, kin in FAMILIES.items():
+        entries = {code: rows for code, rows in there[name].items() if rows}
+        lacking = [code for code in LANGUAGES if code not in entries]
+        languages = ("all but " + ", ".join(lacking) if len(lacking) < len(entries) else ", ".join(entries)) if lacking else "all ten"
+        cells = (
+            f"`{name}`",
+            kin.title,
+            languages,
+            _joined(f"{row.dataset}, {row.licence}" for rows in entries.values() for row in rows),
+            _by_origin({code: rows[0] for code, rows in entries.items()}),
+            f"{kin.chance:g}",
+            ", ".join(f"`{column}`" for column in kin.key) or "-",
+            _joined(note if (note := row.note) == kin.note else f"{code}: {note}" for code, rows in entries.items() for row in rows[:1] if row.note),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return _HEAD + "\n" + "\n".join(lines) + "\n"
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(parts)) or "-"
+
+
+def _by_origin(entries: dict[str, Entry]) -> str:
+    """`written in the language (en); translated by people (the others)`."""
+    by_origin: dict[str, list[str]] = {}
+    for code, row in entries.items():
+        by_origin.setdefault(ORIGINS[row.origin], []).append(code)
+    if len(by_origin) == 1:
+        return next(iter(by_origin))
+    most = max(by_origin, key=lambda origin: len(by_origin[origin]))
+    return "; ".join(f"{origin} ({'the others' if origin == most and len(codes) > 2 else ', '.join(codes)})" for origin, codes in by_origin.items())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
