@@ -9,15 +9,20 @@ import json
 import logging
 import os
 import re
+import ssl
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from http.client import HTTPException
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from lingact.benchmarks import FAMILIES, Entry, Family, entry, family
 from lingact.config import OwnItems, OwnTask, TasksConfig, asset
@@ -278,10 +283,11 @@ def _load(source: _Source, config: TasksConfig, cache: Path) -> "Task":
     definition = _own_definition(source) if source.file.suffix in (".jsonl", ".json") else _definition(source.file, cache)
     if config.fewshot is not None and definition.get("num_fewshot") != 0:  # as lm-eval: a task that says 0 means it
         definition["num_fewshot"] = config.fewshot
-    try:
-        loaded = TaskManager(include_defaults=False).load([definition])["tasks"]
-    except (OSError, ValueError) as error:  # not on the hub, gated, no network, or no such part
-        raise UserError(_cannot_be_had(source.entry, definition.get("dataset_path"), error)) from error
+    with _hub_or_what_came_from_it(definition.get("dataset_path")) as offline:
+        try:
+            loaded = TaskManager(include_defaults=False).load([definition])["tasks"]
+        except (OSError, ValueError) as error:  # not on the hub, gated, no network, or no such part
+            raise UserError(_cannot_be_had(source.entry, definition.get("dataset_path"), error, offline)) from error
     (task,) = loaded.values()
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(f"tasks: '{source.entry.task}' has the output type {task.OUTPUT_TYPE}; only multiple_choice tasks are compared item by item")
@@ -304,15 +310,65 @@ def _refuse_own_answers(row: Entry, task: "Task") -> None:
         raise UserError(f"tasks.fewshot: '{row.task}' has no examples but its own questions ('{asked}'), answers included; use tasks.fewshot=0")
 
 
-def _cannot_be_had(row: Entry, source: object, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    gated = "gated" in str(error).lower() or "401" in str(error) or "403" in str(error)
-    advice = (
-        f"Accept its terms on its hub page ({source}) and run `hf auth login`"
-        if gated
-        else "Connect once so that it can be downloaded, or leave it out"
-    )
-    return f"tasks: the data of '{row.task}' ({source}, {row.licence}) cannot be had: {reason.rstrip('.')}. {advice}"
+@contextmanager
+def _hub_or_what_came_from_it(dataset: Any) -> Iterator[str | None]:
+    """Without a way to the hub take what was downloaded before; the hub's client would look for one for half a minute, for every data set anew.
+
+    Yields:
+        Why the hub is left alone; None where it is asked.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    here = not isinstance(dataset, str) or "/" not in dataset or Path(dataset).exists()
+    if constants.HF_HUB_OFFLINE:
+        yield "HF_HUB_OFFLINE is set"
+    elif here or _answers(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT):
+        yield None
+    else:
+        with patch.object(constants, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
+            yield f"there is no way to {constants.ENDPOINT}"
+
+
+@functools.cache
+def _answers(address: str, seconds: float) -> bool:
+    """Whether there is anyone at an address. A refusal, an error or a certificate in doubt is an answer, for the hub's client to make sense of."""
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(address, method="HEAD"), timeout=seconds):
+                answered.append(True)
+        except HTTPError as error:
+            error.close()
+            answered.append(True)
+        except URLError as error:
+            answered.append(isinstance(error.reason, ssl.SSLError))
+        except (OSError, HTTPException) as error:
+            answered.append(not isinstance(error, TimeoutError))
+
+    thread = Thread(target=ask, daemon=True)  # the time limit is for each of a host's addresses
+    thread.start()
+    thread.join(seconds)
+    return answered == [True]
+
+
+def _cannot_be_had(row: Entry, dataset: object, error: Exception, offline: str | None) -> str:
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    page = f"{ENDPOINT}/datasets/{dataset}"
+    if offline:
+        reason, advice = f"{offline}, and they were not downloaded before", "Connect once so that it can be downloaded, or leave it out"
+    elif "gated" in str(error).lower():
+        reason, advice = "they are given to those who accept their terms", f"Accept them on {page} and run `hf auth login`"
+    elif isinstance(error, (DatasetNotFoundError, RepositoryNotFoundError)):
+        reason, advice = "the hub does not have them, or not for you", f"Look at {page}; run `hf auth login` if you need to, or leave it out"
+    else:
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        advice = "Try again, or leave it out"
+    return f"tasks: the data of '{row.task}' ({dataset}, {row.licence}) cannot be had: {reason}. {advice}"
 
 
 def _definition(path: Path, cache: Path) -> dict[str, Any]:

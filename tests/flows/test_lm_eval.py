@@ -21,8 +21,6 @@ from lingact import cli
 from lingact.adapters import attach_adapter, save_adapter, weights_hash
 from lingact.config import LoraAdapter, TasksConfig, asset
 from lingact.errors import UserError
-from lingact.harness import Scorer
-from lingact.lm import LanguageModel
 from lingact.tasks import Placed, load_tasks
 
 from . import hub
@@ -163,7 +161,8 @@ def test_documents_prompts_and_answers_equal_those_of_its_command_line(both: dic
         asked = [[[part["arg_0"], part["arg_1"]] for part in sample["arguments"].values()] for sample in its]
         assert [[[record["prompt"], choice] for choice in record["choices"]] for record in mine] == asked, task
         scores = [float(score) for sample in its for score, _ in sample["filtered_resps"]]
-        assert [score for record in mine for score in record["loglikelihood"]] == pytest.approx(scores, abs=1e-5, rel=0), task
+        # Its batches go across tasks, so that the padding differs, and with it the last place of a float32.
+        assert [score for record in mine for score in record["loglikelihood"]] == pytest.approx(scores, abs=1e-5, rel=1e-6), task
 
 
 def test_the_comparison_can_fail(both: dict[str, tuple[Told, Told]]) -> None:
@@ -213,16 +212,6 @@ def _table(text: str) -> list[tuple[str, ...]]:
 
 
 @pytest.fixture
-def tiny(lm: LanguageModel) -> LanguageModel:
-    """The random model with its window as wide as a question with examples."""
-    from lingact.tokens import Tokens
-
-    lm.tokenizer.model_max_length = 2048
-    lm.model.config.max_position_embeddings = 2048
-    return LanguageModel(lm.model, lm.tokenizer, Tokens(lm.tokenizer, 2048), lm.blocks, lm.identity)
-
-
-@pytest.fixture
 def ask() -> Callable[..., dict[str, Placed]]:
     """Task name -> its questions, of benchmarks in languages."""
 
@@ -233,30 +222,26 @@ def ask() -> Callable[..., dict[str, Placed]]:
     return load
 
 
-def test_examples_are_those_that_lm_eval_takes(tiny: LanguageModel, ask: Callable[..., dict[str, Placed]]) -> None:
+def test_examples_are_those_that_lm_eval_takes(ask: Callable[..., dict[str, Placed]]) -> None:
     import lm_eval.tasks
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-    from tqdm import tqdm
 
     names = ["arc_challenge", "m_mmlu_ml", "hellaswag_ml", "belebele_mal_Mlym"]
     placed = ask(["arc"], ["en"], fewshot=2) | ask(["mmlu", "hellaswag", "belebele"], ["ml"], fewshot=2)
-    with tqdm(disable=True) as bar:
-        run = Scorer(tiny, BATCH, None, bar).score(tiny.model, [placed[name] for name in names], None)
     shelf = Path(lm_eval.tasks.__file__).parent
     folders = ("arc", "okapi/mmlu_multilingual", "okapi/hellaswag_multilingual", "belebele")
-    manager = TaskManager(include_path=[str(shelf / folder) for folder in folders], include_defaults=False)
-    model = HFLM(pretrained=tiny.model, tokenizer=tiny.tokenizer, batch_size=BATCH, max_length=tiny.tokens.context)
-    theirs = lm_eval.simple_evaluate(model=model, tasks=names, num_fewshot=2, task_manager=manager, bootstrap_iters=0)
+    manager = lm_eval.tasks.TaskManager(include_path=[str(shelf / folder) for folder in folders], include_defaults=False)
+    # Its model that answers at random, since only what it is asked counts here.
+    theirs = lm_eval.simple_evaluate(model="dummy", tasks=names, num_fewshot=2, task_manager=manager, bootstrap_iters=0)
     assert theirs is not None
     for name in names:
         its = sorted(theirs["samples"][name], key=lambda sample: sample["doc_id"])
-        for field in ("prompt_hash", "target_hash", "acc"):
-            assert [record[field] for record in run.samples[name]] == [sample[field] for sample in its], (name, field)
-        for record in run.samples[name]:
-            *examples, asked = record["prompt"].split("\n\n")
+        asked = [[tuple(pair) for pair in sample["arguments"]] for sample in its]
+        assert [[request.args for request in question.requests] for question in placed[name].questions] == asked, name
+        assert len(asked) == hub.ITEMS
+        for question in placed[name].questions:
+            *examples, last = question.requests[0].args[0].split("\n\n")
             assert len(examples) == 2
-            assert not any(example.startswith(asked) for example in examples)
+            assert not any(example.startswith(last) for example in examples)
 
 
 def test_a_task_that_would_show_its_own_answers_is_refused(ask: Callable[..., dict[str, Placed]]) -> None:
@@ -290,7 +275,7 @@ def test_whole_arc_keeps_brackets_and_finds_the_answer_behind_an_empty_option(as
 
 def test_whole_arc_takes_quotes_and_backslashes(ask: Callable[..., dict[str, Placed]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = hub.m_arc("hi", "test")[:3]
-    odd = ["it's \"so\"", "\\frac{1}{2}", "{{x}} {% if %}", "true"]
+    odd = ['it\'s "so"', "\\frac{1}{2}", "{{x}} {% if %}", "true"]
     rows[1] |= {f"option_{letter}": option for letter, option in zip("abcd", odd, strict=True)} | {"answer": "C"}
     hub.write_dataset(tmp_path / "alexandrainst/m_arc", {"hi": dict.fromkeys(("train", "validation", "test"), rows)}, "jsonl")
     monkeypatch.chdir(tmp_path)

@@ -428,7 +428,7 @@ def test_evaluation_page(folder: Path) -> None:
     assert "higher than the base model in 1 (Malayalam) of the 3 languages and lower in 1 (Hindi)" in text
     assert "after Holm's correction over the languages 1 (Malayalam) remain" in text
     assert "The others (Indonesian) cannot be told apart: with these items a difference of 0.070 to 0.070 would have been found in 80%" in text
-    assert "Medium-to-low-resource (3): +0.010 [-0.020, +0.040], p 0.04, detectable 0.070." in text
+    assert "Pooled over languages: medium-to-low-resource (3) +0.010 [-0.020, +0.040], p 0.04, detectable 0.070." in text
     assert "Note: half of it is guessed." in text
     text = Page(evaluation.write_evaluation(folder, config, [page], [], None).read_text(encoding="utf-8")).text
     assert "base model alone" in text

@@ -9,10 +9,10 @@ from lingact.benchmarks import ORIGINS
 from lingact.compare import ALL
 from lingact.config import EvalConfig
 from lingact.report.page import Section, run_facts, write_report
-from lingact.report.words import how_sure, listed, name_of
+from lingact.report.words import GROUPS, how_sure, listed, name_of
 from lingact.tasks import Placed, Tasks
 
-GROUP_NAMES = {"all": "all languages", "high": "high-resource", "low": "medium-to-low-resource", "targets": "trained for"}
+GROUP_NAMES = {"all": "all languages", **GROUPS, "targets": "those trained for"}
 
 
 def benchmark_table(placed: Sequence[Placed]) -> pd.DataFrame:
@@ -114,7 +114,7 @@ def difference_section(label: str, seeds: int, tables: Mapping[str, pd.DataFrame
     differences = tables["differences"].drop(columns="model")
     pooled = differences[(differences["task"] == ALL) & (differences["kind"] == ALL) & (differences["metric"] == "acc")]
     shown = {f"All benchmarks together: {difference_title(label, seeds, config)}": pooled}
-    text = [_verdict(pooled, config)]
+    text = []  # the verdict on accuracy leads the page
     if "bits" in tables:
         shown["Bits per byte on held-out text, adapter over base (1: unchanged, less is better)"] = tables["bits"].drop(columns="model")
         text.append(_bits_verdict(tables["bits"], config))
@@ -136,7 +136,7 @@ def _verdict(pooled: pd.DataFrame, config: EvalConfig) -> str:
         f"Over all benchmarks together the adapter scores higher than the base model in {listed(better)} of the {len(single)} languages and lower in "
         f"{listed(worse)}, by intervals that exclude 0; after Holm's correction over the languages {listed(list(sure['language']))} remain."
     )
-    sentences = [claims]
+    sentences, pooled_sentences = [claims], []
     if len(rest):
         low, high = rest["mde"].min(), rest["mde"].max()
         sentences.append(
@@ -144,10 +144,11 @@ def _verdict(pooled: pd.DataFrame, config: EvalConfig) -> str:
             f" would have been found in {config.power:.0%} of such experiments, a smaller one mostly not."
         )
     for row in pooled[pooled["languages"] > 1].to_dict("records"):
-        name = GROUP_NAMES.get(row["language"], row["language"]).capitalize()
+        name = GROUP_NAMES.get(row["language"], row["language"])
         interval = f"{row['estimate']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
-        sentences.append(f"{name} ({row['languages']}): {interval}, p {row['p']:.2g}, detectable {row['mde']:.3f}.")
-    return " ".join(sentences)
+        pooled_sentences.append(f"{name} ({row['languages']}) {interval}, p {row['p']:.2g}, detectable {row['mde']:.3f}")
+    together = f"Pooled over languages: {'; '.join(pooled_sentences)}." if pooled_sentences else ""
+    return " ".join(sentences) + ("\n\n" + together if together else "")
 
 
 def _bits_verdict(bits: pd.DataFrame, config: EvalConfig) -> str:

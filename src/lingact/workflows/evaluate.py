@@ -141,7 +141,7 @@ def conclude(run: Run, config: EvalConfig, exam: Exam, recipes: Sequence[Recipe]
 def tell(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices: Sequence[str], recipes: Sequence[Recipe]) -> Path:
     """The page and the terminal's tables."""
     accuracy, differences = tables["accuracy"], tables.get("differences")
-    sections = [report.accuracy_section(tables, run.figure("accuracy", figures.accuracy_figure(accuracy, confidence=config.confidence)))]
+    sections = []
     if differences is None:
         rows, title = scores.accuracy_rows(accuracy), f"Accuracy of the base model, {config.confidence:.0%} interval (Wilson)"
         show(rows, title=title)
@@ -152,6 +152,7 @@ def tell(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices:
         sections.append(report.difference_section(recipe.label, len(recipe.candidates), own, name, drawn, config))
         rows = scores.difference_rows(own["differences"], own.get("bits"))
         show(rows, title=report.difference_title(recipe.label, len(recipe.candidates), config))
+    sections.append(report.accuracy_section(tables, run.figure("accuracy", figures.accuracy_figure(accuracy, confidence=config.confidence))))
     written = report.write_evaluation(run.folder, config, [*sections, report.data_section(tables)], notices, differences)
     for notice in notices:
         note(notice)
