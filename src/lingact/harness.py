@@ -306,7 +306,9 @@ def results(tasks: Sequence[Placed], run: EvalRun, model: dict[str, Any]) -> dic
             scores |= {f"{metric},none": mean(values), f"{metric}_stderr,none": error}
         found["results"][name] = scores
         found["group_subtasks"][name] = []
-        found["configs"][name] = {key: value for key, value in placed.task.dump_config().items() if isinstance(value, (str, int, float, list, bool))}
+        settings = placed.task.dump_config()
+        settings.pop("custom_dataset", None)  # the data themselves
+        found["configs"][name] = {key: value for key, value in settings.items() if isinstance(value, (str, int, float, list, bool))}
         found["versions"][name] = placed.task.VERSION
         found["n-shot"][name] = placed.task.get_config("num_fewshot") or 0
         found["higher_is_better"][name] = wanted

@@ -50,11 +50,12 @@ def find_recipes(given: Sequence[str]) -> list[Recipe]:
         recipe = f"given {adapter}" if training is None else json.dumps(_recipe(training), sort_keys=True)
         together.setdefault(recipe, []).append(adapter)
     labels = _labels([trainings[adapters[0]] for adapters in together.values()], [adapters[0] for adapters in together.values()])
-    found = []
+    found, taken = [], set()
     for label, adapters in zip(labels, together.values(), strict=True):
         seeds = [(trainings[adapter] or {}).get("seed") for adapter in adapters]
         names = [label] if len(adapters) == 1 else [f"{label}_seed{seed}" for seed in seeds]
         names = [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
+        names = [_free(name, taken) for name in names]
         found.append(Recipe(label, tuple(Candidate(a, name, trainings[a]) for a, name in zip(adapters, names, strict=True))))
     return found
 
@@ -75,7 +76,17 @@ def _labels(trainings: Sequence[Mapping[str, Any] | None], given: Sequence[str])
         for text, name in zip(told, given, strict=True)
     ]
     labels = [label.replace("/", "_") for label in labels]
-    return [label if labels.count(label) == 1 and label != "base" else f"{label} ({place})" for place, label in enumerate(labels)]
+    taken: set[str] = set()
+    told = [label if labels.count(label) == 1 and label != "base" else f"{label} ({place})" for place, label in enumerate(labels)]
+    return [_free(label, taken) for label in told]
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or with a number behind it where it is taken; taken from now on."""
+    names = (name, *(f"{name} ({place})" for place in range(len(taken) + 1)))
+    free = next(each for each in names if each not in taken)
+    taken.add(free)
+    return free
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, str]:

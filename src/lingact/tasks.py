@@ -224,13 +224,18 @@ def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]]
     """All tasks of one benchmark with the questions chosen from them."""
     sources = [source for several in by_language.values() for source in several]
     tasks = [_load(source, config, cache) for source in sources]
-    documents: list[list[dict[str, Any]]] = [[dict(row) for row in task.eval_docs] for task in tasks]
+    documents: list[list[dict[str, Any]]] = []
+    for source, task in zip(sources, tasks, strict=True):
+        with _data_that_fit(source.entry):
+            documents.append([dict(row) for row in task.eval_docs])
     candidates = [_candidates(source, rows) for source, rows in zip(sources, documents, strict=True)]
     shared, chosen = choose(candidates, limit=config.limit, only_shared=config.items == "shared")
     for source, task, rows, known, places in zip(sources, tasks, documents, candidates, chosen, strict=True):
         if not places:
             continue
-        asked = _ask(task, places, everything=len(places) == len(rows))
+        with _data_that_fit(source.entry):
+            task.build_all_requests(samples=None if len(places) == len(rows) else list(places))
+        asked = _asked(task, len(places))
         common = shared if shared and source.entry.language in shared.languages else None
         facts = _facts(source, rows, known.keys if common else None)
         kinds = _column(source.traits.kind, rows)
@@ -285,8 +290,9 @@ def _load(source: _Source, config: TasksConfig, cache: Path) -> "Task":
         definition["num_fewshot"] = config.fewshot
     with _hub_or_what_came_from_it(definition.get("dataset_path")) as offline:
         try:
-            loaded = TaskManager(include_defaults=False).load([definition])["tasks"]
-        except (OSError, ValueError) as error:  # not on the hub, gated, no network, or no such part
+            with _data_that_fit(source.entry, but=(OSError, *((ValueError,) if offline else ()))):
+                loaded = TaskManager(include_defaults=False).load([definition])["tasks"]
+        except (OSError, ValueError) as error:
             raise UserError(_cannot_be_had(source.entry, definition.get("dataset_path"), error, offline)) from error
     (task,) = loaded.values()
     if task.OUTPUT_TYPE != "multiple_choice":
@@ -311,6 +317,25 @@ def _refuse_own_answers(row: Entry, task: "Task") -> None:
 
 
 @contextmanager
+def _data_that_fit(row: Entry, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Whatever lm-eval's templates and functions raise over data that are not as they expect: an unknown part, a lacking column, an odd answer.
+
+    Args:
+        but: passed through.
+    """
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (*but, UserError):
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, SyntaxError, TypeError, ValueError, DatasetsError, TemplateError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"tasks: '{row.task}' does not fit its data ({reason.rstrip('.')}); mend the one or the other, or leave it out") from error
+
+
+@contextmanager
 def _hub_or_what_came_from_it(dataset: Any) -> Iterator[str | None]:
     """Without a way to the hub take what was downloaded before; the hub's client would look for one for half a minute, for every data set anew.
 
@@ -320,10 +345,11 @@ def _hub_or_what_came_from_it(dataset: Any) -> Iterator[str | None]:
     import datasets
     from huggingface_hub import constants
 
-    here = not isinstance(dataset, str) or "/" not in dataset or Path(dataset).exists()
-    if constants.HF_HUB_OFFLINE:
+    if not isinstance(dataset, str) or "/" not in dataset or Path(dataset).exists():
+        yield None
+    elif constants.HF_HUB_OFFLINE:
         yield "HF_HUB_OFFLINE is set"
-    elif here or _answers(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT):
+    elif _answers(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT):
         yield None
     else:
         with patch.object(constants, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
@@ -442,8 +468,8 @@ def _splits(path: Path, data_files: Any) -> dict[str, list[str]]:
     return files
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, or of a JSON file with a list."""
+def _rows(file: Path) -> list[Any]:
+    """What the lines of a JSONL file hold, or the list of a JSON file."""
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -470,14 +496,13 @@ def _in_memory(rows: dict[str, list[dict[str, Any]]], **_metadata: object) -> di
     return {split: Dataset.from_list(items) for split, items in rows.items()}
 
 
-def _ask(task: "Task", places: Sequence[int], *, everything: bool) -> "list[tuple[Instance, ...]]":
-    """lm-eval's requests for the documents at these places, ascending, document by document."""
-    task.build_all_requests(samples=None if everything else list(places))
+def _asked(task: "Task", count: int) -> "list[tuple[Instance, ...]]":
+    """lm-eval's requests, document by document."""
     asked: dict[int, list[Instance]] = defaultdict(list)
     for request in task.instances:
         assert request.doc_id is not None
         asked[request.doc_id].append(request)  # numbered in the order of the places
-    assert list(asked) == list(range(len(places)))
+    assert list(asked) == list(range(count))
     return [tuple(sorted(requests, key=lambda request: request.idx)) for requests in asked.values()]
 
 
@@ -608,9 +633,10 @@ def allot(sizes: Mapping[str, int], limit: int | None) -> dict[str, int]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars of lm-eval and datasets, of its log nothing below errors, and templates compiled once; everything is put back afterwards.
+    """No bars of lm-eval and datasets, of their logs nothing below errors, and templates compiled once; everything is put back afterwards.
 
-    Its warnings say that a model object was passed and that prompts were cut; the latter are counted instead.
+    lm-eval's warnings say that a model object was passed and that prompts were cut, which are counted instead, and show documents whose answer is no
+    option; those of datasets say that what was downloaded before is used.
     """
     import datasets
     import lm_eval.api.model
@@ -621,9 +647,10 @@ def quiet() -> Iterator[None]:
     def off(*arguments: Any, **settings: Any) -> tqdm:
         return tqdm(*arguments, **settings | {"disable": True})
 
-    logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels, bars = [logger.level for logger in loggers], datasets.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     # lm-eval compiles a task's templates anew for every document, which takes longer than a small model needs to answer.
     compiled = functools.cache(lm_eval.utils.env.from_string)
@@ -635,6 +662,7 @@ def quiet() -> Iterator[None]:
         ):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()

@@ -31,8 +31,8 @@ class HubServer:
     root: Path
     """Data sets, as folders `owner/name`."""
     url: str = ""
-    refuses: str | None = None
-    """Why it gives nothing, one of `REFUSALS`."""
+    refuses: dict[str, str] = field(default_factory=dict)
+    """Data set -> why it is not given, one of `REFUSALS`."""
     stalls: bool = False
     """It takes connections and does not answer."""
     asked: list[str] = field(default_factory=list)
@@ -61,13 +61,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Nothing."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._serve()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._serve()
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._serve()
 
     def _serve(self) -> None:
@@ -79,8 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif path == "/":
             self._answer(200, b"")
-        elif self.hub.refuses:
-            status, code, message = REFUSALS[self.hub.refuses]
+        elif why := next((why for name, why in self.hub.refuses.items() if f"/datasets/{name}" in path), None):
+            status, code, message = REFUSALS[why]
             self._answer(status, b"", {"X-Error-Code": code, "X-Error-Message": message})
         elif found := _FILE.fullmatch(path):
             self._file(self.hub.root / found[1] / found[3])

@@ -111,7 +111,7 @@ def test_answers_are_kept_and_belong_to_their_model(seeds: Path, base_arguments:
     assert cli.main("eval", CONF, [*given[:-1], f"adapter={seeds}/1", f"hydra.run.dir={tmp_path / 'third'}"]) == 0
     assert len(asked) == 12, "three benchmarks in four languages, the other adapter only"
     assert found(tmp_path / "third")["results/base.json"] == found(tmp_path / "first")["results/base.json"]
-    assert found(tmp_path / "third")["results/adapter.json"] != found(tmp_path / "first")["results/adapter.json"]
+    assert found(tmp_path / "third")["samples/adapter_micro_arc_ml.jsonl"] != found(tmp_path / "first")["samples/adapter_micro_arc_ml.jsonl"]
 
 
 def again(first: list[str], folder: Path) -> list[str]:

@@ -384,6 +384,23 @@ def test_examples_from_the_questions_themselves_are_refused(tmp_path: Path) -> N
     assert len(as_task_file(tmp_path, fewshot=0).placed[0].questions) == 3
 
 
+@pytest.mark.parametrize("splits", [{"fewshot_split": "test"}, {"test_split": None, "validation_split": "test"}], ids=["named", "validation"])
+def test_where_the_asked_question_is_left_out_others_may_be_its_examples(splits: dict[str, str | None], tmp_path: Path) -> None:
+    (placed,) = as_task_file(tmp_path, **splits, fewshot=2).placed
+    for question in placed.questions:
+        own, prompt = question.document["question"], question.requests[0].args[0]
+        assert prompt.endswith(f"\n\n{own}")
+        assert [prompt.count(item["question"]) for item in ITEMS] == [1, 1, 1]
+
+
+def test_examples_from_the_questions_under_another_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'quiz_en' has no examples but its own questions \('test'\)"):
+        as_task_file(tmp_path, test_split=None, validation_split="test", fewshot_split="test", fewshot=2)
+    samples = [{"question": "Ice is", "choices": ["cold", "hot"], "answer": 0}]
+    (placed,) = as_task_file(tmp_path, fewshot_config={"samples": samples, "sampler": "first_n"}, fewshot=1).placed
+    assert placed.questions[2].requests[0].args == ("Ice is cold\n\nA dog is an", " animal")
+
+
 def test_examples_from_a_split_of_their_own_stand_before_the_question(tmp_path: Path) -> None:
     (placed,) = as_task_file(tmp_path, training_split="train", fewshot=1).placed
     assert placed.questions[0].requests[1].args == ("Snow is white\n\nWhat colour is the sky?", " blue")

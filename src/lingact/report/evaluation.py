@@ -57,6 +57,9 @@ def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[st
         if len(own := asked[asked["origin"] == origin]):
             told = "; ".join(f"{name} in {', '.join(rows['language'].unique())}" for name, rows in own.groupby("benchmark", sort=False))
             found.append(f"{ORIGINS[origin]}: {told}. A low score there can be the translation's fault")
+    if config.tasks.fewshot is not None and len(own := asked[asked["fewshot"] != config.tasks.fewshot]):
+        told = ", ".join(dict.fromkeys(own["benchmark"]))
+        found.append(f"tasks.fewshot={config.tasks.fewshot} has no effect on {told}, whose task files fix another number of examples")
     if truncated:
         found.append(
             f"{truncated} prompts with their options were longer than model.context ({config.model.context} tokens) and lost their beginning"
