@@ -33,6 +33,11 @@ KINDS = ("LORA", "VERA", "IA3", "LOHA", "LOKR", "OFT")
 _WRAPPED = "base_model.model."
 _KEPT_INSIDE = ("base_layer", "original_module")
 """Where peft's wrappers keep what they wrap."""
+_CHANGE_NOTHING = {
+    *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"),
+    *("init_lora_weights", "init_weights", "save_projection"),
+}
+"""Settings of peft that say where an adapter comes from or how it began."""
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -41,8 +46,10 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def adapter_hash(model: "PeftModel") -> str:
-    """sha256 over the adapter's weights in name order, those included that are random and never trained (VeRA)."""
-    return _hash(_split(model)[1])
+    """sha256 over what the adapter does: its weights in name order, also those never trained (VeRA), and its settings (alpha, ...)."""
+    settings = {name: value for name, value in model.active_peft_config.to_dict().items() if name not in _CHANGE_NOTHING and value is not None}
+    told = json.dumps(settings, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    return hashlib.sha256(f"{_hash(_split(model)[1])} {told}".encode()).hexdigest()
 
 
 def _split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

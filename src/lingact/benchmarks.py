@@ -11,7 +11,7 @@ from typing import Literal
 from lingact.errors import UserError
 from lingact.languages import Language, language, nearest
 
-Origin = Literal["original", "human", "edited", "mixed", "machine", "generated", "unknown"]
+Origin = Literal["original", "human", "edited", "mixed", "machine", "altered", "generated", "unknown"]
 """Who wrote the items of a language."""
 ORIGINS: dict[Origin, str] = {
     "original": "written in the language",
@@ -19,6 +19,7 @@ ORIGINS: dict[Origin, str] = {
     "edited": "translated by a machine and corrected by people",
     "mixed": "some translated by people, some by a machine",
     "machine": "translated by a machine",
+    "altered": "real sentences beside ones that a program has altered",
     "generated": "made by a program from templates",
     "unknown": "of unknown origin",
 }
@@ -63,8 +64,8 @@ class Family:
     """Column that is the same in all languages for the same item: a language that disagrees has other names for its items, and is taken by itself."""
     cluster: tuple[str, ...] = ()
     """Columns that name what several items share, such as a passage; empty: each item stands alone."""
-    facts: bool = False
-    """The key names a fact that other benchmarks of the same making ask too."""
+    items: str | None = None
+    """Whose items they are, where other benchmarks ask the same ones: in another translation, or in another way. None: its own."""
     stratum: str | None = None
     """Column by which a limited selection is kept in proportion."""
     kind: str | None = None
@@ -115,7 +116,7 @@ FAMILIES: dict[str, Family] = {
                 metric="acc",
                 chance=0.25,
                 key=("id",),
-                facts=True,
+                items="microworld",
                 stratum="kind",
                 kind="kind",
             )
@@ -123,6 +124,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="arc",
+            items="ARC",
             title="ARC-Challenge (Okapi)",
             task="arc_{code}",
             folder="okapi/arc_multilingual",
@@ -138,6 +140,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="arc_whole",
+            items="ARC",
             title="ARC-Challenge (Okapi), texts left whole",
             task="lingact_arc_{code}",
             folder="lingact:tasks/arc",
@@ -152,6 +155,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="arc_human",
+            items="ARC",
             title="ARC-Challenge, translated by people",
             task="arc_{code}_challenge",
             folder="catalan_bench",
@@ -167,12 +171,13 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="arc_indic",
+            items="ARC",
             title="ARC-Challenge (Sarvam)",
             task="lingact_arc_indic_{code}",
             folder="lingact:tasks/arc_indic",
             dataset="sarvamai/arc-challenge-indic",
             licence="CC BY-SA 4.0",
-            origin="machine",
+            origin="unknown",
             metric="acc_norm",
             chance=0.25,
             key=("id",),
@@ -210,6 +215,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="mmlu",
+            items="MMLU",
             title="MMLU (Okapi)",
             task="m_mmlu_{code}",
             folder="okapi/mmlu_multilingual",
@@ -220,10 +226,24 @@ FAMILIES: dict[str, Family] = {
             chance=0.25,
             key=("id",),
             stratum="id",
-            others={"en": Other(origin="unknown", note="of the same data set, so that all are asked alike; lm-eval's mmlu asks otherwise")},
+            others={"en": Other(origin="unknown", note="of the same data set, so that all are asked alike; the original is mmlu_original")},
+        ),
+        Family(
+            name="mmlu_original",
+            title="MMLU, the English original",
+            task="none",
+            folder="mmlu/default",
+            dataset="cais/mmlu",
+            licence="MIT",
+            origin="original",
+            metric="acc",
+            chance=0.25,
+            others={"en": Other("mmlu_*")},
+            note="English only; 57 subjects, each introduced by a line that the translations lack",
         ),
         Family(
             name="global_mmlu",
+            items="MMLU",
             title="Global MMLU",
             task="global_mmlu_full_{code}_*",
             folder="global_mmlu/full",
@@ -288,6 +308,7 @@ FAMILIES: dict[str, Family] = {
             origin="original",
             metric="acc_norm",
             chance=0.5,
+            note="by people, of whom some were helped by a language model (column llm_used)",
             others={"es": Other("global_piqa_nonparallel_cloze_spa_latn_spai")},
         ),
         Family(
@@ -313,7 +334,10 @@ FAMILIES: dict[str, Family] = {
             chance=0.5,
             key=("story_id",),
             sources=("roc_stories",),
-            others={"en": Other(origin="original"), "ca": Other("xstorycloze_ca", "catalan_bench", "projecte-aina/xstorycloze_ca")},
+            others={
+                "en": Other(origin="original"),
+                "ca": Other("xstorycloze_ca", "catalan_bench", "projecte-aina/xstorycloze_ca", "see its hub page"),
+            },
         ),
         Family(
             name="multiblimp",
@@ -322,12 +346,12 @@ FAMILIES: dict[str, Family] = {
             folder="multiblimp",
             dataset="jumelet/multiblimp",
             licence="see its hub page",
-            origin="generated",
+            origin="altered",
             metric="acc",
             chance=0.5,
             stratum="phenomenon",
             sources=("universal_dependencies",),
-            note="right sentences are from treebanks, wrong ones made from them",
+            note="of Universal Dependencies treebanks",
         ),
         Family(
             name="indicparam",
@@ -345,12 +369,13 @@ FAMILIES: dict[str, Family] = {
 }
 
 TEXT_SOURCES: dict[str, str] = {
-    "openlanguagedata/flores_plus": "flores",
-    "facebook/flores": "flores",
-    "Davlan/sib200": "flores",
-    "facebook/belebele": "flores",
+    "flores": r"flores|sib[-_]?200|belebele",
+    "wikihow": r"wiki[-_]?how|wikilingua|hellaswag",
+    "activitynet_captions": r"activitynet|hellaswag",
+    "roc_stories": r"roc[-_]?stor|story[-_]?cloze",
+    "universal_dependencies": r"universal[-_]?dependencies|treebank|blimp",
 }
-"""Corpora to train on -> the text that they are made of. A benchmark made of the same text leaks, whatever n-grams say."""
+"""Text -> how corpora made of it are called, a regular expression. A benchmark made of it leaks in every language, whatever word sequences say."""
 
 
 def family(name: str) -> Family:

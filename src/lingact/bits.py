@@ -11,7 +11,7 @@ from lingact.corpus import ParallelCorpus
 from lingact.features import next_token_nll
 from lingact.inference import benjamini_hochberg, holm, interval, p_value, sentence_weights
 from lingact.lm import LanguageModel
-from lingact.paired import How, minimum_detectable_effect
+from lingact.paired import How, crossed_effects, minimum_detectable_effect
 from lingact.passes import token_bar
 
 Nats = dict[str, Float[np.ndarray, " sentence"]]
@@ -36,46 +36,62 @@ def sentence_nats(lm: LanguageModel, corpus: ParallelCorpus, *, batch_tokens: in
 
 
 def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, groups: Mapping[str, Sequence[str]], how: How) -> pd.DataFrame:
-    """Bits per byte of base and adapter, and the adapter's over the base model's (1: unchanged, less is better), resampled together.
+    """Bits per byte of base and adapter, and the adapter's over the base model's (1: unchanged, less is better), on the same sentences.
 
-    Bits per byte compare within a language only, their ratio between languages too. A group's ratio is the mean of its languages', for the same
-    draws of sentences, so that what the languages share counts once.
+    Bits per byte compare within a language only, their ratio between languages too. A group's ratio is the mean of its languages', for the same draws
+    of sentences, so that what the languages share counts once.
+
+    One seed: paired bootstrap over sentences, p by its standard error; both hold for this adapter. Several: crossed random effects of seeds and
+    sentences on the ratio, linearised per sentence; they hold for the recipe.
 
     Args:
-        adapters: one for each training seed of a recipe; their mean is compared. The interval covers sentences, not seeds.
+        adapters: one for each training seed of a recipe.
         groups: named groups of languages.
-        how: resamples, confidence, power and seed.
 
     Returns:
         One row per language and group: n (sentences), seeds, base, adapter (bits per byte), estimate (ratio), lo, hi, seed_lo, seed_hi (range of the
-        seeds' ratios), mde, p (against a ratio of 1), p_holm, p_bh (languages and groups by themselves).
+        seeds' ratios), mde (change of the ratio), p (against a ratio of 1), p_holm, p_bh.
     """
+    sizes = {code: sum(len(text.encode()) for text in texts) for code, texts in corpus.texts.items()}
+    linear = {code: np.stack([_linearised(nats[code], base[code]) for nats in adapters]) for code in base}
     weights = sentence_weights(len(corpus.ids), how.resamples, how.seed)
-    sizes = {code: np.array([len(text.encode()) for text in texts], float) for code, texts in corpus.texts.items()}
-    ratios = {code: np.stack([(weights @ nats[code]) / (weights @ base[code]) for nats in adapters]) for code in base}
+    ratios = {code: (weights @ adapters[0][code]) / (weights @ base[code]) for code in base}
     wholes = {code: (code,) for code in base} | {
         name: members for name, codes in groups.items() if len(members := [code for code in codes if code in base]) > 1
     }
     rows = []
     for name, members in wholes.items():
-        of_seeds = np.mean([ratios[code] for code in members], axis=0)
-        draws = of_seeds.mean(axis=0)
-        estimate, low, high = interval(draws, how.confidence)
+        values = np.mean([linear[code] for code in members], axis=0)
+        if len(adapters) == 1:
+            draws = np.mean([ratios[code] for code in members], axis=0)
+            estimate, low, high = interval(draws, how.confidence)
+            p, error, freedom = float(p_value(draws - 1)), float(draws[1:].std(ddof=1)), None
+        else:
+            crossed = crossed_effects(values - 1, confidence=how.confidence)
+            estimate, low, high = (1 + part for part in (crossed.estimate.value, crossed.estimate.lo, crossed.estimate.hi))
+            p, error, freedom = crossed.p, crossed.standard_error, crossed.freedom
         alone = members[0] if len(members) == 1 else None
-        per_byte = (np.log(2) * sizes[alone].sum()) if alone else np.nan
+        per_byte = np.log(2) * sizes[alone] if alone else np.nan
         rows.append(
             {"language": name, "languages": len(members), "n": len(corpus.ids), "seeds": len(adapters)}
             | {"base": base[alone].sum() / per_byte if alone else np.nan}
             | {"adapter": float(np.mean([nats[alone].sum() for nats in adapters])) / per_byte if alone else np.nan}
-            | {"estimate": estimate, "lo": low, "hi": high, "seed_lo": of_seeds[:, 0].min(), "seed_hi": of_seeds[:, 0].max()}
-            | {"mde": minimum_detectable_effect(float(draws[1:].std(ddof=1)), confidence=how.confidence, power=how.power)}
-            | {"p": float(p_value(draws - 1))}
+            | {"estimate": estimate, "lo": low, "hi": high, "seed_lo": values.mean(axis=1).min(), "seed_hi": values.mean(axis=1).max()}
+            | {"mde": minimum_detectable_effect(error, confidence=how.confidence, power=how.power, freedom=freedom), "p": p}
         )
-    table = pd.DataFrame(rows)
-    family = table["languages"] == 1
-    table["p_holm"] = table.groupby(family)["p"].transform(lambda p: holm(p.to_numpy()))
-    table["p_bh"] = table.groupby(family)["p"].transform(lambda p: benjamini_hochberg(p.to_numpy()))
-    return table
+    return corrected(pd.DataFrame(rows))
+
+
+def _linearised(after: Float[np.ndarray, " sentence"], before: Float[np.ndarray, " sentence"]) -> Float[np.ndarray, " sentence"]:
+    """A value per sentence whose mean is the ratio of the sums and whose spread is the ratio's, to first order (delta method)."""
+    ratio = after.sum() / before.sum()
+    return ratio + (after - ratio * before) / before.mean()
+
+
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with p_holm and p_bh over all its rows, languages and groups by themselves."""
+    family = table.groupby(table["languages"] == 1)["p"]
+    return table.assign(p_holm=family.transform(lambda p: holm(p.to_numpy())), p_bh=family.transform(lambda p: benjamini_hochberg(p.to_numpy())))
 
 
 def base_bits(base: Nats, corpus: ParallelCorpus, how: How) -> pd.DataFrame:

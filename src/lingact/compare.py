@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lingact import paired
 from lingact.errors import UserError
@@ -19,7 +19,7 @@ from lingact.inference import benjamini_hochberg, holm
 from lingact.paired import Estimate, How
 
 ALL = "all"
-"""Stands for every task, or every kind, in the tables."""
+"""Stands for all tasks that are pooled, or every kind, in the tables."""
 _METRICS = ("acc", "acc_norm")
 
 
@@ -55,7 +55,8 @@ def group_difference(
     `n` is the number of items of the single language.
 
     Args:
-        items: item table of one model, already restricted to the kind of interest.
+        items: item table of one model, already restricted to the kind of interest, and to benchmarks that all these languages have
+            (`common_benchmarks`).
         group: codes of the languages in the group.
         single: code of the language compared with them.
 
@@ -81,18 +82,27 @@ def group_difference(
     return Estimate(int((chosen["language"] == single).sum()), float(drawn[0]), float(lo), float(hi))
 
 
-def accuracy_table(items: pd.DataFrame, *, model: str, chance: dict[str, float], confidence: float) -> pd.DataFrame:
+def common_benchmarks(items: pd.DataFrame) -> list[str]:
+    """The benchmarks that every language of the table has, in their order in the table.
+
+    Only they are pooled: with others, languages would be compared on different mixtures of easy and hard benchmarks.
+    """
+    has = items.groupby("benchmark", sort=False)["language"].nunique()
+    return has.index[has == items["language"].nunique()].tolist()
+
+
+def accuracy_table(items: pd.DataFrame, *, model: str, confidence: float) -> pd.DataFrame:
     """Accuracy per benchmark, language and kind, pooled over benchmarks (task `all`) and kinds (kind `all`), with Wilson intervals.
+
+    Task `all` is over `common_benchmarks`. Column `chance` is the accuracy of guessing, by the numbers of options of the row's items.
 
     Where one fact is asked more than once in a cell, the interval is as wide as for so many facts: the cautious end, as if a fact's
     answers always agreed.
 
     Args:
         model: base or adapter, as the rows will say.
-        chance: accuracy of guessing, per benchmark; pooled rows get the mean over their items.
     """
-    rows, fact = [], _facts(items)
-    guesses = items["benchmark"].map(chance).to_numpy(float)
+    rows, fact, guesses = [], _facts(items), 1 / items["options"].to_numpy(float)
     for task, language, kind, cell in _cells(items, {}):
         facts = len(np.unique(fact[cell]))
         for metric in _METRICS:
@@ -107,28 +117,27 @@ def accuracy_table(items: pd.DataFrame, *, model: str, chance: dict[str, float],
     return pd.DataFrame(rows)
 
 
-def difference_table(
-    base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, chance: Mapping[str, float], groups: Mapping[str, Sequence[str]], how: How
-) -> pd.DataFrame:
+def difference_table(base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, groups: Mapping[str, Sequence[str]], how: How) -> pd.DataFrame:
     """Adapter minus base per benchmark, language and kind, paired by document, for one recipe trained with one seed or several.
 
-    A group of languages has rows of its own: the mean over its languages that are there, each with the same weight. Facts are resampled and
-    flipped for all of them together, so that what the languages share is not taken for independent evidence.
+    Task `all` is over `common_benchmarks`; where no benchmark is in every language it has no rows. A group of languages has rows of its own:
+    the mean over its languages that are there, each with the same weight. Facts are resampled and flipped for all of them together, so that
+    what the languages share is not taken for independent evidence.
 
-    One seed: interval by bootstrap, p by exact sign flip, over facts; the detectable effect from the error under the null. They hold for
-    this adapter. Several seeds: all three by crossed random effects of seeds and facts. They hold for the recipe.
+    One seed: interval by bootstrap over facts, or by `paired.few_differences` where fewer facts differ than any test could reject on (6 at
+    0.95); p by exact sign flip over facts; the detectable effect from the error under the null. They hold for this adapter. Several seeds:
+    all three by crossed random effects of seeds and facts, but no seed differing from base anywhere has the interval of one. They hold for
+    the recipe.
 
     Columns besides the obvious: `n` documents of one seed; `facts` behind them; `languages` pooled (1: no group); `base` and `adapter`,
-    accuracies; `won` and `lost`, documents that only adapter or base gets right, over all seeds; `discordant`, their share; `p_mcnemar` and
-    `p_mid`, over single documents, for one seed and one language; `p_bootstrap`, for one seed; `seed_lo` and `seed_hi`, the smallest and the
-    largest estimate of a seed; `mde`, the effect that would have been found with probability `how.power`.
-
-    `p_holm` and `p_bh` correct `p` within the rows of the same kind and metric, separately for single benchmarks in single languages,
-    all benchmarks together in single languages, and groups.
+    accuracies; `won` and `lost`, documents that only adapter or base gets right, over all seeds; `discordant`, their share; `chance`, the
+    accuracy of guessing, by the numbers of options of the row's items; `p_mcnemar` and `p_mid`, over single documents, for one seed and one
+    language; `p_bootstrap`, for one seed, nan with an interval that is no bootstrap's, 1 where no fact differs; `seed_lo` and `seed_hi`, the
+    smallest and the largest estimate of a seed; `mde`, the effect that would have been found with probability `how.power`, nan where not even
+    1 would; `p_holm` and `p_bh`, as `corrected` over the rows of this table.
 
     Args:
         adapters: item table of each training seed.
-        chance: accuracy of guessing, per benchmark; pooled rows get the mean over their items.
         groups: name, as the column `language` will say -> codes. Where fewer than two of them have items there is no row.
 
     Raises:
@@ -138,7 +147,7 @@ def difference_table(
         refuse_unpaired(base, adapter)
     base, *adapters = (_in_order(table, list(dict.fromkeys(base["task"]))) for table in (base, *adapters))
     fact, language = _facts(base), pd.factorize(base["language"])[0]
-    guesses = base["benchmark"].map(chance).to_numpy(float)
+    guesses = 1 / base["options"].to_numpy(float)
     scores = {metric: np.stack([table[metric].to_numpy(float) for table in (base, *adapters)]) for metric in _METRICS}
     rows = []
     for task, place, kind, cell in _cells(base, groups):
@@ -152,9 +161,18 @@ def difference_table(
                 | {name: _even_mean(values, languages) for name, values in levels.items()}
                 | _difference(np.stack(after) - before, languages, facts, how)
             )
-    table = pd.DataFrame(rows)[list(_DIFFERENCE_COLUMNS)]
-    block = np.select([table["languages"] > 1, table["task"] == ALL], ["groups", "pooled"], "single")
-    family = table.groupby([table["kind"], table["metric"], block], sort=False)["p"]
+    return corrected(pd.DataFrame(rows, columns=list(_DIFFERENCE_COLUMNS)))
+
+
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The same rows of a `difference_table`, or of several of them together, with `p` corrected for their number in `p_holm` and `p_bh`.
+
+    A family are the rows of the same kind and metric, separately for single benchmarks and for all of them together, and for single languages
+    and for groups: rows that repeat one another, as the only benchmark and all benchmarks do, are not counted twice. Recipes (a column
+    `model`) do not divide a family.
+    """
+    blocks = [table["languages"] > 1, table["task"] == ALL]
+    family = table.groupby([table["kind"], table["metric"], *blocks], sort=False)["p"]
     return table.assign(
         p_holm=family.transform(lambda p: holm(p.to_numpy())),
         p_bh=family.transform(lambda p: benjamini_hochberg(p.to_numpy())),
@@ -188,15 +206,19 @@ def _difference(
     if seeds == 1 and languages == 1:
         found |= {"p_mcnemar": paired.mcnemar_exact(won, lost), "p_mid": paired.mcnemar_midp(won, lost)}
     totals, items = paired.pooled_sums(sums.mean(axis=0), sizes)
-    if seeds == 1:
-        cells = (sums[0, 0], sizes[0]) if languages == 1 else (values[0], np.ones(facts, int))
-        estimate, found["p_bootstrap"] = paired.bootstrap_difference(*cells, how)
-        found["p"], error, freedom = paired.sign_flip_p(totals), paired.null_standard_error(totals, items), None
-    else:
+    differing, crossed = paired.differing(totals), None
+    if seeds > 1 and values.any():
         crossed = paired.crossed_effects(values, confidence=how.confidence)
-        estimate, found["p"], freedom = crossed.estimate, crossed.p, crossed.freedom
-        error = max(crossed.standard_error, paired.null_standard_error(np.zeros(facts), items))
-    found["mde"] = paired.minimum_detectable_effect(error, confidence=how.confidence, power=how.power, freedom=freedom)
+        estimate, found["p"] = crossed.estimate, crossed.p
+    else:
+        found["p"] = paired.sign_flip_p(totals)
+        if differing < paired.fewest_one_sided(how.confidence):
+            estimate, p_bootstrap = paired.few_differences(totals, items, confidence=how.confidence), np.nan if differing else 1.0
+        else:
+            cells = (sums[0, 0], sizes[0]) if languages == 1 else (values[0], np.ones(facts, int))
+            estimate, p_bootstrap = paired.bootstrap_difference(*cells, how)
+        found["p_bootstrap"] = p_bootstrap if seeds == 1 else np.nan
+    found["mde"] = paired.detectable_difference(totals, items, how, crossed)
     of_seeds = [_even_mean(row, language) for row in differences]
     return found | {"estimate": estimate.value, "lo": estimate.lo, "hi": estimate.hi, "seed_lo": min(of_seeds), "seed_hi": max(of_seeds)}
 
@@ -209,11 +231,11 @@ def _even_mean(values: Float[np.ndarray, " item"], language: Int[np.ndarray, " i
 def group_table(
     items: pd.DataFrame, groups: Mapping[str, Sequence[str]], *, model: str, resamples: int, confidence: float, seed: int
 ) -> pd.DataFrame:
-    """Each group's mean accuracy minus that of every language outside it, per kind, pooled over benchmarks; only cells that have items."""
+    """Each group's mean accuracy minus that of every language outside it, per kind, pooled over `common_benchmarks`; only cells with items."""
     rows = []
     languages = list(dict.fromkeys(items["language"]))
     for kind in _kinds(items):
-        part = items if kind == ALL else items[items["kind"] == kind]
+        part = items[_comparable(items, kind)]
         present = set(part["language"])
         for name, group in groups.items():
             for single in (code for code in languages if code not in group):
@@ -257,22 +279,31 @@ def _kinds(items: pd.DataFrame) -> list[str]:
     return [ALL, *sorted(kind for kind in items["kind"].dropna().unique())]
 
 
+def _comparable(items: pd.DataFrame, kind: str) -> Bool[np.ndarray, " item"]:
+    """Which rows may be pooled over benchmarks: the common ones; for a single kind those that have it in every language that has it."""
+    kept = items["benchmark"].isin(common_benchmarks(items)).to_numpy()
+    if kind != ALL:
+        kept &= (items["kind"] == kind).to_numpy()
+        kept &= items["benchmark"].isin(common_benchmarks(items[kept])).to_numpy()
+    return kept
+
+
 def _cells(items: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str, Int[np.ndarray, " row"]]]:
-    """(benchmark, language or group, kind, row numbers) for every benchmark and for all together, every kind and all together.
+    """(benchmark, language or group, kind, row numbers) for every benchmark and for the common ones together, every kind and all together.
 
     Only cells with items, and groups with items in at least two languages.
     """
-    benchmark, tasks = pd.factorize(items["benchmark"])
     language, languages = pd.factorize(items["language"])
-    kind = pd.Categorical(items["kind"], categories=_kinds(items)).codes
-    members = {name: np.flatnonzero(languages.isin(list(codes))) for name, codes in groups.items()}
-    for task in [*tasks, ALL]:
-        of_task = np.arange(len(items)) if task == ALL else np.flatnonzero(benchmark == tasks.get_loc(task))
-        places = [(code, np.array([number]), 1) for number, code in enumerate(languages)]
-        places += [(group, numbers, 2) for group, numbers in members.items()]
+    places = [(code, np.array([number]), 1) for number, code in enumerate(languages)]
+    places += [(name, np.flatnonzero(languages.isin(list(codes))), 2) for name, codes in groups.items()]
+    kinds = {kind: np.ones(len(items), bool) if kind == ALL else (items["kind"] == kind).to_numpy() for kind in _kinds(items)}
+    of_task = {task: (items["benchmark"] == task).to_numpy() for task in items["benchmark"].unique()}
+    rows = {(task, kind): of_task[task] & of_kind for task in of_task for kind, of_kind in kinds.items()}
+    rows |= {(ALL, kind): _comparable(items, kind) for kind in kinds}
+    for task in [*of_task, ALL]:
         for place, numbers, least in places:
-            of_place = of_task[np.isin(language[of_task], numbers)]
-            for number, name in enumerate(_kinds(items)):
-                cell = of_place if name == ALL else of_place[kind[of_place] == number]
+            of_place = np.isin(language, numbers)
+            for kind in kinds:
+                cell = np.flatnonzero(rows[task, kind] & of_place)
                 if len(np.unique(language[cell])) >= least:
-                    yield task, place, name, cell
+                    yield task, place, kind, cell

@@ -295,7 +295,7 @@ class AnalyzeConfig(Job):
 
     split: Literal["train", "dev", "heldout", "all"]
     adapter: str | None
-    """Run folder of train.py, PEFT folder or hub id: measure base and adapter on the same sentences. None: the base alone."""
+    """Run folder of train.py, PEFT folder, hub id or W&B artifact: measure base and adapter on the same sentences. None: the base alone."""
     measures: MeasuresConfig
     scores: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
     """Benchmark scores: run folders of eval.py, or CSV files."""

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lingact import compare, scores
-from lingact.bits import Nats, base_bits, bits_table
+from lingact.bits import Nats, base_bits, bits_table, corrected
 from lingact.config import EvalConfig
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
@@ -18,7 +19,7 @@ from lingact.recipes import Recipe
 from lingact.report import evaluation as report
 from lingact.tasks import Tasks
 
-BASE = "base"
+BASE, TEXT = "base", "text"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
     how = How(resamples=config.resamples, confidence=config.confidence, power=config.power, seed=config.seed)
     tasks, text = exam.tasks, exam.text
     base = answered[BASE].run.items
-    chance = (1 / base["options"]).groupby(base["benchmark"]).mean().to_dict()
     groups = {"high": config.languages.high, "low": config.languages.low}
-    accuracy = [compare.accuracy_table(each.run.items, model=name, chance=chance, confidence=config.confidence) for name, each in answered.items()]
+    accuracy = [compare.accuracy_table(each.run.items, model=name, confidence=config.confidence) for name, each in answered.items()]
     sure = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
     frames = {
         "benchmarks": report.benchmark_table(tasks.placed),
@@ -68,40 +68,51 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
         of = {"all": config.languages.all, **groups}
         if not any(set(recipe.targets) == set(codes) for codes in of.values()):  # the same languages twice would be two tests of one thing
             of["targets"] = recipe.targets
-        table = compare.difference_table(base, [each.run.items for each in own], chance=chance, groups=of, how=how)
+        table = compare.difference_table(base, [each.run.items for each in own], groups=of, how=how)
         differences.append(table.assign(model=recipe.label))
         if text is not None:
             bits.append(bits_table(answered[BASE].nats, [each.nats for each in own], text, of, how).assign(model=recipe.label))
-        leaks.append(leakage_of(config, tasks, recipe, base, [each.run.items for each in own]).assign(model=recipe.label))
-    frames["differences"] = pd.concat(differences, ignore_index=True)
+        leaks.append(leakage_of(config, exam, recipe, base, [each.run.items for each in own]).assign(model=recipe.label))
+    # Over the recipes, too: who compares ten has ten chances.
+    frames["differences"] = compare.corrected(pd.concat(differences, ignore_index=True))
     frames["leakage"] = pd.concat(leaks, ignore_index=True)
     frames["changed"] = changed_answers(answered)
-    return frames | ({"bits": pd.concat(bits, ignore_index=True)} if bits else {})
+    return frames | ({"bits": corrected(pd.concat(bits, ignore_index=True))} if bits else {})
 
 
-def leakage_of(config: EvalConfig, tasks: Tasks, recipe: Recipe, base: pd.DataFrame, adapters: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def leakage_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.DataFrame, adapters: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """What the recipe's training text knows of the items, and the difference in accuracy without those that it knows.
 
-    A row for each benchmark and language that was trained on; one that says why where the training text is not to be had.
+    A row for each benchmark and language; with `reason` where the training text is not to be had. The row of the benchmark `text` counts the held-out
+    sentences that were trained on.
     """
     training = recipe.candidates[0].training
     if training is None:
         return pd.DataFrame([{"corpus": "unknown", "reason": "the adapter does not say what it was trained on"}])
+    name = str(training["corpus"].get("dataset") or training["corpus"].get("path"))
+    read: Mapping[str, Sequence[str]] = {}
+    reason = None
     try:
-        corpus = training_text(training)
+        read = training_text(training).texts
     except UserError as error:
-        return pd.DataFrame([{"corpus": str(training["corpus"].get("path") or training["corpus"].get("dataset")), "reason": str(error)}])
+        reason = str(error)
     asked: dict[tuple[str, str], list[str]] = {}
-    for placed in tasks.placed:
+    for placed in exam.tasks.placed:
         asked.setdefault((placed.entry.benchmark, placed.entry.language), []).extend(placed.texts)
-    table, shares = leakage_table(asked, corpus.texts, corpus.name, words=config.leakage.words, share=config.leakage.share)
+    table, shares = leakage_table(asked, read, name, words=config.leakage.words, share=config.leakage.share)
     without = []
     for benchmark, code in zip(table["benchmark"], table["language"], strict=True):
         place = ((base["benchmark"] == benchmark) & (base["language"] == code)).to_numpy()
-        known = shares[benchmark, code] >= config.leakage.share
         change = sum(frame["acc"].to_numpy()[place] for frame in adapters) / len(adapters) - base["acc"].to_numpy()[place]
-        without.append({"estimate": change.mean(), "without_known": change[~known].mean() if (~known).any() else float("nan"), "reason": None})
-    return pd.concat([table, pd.DataFrame(without, index=table.index)], axis=1)
+        new = shares[benchmark, code] < config.leakage.share if (benchmark, code) in shares else np.full(len(change), False)
+        without.append({"estimate": change.mean(), "without_known": change[new].mean() if new.any() else float("nan"), "reason": reason})
+    table = pd.concat([table, pd.DataFrame(without, index=table.index)], axis=1)
+    if exam.text is not None and read:
+        known = {code: set(read[code]) for code in exam.text.texts if code in read}
+        counts = {code: sum(sentence in sentences for sentence in exam.text.texts[code]) for code, sentences in known.items()}
+        rows = [{"benchmark": TEXT, "language": code, "corpus": name, "n": len(exam.text.ids), "whole": count} for code, count in counts.items()]
+        table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    return table
 
 
 def changed_answers(answered: Mapping[str, Answered]) -> pd.DataFrame:

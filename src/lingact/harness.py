@@ -97,7 +97,7 @@ def identity_of(lm: LanguageModel, adapter: str | None) -> dict[str, Any]:
         "tokenizer": hashlib.sha256(spelt.encode()).hexdigest(),
         "device": lm.device.type,
         "context": lm.tokens.context,
-        "versions": {name: version(name) for name in ("lm-eval", "transformers", "torch", "peft")},
+        "versions": {name: version(name) for name in ("lingact", "lm-eval", "transformers", "torch", "peft")},
     }
 
 
@@ -105,7 +105,7 @@ def batch_size_for(lm: LanguageModel, tasks: Sequence[Placed]) -> int:
     """Options per forward pass: a power of two whose logits fit into what the device can spare. Shapes decide, so that it never varies."""
     import torch
 
-    longest = max((sum(map(len, _pair(request.args))) for placed in tasks for request in placed.requests), default=1)
+    longest = max((sum(len(part.encode()) for part in _pair(request.args)) for placed in tasks for request in placed.requests), default=1)
     tokens = min(lm.tokens.context, longest)  # a token is at least a byte of text, mostly more
     vocabulary = lm.model.get_input_embeddings().weight.shape[0]  # pyrefly: ignore[not-callable]
     budget = _CPU_BUDGET

@@ -1,5 +1,6 @@
 """Did training text hold what a benchmark asks? By table (benchmarks made of the very text of a corpus), and by word sequences that both have."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,9 +55,9 @@ def known_share(items: Sequence[str], training: Sequence[str], *, words: int) ->
 
 
 def same_source(benchmark: str, corpus: str) -> str | None:
-    """The text that both a benchmark and a corpus are made of, as far as the table of benchmarks knows; None: none."""
-    source = next((source for name, source in TEXT_SOURCES.items() if name in corpus), None)
-    return source if benchmark in FAMILIES and source in FAMILIES[benchmark].sources else None
+    """The text that both a benchmark and a corpus are made of, as far as the table of benchmarks and the corpus's name tell; None: none."""
+    sources = FAMILIES[benchmark].sources if benchmark in FAMILIES else ()
+    return next((source for source in sources if re.search(TEXT_SOURCES[source], corpus, re.IGNORECASE)), None)
 
 
 def training_text(training: Mapping[str, Any]) -> ParallelCorpus:
@@ -83,23 +84,22 @@ def leakage_table(
 
     Args:
         asked: (benchmark, language) -> each item's question with its right answer.
-        training: language -> training sentences.
+        training: language -> training sentences; empty where they are not to be had.
         corpus: name of the training corpus.
         words: length of the sequences.
         share: from which on an item counts as known.
 
     Returns:
-        One row per benchmark and language that was trained on: n (items), any (items with a known sequence), known (with at least `share` of their
-        sequences known: leaked, or of the same template), whole (with all of them), same_source; and each item's share.
+        One row per benchmark and language: n (items), same_source (told by names, also for languages that were not trained on: translations of a
+        leaked text are no less leaked), and where there is training text any (items with a known sequence), known (with at least `share` of their
+        sequences known: leaked, or of the same template) and whole (with all of them); and each item's share.
     """
     rows, shares = [], {}
     for (benchmark, code), texts in asked.items():
-        if code not in training:
-            continue
-        shares[benchmark, code] = own = known_share(texts, training[code], words=words)
-        rows.append(
-            {"benchmark": benchmark, "language": code, "corpus": corpus, "words": words, "n": len(own), "any": int((own > 0).sum())}
-            | {"known": int((own >= share).sum()), "whole": int((own == 1).sum()), "same_source": same_source(benchmark, corpus)}
-        )
-    columns = ["benchmark", "language", "corpus", "words", "n", "any", "known", "whole", "same_source"]
-    return pd.DataFrame(rows, columns=columns), shares
+        row = {"benchmark": benchmark, "language": code, "corpus": corpus, "words": words, "n": len(texts)}
+        row |= {"any": None, "known": None, "whole": None, "same_source": same_source(benchmark, corpus)}
+        if code in training:
+            shares[benchmark, code] = own = known_share(texts, training[code], words=words)
+            row |= {"any": int((own > 0).sum()), "known": int((own >= share).sum()), "whole": int((own == 1).sum())}
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"any": "Int64", "known": "Int64", "whole": "Int64"}), shares

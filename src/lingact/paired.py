@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int, Real
-from scipy.stats import binom, binomtest, norm, t
+from scipy.stats import binom, binomtest, gamma, norm, t
 
 _SIGN_VECTORS, _SIGN_SEED = 20_000, 20261125
 _LONGEST = 50_000  # up to this total of absolute differences the sign flip is exact; its cost grows with the square
@@ -125,7 +125,8 @@ def bootstrap_difference(sums: Float[np.ndarray, " cluster"], sizes: Int[np.ndar
 
     A resample depends only on how often it draws clusters of each (sum, size), so it is one multinomial draw over the distinct ones. p is
     twice the share of the resamples on the rarer side of 0, those at 0 counted half on either (Efron & Tibshirani 1993, section 15.4), but no
-    less than 1 / (resamples + 1). Both know no more spread than the clusters show: with a handful of clusters they are too sure.
+    less than 1 / (resamples + 1). Both know no more spread than the clusters show: with a handful of clusters that differ they are too sure,
+    and `few_differences` takes their place.
 
     In simulated comparisons of equally good models (`tests/unit/test_paired.py`) p is at most 0.05 in 4.6 % of the cases with 500 items, and
     in 5.8 % with 200 facts pooled over five languages.
@@ -143,6 +144,37 @@ def bootstrap_difference(sums: Float[np.ndarray, " cluster"], sizes: Int[np.ndar
     below, above = float((means < -_ROUNDING).mean()), float((means > _ROUNDING).mean())
     p = min(1.0, max(1 + min(below - above, above - below), 1 / (how.resamples + 1)))
     return Estimate(int(sizes.sum()), float(sums.sum() / sizes.sum()), float(lo), float(hi)), p
+
+
+def few_differences(sums: Float[np.ndarray, " cluster"], items: int, *, confidence: float) -> Estimate:
+    """Mean difference per item with an interval for a handful of clusters that differ, where resampling them shows next to no spread.
+
+    The adjusted Wald interval of Bonett & Price (2012) for paired proportions, which counts one document more on either side: with `won`
+    and `lost` of n documents, (won - lost +- z sqrt(won + lost + 2)) / (n + 2). Two changes. The variance is that under the null, larger
+    by (won - lost)^2 / (n + 2), so that n does not decide whether 0 is inside. And a cluster may be more than a document: the two that are
+    added are as large as those that differ are on average, at least one document.
+
+    With fewer clusters than `fewest_one_sided` no exact test rejects, and 0 is always inside: at 0.95 by the formula, for 5 : 0 documents just
+    so (6 : 0 would exclude it); where the formula would leave it out, the interval ends at 0. Without any difference the
+    interval is symmetric around 0, +- 2.8 documents at 0.95.
+
+    Args:
+        sums: difference per cluster.
+        items: total of the clusters' sizes.
+
+    Raises:
+        ValueError: no items, or so many clusters differ that a test could reject.
+    """
+    if items == 0:
+        raise ValueError("no items: their mean is undefined")
+    if differing(sums) >= fewest_one_sided(confidence):
+        raise ValueError(f"{differing(sums)} clusters differ; the bootstrap knows their spread")
+    more = cluster_unit(sums)
+    half = float(norm.ppf(0.5 + confidence / 2)) * float(np.sqrt(np.square(sums).sum() + 2 * more**2))
+    total = float(sums.sum())
+    lo, hi = max(-1.0, (total - half) / (items + 2 * more)), min(1.0, (total + half) / (items + 2 * more))
+    value = total / items
+    return Estimate(items, value, min(lo, value, 0.0), max(hi, value, 0.0))
 
 
 def crossed_effects(values: Float[np.ndarray, "seed cluster"], *, confidence: float) -> Crossed:
@@ -254,14 +286,34 @@ def _exact_flip_p(steps: Int[np.ndarray, " step"], counts: Int[np.ndarray, " ste
 # --- what could have been seen -------------------------------------------------------------------------------------------------------------------
 
 
+def differing(sums: Real[np.ndarray, " cluster"]) -> int:
+    """Number of clusters whose difference is not 0."""
+    return int((np.abs(sums) > _ROUNDING).sum())
+
+
+def cluster_unit(sums: Real[np.ndarray, " cluster"]) -> float:
+    """How many documents a cluster that differs is worth: the mean absolute difference of those that do, at least 1."""
+    return max(1.0, float(np.abs(sums).sum()) / max(1, differing(sums)))
+
+
+def fewest_one_sided(confidence: float) -> int:
+    """Fewest clusters, all with the same sign, that the exact two-sided sign test rejects: the smallest m with 2 / 2^m <= 1 - confidence.
+
+    6 at 0.95. The sign flip of larger clusters needs as many: m signs have 2^m patterns, whatever they are worth.
+    """
+    clusters = 1
+    while 2.0 ** (1 - clusters) > 1 - confidence + _ROUNDING:
+        clusters += 1
+    return clusters
+
+
 def null_standard_error(sums: Float[np.ndarray, " cluster"], items: int) -> float:
     """Standard error of a mean difference per item if the sign of each cluster's difference were chance: sqrt(sum of squares) / items.
 
     With documents that are facts of their own this is sqrt(discordant documents) / items, as in the sample sizes for McNemar's test
-    (Miettinen 1968; Connor 1987). No less than that of one discordant document: models without any difference would otherwise look as if the
-    slightest one had been detectable.
+    (Miettinen 1968; Connor 1987). It knows only the differences that there are: 0 where there are none.
     """
-    return max(1.0, float(np.sqrt(np.square(sums).sum()))) / items
+    return float(np.sqrt(np.square(sums).sum())) / items
 
 
 def minimum_detectable_effect(standard_error: float, *, confidence: float, power: float, freedom: float | None = None) -> float:
@@ -275,3 +327,34 @@ def minimum_detectable_effect(standard_error: float, *, confidence: float, power
     """
     distribution = norm if freedom is None else t(freedom)
     return float(distribution.ppf(0.5 + confidence / 2) + distribution.ppf(power)) * standard_error
+
+
+def exact_floor(sums: Float[np.ndarray, " cluster"], items: int, *, confidence: float, power: float) -> float:
+    """A true difference per item below which no exact test has this power, however few the clusters that differ.
+
+    The kindest case is that all clusters which differ do so in favour of the same model. The sign test then rejects if there are at least m =
+    `fewest_one_sided`. Rare and independent, they are Poisson: x of them must be expected for P(Poisson(x) >= m) to be the power, and as
+    P(Poisson(x) >= m) = P(Gamma(m) <= x), x is that quantile of the gamma distribution; 7.9 at confidence 0.95 and power 0.8. (The binomial
+    is less spread than the Poisson, and its power higher.) A cluster is worth `cluster_unit` documents.
+
+    Args:
+        sums: difference per cluster.
+        items: total of the clusters' sizes.
+    """
+    return float(gamma.ppf(power, fewest_one_sided(confidence))) * cluster_unit(sums) / items
+
+
+def detectable_difference(sums: Float[np.ndarray, " cluster"], items: int, how: How, crossed: Crossed | None = None) -> float:
+    """Smallest true difference of accuracies that would have been found with probability `how.power`; nan where not even 1 would.
+
+    `minimum_detectable_effect`, no less than `exact_floor`: models that hardly differ leave next to no error, but also no test.
+
+    Args:
+        sums: difference per cluster; with several seeds their mean.
+        items: total of the clusters' sizes.
+        crossed: the effects of several seeds, whose error and freedom count then. None: one seed, by the error under the null.
+    """
+    error, freedom = (null_standard_error(sums, items), None) if crossed is None else (crossed.standard_error, crossed.freedom)
+    effect = minimum_detectable_effect(error, confidence=how.confidence, power=how.power, freedom=freedom)
+    floor = exact_floor(sums, items, confidence=how.confidence, power=how.power)
+    return max(effect, floor) if max(effect, floor) <= 1 else np.nan

@@ -8,8 +8,9 @@ from typing import Any
 
 from lingact.adapter_sources import expand_adapters, training_of
 
-_ASIDE = ("seed", "tracking", "cache", "device")
-"""Of a training configuration, what makes no other recipe."""
+_ASIDE = ("seed", "tracking", "cache", "device", "split", "statistics", "batch_tokens")
+_TRAINER_ASIDE = ("micro_batch", "activation_checkpointing", "workers", "devices", "nodes", "strategy", "checkpoint_every")
+"""Of a training configuration, what makes no other adapter."""
 _LONGEST = 60
 
 
@@ -61,7 +62,8 @@ def find_recipes(given: Sequence[str]) -> list[Recipe]:
 
 
 def _recipe(training: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in training.items() if key not in _ASIDE}
+    trainer = {key: value for key, value in training.get("trainer", {}).items() if key not in _TRAINER_ASIDE}
+    return {key: value for key, value in training.items() if key not in _ASIDE} | {"trainer": trainer}
 
 
 def _labels(trainings: Sequence[Mapping[str, Any] | None], given: Sequence[str]) -> list[str]:

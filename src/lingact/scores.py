@@ -25,6 +25,7 @@ def summary(accuracy: pd.DataFrame, differences: pd.DataFrame | None, bits: pd.D
         key = f"acc/{row['task']}/{row['language']}" + _whose(row, labels)
         columns = {"adapter": "adapter", "delta": "estimate", "delta_lo": "lo", "delta_hi": "hi", "p": "p", "mde": "mde"}
         values |= {f"{key}/{name}": float(row[column]) for name, column in columns.items()}
+        values[f"acc/{row['task']}/{row['language']}/base"] = float(row["base"])
     for row in bits.to_dict("records") if bits is not None else ():
         key = f"bits_per_byte/{row['language']}" + _whose(row, labels)
         values |= {key: float(row["estimate"]), f"{key}_lo": float(row["lo"]), f"{key}_hi": float(row["hi"])}
@@ -84,7 +85,7 @@ def _kinds(table: pd.DataFrame) -> list[str]:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None or value != value else f"{value:.3f}"
 
 
 def _signed(value: float | None) -> str:

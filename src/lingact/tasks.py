@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import Task
 
-_TASK_LINE = re.compile(rb"^task:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
+_TASK_LINE = re.compile(rb"^\"?task\"?:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 _OURS = "lingact:"
 
 
@@ -65,6 +65,8 @@ class Placed:
     questions: tuple[Question, ...]
     total: int
     """Documents that the task has."""
+    examples_from: str | None
+    """The split that examples come from, where there are any."""
     shared: int | None
     """Those of them that all languages whose items correspond have; None where this language's do not."""
 
@@ -133,7 +135,16 @@ def load_tasks(config: TasksConfig, languages: Sequence[str]) -> Tasks:
         raise UserError("\n".join(problems))
     with tempfile.TemporaryDirectory(prefix="lingact-tasks-") as cache, quiet():
         placed = [place for by_language in wanted.values() for place in _benchmark(config, by_language, Path(cache))]
-    return Tasks(tuple(placed), skipped)
+    return Tasks(tuple(_told_apart(placed)), skipped)
+
+
+def _told_apart(placed: Sequence[Placed]) -> Iterator[Placed]:
+    """Benchmarks may share a task (the English of all ARCs is one): from the second on it bears the benchmark's name, too."""
+    seen: set[str] = set()
+    for each in placed:
+        name = each.entry.task if each.entry.task not in seen else f"{each.entry.task}.{each.entry.benchmark}"
+        seen.add(name)
+        yield replace(each, entry=replace(each.entry, task=name))
 
 
 def catalogue() -> dict[str, dict[str, list[Entry]]]:
@@ -174,7 +185,8 @@ def _sources(name: str, config: TasksConfig, code: str, files: dict[Path, dict[s
 def _own_family(name: str, own: OwnItems | OwnTask) -> Family:
     """A user's benchmark as the table would have it."""
     task, place, key = (own.task, str(own.folder), own.key) if isinstance(own, OwnTask) else (f"{name}_{{lang}}", own.path, ("id",))
-    traits: dict[str, Any] = {"key": key, "facts": isinstance(own, OwnTask) and own.facts, "stratum": own.split_by, "kind": own.split_by}
+    together = "yours" if isinstance(own, OwnTask) and own.facts else None
+    traits: dict[str, Any] = {"key": key, "items": together, "stratum": own.split_by, "kind": own.split_by}
     return Family(name, name, task.replace("{lang}", "{code}"), place, place, "yours", "unknown", "acc", float("nan"), **traits)
 
 
@@ -224,10 +236,14 @@ def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]]
     """All tasks of one benchmark with the questions chosen from them."""
     sources = [source for several in by_language.values() for source in several]
     tasks = [_load(source, config, cache) for source in sources]
+    for task in tasks:
+        _examples_from(task)
     documents: list[list[dict[str, Any]]] = []
     for source, task in zip(sources, tasks, strict=True):
         with _data_that_fit(source.entry):
             documents.append([dict(row) for row in task.eval_docs])
+            if not documents[-1]:
+                raise UserError(f"tasks: '{source.entry.task}' has no documents, or its process_docs leaves none")
     candidates = [_candidates(source, rows) for source, rows in zip(sources, documents, strict=True)]
     shared, chosen = choose(candidates, limit=config.limit, only_shared=config.items == "shared")
     for source, task, rows, known, places in zip(sources, tasks, documents, candidates, chosen, strict=True):
@@ -239,8 +255,13 @@ def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]]
         common = shared if shared and source.entry.language in shared.languages else None
         facts = _facts(source, rows, known.keys if common else None)
         kinds = _column(source.traits.kind, rows)
+        if "all" in kinds:
+            raise UserError(
+                f"tasks: the column '{source.traits.kind}' of '{source.entry.task}' has the value 'all', which stands for all kinds; rename it"
+            )
         questions = tuple(Question(place, facts[place], kinds[place], requests) for place, requests in zip(places, asked, strict=True))
-        yield Placed(source.entry, task, questions, len(rows), sum(key in common.keys for key in known.keys) if common else None)
+        in_all = sum(key in common.keys for key in known.keys) if common else None
+        yield Placed(source.entry, task, questions, len(rows), _examples_from(task), in_all)
 
 
 def _candidates(source: _Source, rows: Sequence[Mapping[str, Any]]) -> "Candidates":
@@ -251,13 +272,14 @@ def _candidates(source: _Source, rows: Sequence[Mapping[str, Any]]) -> "Candidat
 
 
 def _facts(source: _Source, rows: Sequence[Mapping[str, Any]], keys: Sequence[str | None] | None) -> list[str | None]:
-    """What each item asks, under its name in every language: facts that benchmarks share have one name in all of them."""
+    """What each item asks, under its name in every language; what several benchmarks ask has one name in all of them."""
     cluster = source.traits.cluster
     if keys is None and not cluster:
         return [None] * len(rows)
     names = keys if keys is not None and not cluster else [" ".join(str(row.get(column)) for column in cluster) for row in rows]
+    whose = source.traits.items or source.entry.benchmark
     alone = "" if keys is not None else f"{source.entry.language}/"
-    return [name if source.traits.facts else f"{source.entry.benchmark}/{alone}{name}" for name in names]
+    return [f"{whose}/{alone}{name}" for name in names]
 
 
 def _keys(columns: Sequence[str], pattern: str | None, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
@@ -297,23 +319,32 @@ def _load(source: _Source, config: TasksConfig, cache: Path) -> "Task":
     (task,) = loaded.values()
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(f"tasks: '{source.entry.task}' has the output type {task.OUTPUT_TYPE}; only multiple_choice tasks are compared item by item")
-    _refuse_own_answers(source.entry, task)
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     return task
 
 
-def _refuse_own_answers(row: Entry, task: "Task") -> None:
-    """Where lm-eval takes examples from the questions without saying so in the task file, it does not leave out the asked one with its answer."""
+QUESTIONS = "the questions themselves"
+
+
+def _examples_from(task: "Task") -> str | None:
+    """The split that examples come from; None where there are none, or the task file brings its own.
+
+    Raises:
+        UserError: from the questions, without the task file saying so: then lm-eval does not leave out the asked one with its answer.
+    """
     config = task.config
+    if not config.num_fewshot:
+        return None
     given: Any = config.fewshot_config
     split, samples = (given.get(name) if isinstance(given, dict) else getattr(given, name, None) for name in ("split", "samples"))
     split = split or config.fewshot_split
     asked = config.test_split or config.validation_split
     taken_from = split or (None if samples else config.training_split or config.validation_split or config.test_split)
-    if (config.num_fewshot or 0) > 0 and taken_from == asked and split != config.test_split:
-        raise UserError(f"tasks.fewshot: '{row.task}' has no examples but its own questions ('{asked}'), answers included; use tasks.fewshot=0")
+    if taken_from == asked and split != config.test_split:
+        raise UserError(f"tasks.fewshot: '{config.task}' has no examples but its own questions ('{asked}'), answers included; use tasks.fewshot=0")
+    return QUESTIONS if taken_from == asked else taken_from
 
 
 @contextmanager

@@ -114,6 +114,36 @@ def test_answers_are_kept_and_belong_to_their_model(seeds: Path, base_arguments:
     assert found(tmp_path / "third")["samples/adapter_micro_arc_ml.jsonl"] != found(tmp_path / "first")["samples/adapter_micro_arc_ml.jsonl"]
 
 
+def test_another_scale_is_another_adapter(seeds: Path, base_arguments: list[str], tmp_path: Path) -> None:
+    """The same weights with a thousandth of alpha: its answers are its own, and next to the base model's."""
+    changed = shutil.copytree(seeds / "0" / "adapter", tmp_path / "changed")
+    settings = json.loads((changed / adapters.SETTINGS).read_text())
+    (changed / adapters.SETTINGS).write_text(json.dumps(settings | {"lora_alpha": settings["lora_alpha"] / 1000}))
+    ratios = {}
+    for name, adapter in (("as trained", seeds / "0" / "adapter"), ("changed", changed)):
+        folder = tmp_path / name.replace(" ", "_")
+        assert cli.main("eval", CONF, [*base_arguments, f"adapter={adapter}", f"hydra.run.dir={folder}"]) == 0
+        ratios[name] = frames(folder)["bits"].set_index("language")["estimate"]
+    assert abs(ratios["changed"]["ml"] - 1) < abs(ratios["as trained"]["ml"] - 1) / 100
+
+
+def test_a_copy_is_no_second_seed(seeds: Path, base_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(seeds / "0", tmp_path / "copy")
+    assert cli.main("eval", CONF, [*base_arguments, f"adapter=[{seeds}/0,{copy}]", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert f"'{copy}' is the same adapter as '{seeds}/0'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_that_was_trained_on_is_not_held_out(seeds: Path, base_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*base_arguments, f"adapter={seeds}/0", "tasks.benchmarks=[micro_arc]"]
+    for split in ("heldout", "train"):
+        assert cli.main("eval", CONF, [*given, f"text_split={split}", f"hydra.run.dir={tmp_path / split}"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("sentences for bits per byte in ml were trained on; they are not held out" in said) == (split == "train")
+    rows = frames(tmp_path / "train")["leakage"].query("benchmark == 'text'").set_index("language")
+    assert (rows.loc["ml", "whole"], rows.loc["ml", "n"]) == (rows.loc["en", "n"], rows.loc["en", "n"])
+
+
 def again(first: list[str], folder: Path) -> list[str]:
     return [f"resume={folder}"] if (folder / "config.yaml").exists() else first
 

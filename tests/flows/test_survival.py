@@ -297,7 +297,14 @@ def adapter(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 def evaluated(small_organism: Path, adapter: Path) -> tuple[str, ...]:
-    return (f"model.name={small_organism}/model", f"adapter={adapter}", "tasks.benchmarks=[micro_arc]", "tasks.limit=2", "tracking=none", "cache=null")
+    return (
+        f"model.name={small_organism}/model",
+        f"adapter={adapter}",
+        "tasks.benchmarks=[micro_arc]",
+        "tasks.limit=2",
+        "tracking=none",
+        "cache=null",
+    )
 
 
 def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(

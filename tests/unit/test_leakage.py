@@ -51,7 +51,7 @@ def test_case_and_punctuation_are_no_difference() -> None:
 
 
 def test_labels_are_no_content() -> None:
-    item = "Question: The quick brown fox jumps over the lazy dog\nAnswer: Yes"
+    item = "Question: The quick brown fox jumps over the lazy dog\nAnswer: Of course"
     assert content_words(item) == ("the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog")
     assert shares(item, "The quick brown fox sleeps") == pytest.approx(1 / 6)
     assert shares(item, "Question: What? Answer: Yes") == 0

@@ -65,7 +65,12 @@ def test_the_same_seed_twice_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_recipes_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
-    given = [trained(tmp_path / "a"), trained(tmp_path / "b", lang=["hi"]), trained(tmp_path / "c", seed=1), trained(tmp_path / "d", lang=["ml", "hi"])]
+    given = [
+        trained(tmp_path / "a"),
+        trained(tmp_path / "b", lang=["hi"]),
+        trained(tmp_path / "c", seed=1),
+        trained(tmp_path / "d", lang=["ml", "hi"]),
+    ]
     recipes = find_recipes(given)
     assert names(recipes) == {"lang ml": ["lang ml_seed0", "lang ml_seed1"], "lang hi": ["lang hi"], "lang ml,hi": ["lang ml,hi"]}
     assert [recipe.targets for recipe in recipes] == [("ml",), ("hi",), ("ml", "hi")]

@@ -1,5 +1,6 @@
 """Which items are asked: by hand, by properties over random orders of rows, and on small files of the user's."""
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lingact.benchmarks import entry, family
 from lingact.config import TasksConfig
 from lingact.errors import UserError
-from lingact.tasks import Candidates, Placed, Shared, Tasks, allot, choose, corresponding, load_tasks
+from lingact.tasks import Candidates, Placed, Shared, Tasks, _facts, _Source, allot, choose, corresponding, load_tasks
 
 calmly = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -75,7 +77,7 @@ def test_languages_get_the_same_items_in_whatever_order_they_have_them() -> None
 def test_more_items_are_the_same_ones_and_others() -> None:
     chosen = [set(chosen_names([language("en", "abcdefgh")], limit=limit)[0]) for limit in range(1, 9)]
     assert [len(names) for names in chosen] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert all(few < many for few, many in zip(chosen, chosen[1:], strict=False))
+    assert all(few < many for few, many in itertools.pairwise(chosen))
     assert chosen_names([language("en", "abcdefgh")], limit=3) != [["a", "b", "c"]], "no prefix of the data: those are sorted by subject"
 
 
@@ -148,12 +150,14 @@ def test_one_wrong_proof_in_a_hundred_is_forgiven_two_are_not() -> None:
         proofs = [*("?" * wrong), *names[wrong:]]
         assert (corresponding([english, Candidates("es", names, nothing, proofs)]) is not None) is agree
     missing = [None] * 190
-    assert corresponding([english, Candidates("es", names, nothing, [*missing, "?", *names[191:]])]) is None, "of ten that can be compared one is wrong"
+    assert corresponding([english, Candidates("es", names, nothing, [*missing, "?", *names[191:]])]) is None, (
+        "of ten that can be compared one is wrong"
+    )
 
 
 def test_names_of_which_fewer_than_half_are_shared_are_no_names() -> None:
     assert corresponding([language("en", "abcd"), language("es", "cdef")]) == Shared(("en", "es"), frozenset("cd"))
-    assert corresponding([language("en", "abcd"), language("es", "defg")]) is None
+    assert corresponding([language("en", "abcde"), language("es", "defgh")]) is None
     assert corresponding([language("en", "abcdefgh"), language("es", "ab")]) == Shared(("en", "es"), frozenset("ab")), "of the smaller one"
     shared, places = choose([language("en", "abcd"), language("es", "defg")], limit=None, only_shared=True)
     assert (shared, places) == (None, [[0, 1, 2, 3], [0, 1, 2, 3]]), "all that there are, though not shared"
@@ -269,6 +273,13 @@ def test_items_without_ids_are_asked_in_each_language_by_themselves(tmp_path: Pa
     assert len(asked(tmp_path, ("en", "es"), limit=2).placed[1].questions) == 2
 
 
+def test_questions_on_one_passage_are_one_fact() -> None:
+    source = _Source(entry(family("belebele"), "hi"), Path("belebele_hin_Deva.yaml"), family("belebele"))
+    rows = [{"link": "w/oslo", "question_number": 1}, {"link": "w/oslo", "question_number": 2}, {"link": "w/rome", "question_number": 1}]
+    assert _facts(source, rows, ["w/oslo 1", "w/oslo 2", "w/rome 1"]) == ["belebele/w/oslo", "belebele/w/oslo", "belebele/w/rome"]
+    assert _facts(source, rows, None)[1:] == ["belebele/hi/w/oslo", "belebele/hi/w/rome"], "in a language by itself"
+
+
 def test_doubled_ids_are_numbered(tmp_path: Path) -> None:
     items = [{**ITEMS[i % 3], "id": name} for i, name in enumerate("abaac")]
     assert [question.item for question in one(tmp_path, items).questions] == ["quiz/a", "quiz/b", "quiz/a #2", "quiz/a #3", "quiz/c"]
@@ -300,7 +311,7 @@ def test_items_without_the_columns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"item 1: an item is an object with question, choices and answer \(there: question, answer\)"):
         one(tmp_path, [{"question": "?", "answer": 0}])
     (tmp_path / "quiz_en.jsonl").write_text("[1, 2]")
-    with pytest.raises(UserError, match="item 1: an item is an object with question, choices and answer$"):
+    with pytest.raises(UserError, match=r"item 1: an item is an object with question, choices and answer$"):
         asked(tmp_path)
 
 
@@ -358,7 +369,11 @@ def test_the_hash_is_of_the_chosen_questions(tmp_path: Path) -> None:
 
 def as_task_file(folder: Path, **changes: Any) -> Tasks:
     """The English items through a task file of lm-eval's kind."""
-    write(folder, "en", [item | {"answer": item["choices"].index(item["answer"]) if isinstance(item["answer"], str) else item["answer"]} for item in ITEMS])
+    write(
+        folder,
+        "en",
+        [item | {"answer": item["choices"].index(item["answer"]) if isinstance(item["answer"], str) else item["answer"]} for item in ITEMS],
+    )
     write(folder, "examples", [{"question": "Snow is", "choices": ["white", "hot"], "answer": 0}])
     definition = {
         "task": "quiz_en",
@@ -377,7 +392,9 @@ def as_task_file(folder: Path, **changes: Any) -> Tasks:
 
 
 def test_examples_from_the_questions_themselves_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tasks\.fewshot: 'quiz_en' has no examples but its own questions \('test'\), answers included; use tasks\.few"):
+    with pytest.raises(
+        UserError, match=r"tasks\.fewshot: 'quiz_en' has no examples but its own questions \('test'\), answers included; use tasks\.few"
+    ):
         as_task_file(tmp_path, fewshot=2)
     with pytest.raises(UserError, match=r"tasks\.fewshot: 'quiz_en' has no examples"):
         as_task_file(tmp_path, num_fewshot=1)

@@ -66,9 +66,10 @@ def _row_name(name: str, languages: LanguagesConfig) -> str:
 
 
 def _shown_tasks(acc: pd.DataFrame) -> list[str]:
-    """At most six panels, of which `all` is the last."""
+    """At most eight panels, of which `all` is the last."""
     tasks = [task for task in dict.fromkeys(acc["task"]) if task != ALL]
-    return [*tasks[:5], ALL] if len(tasks) > 1 else tasks
+    pooled = [ALL] if len(tasks) > 1 and (acc["task"] == ALL).any() else []
+    return [*tasks[:7], *pooled]
 
 
 def _panels(acc: pd.DataFrame, x_label: str) -> tuple["Figure", dict[str, "Axes"]]:

@@ -22,7 +22,6 @@ from lingact.inference import interval, sentence_weights
 from lingact.lm import LanguageModel, load_model
 from lingact.measure import BASE, Wanted, measure
 from lingact.microworld import LANGUAGES, world
-from lingact.microworld.documents import OPTIONS_PER_QUESTION
 from lingact.sae import Dictionaries, load_dictionaries
 from lingact.tables import confound_table
 from lingact.tasks import load_tasks
@@ -60,8 +59,7 @@ def accuracy(folder: Path, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFram
     tasks = load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own, **_EVERYTHING}), LANGUAGES).placed
     with tqdm(total=sum(len(placed.requests) for placed in tasks), desc="benchmarks", unit=" options", leave=False) as bar:
         found = Scorer(lm, 256, None, bar).score(lm.model, tasks, None).items
-    chance = dict.fromkeys(benchmarks, 1 / OPTIONS_PER_QUESTION)
-    scores = compare.accuracy_table(found, model="base", chance=chance, confidence=STATISTICS.confidence)
+    scores = compare.accuracy_table(found, model="base", confidence=STATISTICS.confidence)
     groups = compare.group_table(found, {"high": PAPER_LANGUAGES.high}, model="base", resamples=2000, confidence=STATISTICS.confidence, seed=SEED)
     return scores[scores.metric == "acc"], groups
 

@@ -10,7 +10,7 @@ from lingact.compare import ALL
 from lingact.config import EvalConfig
 from lingact.report.page import Section, run_facts, write_report
 from lingact.report.words import GROUPS, how_sure, listed, name_of
-from lingact.tasks import Placed, Tasks
+from lingact.tasks import QUESTIONS, Placed, Tasks
 
 GROUP_NAMES = {"all": "all languages", **GROUPS, "targets": "those trained for"}
 
@@ -27,6 +27,8 @@ def benchmark_table(placed: Sequence[Placed]) -> pd.DataFrame:
             "origin": each.entry.origin,
             "metric": each.entry.metric,
             "fewshot": each.task.get_config("num_fewshot") or 0,
+            "examples_from": each.examples_from,
+            "corresponds_by": " ".join(each.entry.key),
             "documents": each.total,
             "shared": each.shared,
             "asked": len(each.questions),
@@ -42,21 +44,27 @@ def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[st
     """What a reader has to know before the numbers; the same sentences on the terminal and on the page."""
     asked = tables["benchmarks"]
     found = []
-    if config.tasks.limit is not None:
-        apart = _names(asked[asked["shared"].isna()], "in each language others, chosen by their places, for want of common names")
-        found.append(f"only {config.tasks.limit} items of each benchmark were asked, the same ones in every language and for every model{apart}")
     dropped = asked[asked["asked"] < asked["documents"]]
-    if config.tasks.limit is None and len(dropped):
-        told = ", ".join(
-            f"{row['benchmark']} {row['language']} {row['documents'] - row['asked']} of {row['documents']}" for row in dropped.to_dict("records")
-        )
+    if config.tasks.limit is not None and len(dropped):
+        found.append(f"only {config.tasks.limit} items of each benchmark were asked, the same ones in every language and for every model")
+    elif len(dropped):
+        sizes = dropped.groupby(["benchmark", "language"], sort=False)[["asked", "documents"]].sum()
+        told = ", ".join(f"{name} {code} {row['documents'] - row['asked']} of {row['documents']}" for (name, code), row in sizes.T.to_dict().items())
         found.append(f"items that not every language has are left out ({told}); tasks.items=all takes them")
+    apart = asked[asked["shared"].isna() & asked["corresponds_by"].ne("")]
+    if len(apart) and asked["language"].nunique() > 1:
+        found.append(f"the items of {_by_benchmark(apart)} do not bear the names of the other languages: they are other items, taken by themselves")
+    counts = asked.groupby("benchmark", sort=False)["language"].nunique()
+    if (counts < counts.max()).any():
+        common = [str(name) for name, count in counts.items() if count == asked["language"].nunique()]
+        found.append(f"'all' pools only what every language has: {', '.join(common) or 'nothing'}")
     if tasks.skipped:
         found.append("no such task: " + "; ".join(f"{name} in {', '.join(codes)}" for name, codes in tasks.skipped.items()))
-    for origin in ("machine", "edited", "mixed"):
-        if len(own := asked[asked["origin"] == origin]):
-            told = "; ".join(f"{name} in {', '.join(rows['language'].unique())}" for name, rows in own.groupby("benchmark", sort=False))
-            found.append(f"{ORIGINS[origin]}: {told}. A low score there can be the translation's fault")
+    for origin in ("machine", "edited", "mixed", "unknown"):
+        if len(own := asked[(asked["origin"] == origin) & (asked["licence"] != "yours")]):
+            found.append(f"{ORIGINS[origin]}: {_by_benchmark(own)}. A low score there can be the translation's fault")
+    if len(own := asked[asked["examples_from"] == QUESTIONS]):
+        found.append(f"the examples of {_by_benchmark(own)} are questions of the same benchmark, which are scored, too")
     if config.tasks.fewshot is not None and len(own := asked[asked["fewshot"] != config.tasks.fewshot]):
         told = ", ".join(dict.fromkeys(own["benchmark"]))
         found.append(f"tasks.fewshot={config.tasks.fewshot} has no effect on {told}, whose task files fix another number of examples")
@@ -64,29 +72,41 @@ def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[st
         found.append(
             f"{truncated} prompts with their options were longer than model.context ({config.model.context} tokens) and lost their beginning"
         )
-    return found + _leaks(tables.get("leakage"))
+    return found + _at_chance(tables["accuracy"]) + _leaks(tables.get("leakage"))
 
 
-def _names(rows: pd.DataFrame, reason: str) -> str:
-    told = "; ".join(f"{name} in {', '.join(own['language'].unique())}" for name, own in rows.groupby("benchmark", sort=False))
-    return f" ({told}: {reason})" if told else ""
+def _by_benchmark(rows: pd.DataFrame) -> str:
+    """`arc in zh, ru; mmlu in en`."""
+    return "; ".join(f"{name} in {', '.join(own['language'].unique())}" for name, own in rows.groupby("benchmark", sort=False))
+
+
+def _at_chance(accuracy: pd.DataFrame) -> list[str]:
+    """Where the base model may be guessing: there no adapter can do harm, and what it does is hard to see."""
+    base = accuracy[(accuracy["model"] == "base") & (accuracy["metric"] == "acc") & (accuracy["kind"] == ALL) & (accuracy["task"] != ALL)]
+    guessed = base[base["lo"] <= base["chance"]].rename(columns={"task": "benchmark"})
+    return [f"the base model cannot be told from guessing in {_by_benchmark(guessed)}; differences there say little"] if len(guessed) else []
 
 
 def _leaks(leakage: pd.DataFrame | None) -> list[str]:
     if leakage is None:
         return []
-    unknown = leakage[leakage["reason"].notna()]
-    found = [f"whether the benchmarks stood in the training text could not be checked: {row['reason']}" for row in unknown.to_dict("records")]
+    reasons = leakage.loc[leakage["reason"].notna(), "reason"].unique()
+    found = [f"whether the benchmarks stand in the training text could not be checked word by word: {reason}" for reason in reasons]
     if "known" not in leakage:
         return found
-    checked = leakage[leakage["reason"].isna()]
-    for row in checked[checked["same_source"].notna()].to_dict("records"):
-        found.append(f"LEAK: {row['benchmark']} ({row['language']}) is made of the text that was trained on ({row['same_source']}, {row['corpus']})")
-    for row in checked[checked["known"] > 0].to_dict("records"):
+    for (benchmark, source, corpus), rows in leakage[leakage["same_source"].notna()].groupby(["benchmark", "same_source", "corpus"], sort=False):
+        languages = ", ".join(rows["language"])
+        found.append(f"LEAK: {benchmark} ({languages}) is made of the text that was trained on ({source}, {corpus})")
+    for row in leakage[leakage["known"].fillna(0) > 0].to_dict("records"):
+        where = f"{row['benchmark']} ({row['language']})"
         found.append(
-            f"OVERLAP: {row['known']} of {row['n']} items of {row['benchmark']} ({row['language']}) have much of their {row['words']}-word sequences "
-            f"in common with the training text, {row['whole']} all of them: leaked, or made from the same templates. Without them the difference is "
+            f"OVERLAP: {row['known']} of {row['n']} items of {where} have much of their {row['words']:.0f}-word sequences"
+            f" in common with the training text, {row['whole']} all of them: leaked, or made from the same templates. Without them the difference is "
             f"{row['without_known']:+.3f} instead of {row['estimate']:+.3f}"
+        )
+    for row in leakage[(leakage["benchmark"] == "text") & (leakage["whole"].fillna(0) > 0)].to_dict("records"):
+        found.append(
+            f"OVERLAP: {row['whole']} of the {row['n']} sentences for bits per byte in {row['language']} were trained on; they are not held out"
         )
     return list(dict.fromkeys(found))
 
@@ -132,19 +152,22 @@ def difference_section(label: str, seeds: int, tables: Mapping[str, pd.DataFrame
 def _verdict(pooled: pd.DataFrame, config: EvalConfig) -> str:
     """For whom it helped, and where the items are too few to tell."""
     single = pooled[pooled["languages"] == 1]
-    better, worse = (list(single.loc[side, "language"]) for side in (single["lo"] > 0, single["hi"] < 0))
-    rest = single[~single["language"].isin([*better, *worse])]
-    sure = single[single["p_holm"] < 1 - config.confidence]
+    level = 1 - config.confidence
+    told = single[single["p"] <= level]
+    better, worse = (list(told.loc[side, "language"]) for side in (told["estimate"] > 0, told["estimate"] < 0))
+    rest = single[single["p"] > level]
+    sure = single[single["p_holm"] <= level]
     claims = (
         f"Over all benchmarks together the adapter scores higher than the base model in {listed(better)} of the {len(single)} languages and lower in "
-        f"{listed(worse)}, by intervals that exclude 0; after Holm's correction over the languages {listed(list(sure['language']))} remain."
+        f"{listed(worse)}, each tested by itself at {level:.2g}; after Holm's correction {listed(list(sure['language']))} remain."
     )
     sentences, pooled_sentences = [claims], []
     if len(rest):
         low, high = rest["mde"].min(), rest["mde"].max()
+        reach = "no possible difference" if pd.isna(high) else f"only a difference of at least {low:.3f} to {high:.3f}"
         sentences.append(
-            f"The others ({', '.join(map(name_of, rest['language']))}) cannot be told apart: with these items a difference of {low:.3f} to {high:.3f}"
-            f" would have been found in {config.power:.0%} of such experiments, a smaller one mostly not."
+            f"The others ({', '.join(map(name_of, rest['language']))}) cannot be told apart: with these items {reach} would have been found in "
+            f"{config.power:.0%} of such experiments, before any correction."
         )
     for row in pooled[pooled["languages"] > 1].to_dict("records"):
         name = GROUP_NAMES.get(row["language"], row["language"])
@@ -174,15 +197,16 @@ def _reading_scores(config: EvalConfig) -> list[str]:
             "Accuracy is the share of items whose right option the model finds most likely, acc_norm the same by likelihood per character; chance is "
             "what guessing would give. A difference is adapter minus base on the same items: positive means the adapter helped."
         ),
-        f"Accuracies carry Wilson intervals. {how_sure(config.confidence, config.resamples, 'facts')}",
+        f"Accuracies carry Wilson intervals. Of one adapter: {how_sure(config.confidence, config.resamples, 'facts')}",
         (
-            "p is exact: every fact's difference might as well have had the other sign (single items: McNemar's exact test). p_mcnemar and p_mid"
-            " count documents instead of facts. Several seeds of one recipe: crossed random effects of seeds and facts (t, Satterthwaite)."
+            "The headline is accuracy throughout, also where papers report acc_norm. p is exact: every fact's difference might as well have had the "
+            "other sign (single items: McNemar's exact test; groups of unequal size: 20,000 random signs). p_mcnemar and p_mid count documents instead "
+            "of facts. Several seeds of one recipe: crossed random effects of seeds and facts, intervals by t (Satterthwaite)."
         ),
         (
-            f"mde is the smallest true difference that this many items, differing as often as they do here, would show in {config.power:.0%} of such"
-            f" experiments at the level {1 - config.confidence:.2g}. No difference below it is evidence of none. p_holm and p_bh are corrected over "
-            "languages and benchmarks, within each kind and metric; pooled rows by themselves."
+            f"mde is the smallest true difference that this many items, differing as often as they do here, would show in {config.power:.0%} of "
+            f"such experiments at the level {1 - config.confidence:.2g}, before any correction; a smaller one may well be there unseen. p_holm and "
+            "p_bh are corrected over languages, benchmarks and recipes, within each kind and metric; pooled rows by themselves."
         ),
         (
             "Groups pool languages with equal weight and draw each fact for all of them at once, so that what languages share counts once. Intervals "

@@ -1,5 +1,6 @@
 """Did it help, for whom, and is the difference real? Benchmarks and held-out text in every language, base model against adapters, item by item."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,10 +9,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from lingact import scores
+from lingact.adapter_sources import SETTINGS, WEIGHTS
 from lingact.adapters import adapter_hash, check_adapter, load_adapter, unload_adapter
 from lingact.bits import Nats, sentence_nats
 from lingact.config import EvalConfig
 from lingact.corpus import ParallelCorpus, load_corpus
+from lingact.errors import UserError
 from lingact.figures import evaluation as figures
 from lingact.findings import BASE, Answered, Exam, find
 from lingact.harness import Answers, Scorer, batch_size_for, identity_of, results
@@ -42,11 +45,26 @@ def run(config: EvalConfig, folder: Path) -> float | None:
         lm = load_model(config.model, config.device)
         # With the place where each lies now: a name such as `latest` may mean another one later.
         candidates = [(c, check_adapter(lm.model, c.given, base_sha256=lm.identity["sha256"])) for recipe in recipes for c in recipe.candidates]
+        refuse_copies(candidates)
         run.identify(model=lm.identity, tasks=tasks.identity, **({} if text is None else {"text": {"name": text.name, "sha256": text.sha256}}))
         exam = Exam(tasks, text)
         answered = ask_everyone(config, run, lm, exam, candidates)
         save_samples(folder, tasks.placed, answered, config)
         return conclude(run, config, exam, recipes, answered)
+
+
+def refuse_copies(candidates: Sequence[tuple[Candidate, Path]]) -> None:
+    """Two copies of one adapter would pass for two seeds.
+
+    Raises:
+        UserError: there are.
+    """
+    seen: dict[bytes, str] = {}
+    for candidate, place in candidates:
+        content = hashlib.sha256((place / WEIGHTS).read_bytes() + (place / SETTINGS).read_bytes()).digest()
+        if content in seen:
+            raise UserError(f"adapter: '{candidate.given}' is the same adapter as '{seen[content]}'; give every adapter once")
+        seen[content] = candidate.given
 
 
 def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
@@ -135,7 +153,7 @@ def conclude(run: Run, config: EvalConfig, exam: Exam, recipes: Sequence[Recipe]
     notices = report.notices(config, exam.tasks, answered[BASE].run.truncated, tables)
     written = tell(run, config, tables, notices, recipes)
     show([{"run folder": str(run.folder), "report": str(written)}])
-    return summary.get("acc/all/all/delta")
+    return summary.get("acc/all/all/delta", summary.get(f"acc/all/{config.languages.reference}/delta"))
 
 
 def tell(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices: Sequence[str], recipes: Sequence[Recipe]) -> Path:
