@@ -283,8 +283,8 @@ def _comparable(items: pd.DataFrame, kind: str) -> Bool[np.ndarray, " item"]:
     """Which rows may be pooled over benchmarks: the common ones; for a single kind those that have it in every language that has it."""
     kept = items["benchmark"].isin(common_benchmarks(items)).to_numpy()
     if kind != ALL:
-        kept &= (items["kind"] == kind).to_numpy()
-        kept &= items["benchmark"].isin(common_benchmarks(items[kept])).to_numpy()
+        kept = kept & (items["kind"] == kind).to_numpy()
+        kept = kept & items["benchmark"].isin(common_benchmarks(items[kept])).to_numpy()
     return kept
 
 

@@ -106,7 +106,7 @@ def test_seeds_are_averaged_and_their_range_told() -> None:
     assert english["seeds"] == 3
     assert (english["seed_lo"], english["estimate"], english["seed_hi"]) == pytest.approx((0.5, (2 + 0.5 + 16 / 24) / 3, 2))
     assert english["adapter"] == pytest.approx((48 + 12 + 16) / 3 / 8)
-    assert (english["lo"], english["hi"]) == pytest.approx(((2 + 0.5 + 0) / 3, (2 + 0.5 + 2) / 3)), "seeds are not in the interval"
+    assert english["lo"] < 0.5 < 2 < english["hi"], "three seeds so far apart say little of a fourth"
 
 
 def test_a_group_is_the_mean_of_its_languages_ratios_for_the_same_sentences() -> None:

@@ -38,7 +38,7 @@ def item_table(
 def differences(base: list[pd.DataFrame], *adapters: list[pd.DataFrame], groups: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
     """The table of differences, a row per (metric, task, language, kind)."""
     one, *others = (pd.concat(tables, ignore_index=True) for tables in (base, *adapters))
-    table = compare.difference_table(one, others, chance=CHANCE, groups=groups or {}, how=HOW)
+    table = compare.difference_table(one, others, groups=groups or {}, how=HOW)
     return table.set_index(["metric", "task", "language", "kind"]).sort_index()
 
 
@@ -93,7 +93,7 @@ def test_a_model_better_on_known_items() -> None:
 def test_the_seed_decides() -> None:
     base, other = [item_table([0, 1] * 40)], [item_table([1, 0, 1, 1] * 20)]
     pd.testing.assert_frame_equal(differences(base, other), differences(base, other))
-    again = compare.difference_table(base[0], other, chance=CHANCE, groups={}, how=How(2000, 0.95, 2))
+    again = compare.difference_table(base[0], other, groups={}, how=How(2000, 0.95, 2))
     assert again["p_bootstrap"].iloc[0] != whole(differences(base, other))["p_bootstrap"]
 
 
@@ -238,13 +238,13 @@ def two_benchmarks() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_accuracy_table_splits_and_pools(two_benchmarks: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    table = compare.accuracy_table(two_benchmarks[0], model="base", chance={"arc": 0.25, "mmlu": 0.5}, confidence=0.95)
+    table = compare.accuracy_table(two_benchmarks[0], model="base", confidence=0.95)
     acc = table[table["metric"] == "acc"].set_index(["task", "language", "kind"])
     assert len(acc) == 3 * 2 * 3
     assert acc.loc[("arc", "en", "all"), "estimate"] == 0.75
     assert acc.loc[("arc", "ml", "transfer"), "estimate"] == 0.0
     pooled = acc.loc[("all", "en", "all")]
-    assert (pooled["n"], pooled["facts"], pooled["estimate"], pooled["chance"]) == (8, 4, 0.75, 0.375)
+    assert (pooled["n"], pooled["facts"], pooled["estimate"], pooled["chance"]) == (8, 4, 0.75, 0.25)
 
 
 def test_differences_of_single_kinds(two_benchmarks: tuple[pd.DataFrame, pd.DataFrame]) -> None:

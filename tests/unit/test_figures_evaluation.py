@@ -135,13 +135,13 @@ def test_one_benchmark_has_one_panel(tmp_path: Path) -> None:
     saved(figure, tmp_path)
 
 
-def test_more_than_five_benchmarks_show_five_and_all(tmp_path: Path) -> None:
-    names = tuple(f"b{i}" for i in range(7))
+def test_more_than_seven_benchmarks_show_seven_and_all(tmp_path: Path) -> None:
+    names = tuple(f"b{i}" for i in range(9))
     figure = accuracy_figure(accuracies(names), confidence=0.95)
-    assert [axes.get_title() for axes in figure.axes] == ["b0", "b1", "b2", "b3", "b4", "all"]
+    assert [axes.get_title() for axes in figure.axes] == ["b0", "b1", "b2", "b3", "b4", "b5", "b6", "all"]
     saved(figure, tmp_path)
     figure = difference(changes(names))
-    assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == ["b0", "b1", "b2", "b3", "b4", "all benchmarks together"]
+    assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == ["b0", "b1", "b2", "b3", "b4", "b5", "b6", "all benchmarks together"]
     saved(figure, tmp_path)
 
 

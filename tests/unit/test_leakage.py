@@ -120,22 +120,23 @@ def test_the_table_counts_items_with_any_enough_and_all_sequences_known() -> Non
     training = {"en": [STOCKHOLM, "Norway is the town Oslo", "Very cold blue water"], "es": ["Nada que ver con los perros"]}
     table, found = leakage_table(asked, training, "openlanguagedata/flores_plus", words=4, share=0.625)
     assert list(table.columns) == ["benchmark", "language", "corpus", "words", "n", "any", "known", "whole", "same_source"]
-    rows = table[["benchmark", "language", "n", "any", "known", "whole"]].to_numpy().tolist()
+    rows = table.dropna(subset="known")[["benchmark", "language", "n", "any", "known", "whole"]].to_numpy().tolist()
     # Oslo has 5 of 8 (3 of the template, 2 of the short text), Stockholm and the water all.
     assert rows == [["belebele", "en", 4, 3, 3, 2], ["arc", "en", 1, 0, 0, 0], ["arc", "es", 1, 0, 0, 0]]
-    assert table["same_source"].where(table["same_source"].notna(), "").tolist() == ["flores", "", ""]
+    assert table["same_source"].where(table["same_source"].notna(), "").tolist() == ["flores", "", "", ""]
     assert set(found) == {("belebele", "en"), ("arc", "en"), ("arc", "es")}, "Hindi was not trained on"
     assert found["belebele", "en"].tolist() == pytest.approx([0.625, 1, 0, 1])
     assert set(table["corpus"]) == {"openlanguagedata/flores_plus"}
     assert set(table["words"]) == {4}
     stricter, _ = leakage_table(asked, training, "mine", words=4, share=0.63)
-    assert stricter["known"].tolist() == [2, 0, 0]
+    assert stricter["known"].dropna().tolist() == [2, 0, 0]
     assert stricter["same_source"].isna().all()
 
 
-def test_a_table_of_languages_that_were_not_trained_on_is_empty_but_has_its_columns() -> None:
-    table, found = leakage_table({("arc", "hi"): ["कुत्ता"]}, {"en": ["A dog"]}, "mine", words=4, share=0.5)
-    assert (len(table), "known" in table, found) == (0, True, {})
+def test_languages_that_were_not_trained_on_are_judged_by_names() -> None:
+    """Translations of a leaked text are no less leaked."""
+    table, found = leakage_table({("belebele", "hi"): ["कुत्ता"]}, {"en": ["A dog"]}, "gsarti/flores_101", words=4, share=0.5)
+    assert (table["same_source"].tolist(), table["known"].isna().tolist(), found) == (["flores"], [True], {})
 
 
 # --- what was trained on ------------------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ def test_the_summary_of_one_recipe() -> None:
     found = summary(accuracy("base", {("arc", "ml", "all"): 0.5}), changed, bits(), ["adapter"])
     assert found == {
         "acc/arc/ml/base": 0.5,
+        "acc/all/low/base": 0.5,
         "acc/arc/ml/adapter": 0.75,
         "acc/arc/ml/delta": 0.25,
         "acc/arc/ml/delta_lo": 0.125,

@@ -422,7 +422,7 @@ def test_examples_from_a_split_of_their_own_stand_before_the_question(tmp_path: 
     (placed,) = as_task_file(tmp_path, training_split="train", fewshot=1).placed
     assert placed.questions[0].requests[1].args == ("Snow is white\n\nWhat colour is the sky?", " blue")
     assert placed.texts[0] == "What colour is the sky? blue", "the example is no part of what the item asks"
-    assert placed.questions[0].item == "sky", "facts have one name in all benchmarks"
+    assert placed.questions[0].item == "yours/sky", "facts have one name in all benchmarks"
     (plain,) = as_task_file(tmp_path, training_split="train").placed
     assert plain.questions[0].requests[1].args == ("What colour is the sky?", " blue")
     assert plain.sha256 != placed.sha256

@@ -49,7 +49,8 @@ def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[st
         found.append(f"only {config.tasks.limit} items of each benchmark were asked, the same ones in every language and for every model")
     elif len(dropped):
         sizes = dropped.groupby(["benchmark", "language"], sort=False)[["asked", "documents"]].sum()
-        told = ", ".join(f"{name} {code} {row['documents'] - row['asked']} of {row['documents']}" for (name, code), row in sizes.T.to_dict().items())
+        rows = sizes.reset_index().to_dict("records")
+        told = ", ".join(f"{row['benchmark']} {row['language']} {row['documents'] - row['asked']} of {row['documents']}" for row in rows)
         found.append(f"items that not every language has are left out ({told}); tasks.items=all takes them")
     apart = asked[asked["shared"].isna() & asked["corresponds_by"].ne("")]
     if len(apart) and asked["language"].nunique() > 1:
@@ -200,8 +201,8 @@ def _reading_scores(config: EvalConfig) -> list[str]:
         f"Accuracies carry Wilson intervals. Of one adapter: {how_sure(config.confidence, config.resamples, 'facts')}",
         (
             "The headline is accuracy throughout, also where papers report acc_norm. p is exact: every fact's difference might as well have had the "
-            "other sign (single items: McNemar's exact test; groups of unequal size: 20,000 random signs). p_mcnemar and p_mid count documents instead "
-            "of facts. Several seeds of one recipe: crossed random effects of seeds and facts, intervals by t (Satterthwaite)."
+            "other sign (single items: McNemar's exact test; groups of unequal size: 20,000 random signs). p_mcnemar and p_mid count documents, not "
+            "facts. Several seeds of one recipe: crossed random effects of seeds and facts, intervals by t (Satterthwaite)."
         ),
         (
             f"mde is the smallest true difference that this many items, differing as often as they do here, would show in {config.power:.0%} of "
