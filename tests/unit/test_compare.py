@@ -70,9 +70,11 @@ def test_base_against_itself_is_exactly_zero(seeds: int) -> None:
     ]
     table = differences(base, *[base] * seeds, groups={"all": ("en", "es", "ml"), "low": ("ml", "es")})
     assert len(table) == 2 * 3 * 5 * 3
-    assert (table[["estimate", "lo", "hi", "won", "lost", "discordant", "seed_lo", "seed_hi"]] == 0).all(axis=None)
+    assert (table[["estimate", "won", "lost", "discordant", "seed_lo", "seed_hi"]] == 0).all(axis=None)
+    assert (table["lo"] == -table["hi"]).all()
+    assert (table["hi"] > 0).all(), "no difference was seen; that is not to know there is none"
     assert (table[["p", "p_holm", "p_bh"]] == 1).all(axis=None)
-    assert (table["mde"] > 0).all()
+    assert not (table["mde"] <= 0).any()
     only_once = table[["p_mcnemar", "p_mid", "p_bootstrap"]]
     assert (only_once.loc[table["languages"] == 1] == 1).all(axis=None) if seeds == 1 else only_once.isna().all(axis=None)
 
@@ -115,24 +117,23 @@ def test_facts_asked_twice_are_flipped_as_one() -> None:
     found = whole(differences(base, better))
     assert found[["n", "facts", "won", "p"]].tolist() == [8, 4, 6, 0.25]
     assert found["p_mcnemar"] == 2 / 2**6  # as if the documents were independent
-    assert found["mde"] == pytest.approx(2.80159 * np.sqrt(3 * 2**2) / 8, abs=1e-5)
-    assert found["chance"] == 0.375
+    assert np.isnan(found["mde"]), "of three facts that differ no test could tell anything"
+    assert found["chance"] == 0.25
 
 
 # --- groups of languages -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_group_is_the_mean_over_its_languages() -> None:
-    base = [item_table([0] * 10, language="en"), item_table([0, 0, 1, 1], language="ml", benchmark="mmlu", ids=["a", "b", "c", "d"])]
-    better = [item_table([1] * 4 + [0] * 6, language="en"), item_table([1, 0, 0, 0], language="ml", benchmark="mmlu", ids=["a", "b", "c", "d"])]
+    base = [item_table([0] * 10, language="en"), item_table([0, 0, 1, 1], language="ml", ids=["a", "b", "c", "d"])]
+    better = [item_table([1] * 4 + [0] * 6, language="en"), item_table([1, 0, 0, 0], language="ml", ids=["a", "b", "c", "d"])]
     table = differences(base, better, groups={"both": ("en", "ml", "xx"), "low": ("ml", "xx")})
     found = whole(table, "both")
     assert found[["n", "facts", "languages", "won", "lost"]].tolist() == [14, 14, 2, 5, 2]
-    assert found[["base", "adapter", "estimate", "chance"]].tolist() == pytest.approx([0.25, 0.325, (0.4 - 0.25) / 2, 0.375])
-    # Weighted sums: 1 four times, 2.5 once, -2.5 twice, over 20 items
-    assert found["mde"] == pytest.approx(2.80159 * np.sqrt(4 + 3 * 2.5**2) / 20, abs=1e-5)
+    assert found[["base", "adapter", "estimate", "chance"]].tolist() == pytest.approx([0.25, 0.325, (0.4 - 0.25) / 2, 0.25])
+    # Weighted sums: 1 four times, 2.5 once, -2.5 twice, over 20 items: a mean size of 11.5 / 7, of which 7.9 would be needed
+    assert found["mde"] == pytest.approx(7.906 * 11.5 / 7 / 20, abs=1e-3)
     assert np.isnan([found["p_mcnemar"], found["p_mid"]]).all()
-    assert ("acc", "arc", "both", "all") not in table.index  # only English has this benchmark
     assert "low" not in table.index.get_level_values("language")  # one of its languages is there
 
 
@@ -255,7 +256,7 @@ def test_differences_of_single_kinds(two_benchmarks: tuple[pd.DataFrame, pd.Data
 
 
 def test_p_is_corrected_within_families() -> None:
-    """Single benchmarks in single languages, all benchmarks together in single languages, and groups: each by itself."""
+    """Single benchmarks and all together, in single languages and in groups: each by itself."""
     rng = np.random.default_rng(20261125)
     kinds = ["read", "transfer"] * 30
     base, other = (
@@ -272,7 +273,8 @@ def test_p_is_corrected_within_families() -> None:
         for kind in ("all", "read", "transfer"):
             part = table[(table["metric"] == metric) & (table["kind"] == kind)]
             grouped, pooled = part["language"].isin(["all", "low"]), part["task"] == "all"
-            for family, tests in ((part[grouped], 6), (part[pooled & ~grouped], 3), (part[~pooled & ~grouped], 6)):
+            families = ((part[grouped & pooled], 2), (part[grouped & ~pooled], 4), (part[pooled & ~grouped], 3), (part[~pooled & ~grouped], 6))
+            for family, tests in families:
                 assert len(family) == tests
                 assert family["p_holm"].tolist() == pytest.approx(multipletests(family["p"], method="holm")[1])
                 assert family["p_bh"].tolist() == pytest.approx(multipletests(family["p"], method="fdr_bh")[1])
@@ -284,3 +286,38 @@ def test_group_table_takes_only_what_is_shared(two_benchmarks: tuple[pd.DataFram
     assert set(table["kind"]) == {"all", "read", "transfer"}
     assert table.set_index("kind").loc["all", "estimate"] == pytest.approx(0.5)
     assert set(table["group"]) == {"high"}
+
+
+def test_recipes_are_corrected_together() -> None:
+    base, other = [item_table([0, 1] * 40)], [item_table([1, 0, 1, 1] * 20)]
+    table = differences(base, other).reset_index()
+    ten = compare.corrected(pd.concat([table.assign(model=f"recipe {number}") for number in range(10)], ignore_index=True))
+    assert ten["p_holm"].iloc[0] == pytest.approx(min(1, 10 * table["p"].iloc[0]))
+
+
+def test_benchmarks_that_not_all_languages_have_are_not_pooled() -> None:
+    """Each language gets .3 of X and .6 of Y right where it has them; one lacks Y, and none is better than another."""
+    easy, hard = [1] * 6 + [0] * 4, [1] * 3 + [0] * 7
+    tables = [item_table(hard, language=code, benchmark="X") for code in ("es", "it", "mr")]
+    items = pd.concat([*tables, *(item_table(easy, language=code, benchmark="Y") for code in ("es", "it"))], ignore_index=True)
+    assert compare.common_benchmarks(items) == ["X"]
+    groups = compare.group_table(items, {"high": ("es", "it")}, model="base", resamples=200, confidence=0.95, seed=1)
+    assert groups.set_index("language").loc["mr", "estimate"] == pytest.approx(0)
+    pooled = compare.accuracy_table(items, model="base", confidence=0.95).query("task == 'all' and metric == 'acc'").set_index("language")["estimate"]
+    assert pooled.to_dict() == pytest.approx({"es": 0.3, "it": 0.3, "mr": 0.3})
+    nothing = items[~((items["benchmark"] == "X") & (items["language"] == "es"))]
+    assert compare.common_benchmarks(nothing) == []
+    assert "all" not in set(compare.accuracy_table(nothing, model="base", confidence=0.95)["task"])
+    assert differences([nothing], [nothing], groups={"high": ("es", "it")}).index.get_level_values("task").unique().tolist() == ["X", "Y"]
+
+
+def test_chance_is_that_of_the_items_of_the_row() -> None:
+    two, four = item_table([0, 1], language="en").assign(options=2), item_table([0, 1], language="ml")
+    table = compare.accuracy_table(pd.concat([two, four], ignore_index=True), model="base", confidence=0.95)
+    assert table.groupby("language")["chance"].unique().map(list).to_dict() == {"en": [0.5], "ml": [0.25]}
+
+
+@pytest.mark.parametrize("won", [3, 4, 5, 6])
+def test_interval_and_exact_test_agree_where_few_items_differ(won: int) -> None:
+    found = whole(differences([item_table([0] * 81)], [item_table([1] * won + [0] * (81 - won))]))
+    assert (found["lo"] > 0) == (found["p"] <= 0.05) == (won == 6)

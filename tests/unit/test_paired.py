@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -260,6 +261,24 @@ def test_detectable_effect_by_hand() -> None:
 def test_null_standard_error_by_hand() -> None:
     assert paired.null_standard_error(np.zeros(80), 80) == 0
     assert paired.null_standard_error(np.array([2.0, 0.0, -1.0]), 6) == pytest.approx(np.sqrt(5) / 6)
+
+
+@pytest.mark.parametrize(("items", "discordant"), [(81, 0), (81, 2), (81, 4), (500, 4), (1172, 117)])
+def test_what_is_called_detectable_is_detected(items: int, discordant: int) -> None:
+    """Kindest to the test: every true difference goes one way. The power of the exact test at the stated effect, by the binomial."""
+    sums = np.zeros(items)
+    sums[:discordant] = np.where(np.arange(discordant) % 2, 1, -1)
+    effect = paired.detectable_difference(sums, items, How(2000, 0.95, 1))
+    needed = next(won for won in range(1, items) if paired.mcnemar_exact(won, 0) <= 0.05)
+    assert needed == paired.fewest_one_sided(0.95) == 6
+    assert binom.sf(needed - 1, items, effect) >= 0.79
+
+
+def test_no_difference_is_detectable_with_seven_items() -> None:
+    assert np.isnan(paired.detectable_difference(np.zeros(7), 7, How(2000, 0.95, 1)))
+    # P(Poisson(7.906) >= 6) = 0.8
+    assert paired.exact_floor(np.zeros(81), 81, confidence=0.95, power=0.8) == pytest.approx(7.906 / 81, abs=1e-4)
+    assert paired.exact_floor(np.array([2.0, -2.0, 0]), 81, confidence=0.95, power=0.8) == pytest.approx(2 * 7.906 / 81, abs=1e-4)
 
 
 # --- simulated experiments -----------------------------------------------------------------------------------------------------------------------

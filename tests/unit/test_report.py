@@ -421,13 +421,18 @@ def test_training_page(folder: Path) -> None:
 def test_evaluation_page(folder: Path) -> None:
     rows = [("ml", 0.2, 0.1, 0.3, 0.001, 1), ("hi", -0.2, -0.3, -0.1, 0.2, 1), ("id", 0.0, -0.1, 0.1, 1.0, 1), ("low", 0.01, -0.02, 0.04, 1.0, 3)]
     columns = ["language", "estimate", "lo", "hi", "p_holm", "languages"]
-    differences = pd.DataFrame(rows, columns=columns).assign(task="all", kind="all", metric="acc", model="adapter", mde=0.07, p=0.04)
+    differences = pd.DataFrame(rows, columns=columns).assign(
+        task="all", kind="all", metric="acc", model="adapter", mde=0.07, p=[0.0001, 0.04, 0.6, 0.04]
+    )
     page = Section("By language", {}, {"Accuracy": pd.DataFrame({"language": ["ml"], "p": ["<.001"]})})
     config = validate(EvalConfig, EVAL)
     text = Page(evaluation.write_evaluation(folder, config, [page], ["half of it is guessed"], differences).read_text(encoding="utf-8")).text
     assert "higher than the base model in 1 (Malayalam) of the 3 languages and lower in 1 (Hindi)" in text
-    assert "after Holm's correction over the languages 1 (Malayalam) remain" in text
-    assert "The others (Indonesian) cannot be told apart: with these items a difference of 0.070 to 0.070 would have been found in 80%" in text
+    assert "after Holm's correction 1 (Malayalam) remain" in text
+    assert (
+        "The others (Indonesian) cannot be told apart: with these items only a difference of at least 0.070 to 0.070 would have been found in 80%"
+        in text
+    )
     assert "Pooled over languages: medium-to-low-resource (3) +0.010 [-0.020, +0.040], p 0.04, detectable 0.070." in text
     assert "Note: half of it is guessed." in text
     text = Page(evaluation.write_evaluation(folder, config, [page], [], None).read_text(encoding="utf-8")).text
