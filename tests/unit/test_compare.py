@@ -131,8 +131,8 @@ def test_a_group_is_the_mean_over_its_languages() -> None:
     found = whole(table, "both")
     assert found[["n", "facts", "languages", "won", "lost"]].tolist() == [14, 14, 2, 5, 2]
     assert found[["base", "adapter", "estimate", "chance"]].tolist() == pytest.approx([0.25, 0.325, (0.4 - 0.25) / 2, 0.25])
-    # Weighted sums: 1 four times, 2.5 once, -2.5 twice, over 20 items: a mean size of 11.5 / 7, of which 7.9 would be needed
-    assert found["mde"] == pytest.approx(7.906 * 11.5 / 7 / 20, abs=1e-3)
+    # Weighted sums: 1 four times, 2.5 once, -2.5 twice, over 20 items
+    assert found["mde"] == pytest.approx(2.80159 * np.sqrt(4 + 3 * 2.5**2) / 20, abs=1e-5)
     assert np.isnan([found["p_mcnemar"], found["p_mid"]]).all()
     assert "low" not in table.index.get_level_values("language")  # one of its languages is there
 
