@@ -196,7 +196,7 @@ def test_benchmarks_that_stand_in_the_training_text_are_told(
     assert row["n"] == len(tasks)
     assert abs(row["whole"] - len(leaked)) <= 2, "all but what fell into dev and held-out"
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"OVERLAP: {row['known']} of {len(tasks)} items of micro_arc (ml)" in printed
+    assert f"OVERLAP: {int(row['known'])} of {len(tasks)} items of micro_arc (ml)" in printed
     assert "Without them the difference is" in printed
     # It is shown beside the difference without them.
     items, base = (pd.DataFrame(rows_of(tmp_path / "run" / "samples" / f"{name}_micro_arc_ml.jsonl")) for name in ("adapter", "base"))

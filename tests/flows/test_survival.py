@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lingact import adapters, cli
+from lingact import adapters, cli, tasks
 from lingact.workflows import analyze, evaluate, train
 
 from .conftest import CONF, ROOT, Start, launch
@@ -317,7 +317,7 @@ def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
             cli.main("eval", CONF, [*evaluated(small_organism, adapter), "languages.high=[]", "languages.low=[ml]", f"hydra.run.dir={folder}"]) == 130
         )
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Tasks, "identity", {"micro_arc_ml": {"items": 3, "sha256": "f" * 64}})
+        patch.setattr(tasks.Tasks, "identity", {"micro_arc_ml": {"items": 3, "sha256": "f" * 64}})
         assert cli.main("eval", CONF, [f"resume={folder}"]) == 2
     assert "was begun with something else (tasks.micro_arc_" in capsys.readouterr().err
     weights = load_file(adapter / adapters.WEIGHTS)

@@ -206,7 +206,7 @@ def test_group_difference_without_ids_is_unpaired() -> None:
         item_table(hits, language=code, ids=[None] * len(hits))
         for code, hits in (("es", [1] * 80 + [0] * 20), ("it", [1] * 60 + [0] * 40), ("ml", [1] * 30 + [0] * 70))
     ]
-    found = compare.group_difference(pd.concat(tables), ["es", "it"], "ml", resamples=50_000, confidence=0.95, seed=1)
+    found = compare.group_difference(pd.concat(tables), ["es", "it"], "ml", resamples=20_000, confidence=0.95, seed=1)
     spread = 1.96 * np.sqrt((0.16 / 100 + 0.24 / 100) / 4 + 0.21 / 100)
     assert (found.n, found.value) == (100, pytest.approx(0.4))
     assert (found.lo, found.hi) == (pytest.approx(0.4 - spread, abs=0.01), pytest.approx(0.4 + spread, abs=0.01))
@@ -321,3 +321,75 @@ def test_chance_is_that_of_the_items_of_the_row() -> None:
 def test_interval_and_exact_test_agree_where_few_items_differ(won: int) -> None:
     found = whole(differences([item_table([0] * 81)], [item_table([1] * won + [0] * (81 - won))]))
     assert (found["lo"] > 0) == (found["p"] <= 0.05) == (won == 6)
+
+
+@pytest.mark.parametrize("won", [0, 3, 5, 6])
+def test_the_bootstrap_has_a_p_where_enough_facts_differ(won: int) -> None:
+    found = whole(differences([item_table([0] * 81)], [item_table([1] * won + [0] * (81 - won))]))
+    assert found["lo"] < found["hi"]
+    if won == 6:
+        assert 0 < found["p_bootstrap"] < found["p"] == pytest.approx(2 / 2**6)
+    else:
+        assert [found["p_bootstrap"]] == pytest.approx([np.nan if won else 1.0], nan_ok=True)
+    assert found["mde"] == pytest.approx(7.90599 / 81, rel=1e-5)
+
+
+def test_several_seeds_have_the_same_floor_and_never_an_interval_without_width() -> None:
+    base, same = [item_table([0] * 81)], [item_table([1] + [0] * 80)]
+    few, none = whole(differences(base, same, same)), whole(differences(base, base, base))
+    assert few["mde"] >= 7.90599 / 81
+    assert none["mde"] == pytest.approx(7.90599 / 81, rel=1e-5)
+    assert (none["estimate"], none["p"], none["lo"]) == (0, 1, -none["hi"])
+    assert none["hi"] == pytest.approx(1.959964 * np.sqrt(2) / 83, rel=1e-5)
+    assert np.isnan(none["p_bootstrap"])
+
+
+def test_the_only_benchmark_has_rows_of_its_own_and_pooled_ones_in_other_families() -> None:
+    base, other = ([item_table(hits, language=code) for code in ("en", "ml")] for hits in ([0, 1] * 40, [1, 0, 1, 1] * 20))
+    table = differences(base, other, groups={"both": ("en", "ml")})
+    for code, tests in (("en", 2), ("ml", 2), ("both", 1)):
+        own, pooled = whole(table, code, "arc"), whole(table, code)
+        pd.testing.assert_series_equal(own, pooled, check_names=False)
+        assert own["p_holm"] == pytest.approx(min(1, tests * own["p"]))
+
+
+def test_correction_overwrites_and_keeps_rows_and_their_labels() -> None:
+    table = differences([item_table([0, 1] * 40)], [item_table([1, 0, 1, 1] * 20)]).reset_index()
+    twice = compare.corrected(pd.concat([table.assign(model="a"), table.assign(model="b")]))  # labels occur twice
+    assert twice.index.tolist() == [*table.index, *table.index]
+    assert twice["p_holm"].tolist() == pytest.approx(np.minimum(1, 2 * twice["p"]).tolist())
+    assert twice["p_bh"].tolist() == pytest.approx(twice["p"].tolist())
+    pd.testing.assert_frame_equal(compare.corrected(twice[twice["model"] == "a"]).drop(columns="model"), table)
+
+
+def test_a_kind_is_pooled_over_the_benchmarks_that_have_it_in_every_language() -> None:
+    """Both languages have both benchmarks, but Malayalam no reading items in Y, where they are easy."""
+    kinds = {"en": ["read", "read", "write", "write"], "ml": ["write", "write", "write", "write"]}
+    tables = [item_table([0, 0, 1, 0], language=code, benchmark="X", kinds=kinds["en"]) for code in ("en", "ml")]
+    tables += [item_table([1, 1, 0, 0], language=code, benchmark="Y", kinds=kinds[code]) for code in ("en", "ml")]
+    items = pd.concat(tables, ignore_index=True)
+    assert compare.common_benchmarks(items) == ["X", "Y"]
+    pooled = compare.accuracy_table(items, model="base", confidence=0.95).query("task == 'all' and metric == 'acc'").set_index(["language", "kind"])
+    assert pooled.loc[[("en", "read"), ("ml", "read")], "estimate"].tolist() == [0, 0]
+    assert pooled.loc[[("en", "all"), ("ml", "all")], "n"].tolist() == [8, 8]
+    groups = compare.group_table(items, {"high": ["en"]}, model="base", **SURE).set_index("kind")
+    assert groups.loc["read", ["n", "estimate"]].tolist() == [2, 0]
+
+
+def test_no_common_benchmark_means_no_group_rows() -> None:
+    items = pd.concat([item_table([1, 0], language="es"), item_table([1, 1], language="ml", benchmark="mmlu")], ignore_index=True)
+    table = compare.group_table(items, {"high": ["es"]}, model="base", **SURE)
+    assert table.empty
+    assert table.columns.tolist() == ["model", "group", "language", "kind", "n", "estimate", "lo", "hi"]
+
+
+def test_chance_of_mixed_numbers_of_options() -> None:
+    base = [item_table([0, 1, 1, 0]).assign(options=[2, 2, 4, 4]), item_table([0, 1], language="en").assign(options=5)]
+    table = differences(base, base, groups={"both": ("en", "ml")})
+    assert [whole(table, code)["chance"] for code in ("ml", "en", "both")] == pytest.approx([0.375, 0.2, (0.375 + 0.2) / 2])
+
+
+def test_groups_of_the_same_languages_are_two_rows() -> None:
+    base, other = ([item_table(hits, language=code) for code in ("en", "ml")] for hits in ([0, 1] * 40, [1, 0, 1, 1] * 20))
+    table = differences(base, other, groups={"high": ("en", "ml"), "low": ("ml", "en")})
+    pd.testing.assert_series_equal(whole(table, "high"), whole(table, "low"), check_names=False)

@@ -16,6 +16,7 @@ from lingact.paired import How
 
 SEED = 20261125  # written down before the first run; not to be tuned
 HOW = How(resamples=2000, confidence=0.95, seed=1)
+exact, midp = functools.cache(paired.mcnemar_exact), functools.cache(paired.mcnemar_midp)
 
 
 def test_wilson_by_hand_and_against_statsmodels() -> None:
@@ -123,9 +124,9 @@ def test_sign_flip_of_weights_agrees_with_whole_numbers() -> None:
 
 def test_sign_flip_of_many_thousands() -> None:
     assert paired.sign_flip_p(np.array([1] * 30_500 + [-1] * 29_500)) == pytest.approx(paired.mcnemar_exact(30_500, 29_500), rel=1e-9)
-    # Two sizes, beside the normal limit: totals are 2 apart, so z = (325 - 1) / sqrt(10225 + 4 * 10050) = 1.4428
-    two = np.repeat([1, -1, 2, -2], [5225, 5000, 5050, 5000])
-    assert paired.sign_flip_p(two) == pytest.approx(0.1491, abs=1e-4)
+    # Two sizes, beside the normal limit: totals are 2 apart, so z = (245 - 1) / sqrt(4195 + 4 * 4025) = 1.7127
+    two = np.repeat([1, -1, 2, -2], [2195, 2000, 2025, 2000])
+    assert paired.sign_flip_p(two) == pytest.approx(0.0868, abs=1e-4)
     # Two sizes and too long to convolve: Monte Carlo beside the normal limit, z = 650 / sqrt(20450 + 4 * 20100) = 2.047
     long = np.repeat([1, -1, 2, -2], [10_450, 10_000, 10_100, 10_000])
     assert paired.sign_flip_p(long) == pytest.approx(0.0407, abs=4 * np.sqrt(0.0407 / 20_000))
@@ -182,6 +183,75 @@ def test_bootstrap_p_inverts_its_own_interval() -> None:
         assert (p < 0.05) == (estimate.lo > 0 or estimate.hi < 0) or 0 in (estimate.lo, estimate.hi) or p == pytest.approx(0.05, abs=0.002)
         decided.append(p < 0.05)
     assert 0.1 < np.mean(decided) < 0.9
+
+
+# --- a handful of differences --------------------------------------------------------------------------------------------------------------------
+
+
+def test_few_differences_by_hand() -> None:
+    # 3 : 1 of 98 documents: (2 +- 1.96 sqrt(4 + 2)) / 100
+    found = paired.few_differences(np.repeat([1.0, -1.0, 0.0], [3, 1, 94]), 98, confidence=0.95)
+    assert (found.n, found.value) == (98, 2 / 98)
+    assert (found.lo, found.hi) == pytest.approx((0.02 - 1.96 * np.sqrt(6) / 100, 0.02 + 1.96 * np.sqrt(6) / 100), abs=1e-5)
+    # Clusters of 3 and -1 documents, 2 on average: (2 +- 1.96 sqrt(9 + 1 + 2 * 4)) / (96 + 4)
+    found = paired.few_differences(np.array([3.0, -1.0, 0.0]), 96, confidence=0.95)
+    assert (found.value, found.lo, found.hi) == pytest.approx((2 / 96, 0.02 - 1.96 * np.sqrt(18) / 100, 0.02 + 1.96 * np.sqrt(18) / 100), abs=1e-5)
+
+
+def test_no_difference_has_an_interval_that_is_symmetric_around_zero() -> None:
+    found = paired.few_differences(np.zeros(81), 81, confidence=0.95)
+    assert (found.value, found.lo, found.hi) == (0, pytest.approx(-1.96 * np.sqrt(2) / 83, abs=1e-5), -found.lo)
+    tiny = paired.few_differences(np.zeros(1), 1, confidence=0.95)
+    assert (tiny.value, tiny.hi) == (0, -tiny.lo)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.68, 0.8, 0.9, 0.95, 0.99, 0.999])
+def test_few_differences_do_not_contradict_the_exact_test(confidence: float) -> None:
+    """Fewer differences than it can reject: 0 is inside, as is the estimate, in a few items or many, in clusters of one size or several."""
+    fewest, rng = paired.fewest_one_sided(confidence), np.random.default_rng(SEED)
+    for clusters, size, won in itertools.product((fewest, 12, 81, 1172), (1, 4), range(fewest)):
+        for lost in range(fewest - won):
+            sums = np.zeros(max(clusters, won + lost))
+            sums[: won + lost] = np.repeat([1, -1], [won, lost]) * rng.integers(1, size + 1, size=won + lost)
+            found = paired.few_differences(sums, len(sums) * size, confidence=confidence)
+            assert paired.sign_flip_p(sums) > 1 - confidence
+            assert -1 <= found.lo <= min(0, found.value) <= max(0, found.value) <= found.hi <= 1
+            assert found.lo < found.hi
+
+
+def test_few_differences_are_few() -> None:
+    with pytest.raises(ValueError, match="6 clusters differ"):
+        paired.few_differences(np.repeat([1.0, 0.0], [6, 75]), 81, confidence=0.95)
+    with pytest.raises(ValueError, match="no items"):
+        paired.few_differences(np.array([]), 0, confidence=0.95)
+
+
+def test_six_of_six_exclude_zero_in_interval_and_test() -> None:
+    estimate, p = paired.bootstrap_difference(np.repeat([1.0, 0.0], [6, 75]), np.ones(81, int), HOW)
+    assert estimate.lo > 0
+    assert (p < 0.05, exact(6, 0)) == (True, 0.03125)
+    assert paired.few_differences(np.repeat([1.0, 0.0], [5, 76]), 81, confidence=0.95).lo < 0  # by the formula, just so
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "before", "now"),
+    [(0.02, 0.0, 0.809, 0.994), (0.01, 0.01, 0.991, 1.0), (0.03, 0.03, 0.951, 0.986), (0.06, 0.01, 0.927, 0.956), (0.1, 0.05, 0.927, 0.930)],
+)
+def test_coverage_with_few_differences(won: float, lost: float, before: float, now: float) -> None:
+    """81 documents, 4,000 experiments: the bootstrap by itself, and with `few_differences` in its place where fewer than 6 differ."""
+    rng, ones, truth, covered = np.random.default_rng(SEED), np.ones(81, int), won - lost, np.zeros(2)
+
+    @functools.cache
+    def holds(heads: int, tails: int) -> tuple[bool, bool]:
+        sums = np.repeat([1.0, -1.0, 0.0], [heads, tails, 81 - heads - tails])
+        resampled = paired.bootstrap_difference(sums, ones, HOW)[0]
+        other = paired.few_differences(sums, 81, confidence=0.95) if heads + tails < 6 else resampled
+        return resampled.lo <= truth <= resampled.hi, other.lo <= truth <= other.hi
+
+    for heads, tails, _ in rng.multinomial(81, [won, lost, 1 - won - lost], size=4000).tolist():
+        covered += holds(heads, tails)
+    assert covered / 4000 == pytest.approx([before, now], abs=0.01)
+    assert covered[1] >= max(covered[0], 0.925 * 4000)
 
 
 # --- several seeds -------------------------------------------------------------------------------------------------------------------------------
@@ -281,23 +351,60 @@ def test_no_difference_is_detectable_with_seven_items() -> None:
     assert paired.exact_floor(np.array([2.0, -2.0, 0]), 81, confidence=0.95, power=0.8) == pytest.approx(2 * 7.906 / 81, abs=1e-4)
 
 
+def test_the_fewest_clusters_a_sign_test_can_reject() -> None:
+    for confidence in (0.5, 0.68, 0.8, 0.9, 0.9375, 0.95, 0.96875, 0.99, 0.999):
+        fewest = paired.fewest_one_sided(confidence)
+        assert exact(fewest, 0) <= 1 - confidence + 1e-12 < exact(fewest - 1, 0)
+    assert [paired.fewest_one_sided(confidence) for confidence in (0.9, 0.9375, 0.95, 0.99)] == [5, 5, 6, 8]
+
+
+def test_exact_floor_by_hand() -> None:
+    """7.906 documents: P(Poisson(7.906) <= 5) = e^-7.906 (1 + 7.906 + 31.25 + 82.36 + 162.8 + 257.4) = 0.2."""
+    sure = {"confidence": 0.95, "power": 0.8}
+    expected = 7.90599
+    assert np.exp(-expected) * (1 + expected + 31.2523 + 82.3601 + 162.784 + 257.394) == pytest.approx(0.2, abs=1e-5)
+    assert paired.exact_floor(np.zeros(81), 81, **sure) == pytest.approx(expected / 81)
+    assert paired.exact_floor(np.array([1.0, -1.0, 1.0, 0.0]), 81, **sure) == pytest.approx(expected / 81)
+    assert paired.exact_floor(np.array([3.0, 0.0, -1.0, 0.0]), 81, **sure) == pytest.approx(2 * expected / 81)  # a cluster is 2 documents
+    assert paired.exact_floor(np.array([1 / 3, 0.0, -1 / 3]), 81, **sure) == pytest.approx(expected / 81)  # but never less than one
+    # At confidence 0.5 two flips are enough: 1 - e^-x (1 + x) = 1 / 2 at x = 1.678
+    assert paired.exact_floor(np.zeros(10), 10, confidence=0.5, power=0.5) == pytest.approx(0.1678, abs=1e-4)
+
+
+def test_detectable_difference_is_the_larger_of_error_and_floor() -> None:
+    many = np.repeat([1.0, -1.0, 0.0], [60, 60, 1052])
+    assert paired.detectable_difference(many, 1172, HOW) == pytest.approx(2.80159 * np.sqrt(120) / 1172, rel=1e-5)
+    few = np.repeat([1.0, -1.0, 0.0], [3, 1, 77])
+    assert paired.detectable_difference(few, 81, HOW) == pytest.approx(7.90599 / 81, rel=1e-5)
+    assert np.isnan(paired.detectable_difference(np.zeros(7), 7, HOW))
+    assert paired.detectable_difference(np.zeros(8), 8, HOW) == pytest.approx(7.90599 / 8, rel=1e-5)
+    # Several seeds: by their t test, but with the same floor; unknown where the error is
+    values = np.stack([many, np.roll(many, 7)])
+    seeds = paired.crossed_effects(values, confidence=0.95)
+    by_t = paired.minimum_detectable_effect(seeds.standard_error, confidence=0.95, power=0.8, freedom=seeds.freedom)
+    assert paired.detectable_difference(values.mean(axis=0), 1172, HOW, seeds) == by_t
+    steady = paired.crossed_effects(np.stack([few, few]), confidence=0.95)
+    assert paired.detectable_difference(few, 81, HOW, steady) >= 7.90599 / 81
+    alone = paired.crossed_effects(np.ones((3, 1)), confidence=0.95)
+    assert np.isnan(paired.detectable_difference(np.ones(1), 1, HOW, alone))
+
+
 # --- simulated experiments -----------------------------------------------------------------------------------------------------------------------
-
-
-exact = functools.cache(paired.mcnemar_exact)
-midp = functools.cache(paired.mcnemar_midp)
 
 
 def test_null_comparisons_reject_as_often_as_they_say() -> None:
     """Two equally good models on 500 items, 10,000 times: the exact test rejects in 4.0 %, mid-p in 4.8 %, the bootstrap in 4.6 %."""
     rng = np.random.default_rng(SEED)
     how, ones, rejected = How(500, 0.95, 1), np.ones(500, int), np.zeros(3)
+
+    @functools.cache
+    def p(won: int, lost: int) -> tuple[float, float, float]:
+        difference = np.repeat([1.0, -1.0, 0.0], [won, lost, 500 - won - lost])
+        return exact(won, lost), midp(won, lost), paired.bootstrap_difference(difference, ones, how)[1]
+
     for _ in range(10_000):
         answers = rng.uniform(size=(2, 500)) < rng.uniform(size=500)
-        difference = answers[1].astype(float) - answers[0]
-        won, lost = int((difference > 0).sum()), int((difference < 0).sum())
-        p = [exact(won, lost), midp(won, lost), paired.bootstrap_difference(difference, ones, how)[1]]
-        rejected += np.array(p) <= 0.05
+        rejected += np.array(p(int((answers[1] > answers[0]).sum()), int((answers[1] < answers[0]).sum()))) <= 0.05
     shares = rejected / 10_000
     assert shares[0] <= 0.05
     assert 0.04 <= shares[1] <= 0.06
