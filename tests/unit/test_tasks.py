@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lingact.benchmarks import entry, family
 from lingact.config import TasksConfig
 from lingact.errors import UserError
-from lingact.tasks import Candidates, Placed, Shared, Tasks, _facts, _Source, allot, choose, corresponding, load_tasks
+from lingact.selection import Candidates, Shared, allot, choose, corresponding
+from lingact.tasks import Placed, Tasks, _facts, _Source, load_tasks
 
 calmly = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

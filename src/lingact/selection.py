@@ -1,0 +1,125 @@
+"""Which items are asked: the same ones in every language, whatever the order of the data. Pure: names in, places out."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The documents of one task."""
+
+    language: str
+    keys: Sequence[str | None]
+    """Name of each in every language; None throughout where there are none."""
+    strata: Sequence[str | None]
+    proofs: Sequence[str | None]
+    """Something that is the same in every language for the same item, where the data have it."""
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Items that languages have in common."""
+
+    languages: tuple[str, ...]
+    """Those whose items correspond."""
+    keys: frozenset[str | None]
+
+
+def corresponding(tasks: Sequence[Candidates]) -> Shared | None:
+    """The items that all languages have, by their names; None where names do not hold in more than one language.
+
+    A language without names is left out, and so is one whose names turn out to mean other items: where it disagrees with the first language on a
+    hundredth of the proofs, or shares fewer than half of its names with it.
+    """
+    named: dict[str, dict[str | None, str | None]] = {}
+    for task in tasks:
+        if all(key is not None for key in task.keys):
+            named.setdefault(task.language, {}).update(zip(task.keys, task.proofs, strict=True))
+    several = {code: items for code, items in named.items() if not any(t.language == code and t.keys[0] is None for t in tasks)}
+    # The first one that most others agree with: an original whose numbering differs must not set the measure.
+    agreeing = [[code for code, items in several.items() if _agree(first, items)] for first in several.values()]
+    languages = max(agreeing, key=len, default=[])
+    if len(languages) < 2 and len({task.language for task in tasks}) > 1:
+        return None
+    return Shared(tuple(languages), frozenset.intersection(*(frozenset(several[code]) for code in languages))) if languages else None
+
+
+def _agree(one: Mapping[str | None, str | None], other: Mapping[str | None, str | None]) -> bool:
+    both = [(one[key], other[key]) for key in one.keys() & other.keys()]
+    told = [(mine, yours) for mine, yours in both if mine is not None and yours is not None]
+    wrong = sum(mine != yours for mine, yours in told)
+    return 2 * len(both) >= min(len(one), len(other)) and 100 * wrong <= len(told)
+
+
+def choose(tasks: Sequence[Candidates], *, limit: int | None, only_shared: bool) -> tuple[Shared | None, list[list[int]]]:
+    """Which documents are asked: the same items in every language, in proportion to their strata, whatever the order of the data.
+
+    Items are put in the order of a hash of their names, stratum by stratum, and the first ones taken. Of a language whose items do not correspond to
+    those of others they are chosen by their places.
+
+    Args:
+        tasks: of one benchmark.
+        limit: items to take in each language; None: no limit.
+        only_shared: leave out those that not all languages have.
+
+    Returns:
+        What languages have in common, and for each task the places of its chosen documents, ascending.
+    """
+    shared = corresponding(tasks)
+    corresponds = set(shared.languages) if shared else set()
+    taken: dict[str, set[tuple[str, str | None]]] = {}
+    if limit is not None:
+        if shared:
+            names = [
+                ("", key, stratum)
+                for task in tasks
+                if task.language == shared.languages[0]
+                for key, stratum in zip(task.keys, task.strata, strict=True)
+            ]
+            taken = dict.fromkeys(corresponds, _pick([name for name in names if name[1] in shared.keys], limit))
+        for code in dict.fromkeys(task.language for task in tasks if task.language not in corresponds):
+            own = [task for task in tasks if task.language == code]
+            taken[code] = _pick([(task.task, str(place), stratum) for task in own for place, stratum in enumerate(task.strata)], limit)
+    chosen = []
+    for task in tasks:
+        named = task.language in corresponds
+        names = [("", key) if named else (task.task, str(place)) for place, key in enumerate(task.keys)]
+        dropped = named and only_shared and shared is not None
+        kept = taken.get(task.language)
+        chosen.append(
+            [
+                place
+                for place, name in enumerate(names)
+                if (kept is None or name in kept) and not (dropped and shared is not None and name[1] not in shared.keys)
+            ]
+        )
+    return shared, chosen
+
+
+def _pick(names: Sequence[tuple[str, str | None, str | None]], limit: int) -> set[tuple[str, str | None]]:
+    """The first ones by lot of each stratum; names are (task, key or place, stratum)."""
+    by_stratum: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    for task, name, stratum in names:
+        by_stratum[f"{task}/{stratum}"].append((task, name))
+    count = allot({stratum: len(members) for stratum, members in by_stratum.items()}, limit)
+    return {name for stratum, members in by_stratum.items() for name in sorted(members, key=_lot)[: count[stratum]]}
+
+
+def _lot(name: tuple[str, str | None]) -> str:
+    return hashlib.sha256(f"item {name[0]} {name[1]}".encode()).hexdigest()
+
+
+def allot(sizes: Mapping[str, int], limit: int | None) -> dict[str, int]:
+    """How many to take of each stratum: in proportion, rounded by largest remainders, `limit` in all."""
+    total = sum(sizes.values())
+    if limit is None or limit >= total:
+        return dict(sizes)
+    exact = {stratum: limit * size / total for stratum, size in sizes.items()}
+    taken = {stratum: int(share) for stratum, share in exact.items()}
+    by_remainder = sorted(sizes, key=lambda stratum: (taken[stratum] - exact[stratum], stratum))
+    for stratum in by_remainder[: limit - sum(taken.values())]:
+        taken[stratum] += 1
+    return taken
