@@ -725,9 +725,9 @@ _UNIONS = {("corpus",): 1, ("peft",): 1, ("tasks", "own"): 3}
 """Sections of several kinds, and which step of a location in them is the kind."""
 _HOW_TO_GIVE = {
     "lang": "write for instance lang=ml or lang=[ml,hi]",
-    "tasks.own.mine.path": "write for instance tasks.own.mine.path='quiz_{lang}.jsonl'",
+    "tasks.own.mine.path": "write for instance \"tasks.own.mine.path='quiz_{lang}.jsonl'\", with both quotes",
     "tasks.own.mine.folder": "write tasks.own.mine.folder=FOLDER, with your lm-eval task files",
-    "tasks.own.mine.task": "write for instance tasks.own.mine.task='quiz_{lang}'",
+    "tasks.own.mine.task": "write for instance \"tasks.own.mine.task='quiz_{lang}'\", with both quotes",
     "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",
 }
 
