@@ -5,7 +5,6 @@ here resamples and flips clusters, never single items. Axes: `item` documents, `
 """
 
 import functools
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,15 +58,6 @@ class Crossed:
 # --- clusters ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def cluster_sums(
-    values: Float[np.ndarray, " item"], clusters: Sequence[Hashable]
-) -> tuple[Float[np.ndarray, " cluster"], Int[np.ndarray, " cluster"]]:
-    """Sum of the values and number of items of each cluster, in the order of first appearance."""
-    place: dict[Hashable, int] = {}
-    codes = np.array([place.setdefault(cluster, len(place)) for cluster in clusters], int)
-    return np.bincount(codes, weights=values, minlength=len(place)).astype(float), np.bincount(codes, minlength=len(place))
-
-
 def pooled_sums(sums: Float[np.ndarray, "language cluster"], sizes: Int[np.ndarray, "language cluster"]) -> tuple[Float[np.ndarray, " cluster"], int]:
     """One sum per cluster over all languages, and the number of items by which their total is the mean over languages of the language's mean.
 
@@ -110,16 +100,6 @@ def wilson(hits: Float[np.ndarray, " item"], *, confidence: float, effective_n: 
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return Estimate(len(hits), share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
-
-
-def bootstrap_mean(values: Float[np.ndarray, " item"], clusters: Sequence[Hashable], *, resamples: int, confidence: float, seed: int) -> Estimate:
-    """Mean of the values with the percentile interval of a bootstrap over clusters.
-
-    Raises:
-        ValueError: no items.
-    """
-    sums, sizes = cluster_sums(values, clusters)
-    return bootstrap_difference(sums, sizes, How(resamples, confidence, seed))[0]
 
 
 def bootstrap_difference(sums: Float[np.ndarray, " cluster"], sizes: Int[np.ndarray, " cluster"], how: How) -> tuple[Estimate, float]:

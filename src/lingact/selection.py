@@ -87,15 +87,9 @@ def choose(tasks: Sequence[Candidates], *, limit: int | None, only_shared: bool)
     for task in tasks:
         named = task.language in corresponds
         names = [("", key) if named else (task.task, str(place)) for place, key in enumerate(task.keys)]
-        dropped = named and only_shared and shared is not None
+        in_all = shared.keys if shared and named and only_shared else None
         kept = taken.get(task.language)
-        chosen.append(
-            [
-                place
-                for place, name in enumerate(names)
-                if (kept is None or name in kept) and not (dropped and shared is not None and name[1] not in shared.keys)
-            ]
-        )
+        chosen.append([place for place, name in enumerate(names) if (kept is None or name in kept) and (in_all is None or name[1] in in_all)])
     return shared, chosen
 
 
