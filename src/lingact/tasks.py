@@ -9,24 +9,20 @@ import json
 import logging
 import os
 import re
-import ssl
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from http.client import HTTPException
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from lingact.benchmarks import FAMILIES, Entry, Family, entry, family
 from lingact.config import OwnItems, OwnTask, TasksConfig, asset
 from lingact.errors import UserError
+from lingact.hub import HubItem, from_the_hub
 from lingact.languages import LANGUAGES, nearest
 from lingact.selection import Candidates, choose
 
@@ -311,12 +307,12 @@ def _load(source: _Source, config: TasksConfig, cache: Path) -> "Task":
     definition = _own_definition(source) if source.file.suffix in (".jsonl", ".json") else _definition(source.file, cache)
     if config.fewshot is not None and definition.get("num_fewshot") != 0:  # as lm-eval: a task that says 0 means it
         definition["num_fewshot"] = config.fewshot
-    with _hub_or_what_came_from_it(definition.get("dataset_path")) as offline:
-        try:
-            with _data_that_fit(source.entry, but=(OSError, *((ValueError,) if offline else ()))):
-                loaded = TaskManager(include_defaults=False).load([definition])["tasks"]
-        except (OSError, ValueError) as error:
-            raise UserError(_cannot_be_had(source.entry, definition.get("dataset_path"), error, offline)) from error
+    dataset = str(definition.get("dataset_path"))
+    # One word such as `json` is not a data set of the hub, but one of the readers of `datasets`.
+    item = HubItem(f"tasks: the data of '{source.entry.task}' ({dataset}, {source.entry.licence})", dataset, "dataset", "or leave it out")
+    hub = from_the_hub(item) if "/" in dataset else nullcontext()
+    with hub as offline, _data_that_fit(source.entry, but=(OSError, *((ValueError,) if offline else ()))):
+        loaded = TaskManager(include_defaults=False).load([definition])["tasks"]
     (task,) = loaded.values()
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(f"tasks: '{source.entry.task}' has the output type {task.OUTPUT_TYPE}; only multiple_choice tasks are compared item by item")
@@ -365,68 +361,6 @@ def _data_that_fit(row: Entry, but: tuple[type[Exception], ...] = ()) -> Iterato
     except (ArithmeticError, AssertionError, AttributeError, LookupError, SyntaxError, TypeError, ValueError, DatasetsError, TemplateError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"tasks: '{row.task}' does not fit its data ({reason.rstrip('.')}); mend the one or the other, or leave it out") from error
-
-
-@contextmanager
-def _hub_or_what_came_from_it(dataset: Any) -> Iterator[str | None]:
-    """Without a way to the hub take what was downloaded before; the hub's client would look for one for half a minute, for every data set anew.
-
-    Yields:
-        Why the hub is left alone; None where it is asked.
-    """
-    import datasets
-    from huggingface_hub import constants
-
-    if not isinstance(dataset, str) or "/" not in dataset or Path(dataset).exists():
-        yield None
-    elif constants.HF_HUB_OFFLINE:
-        yield "HF_HUB_OFFLINE is set"
-    elif _answers(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT):
-        yield None
-    else:
-        with patch.object(constants, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
-            yield f"there is no way to {constants.ENDPOINT}"
-
-
-@functools.cache
-def _answers(address: str, seconds: float) -> bool:
-    """Whether there is anyone at an address. A refusal, an error or a certificate in doubt is an answer, for the hub's client to make sense of."""
-    answered: list[bool] = []
-
-    def ask() -> None:
-        try:
-            with urlopen(Request(address, method="HEAD"), timeout=seconds):
-                answered.append(True)
-        except HTTPError as error:
-            error.close()
-            answered.append(True)
-        except URLError as error:
-            answered.append(isinstance(error.reason, ssl.SSLError))
-        except (OSError, HTTPException) as error:
-            answered.append(not isinstance(error, TimeoutError))
-
-    thread = Thread(target=ask, daemon=True)  # the time limit is for each of a host's addresses
-    thread.start()
-    thread.join(seconds)
-    return answered == [True]
-
-
-def _cannot_be_had(row: Entry, dataset: object, error: Exception, offline: str | None) -> str:
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.constants import ENDPOINT
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    page = f"{ENDPOINT}/datasets/{dataset}"
-    if offline:
-        reason, advice = f"{offline}, and they were not downloaded before", "Connect once so that it can be downloaded, or leave it out"
-    elif "gated" in str(error).lower():
-        reason, advice = "they are given to those who accept their terms", f"Accept them on {page} and run `hf auth login`"
-    elif isinstance(error, (DatasetNotFoundError, RepositoryNotFoundError)):
-        reason, advice = "the hub does not have them, or not for you", f"Look at {page}; run `hf auth login` if you need to, or leave it out"
-    else:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        advice = "Try again, or leave it out"
-    return f"tasks: the data of '{row.task}' ({dataset}, {row.licence}) cannot be had: {reason}. {advice}"
 
 
 def _definition(path: Path, cache: Path) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def test_what_the_hub_refuses(server: HubServer, process: Callable[..., subproce
     said = []
     for task, name, licence, gated in answers:
         page = f"{server.url}/datasets/{name}"
-        terms = f"they are given to those who accept their terms. Accept them on {page} and run `hf auth login`"
-        nobody = f"the hub does not have them, or not for you. Look at {page}; run `hf auth login` if you need to, or leave it out"
+        terms = f"it is given to those who accept its terms. Accept them on {page} and run `hf auth login`"
+        nobody = f"the hub does not have it, or not for you. Look at {page}; run `hf auth login` if you need to, or leave it out"
         said.append(f"tasks: the data of '{task}' ({name}, {licence}) cannot be had: {terms if gated else nobody}")
     assert done.stderr.splitlines() == [line for text in said for line in ("eval.py:", f"  {text}", "exit code 2")]
     assert done.stdout == ""
@@ -93,7 +93,7 @@ def test_what_the_hub_refuses(server: HubServer, process: Callable[..., subproce
 def test_no_hub_at_all(process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
     done = process(address, *evaluation("tasks=belebele"))
-    problem = f"there is no way to {address}, and they were not downloaded before. Connect once so that it can be downloaded, or leave it out"
+    problem = f"there is no way to {address}, and it was not downloaded before. Connect once so that it can be downloaded, or leave it out"
     # Nothing of the client's retries, which take half a minute.
     assert done.stderr == f"eval.py:\n  tasks: the data of 'belebele_eng_Latn' (facebook/belebele, CC BY-SA 4.0) cannot be had: {problem}\n"
     assert (done.returncode, done.stdout) == (2, "")
@@ -103,7 +103,7 @@ def test_no_hub_at_all(process: Callable[..., subprocess.CompletedProcess[str]],
 def test_a_hub_that_does_not_answer(server: HubServer, process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     server.stalls = True
     done = process(server.url, *evaluation("tasks=belebele"), HF_HUB_ETAG_TIMEOUT="1")
-    assert f"cannot be had: there is no way to {server.url}, and they were not downloaded before" in done.stderr
+    assert f"cannot be had: there is no way to {server.url}, and it was not downloaded before" in done.stderr
     assert (len(done.stderr.splitlines()), done.returncode, done.stdout) == (2, 2, "")
     assert [asked for asked in server.asked if "belebele" in asked] == []
     assert list((tmp_path / "here").rglob("*")) == []
