@@ -195,12 +195,17 @@ class TrackingConfig(Section):
     tags: tuple[str, ...]
 
 
-class Job(Section):
+class Seeded(Section):
     """What all three jobs share."""
 
     seed: NonNegativeInt
     device: str
     """auto, cpu, cuda or cuda:N."""
+
+
+class Job(Seeded):
+    """What train.py and analyze.py share."""
+
     batch_tokens: PositiveInt
     """Padded tokens per forward pass."""
     model: ModelConfig
@@ -209,6 +214,22 @@ class Job(Section):
     languages: LanguagesConfig
     statistics: Statistics
     tracking: TrackingConfig
+
+
+class Processes(Section):
+    """How the passes over text are shared out. It changes no number, so an interrupted run may go on with another number of processes."""
+
+    devices: PositiveInt
+    """Processes on this machine, one for each device."""
+    nodes: PositiveInt
+    """Machines."""
+
+    @field_validator("devices")
+    @classmethod
+    def _a_device_for_each(cls, devices: int, info: Any) -> int:
+        if devices > 1 and ":" in info.data.get("device", ""):
+            raise ValueError(f"it is {devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
+        return devices
 
 
 Measure = Literal[
@@ -290,7 +311,7 @@ def _read_piece(value: object) -> object:
     return value
 
 
-class AnalyzeConfig(Job):
+class AnalyzeConfig(Processes, Job):
     """analyze.py."""
 
     split: Literal["train", "dev", "heldout", "all"]
@@ -691,11 +712,9 @@ def _as_names(value: object) -> object:
     return () if value is None else [value] if isinstance(value, str) else value
 
 
-class EvalConfig(Section):
+class EvalConfig(Processes, Seeded):
     """eval.py: it needs no SAE."""
 
-    seed: NonNegativeInt
-    device: str
     batch_tokens: PositiveInt
     """Padded tokens per forward pass over the text."""
     adapter: Annotated[tuple[str, ...], BeforeValidator(_as_names)]
