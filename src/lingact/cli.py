@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from lingact import sweep
-from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, judge, validate
+from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, TrainConfig, TrainerConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
 from lingact.tracking import adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
@@ -348,6 +348,7 @@ def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
         try:
             folder = folder or _output_folder(judged.composed, key, explicit=any(override.key_or_group == key for override in parsed))
             if judged.config is not None:
+                problems += _not_startable(judged.composed, judged.config) if multirun else []
                 config = _read(job, judged.composed, folder) if multirun else judged.config
                 problems += _other_run(_job_folder(judged.composed, folder, number) if multirun else folder, config, key)
         except UserError as error:
@@ -360,6 +361,22 @@ def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
             "\n".join(line if numbers == list(everywhere) else f"{line} [job {', '.join(map(str, numbers))}]" for line, numbers in found.items())
         )
     return folder
+
+
+def _not_startable(composed: DictConfig, config: Section) -> list[str]:
+    """The problem with a job of several processes where a launcher starts it.
+
+    Lightning starts them by repeating the command, which is not ours in a launcher's worker; and only Slurm tells its tasks apart.
+    """
+    key, asked = ("trainer.devices", config.trainer) if isinstance(config, TrainConfig) else ("devices", config)
+    assert isinstance(asked, TrainerConfig | Processes)
+    launcher, processes = composed.hydra.launcher, asked.devices * asked.nodes
+    name = str(launcher._target_).rpartition(".")[2]
+    tasks = launcher.tasks_per_node * launcher.nodes if name == "SlurmLauncher" else 1
+    if name == "BasicLauncher" or processes == tasks:
+        return []
+    advice = f"hydra/launcher=slurm with hydra.launcher.tasks_per_node={asked.devices} hydra.launcher.nodes={asked.nodes}"
+    return [f"{key}: a job needs {processes} processes and this launcher starts {tasks}; leave hydra/launcher out, or use {advice}"]
 
 
 def _job_folder(composed: DictConfig, folder: Path, number: int) -> Path:
