@@ -16,6 +16,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,12 +38,15 @@ from lingact import sweep
 from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Section, TasksConfig, TrackingConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
+from lingact.sae_sources import sae_rows
+from lingact.terminal import note, show
 from lingact.tracking import check_tracking, differences, first_process, full_disk, read_manifest
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
 _RUN_FOLDER = "LINGACT_RUN_FOLDER"
 """Environment variable that tells processes started by a run which run that is."""
+_LIST_SAES = "--list-saes"
 _DOES_NOT_COMPOSE = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
@@ -53,7 +57,9 @@ def launch(job: str, conf_dir: Path) -> None:
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     """Run a job. Returns the exit code; a fault of ours passes through as its exception."""
-    arguments = get_args_parser().parse_intermixed_args(argv)  # flags may stand between overrides
+    parser = get_args_parser()
+    parser.add_argument(_LIST_SAES, action="store_true")
+    arguments = parser.parse_intermixed_args(argv)  # flags may stand between overrides
     conf_dir = conf_dir.absolute()
     if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
         if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
@@ -65,7 +71,7 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
         if unused:
             raise UserError(f"--{unused[0].replace('_', '-')} is not supported; put your options into {conf_dir}")
         with initialize_config_dir(str(conf_dir), job_name=job, version_base="1.3"):
-            problems = _run(job, arguments)
+            problems = _list_saes(job, arguments.overrides) if arguments.list_saes else _run(job, arguments)
     except UserError as error:
         problems = str(error).splitlines()
     except KeyboardInterrupt:
@@ -75,6 +81,27 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     if problems:
         print(f"{job}.py:" if first_process() else f"{job}.py, beside the first process:", *problems, sep="\n  ", file=sys.stderr)
     return 2 if problems else 0
+
+
+def _list_saes(job: str, overrides: list[str]) -> list[str]:
+    """Print the SAEs that sae-lens's releases have for the model. Returns the problems that the user has to mend."""
+    composed, refused = _compose_what_composes(job, overrides)
+    if refused:
+        return list(refused.values())
+    name = str(composed.model.name)
+    rows, elsewhere = sae_rows(name)
+    others = f" SAEs on other places than the outputs of blocks, which are not measured: {elsewhere}." if elsewhere else ""
+    if not rows:
+        return [f"sae-lens {version('sae-lens')} has no SAEs for '{name}' that fit.{others} Your own: sae.measuring.release=FOLDER"]
+    for release in dict.fromkeys(row["release"] for row in rows):
+        show([{key: value for key, value in row.items() if key != "release"} for row in rows if row["release"] == release], title=release)
+    print()
+    note(
+        f"releases that sae-lens {version('sae-lens')} has for {name}. To measure with one: sae.measuring.release=RELEASE "
+        f"\"sae.measuring.id='ID'\", or an option of conf/sae/. * stands for a number that differs between layers or is free to choose; then name an "
+        f'id for each layer: "sae.measuring.id={{0: ..., 1: ...}}".{others}'
+    )
+    return []
 
 
 def _run(job: str, arguments: Namespace) -> list[str]:

@@ -76,6 +76,8 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     """Attention implementation; Gemma 2's soft caps need eager."""
+    bos: Literal["auto"] | bool = "auto"
+    """Whether texts begin with BOS; auto: as the tokenizer does it."""
     context: PositiveInt
     """Tokens per window, BOS included. Longer texts are split into windows."""
     trust_remote_code: bool = False
@@ -87,15 +89,29 @@ class SaeSet(Section):
     """One SAE per layer."""
 
     release: str
-    """sae-lens release, or a local folder in sae-lens format."""
-    id: str
-    """SAE id, or sub-folder, with `{layer}` for the layer number."""
+    """sae-lens release, a local folder in sae-lens's or a release's format, or a hub repository in sae-lens's format."""
+    id: str | dict[NonNegativeInt, str]
+    """SAE id, or path in the folder, with `{layer}` for the layer number, `{layer+1}` where SAEs are named by the block that reads them; or an id
+    for each layer."""
 
-    @model_validator(mode="after")
-    def _has_layer(self) -> "SaeSet":
-        if "{layer}" not in self.id:
-            raise ValueError(f"id is '{self.id}', without {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
-        return self
+    @field_validator("id")
+    @classmethod
+    def _has_layer(cls, given: str | dict[int, str]) -> str | dict[int, str]:
+        if isinstance(given, str) and not re.search(r"\{layer(\+1)?\}", given):
+            raise ValueError(f"id is '{given}', without {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
+        return given
+
+    def id_of(self, layer: int) -> str:
+        """The id of a layer's SAE.
+
+        Raises:
+            UserError: ids are given one by one, and none for this layer.
+        """
+        if isinstance(self.id, str):
+            return self.id.replace("{layer}", str(layer)).replace("{layer+1}", str(layer + 1))
+        if layer not in self.id:
+            raise UserError(f"sae: no id for layer {layer} (given: {', '.join(map(str, self.id))}); add it, or name the layers in sae.layers")
+        return self.id[layer]
 
 
 class SaeConfig(Section):

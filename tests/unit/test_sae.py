@@ -109,10 +109,8 @@ def test_an_sae_that_folds_by_itself_is_not_folded_twice(x: Tensor) -> None:
     torch.testing.assert_close(dictionary.encode(x), sae.encode(x))
 
 
-def load(
-    release: Path, lm: LanguageModel, layers: tuple[int, ...] = (0, 1, 2), name: str = "layer_{layer}", d_model: int = 32
-) -> tuple[Dictionaries, dict]:
-    return load_dictionaries(SaeSet(release=str(release), id=name), layers, d_model, CPU)
+def load(release: Path, lm: LanguageModel, layers: tuple[int, ...] = (0, 1, 2), name: Any = "layer_{layer}") -> tuple[Dictionaries, dict]:
+    return load_dictionaries(SaeSet(release=str(release), id=name), layers, lm)
 
 
 def test_a_release_is_read_and_named(sae_release: Path, make_sae: MakeSae, lm: LanguageModel, x: Tensor) -> None:

@@ -42,8 +42,7 @@ def load_organism(folder: Path) -> LanguageModel:
 
 def load_saes(folder: Path, lm: LanguageModel, name: str) -> Dictionaries:
     """One of its sets of SAEs: `sae` or `sae_heldout`."""
-    width = lm.model.config.hidden_size  # pyrefly: ignore[missing-attribute]
-    return load_dictionaries(SaeSet(release=str(folder / name), id="layer_{layer}"), tuple(range(len(lm.blocks))), width, lm.device)[0]
+    return load_dictionaries(SaeSet(release=str(folder / name), id="layer_{layer}"), tuple(range(len(lm.blocks))), lm)[0]
 
 
 def load_rows(folder: Path) -> ParallelCorpus:

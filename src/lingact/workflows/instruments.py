@@ -32,11 +32,10 @@ def set_up(run: Run, config: AnalyzeConfig | TrainConfig) -> Instruments:
     corpus = load_corpus(config.corpus, config.languages.all)
     lm = load_model(config.model, config.device)
     layers = chosen_layers(config.sae, len(lm.blocks))
-    d_model = lm.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
     meters, saes = {}, {}
     for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
         if spec is not None:
-            meters[meter], saes[meter] = load_dictionaries(spec, layers, d_model, lm.device)
+            meters[meter], saes[meter] = load_dictionaries(spec, layers, lm)
     run.identify(model=lm.identity, sae=saes, corpus={"name": corpus.name, "sha256": corpus.sha256, "sentences": len(corpus.ids)})
     identity = {"model": lm.identity["sha256"], "corpus": corpus.sha256, "context": str(config.model.context), "masking": "special tokens out"}
     identity |= {f"sae/{meter}": found["sha256"] for meter, found in saes.items()}
