@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -230,7 +231,7 @@ def _reasons_of_transformers(config: ModelConfig) -> Iterator[None]:
             ) from error
         raise UserError(f"model '{config.name}' cannot be loaded: {reason}") from error
     except OSError as error:
-        if "safetensors" in str(error) and "does not appear to have a file" in str(error):
+        if re.search(r"(no file|not appear to have a file) named model\.safetensors", str(error)):
             raise UserError(
                 f"model '{config.name}' has no weights in safetensors format, and reading other formats can run code; convert it, or choose "
                 "another model or revision"

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -153,8 +154,15 @@ def load_sae(release: str, sae_id: str, device: str) -> "SAE[Any]":
     Raises:
         UserError: it is not there, cannot be had, or is damaged.
     """
-    if (folder := _folder(release)) is not None:
-        return _from_folder(folder, sae_id, device)
+    with warnings.catch_warnings():
+        # `sae.load_dictionaries` refuses what the first two are about; the third says that the release has a shorter name.
+        for about in ("[\\s\\S]*non-empty model_from_pretrained_kwargs", "norm_scaling_factor not found", "You are loading an SAE using the Hugg"):
+            warnings.filterwarnings("ignore", message=about, category=UserWarning)
+        folder = _folder(release)
+        return _from_folder(folder, sae_id, device) if folder is not None else _from_release(release, sae_id, device)
+
+
+def _from_release(release: str, sae_id: str, device: str) -> "SAE[Any]":
     from sae_lens import SAE
     from sae_lens.loading import pretrained_sae_loaders as loaders
 

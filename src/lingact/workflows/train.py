@@ -1,6 +1,8 @@
 """Close the activation gap of chosen languages and hold the reference."""
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from lingact.measure import Measurement, Wanted, measure
 from lingact.module import GapModule
 from lingact.report import training as report
 from lingact.report.page import Section
-from lingact.sae import Dictionaries
+from lingact.sae import Dictionaries, waiting
 from lingact.tables import named_ranges
 from lingact.terminal import show
 from lingact.tracking import Run, open_run
@@ -55,7 +57,8 @@ def run(config: TrainConfig, folder: Path) -> float:
             seed=config.seed,
             workers=config.trainer.workers,
         )
-        fit(module, AlignedData(batches), config, run)
+        with room_for_training(config, instruments):
+            fit(module, AlignedData(batches), config, run)
         if not run.first:
             return math.nan
         save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"])
@@ -76,6 +79,18 @@ def run(config: TrainConfig, folder: Path) -> float:
         tell(run, config, frames, instruments.identity, len(judged.ids))
         show([{"adapter": str(folder / "adapter"), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
+
+
+@contextmanager
+def room_for_training(config: TrainConfig, instruments: Instruments) -> Iterator[None]:
+    """Meanwhile the held-out SAEs wait in host memory, and the decoders of the measuring ones where the loss does not decode."""
+    with ExitStack() as stack:
+        for meter, saes in instruments.meters.items():
+            if meter != MEASURING:
+                stack.enter_context(waiting(saes.values(), decoders_only=False))
+            elif config.loss.retention.fit == 0:
+                stack.enter_context(waiting(saes.values(), decoders_only=True))
+        yield
 
 
 def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], sentences: int) -> None:
