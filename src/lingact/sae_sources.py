@@ -148,7 +148,7 @@ def load_sae(release: str, sae_id: str, device: str) -> "SAE[Any]":
     """One SAE in float32, by sae-lens's own loaders.
 
     Args:
-        release: a release of sae-lens, a folder, or a repository on the hub in sae-lens's format.
+        release: a release of sae-lens, a folder, or a repository on the hub; the latter two in sae-lens's format or in that of a release.
         sae_id: id in the release, or path in the folder or repository.
 
     Raises:
@@ -159,10 +159,11 @@ def load_sae(release: str, sae_id: str, device: str) -> "SAE[Any]":
         for about in ("[\\s\\S]*non-empty model_from_pretrained_kwargs", "norm_scaling_factor not found", "You are loading an SAE using the Hugg"):
             warnings.filterwarnings("ignore", message=about, category=UserWarning)
         folder = _folder(release)
-        return _from_folder(folder, sae_id, device) if folder is not None else _from_release(release, sae_id, device)
+        return _from_folder(folder, sae_id, device, folder.name) if folder is not None else _from_release(release, sae_id, device)
 
 
 def _from_release(release: str, sae_id: str, device: str) -> "SAE[Any]":
+    from huggingface_hub import snapshot_download
     from sae_lens import SAE
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
@@ -170,7 +171,10 @@ def _from_release(release: str, sae_id: str, device: str) -> "SAE[Any]":
     item = HubItem(f"sae '{release}' '{sae_id}' ({repository})", repository, "model", "or choose other SAEs")
     # sae-lens asks the hub for the shapes of Gemma Scope 2 even where the file is in the cache.
     with from_the_hub(item), patch.object(loaders, "get_safetensors_tensor_shapes", _shapes_in_cache):
-        return SAE.from_pretrained(release, sae_id, device=device, dtype="float32")
+        if release in releases():
+            return SAE.from_pretrained(release, sae_id, device=device, dtype="float32")
+        folder = Path(snapshot_download(release, allow_patterns=[sae_id, f"{sae_id}/*"]))
+        return _from_folder(folder, sae_id, device, release)
 
 
 def _shapes_in_cache(repo_id: str, filename: str) -> dict[str, list[int]]:
@@ -195,8 +199,8 @@ def _folder(release: str) -> Path | None:
     return path if path.is_absolute() or path.is_dir() else None
 
 
-def _from_folder(folder: Path, sae_id: str, device: str) -> "SAE[Any]":
-    """An SAE from files that lie here, in sae-lens's format or as the releases have them."""
+def _from_folder(folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]":
+    """An SAE from files that lie here, in sae-lens's format or as the releases have them. Some loaders take widths from the repository's name."""
     from safetensors import SafetensorError
 
     path = folder / sae_id
@@ -209,26 +213,35 @@ def _from_folder(folder: Path, sae_id: str, device: str) -> "SAE[Any]":
             f"no SAE in '{path}' (no {', '.join(_READERS)}){nearest(path.name, siblings)} There: {', '.join(sorted(siblings)[:8]) or 'nothing'}"
         )
     try:
-        return read(folder, sae_id, device)
+        return read(folder, sae_id, device, name)
     except (json.JSONDecodeError, BadZipFile, OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"the SAE in '{path}' cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
-def _own(folder: Path, sae_id: str, device: str) -> "SAE[Any]":
+def _own(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
     from sae_lens import SAE
 
     return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32")
 
 
-def _sparsify(folder: Path, sae_id: str, device: str) -> "SAE[Any]":
+def _sparsify(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
     from sae_lens import SAE
     from sae_lens.loading.pretrained_sae_loaders import sparsify_disk_loader
 
-    return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=sparsify_disk_loader)
+    about = json.loads((folder / sae_id / "cfg.json").read_text(encoding="utf-8"))
+    if about.get("transcode") or about.get("activation", "topk") != "topk":
+        raise ValueError("of sparsify's coders only top-k autoencoders are read")
+
+    def convert(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        # sae-lens 6.54 takes the decoder's rows for columns, and leaves out that sparsify subtracts the decoder's bias before it encodes.
+        settings, weights = sparsify_disk_loader(path, device, cfg_overrides)
+        return settings | {"apply_b_dec_to_input": True}, weights | {"W_dec": weights["W_dec"].T.contiguous()}
+
+    return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=convert)
 
 
-def _as_released(kind: str, folder: Path, sae_id: str, device: str) -> "SAE[Any]":
-    """Through sae-lens's loader for a repository, with the folder in the repository's place; its name must be the repository's where that counts."""
+def _as_released(kind: str, folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]":
+    """Through sae-lens's loader for a repository, with the folder in the repository's place."""
     from huggingface_hub.errors import EntryNotFoundError
     from sae_lens import SAE
     from sae_lens.loading import pretrained_sae_loaders as loaders
@@ -245,7 +258,7 @@ def _as_released(kind: str, folder: Path, sae_id: str, device: str) -> "SAE[Any]
             patch.object(loaders, "hf_hub_download", here),
             patch.object(loaders, "get_safetensors_tensor_shapes", lambda _repo, filename: _shapes(folder / filename)),
         ):
-            settings, weights, _ = loader(folder.name, sae_id, device, force_download=False, cfg_overrides=cfg_overrides)
+            settings, weights, _ = loader(name, sae_id, device, force_download=False, cfg_overrides=cfg_overrides)
         return settings, weights
 
     sae = SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=convert)
@@ -256,7 +269,7 @@ def _as_released(kind: str, folder: Path, sae_id: str, device: str) -> "SAE[Any]
     return sae
 
 
-_READERS: dict[str, Callable[[Path, str, str], "SAE[Any]"]] = {
+_READERS: dict[str, Callable[[Path, str, str, str], "SAE[Any]"]] = {
     "sae_weights.safetensors": _own,
     "sae.safetensors": _sparsify,
     "params.npz": functools.partial(_as_released, "gemma_2"),
