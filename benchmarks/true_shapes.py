@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ def write_model(folder: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(SHAPE, dtype=torch.bfloat16)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(asset("microworld/model")).save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(asset("microworld/model"))
+    tokenizer.save_pretrained(folder)
 
 
 def write_saes(folder: Path, norms: list[float]) -> None:

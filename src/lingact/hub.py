@@ -105,6 +105,14 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
                 _refuse_damaged(item, started, None)
 
 
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of a model in the cache that a branch or tag stands for; None for what does not come from the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = None if Path(name).exists() else try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
 @contextmanager
 def _offline_where_no_hub() -> Iterator[str | None]:
     import datasets

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from lingact.config import ModelConfig
 from lingact.errors import UserError
-from lingact.hub import HubItem, from_the_hub
+from lingact.hub import HubItem, commit_of, from_the_hub
 from lingact.languages import nearest
 from lingact.tokens import TokenBatch, Tokens
 
@@ -178,7 +178,7 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     model.requires_grad_(False).eval().to(where)
     identity = {
         "name": config.name,
-        "revision": getattr(shape, "_commit_hash", None) or config.revision,
+        "revision": commit_of(config.name, config.revision) or config.revision,
         "sha256": weights_hash(model),
         "dtype": config.dtype,
         "attention": config.attention,

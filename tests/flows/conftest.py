@@ -54,3 +54,9 @@ def launch(command: list[str], log: Path, **more: Any) -> subprocess.Popen[bytes
     """A process whose errors and progress bars go into a file; a pipe that nobody reads would fill up."""
     with log.open("wb") as errors:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, **more)
+
+
+def hub_surroundings(home: Path) -> dict[str, str]:
+    """The environment of a process that asks a hub on this machine and keeps what it gets in that folder. The hub's address is still to be added."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    return kept | {"HF_HOME": str(home), "PYTHONPATH": str(ROOT / "src"), "no_proxy": "127.0.0.1", "COLUMNS": "110"}

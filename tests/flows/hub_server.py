@@ -1,4 +1,4 @@
-"""An imitation of the Hugging Face hub: as much of it as the client asks when it fetches a data set. It serves this machine only."""
+"""An imitation of the Hugging Face hub: as much of it as the client asks when it fetches models and data sets. It serves this machine only."""
 
 import hashlib
 import json
@@ -14,11 +14,14 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-_FILE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-_ASKED = re.compile(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?")
+_FILE = re.compile(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_ASKED = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?")
+_REVISION = re.compile(r"/(?:resolve|revision|tree|paths-info)/([^/]+)")
+_LARGE = (".safetensors", ".npz", ".pt", ".parquet")
+"""Files that the hub keeps beside git and names by their sha256."""
 REFUSALS = {
-    "gated": (401, "GatedRepo", "Access to dataset is restricted. You must have access to it and be authenticated to access it. Please log in."),
-    "not asked for": (403, "GatedRepo", "Access to dataset is restricted and you are not in the authorized list. Visit its page to ask for access."),
+    "gated": (401, "GatedRepo", "Access to it is restricted. You must have access to it and be authenticated to access it. Please log in."),
+    "not asked for": (403, "GatedRepo", "Access to it is restricted and you are not in the authorized list. Visit its page to ask for access."),
     "unknown": (404, "RepoNotFound", "Repository not found"),
     "unknown or private": (401, "RepoNotFound", "Repository not found"),
 }
@@ -29,10 +32,14 @@ class HubServer:
     """What it holds, what it refuses, and what it was asked."""
 
     root: Path
-    """Data sets, as folders `owner/name`."""
+    """Models and data sets, as folders `owner/name`."""
     url: str = ""
     refuses: dict[str, str] = field(default_factory=dict)
-    """Data set -> why it is not given, one of `REFUSALS`."""
+    """Model or data set -> why it is not given, one of `REFUSALS`."""
+    drops: dict[str, int] = field(default_factory=dict)
+    """File name -> after how many bytes the connection breaks, the first time that the file is sent."""
+    damages: set[str] = field(default_factory=set)
+    """Names of files of which a byte is wrong when they arrive."""
     stalls: bool = False
     """It takes connections and does not answer."""
     asked: list[str] = field(default_factory=list)
@@ -40,7 +47,7 @@ class HubServer:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def files(self, name: str) -> list[dict[str, Any]]:
-        """Files of a data set as the hub lists them."""
+        """Files of a model or data set as the hub lists them."""
         folder = self.root / name
         found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         return [{"type": "file", "oid": _oid(file), "size": file.stat().st_size, "path": file.relative_to(folder).as_posix()} for file in found]
@@ -48,6 +55,8 @@ class HubServer:
 
 def _oid(file: Path) -> str:
     content = file.read_bytes()
+    if file.suffix in _LARGE:
+        return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -79,9 +88,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif path == "/":
             self._answer(200, b"")
-        elif why := next((why for name, why in self.hub.refuses.items() if f"/datasets/{name}" in path), None):
+        elif why := next((why for name, why in self.hub.refuses.items() if f"/{name}" in path), None):
             status, code, message = REFUSALS[why]
             self._answer(status, b"", {"X-Error-Code": code, "X-Error-Message": message})
+        elif (found := _REVISION.search(path)) and found[1] not in ("main", COMMIT):
+            self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif found := _FILE.fullmatch(path):
             self._file(self.hub.root / found[1] / found[3])
         elif (found := _ASKED.fullmatch(path)) and (self.hub.root / found[1]).is_dir():
@@ -105,24 +116,36 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
-        self._answer(200, file.read_bytes(), {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": COMMIT})
+        content, oid = file.read_bytes(), _oid(file)
+        headers = {"ETag": f'"{oid}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if file.suffix in _LARGE:
+            headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
+        if file.name in self.hub.damages:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        begin = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if begin:
+            headers |= {"Content-Range": f"bytes {begin[1]}-{len(content) - 1}/{len(content)}"}
+        breaks = self.hub.drops.pop(file.name, None) if self.command == "GET" else None
+        self._answer(206 if begin else 200, content[int(begin[1]) if begin else 0 :], headers, breaks)
 
     def _json(self, content: Any) -> None:
         self._answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-    def _answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+    def _answer(self, status: int, content: bytes, headers: dict[str, str] | None = None, breaks: int | None = None) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:breaks])
+        if breaks is not None:
+            self.close_connection = True
 
 
 @contextmanager
 def serving(root: Path) -> Iterator[HubServer]:
-    """A hub with these data sets, as long as the block lasts."""
+    """A hub with these models and data sets, as long as the block lasts."""
     hub = HubServer(root)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, hub)) as server:
         server.daemon_threads = True
