@@ -24,7 +24,7 @@ from .conftest import CONF, hub_surroundings
 from .hub_server import COMMIT, HubServer, serving
 from .test_hub_data import unused_port
 
-CODES = ("en", "ml", "hi")
+CODES = ("en", "hi")
 MANY = """
 import json, sys
 from pathlib import Path
@@ -47,7 +47,7 @@ def server(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def process(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`process(home, *jobs)`: jobs one after the other in a process that finds the hub at the server and its cache in that folder."""
     here = tmp_path_factory.mktemp("here")
-    rows = [{"unit": f"row-{place}"} | {code: hub.words(code, 5, f"{code}/{place}") for code in CODES} for place in range(60)]
+    rows = [{"unit": f"row-{place}"} | {code: hub.words(code, 2, f"{code}/{place}") for code in CODES} for place in range(24)]
     hub.write_rows(here / "text.jsonl", rows)
     common = [
         "device=cpu",
@@ -58,7 +58,7 @@ def process(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Call
         "corpus=files",
         f"corpus.path={here / 'text.jsonl'}",
     ]
-    common += ["languages.high=[ml]", "languages.low=[hi]", "tracking=none"]
+    common += ["languages.high=[]", "languages.low=[hi]", "tracking=none"]
     own = {
         "analyze": [*common, "statistics.resamples=50"],
         "train": [
@@ -71,7 +71,8 @@ def process(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Call
             "peft.r=2",
             "cache=null",
         ],
-        "eval": [text for text in common if not text.startswith("sae")] + ["tasks.limit=3", "text_split=null", "resamples=50", "cache=null"],
+        "eval": [text for text in common if not text.startswith("sae")]
+        + ["tasks.limit=2", "tasks.benchmarks=[micro_arc]", "text_split=null", "resamples=50", "cache=null"],
     }
 
     def run(home: Path, *jobs: tuple[str, list[str]], **more: str) -> subprocess.CompletedProcess[str]:
