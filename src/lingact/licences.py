@@ -14,7 +14,10 @@ _MODELS = (
     (r"(openai-community/)?gpt2(-|$)", "mit"),
 )
 """Beginning of a hub id, and what the hub calls the licence on the model's page."""
-_GEMMA = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. Its use restrictions hold for this adapter, too."
+_GEMMA = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. Its use restrictions hold for this adapter, "
+    "too."
+)
 
 
 def licence_of(model: str) -> str | None:

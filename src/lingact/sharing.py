@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -142,9 +142,7 @@ def _finished(run: Path, job: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _base_model(name: str, given: str | None) -> str:
     """Hub id of the base model."""
     if given is None and (Path(name).expanduser().exists() or not ON_THE_HUB.fullmatch(name)):
-        raise UserError(
-            f"the base model is the folder '{name}', which nobody else has; name it on the hub with --base-model owner/name, after having put it there"
-        )
+        raise UserError(f"the base model is the folder '{name}', which nobody else has; name it as it is called on the hub: --base-model owner/name")
     if given is not None and not ON_THE_HUB.fullmatch(given):
         raise UserError(f"--base-model: '{given}' is no name on the hub; write owner/name")
     return given or name
@@ -194,7 +192,7 @@ def shareable(node: Any, known: Mapping[str, Any], key: str = "") -> Any:
         return f"${{asset:{node.removeprefix(carried).lstrip('/')}}}"
     if key == "path" or re.match(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]", node):
         sha256 = f", sha256 {known['sha256'][:12]}" if "sha256" in known else ""
-        return f"{re.split(r'[/\\]', node.rstrip('/'))[-1]} (not shared{sha256})"
+        return f"{PureWindowsPath(node).name} (not shared{sha256})"  # takes both kinds of slashes
     return node
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 
 from lingact.compare import ALL
 from lingact.errors import UserError
-from lingact.languages import LANGUAGES
 from lingact.licences import notice_of
 from lingact.report.evaluation import notices_of_tables
 from lingact.report.training import train_tables, training_text
@@ -67,7 +66,7 @@ def read_exam(run: Path, config: Mapping[str, Any], adapter_sha256: str) -> Exam
         raise UserError(f"--eval: '{run}' is of {asked}, not of this adapter; name an evaluation of it, or leave --eval out")
     if not {"differences", "accuracy", "leakage"} <= tables.keys():
         raise UserError(f"--eval: '{run}' has lost its tables; evaluate again, or leave --eval out")
-    labels = dict.fromkeys(tables["differences"]["model"])
+    labels = dict.fromkeys(map(str, tables["differences"]["model"]))
     label = max((label for label in labels if own[0] == label or own[0].startswith(f"{label}_seed")), key=len)
     return Exam(config, tables, label, sum(name == label or name.startswith(f"{label}_seed") for name in names))
 
@@ -90,7 +89,6 @@ def model_card(
     environment = Environment(
         loader=PackageLoader("lingact"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|")
     model, identity, targets = config["model"], manifest["identity"]["model"], config["lang"]
     base, reference = model["name"], config["languages"]["reference"]
     loaded = {"revision": identity["revision"], "dtype": identity["dtype"], "attn_implementation": identity["attention"]}
@@ -113,7 +111,7 @@ def model_card(
         dtype=identity["dtype"],
         facts=_facts(config, manifest),
         training=_of_training(config, tables) if told else None,
-        evaluation=_of_exam(exam, config) if exam else None,
+        evaluation=_of_exam(exam) if exam else None,
         limits=_limits(config, manifest, exam),
     )
 
@@ -190,8 +188,9 @@ def _of_training(config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) 
         f"Base model and adapter on {count} aligned sentences of the split `{config['split']}`, {_SPLITS[config['split']]}. Brackets hold the "
         f"{settings['confidence']:.0%} interval of a paired bootstrap over sentences ({settings['resamples']:,} resamples). A gap is 1 minus a "
         f"language's SAE activation over that of {name_of(reference)} under the base model, on translations of the same sentences; gap closed is the "
-        "share of it that is gone, over the layers of the loss. Norm-matched: with residuals as loud as the base model's, so that loudness alone closes "
-        "nothing. The held-out SAEs took no part in training. FVU is the share of variance that the SAEs do not explain: where it grows, they read less."
+        "share of it that is gone, over the layers of the loss. Norm-matched: with residuals as loud as the base model's, so that loudness alone "
+        "closes nothing. The held-out SAEs took no part in training. FVU is the share of variance that the SAEs do not explain: where it grows, they "
+        "read less."
     )
     shown = train_tables(tables, config["lang"], reference)
     shown.pop("Trained languages, layer by layer")
@@ -209,7 +208,7 @@ _SPLITS = {
 }
 
 
-def _of_exam(exam: Exam, config: Mapping[str, Any]) -> _Results:
+def _of_exam(exam: Exam) -> _Results:
     asked, how = exam.config["tasks"], exam.config
     own = {name: frame[frame["model"] == exam.label] for name, frame in exam.tables.items() if name in ("differences", "bits", "leakage")}
     differences = own["differences"]
@@ -222,9 +221,9 @@ def _of_exam(exam: Exam, config: Mapping[str, Any]) -> _Results:
     )
     benchmarks = list(dict.fromkeys(differences.loc[differences["task"] != ALL, "task"]))
     lead = (
-        f"Accuracy with the adapter minus accuracy of the base model on the same items of {', '.join(benchmarks)}{limit}; {shots}. The numbers are of "
-        f"{whose}. Brackets hold the {how['confidence']:.0%} interval; *detectable* is the smallest true difference that so many items would have shown "
-        f"in {how['power']:.0%} of such experiments; p (Holm) is corrected over all languages, benchmarks and recipes of that evaluation."
+        f"Accuracy with the adapter minus accuracy of the base model on the same items of {', '.join(benchmarks)}{limit}; {shots}. The numbers are "
+        f"of {whose}. Brackets hold the {how['confidence']:.0%} interval; *detectable* is the smallest true difference that so many items would have "
+        f"shown in {how['power']:.0%} of such experiments; p (Holm) is corrected over all languages, benchmarks and recipes of that evaluation."
     )
     tables = {"All benchmarks together": pd.DataFrame(difference_rows(differences, None)).fillna("-")}
     single = differences[
@@ -251,14 +250,22 @@ def _limits(config: Mapping[str, Any], manifest: Mapping[str, Any], exam: Exam |
     reference, known = config["languages"]["reference"], {*config["lang"], config["languages"]["reference"]}
     others = [code for code in (*config["languages"]["high"], *config["languages"]["low"]) if code not in known]
     found = [
-        "The gap is a proxy. It is read through SAEs, which were themselves trained mostly on well-resourced text; a smaller gap is not a better model, "
-        "and raw activation grows with mere loudness. Compare the norm-matched gap, the held-out SAEs and the benchmarks.",
-        f"Intervals cover the choice of sentences and items. This is one training run (seed {config['seed']}): what another seed, corpus or base model "
-        "would give is not in them.",
-        "Not tested: free generation and instructions, safety, bias, long contexts, dialects, quantised weights, and anything but the text and tasks "
-        "named above.",
-        f"Languages: trained for {listed(config['lang'])}, held for {name_of(reference)}, measured without training for {listed(others)}. "
-        f"All {len(LANGUAGES) - len(known) - len(others)} other languages that lingact knows, and all it does not, are untested.",
+        (
+            "The gap is a proxy. It is read through SAEs, which were themselves trained mostly on well-resourced text; a smaller gap is not a better "
+            "model, and raw activation grows with mere loudness. Compare the norm-matched gap, the held-out SAEs and the benchmarks."
+        ),
+        (
+            f"Intervals cover the choice of sentences and items. This is one training run (seed {config['seed']}): what another seed, corpus or base "
+            "model would give is not in them."
+        ),
+        (
+            "Not tested: free generation and instructions, safety, bias, long contexts, dialects, quantised weights, and anything but the text and "
+            "tasks named above."
+        ),
+        (
+            f"Trained for {listed(config['lang'])}, held for {name_of(reference)}, measured without training for {listed(others)}. All other "
+            "languages are untested."
+        ),
     ]
     if not config.get("train_corpus"):
         found.append("It was measured on other sentences of the corpus that it was trained on: how it does on another kind of text was not measured.")
