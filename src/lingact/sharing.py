@@ -78,20 +78,23 @@ def write_package(run: Path, name: str, *, exam: Path | None, licence: str | Non
         UserError: the run is not complete, or something that the card has to say is not known.
     """
     _refuse_no_name(name)
-    (config, manifest), adapter = _finished(run, "train"), run / "adapter"
+    (trained, manifest), adapter = _finished(run, "train"), run / "adapter"
     if not (adapter / WEIGHTS).is_file():
         raise UserError(f"'{run}' has no adapter (any more); name the folder of a finished train.py run")
-    exam_config = _finished(exam, "eval")[0] if exam is not None else None
+    evaluated = _finished(exam, "eval")[0].model_dump(mode="json") if exam is not None else None
+    config = trained.model_dump(mode="json", exclude=PRIVATE)
     base = _base_model(config["model"]["name"], base_model)
     terms = _licence(base, licence)
 
     from lingact.report.model_card import model_card, read_exam, read_tables  # takes pandas along
+    from lingact.report.training import loss_text
 
     known = manifest["identity"] | {"model": manifest["identity"]["model"] | {"name": base}}
-    asked = read_exam(exam, exam_config, _adapter_sha256(run)) if exam is not None and exam_config is not None else None
-    config = shareable({key: value for key, value in config.items() if key not in PRIVATE} | {"model": config["model"] | {"name": base}}, known)
+    asked = read_exam(exam, evaluated, _adapter_sha256(run)) if exam is not None and evaluated is not None else None
+    config = shareable(config | {"model": config["model"] | {"name": base}}, known)
     manifest = shareable({key: manifest[key] for key in _MANIFEST} | {"identity": known}, {})
-    card = model_card(name, terms, config, manifest, read_tables(run), asked)
+    caution = loss_text(trained, known.get("training_text", {}))
+    card = model_card(name, terms, config, manifest, caution, read_tables(run), asked)
 
     folder = run / "hub"
     shutil.rmtree(folder, ignore_errors=True)
@@ -119,7 +122,7 @@ def _refuse_no_name(name: str) -> None:
         raise UserError(f"'{name}' is no name on the hub ({problem}); write owner/name, as in jane/gemma-2-2b-malayalam")
 
 
-def _finished(run: Path, job: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _finished(run: Path, job: str) -> tuple[Any, dict[str, Any]]:
     """Configuration and manifest of a complete run.
 
     Raises:
@@ -132,7 +135,7 @@ def _finished(run: Path, job: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"'{run}' is not complete (status: {manifest['status']}); finish it first: python {job}.py resume={run}")
     try:
         saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        return validate(SCHEMAS[job], saved).model_dump(mode="json"), manifest
+        return validate(SCHEMAS[job], saved), manifest
     except (OSError, ValueError, yaml.YAMLError):
         raise UserError(f"'{run / 'config.yaml'}' cannot be read: it is gone, cut off or of something else; put it back") from None
     except UserError as error:

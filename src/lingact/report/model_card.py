@@ -12,12 +12,13 @@ from lingact.errors import UserError
 from lingact.licences import notice_of
 from lingact.report.evaluation import notices_of_tables
 from lingact.report.training import train_tables, training_text
-from lingact.report.words import listed, markdown_table, name_of, with_interval
+from lingact.report.words import markdown_table, name_of, with_interval
 from lingact.scores import difference_rows
 from lingact.tracking import read_manifest
 
 _OF_TRAINING = ("change_by_layer", "change_by_range", "retention", "bits")
 """Tables of a training run that the card tells."""
+_KINDS = {"lora": "LoRA", "vera": "VeRA", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,13 @@ def read_exam(run: Path, config: Mapping[str, Any], adapter_sha256: str) -> Exam
 
 
 def model_card(
-    name: str, licence: str, config: Mapping[str, Any], manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], exam: Exam | None
+    name: str,
+    licence: str,
+    config: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    caution: str,
+    tables: Mapping[str, pd.DataFrame],
+    exam: Exam | None,
 ) -> str:
     """The card in Markdown, with the front matter that the hub reads.
 
@@ -81,6 +88,7 @@ def model_card(
         licence: of the base model, as the hub calls it.
         config: of the training run, as it may be shown; its model's name is the base model's hub id.
         manifest: the same.
+        caution: what has to be known of the loss before its effects (`training.loss_text`).
         tables: of the training run; empty where they are gone.
         exam: None: no benchmark was asked.
     """
@@ -103,20 +111,22 @@ def model_card(
         iso_codes=list(dict.fromkeys(code.partition("_")[0] for code in (reference, *targets))),
         datasets=list(dict.fromkeys(corpus["dataset"] for corpus in _corpora(config) if "dataset" in corpus)),
         kind=config["peft"]["kind"],
-        title=f"{config['peft']['kind'].upper()} adapter of {base} for {_joined([name_of(code) for code in targets])}",
+        title=f"{_KINDS[config['peft']['kind']]} adapter of {base} for {_names(targets)}",
         what=_what(config),
         loading=", ".join([f'"{base}"', *(f'{key}="{value}"' for key, value in loaded.items() if value is not None)]),
         overrides=" ".join(f"model.{key}={value}" for key, value in overrides.items() if value is not None),
         base_sha256=identity["sha256"],
         dtype=identity["dtype"],
         facts=_facts(config, manifest),
-        training=_of_training(config, tables) if told else None,
+        training=_of_training(config, caution, tables) if told else None,
         evaluation=_of_exam(exam) if exam else None,
         limits=_limits(config, manifest, exam),
     )
 
 
-def _joined(words: Sequence[str]) -> str:
+def _names(codes: Sequence[str]) -> str:
+    """`Malayalam, Hindi and Marathi`."""
+    words = [name_of(code) for code in codes]
     return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
@@ -126,7 +136,7 @@ def _corpora(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _what(config: Mapping[str, Any]) -> str:
-    targets, reference = _joined([name_of(code) for code in config["lang"]]), name_of(config["languages"]["reference"])
+    targets, reference = _names(config["lang"]), name_of(config["languages"]["reference"])
     gap, control = config["loss"]["gap"], config["loss"]["control"]
     aim = (
         f"It was trained to bring the activation of sparse-autoencoder (SAE) features on {targets} text nearer to that on its {reference} translation"
@@ -181,30 +191,32 @@ def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _of_training(config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> _Results:
+def _of_training(config: Mapping[str, Any], caution: str, tables: Mapping[str, pd.DataFrame]) -> _Results:
     settings, reference = config["statistics"], config["languages"]["reference"]
     count = tables["change_by_range"]["n"].iloc[0]
     lead = (
         f"Base model and adapter on {count} aligned sentences of the split `{config['split']}`, {_SPLITS[config['split']]}. Brackets hold the "
         f"{settings['confidence']:.0%} interval of a paired bootstrap over sentences ({settings['resamples']:,} resamples). A gap is 1 minus a "
-        f"language's SAE activation over that of {name_of(reference)} under the base model, on translations of the same sentences; gap closed is the "
-        "share of it that is gone, over the layers of the loss. Norm-matched: with residuals as loud as the base model's, so that loudness alone "
-        "closes nothing. The held-out SAEs took no part in training. FVU is the share of variance that the SAEs do not explain: where it grows, they "
-        "read less."
+        f"language's SAE activation over that of {name_of(reference)} under the base model, on translations of the same sentences: positive where the "
+        "language falls short, negative where it lies above. Gap closed is the share of it that is gone, over the layers of the loss. Norm-matched: "
+        "with residuals as loud as the base model's, so that loudness alone closes nothing. FVU is the share of variance that the SAEs do not "
+        "explain: where it grows, they read less."
     )
+    if "heldout" in set(tables["change_by_range"]["meter"]):
+        lead += " The held-out SAEs took no part in training."
     shown = train_tables(tables, config["lang"], reference)
     shown.pop("Trained languages, layer by layer")
     return _Results(
         lead,
-        training_text(tables, config["lang"], reference),
+        "\n\n".join(text for text in (caution, training_text(tables, config["lang"], reference)) if text),
         (),
         [(heading, markdown_table(frame)) for heading, frame in shown.items() if len(frame)],
     )
 
 
 _SPLITS = {
-    "heldout": "which neither training nor any choice has seen",
-    "dev": "on which settings may have been chosen: no evidence for claims, and without the held-out SAEs",
+    "heldout": "which training did not see and which no choice is meant to see",
+    "dev": "on which settings may have been chosen, so that they are no evidence for claims",
 }
 
 
@@ -263,12 +275,14 @@ def _limits(config: Mapping[str, Any], manifest: Mapping[str, Any], exam: Exam |
             "tasks named above."
         ),
         (
-            f"Trained for {listed(config['lang'])}, held for {name_of(reference)}, measured without training for {listed(others)}. All other "
-            "languages are untested."
+            f"Trained for {_names(config['lang'])}, held for {name_of(reference)}, measured without training for {_names(others) or 'no language'}. "
+            "All others are untested."
         ),
     ]
     if not config.get("train_corpus"):
         found.append("It was measured on other sentences of the corpus that it was trained on: how it does on another kind of text was not measured.")
+    if config["sae"]["heldout"] is None or config["split"] == "dev":
+        found.append("No other SAEs than those of the loss have looked at the result.")
     if exam is None:
         found.append("No benchmark was asked.")
     if manifest["git"]["dirty"]:
