@@ -227,7 +227,7 @@ def test_downloads_that_fail(trained: Path, server: HubServer, share: Callable[.
     # What was downloaded once is enough without a way to the hub, and what was not is refused at once.
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused_port()}")
     assert find_adapter(NAME) == place
-    with pytest.raises(UserError, match="cannot be had: there is no way to .*, and it was not downloaded before"):
+    with pytest.raises(UserError, match=r"cannot be had: there is no way to .*, and it was not downloaded before"):
         find_adapter("jane/other")
 
 

@@ -198,9 +198,9 @@ def _of_training(config: Mapping[str, Any], caution: str, tables: Mapping[str, p
         f"Base model and adapter on {count} aligned sentences of the split `{config['split']}`, {_SPLITS[config['split']]}. Brackets hold the "
         f"{settings['confidence']:.0%} interval of a paired bootstrap over sentences ({settings['resamples']:,} resamples). A gap is 1 minus a "
         f"language's SAE activation over that of {name_of(reference)} under the base model, on translations of the same sentences: positive where "
-        "the language falls short, negative where it lies above. Gap closed is the share of it that is gone, over the layers of the loss. Norm-matched: "
-        "with residuals as loud as the base model's, so that loudness alone closes nothing. FVU is the share of variance that the SAEs do not "
-        "explain: where it grows, they read less."
+        "the language falls short, negative where it lies above. Gap closed is the share of it that is gone, over the layers of the loss. "
+        "Norm-matched: with residuals as loud as the base model's, so that loudness alone closes nothing. FVU is the share of variance that the SAEs "
+        "do not explain: where it grows, they read less."
     )
     if "heldout" in set(tables["change_by_range"]["meter"]):
         lead += " The held-out SAEs took no part in training."
