@@ -254,7 +254,7 @@ def _not_taken(name: str, error: Exception) -> UserError:
     """What to tell the user after the hub's refusal, or after none."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    refusal = error if isinstance(error, HfHubHTTPError) else error.__cause__
+    refusal = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error  # uploads wrap what went wrong
     status = refusal.response.status_code if isinstance(refusal, HfHubHTTPError) else None
     if status == 401:
         why = "the hub does not know the token; run `hf auth login` with a valid one"
@@ -263,7 +263,7 @@ def _not_taken(name: str, error: Exception) -> UserError:
     elif status == 412:
         why = "somebody else has pushed to it at the same time; look at it and give the same command again"
     else:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        said = next((line.strip() for line in str(refusal).splitlines() if line.strip()), type(refusal).__name__)
         why = f"{said.rstrip('.')}. Give the same command again"
     return UserError(f"'{name}' was not pushed: {why}")
 
