@@ -98,7 +98,7 @@ class SaeSet(Section):
     @classmethod
     def _has_layer(cls, given: str | dict[int, str]) -> str | dict[int, str]:
         if isinstance(given, str) and not re.search(r"\{layer(\+1)?\}", given):
-            raise ValueError(f"id is '{given}', without {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
+            raise ValueError(f"'{given}' has no {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
         return given
 
     def id_of(self, layer: int) -> str:
