@@ -66,6 +66,28 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Shape(Section):
+    """What a model's number of weights, and the memory and work that it takes, follow from."""
+
+    architecture: Literal["gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
+    """What transformers calls it. Biases, norms and the kind of MLP follow from it."""
+    layers: PositiveInt
+    d_model: PositiveInt
+    d_mlp: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    """Heads of keys and values."""
+    head_dim: PositiveInt
+    vocabulary: PositiveInt
+    """Rows of the embedding."""
+    positions: PositiveInt | None
+    """Learned positions. None: computed ones."""
+    tied: bool
+    """One matrix embeds tokens and predicts them."""
+    beside: NonNegativeInt
+    """Weights that are loaded and read no text, such as a vision tower."""
+
+
 class ModelConfig(Section):
     """A Hugging Face causal language model."""
 
@@ -83,6 +105,8 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     training_shares: dict[Code, PositiveFloat] | None = None
     """Share of the training text by language, in any unit, where it is known; None: the share of public web pages stands in."""
+    shape: Shape | None = None
+    """For the plan, before anything is downloaded. None: read from the model's config.json, where it is on this machine."""
 
 
 class SaeSet(Section):
@@ -93,6 +117,8 @@ class SaeSet(Section):
     id: str | dict[NonNegativeInt, str]
     """SAE id, or path in the folder, with `{layer}` for the layer number, `{layer+1}` where SAEs are named by the block that reads them; or an id
     for each layer."""
+    width: PositiveInt | None = None
+    """Latents of an SAE, for the plan. None: not known before they are loaded."""
 
     @field_validator("id")
     @classmethod
@@ -159,6 +185,8 @@ class HubCorpus(Section):
     split: str
     id_column: str
     text_column: str
+    sentences: PositiveInt | None
+    """How many the split has, for the plan."""
     max_sentences: PositiveInt | None
     splits: Splits
 
@@ -211,9 +239,18 @@ class TrackingConfig(Section):
     tags: tuple[str, ...]
 
 
+def _plan_by_yes_or_no(value: object) -> object:
+    return {True: "only", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Plan = Annotated[Literal["check", "only", "off"], BeforeValidator(_plan_by_yes_or_no), Field(exclude=True)]
+"""check: begin with memory and time, and refuse what cannot fit. only (true): nothing else. off (false): run without. No part of what a run is."""
+
+
 class Job(Section):
     """What all three jobs share."""
 
+    plan: Plan = "check"
     seed: NonNegativeInt
     device: str
     """auto, cpu, cuda or cuda:N."""
@@ -439,8 +476,8 @@ MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class Adapter(Section):
     """Where an adapter sits, of whatever kind. None of the kinds touches the base weights, so that the adapter switched off is the base model."""
 
-    targets: tuple[str, ...]
-    """Linear modules of a block, such as q_proj."""
+    targets: Literal["all"] | tuple[str, ...]
+    """Linear modules of a block, such as q_proj; all: every one, whatever the architecture calls them."""
     layers: Literal["all"] | tuple[NonNegativeInt, ...]
     """Blocks with an adapter."""
 
@@ -489,7 +526,7 @@ class Ia3Adapter(Adapter):
 
     @model_validator(mode="after")
     def _of_the_targets(self) -> "Ia3Adapter":
-        others = [name for name in self.feedforward if name not in self.targets]
+        others = [name for name in self.feedforward if self.targets != "all" and name not in self.targets]
         if others:
             raise ValueError(f"feedforward names {', '.join(others)}, which targets ({', '.join(self.targets)}) does not have; add it there")
         return self
@@ -710,6 +747,7 @@ def _as_names(value: object) -> object:
 class EvalConfig(Section):
     """eval.py: it needs no SAE."""
 
+    plan: Plan = "check"
     seed: NonNegativeInt
     device: str
     batch_tokens: PositiveInt

@@ -63,7 +63,7 @@ def hankel(rows: int, columns: int, seed: int) -> np.ndarray:
 def write_saes(root: Path) -> None:
     """For every model the SAE of its first block, in the format of the release for it."""
     _gemma_scope(root / "google/gemma-scope-2b-pt-res/layer_0/width_16k/average_l0_105")
-    _gemma_scope_2(root / "google/gemma-scope-2-1b-pt/resid_post_all/layer_0_width_16k_l0_small")
+    _gemma_scope_2(root / "google/gemma-scope-2-1b-pt/resid_post_all/layer_0_width_16k_l0_big")
     _llama_scope(root / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L0R-8x")
     _qwen_scope(root / "Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50/layer0.sae.pt")
     _sae_lens(root / "jbloom/GPT2-Small-OAI-v5-32k-resid-post-SAEs/v5_32k_layer_0.pt")

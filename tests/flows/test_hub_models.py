@@ -51,6 +51,8 @@ def process(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Call
     hub.write_rows(here / "text.jsonl", rows)
     common = [
         "device=cpu",
+        "plan=off",  # of models of the true shapes, which these are not
+        "model.revision=null",
         "model.dtype=float32",
         "model.context=64",
         "sae.layers=[0]",
