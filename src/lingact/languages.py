@@ -42,21 +42,21 @@ class Language:
 def _read_table() -> dict[str, Language]:
     """Cells are empty where a collection's code follows from the others, and where a share is not known."""
     found = {}
-    with (files("lingact") / "assets" / "languages.tsv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            code, flores, usual = row["code"], row["flores"], "_" not in row["code"]
-            found[code] = Language(
-                code,
-                row["name"],
-                flores,
-                row["script"],
-                row["branch"],
-                float(row["web_share"]) if row["web_share"] else None,
-                flores_200=row["flores_200"] or flores,
-                ntrex=row["ntrex"] or flores,
-                opus=code if usual else None,
-                tatoeba=row["tatoeba"] or flores.partition("_")[0] if usual else None,
-            )
+    text = (files("lingact") / "assets" / "languages.tsv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines(), delimiter="\t"):
+        code, flores, usual = row["code"], row["flores"], "_" not in row["code"]
+        found[code] = Language(
+            code,
+            row["name"],
+            flores,
+            row["script"],
+            row["branch"],
+            float(row["web_share"]) if row["web_share"] else None,
+            flores_200=row["flores_200"] or flores,
+            ntrex=row["ntrex"] or flores,
+            opus=code if usual else None,
+            tatoeba=row["tatoeba"] or flores.partition("_")[0] if usual else None,
+        )
     return found
 
 
