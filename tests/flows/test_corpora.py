@@ -1,4 +1,4 @@
-"""Training on one corpus and judging on another: what is read, what is left out, what is recorded, and what an evaluation knows of it."""
+"""Training on one corpus and judging on another, and corpora of pairs: what is read, left out and recorded, and what an evaluation knows of it."""
 
 import json
 from pathlib import Path
@@ -99,3 +99,22 @@ def test_pairs_train_and_an_evaluation_knows_what_was_read(
     assert set(table["corpus"]) == {"Helsinki-NLP/opus-100"}
     of_text = table.query("benchmark == 'text' and language == 'ml'").iloc[0]
     assert (of_text["n"], of_text["whole"]) == (len({row["ml"] for row in rows}), len(texts["ml"]))
+
+
+def test_an_analysis_of_pairs_compares_a_language_with_its_own_pair(small_organism: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(small_organism / "corpus.jsonl")
+    own = {"ml": rows[:40], "hi": rows[40:100]}
+    iso3 = {"ml": "mal", "hi": "hin"}
+    pairs = {f"{iso3[code]}-eng": {"test": [{"sentence1": row[code], "sentence2": row["en"]} for row in part]} for code, part in own.items()}
+    hub.write_dataset(tmp_path / "mteb/tatoeba-bitext-mining", pairs, "jsonl.gz", "{split}/{part}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    model = [f"model.name={small_organism}/model", f"sae.measuring.release={small_organism}/sae", f"sae.heldout.release={small_organism}/sae_heldout"]
+    swept = ["-m", *model, "corpus=tatoeba", "tracking=none", "statistics.resamples=100", "languages.high=[]", "languages.low=[ml],[hi]"]
+    assert cli.main("analyze", CONF, [*swept, f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
+    for number, code in enumerate(own):
+        corpus = json.loads((tmp_path / f"sweep/{number}/manifest.json").read_text())["identity"]["corpus"]
+        assert (corpus["name"], corpus["sentences"]) == (f"mteb/tatoeba-bitext-mining/{iso3[code]}-eng", len(own[code]))
+        gaps = pd.read_csv(tmp_path / f"sweep/{number}/tables/gap_by_layer.csv")
+        assert code in set(gaps["name"])
+        assert set(gaps["n"]) == {len(own[code])}
