@@ -222,6 +222,11 @@ def _expand(parsed: list[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices.values())]
 
 
+def _key(override: Override) -> str:
+    """`corpus`, or where an option goes into another section `corpus@train_corpus`."""
+    return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
+
+
 def _options(group: str) -> list[str]:
     composer = GlobalHydra.instance().hydra
     assert composer is not None
@@ -236,14 +241,15 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _explain(job: str, override: Override, error: Exception, base: DictConfig) -> str:
     """Why an override does not compose, in our words: Hydra knows no nearest names."""
-    key, text = override.key_or_group, override.input_line or ""
+    key, text = _key(override), override.input_line or ""
     groups = sorted(group for group in base.hydra.runtime.choices if not group.startswith("hydra/"))
     value = override.get_value_string()
     if override.is_sweep_override():
         return f"{text}: several values; write {key}=[{value}] for one job with all of them if {key} takes a list, or add --multirun for one job each"
-    options = _options(key)
+    group = override.key_or_group
+    options = _options(group)
     if key in groups and value not in options:
-        return f"{key}: no option '{value}'{nearest(value, options)} (options in conf/{key}/: {', '.join(options)})"
+        return f"{key}: no option '{value}'{nearest(value, options)} (options in conf/{group}/: {', '.join(options)})"
     if options and key not in groups:
         return f"{key}: not a group of {job}.py, which has {', '.join(groups)}"
     plain = OmegaConf.to_container(base, resolve=False)
@@ -251,6 +257,9 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     known = [*_leaves({name: node for name, node in plain.items() if name != "hydra" or key.startswith("hydra")}), *groups, "resume"]
     if key in known:
         return f"{text}: {_first_line(error)}"
+    section = key.partition(".")[0]
+    if f"corpus@{section}" in groups and plain[section] is None:
+        return f"{key}: there is no {section} yet; choose one with it, for instance corpus@{section}=files (options: conf/corpus/)"
     folder = key.partition(".")[0]
     return f"{key}: unknown key{nearest(key, known)}{f' (options: conf/{folder}/)' if folder in groups else ''}"
 
@@ -273,7 +282,7 @@ def _compose_what_composes(job: str, overrides: list[str]) -> tuple[DictConfig, 
             composed = _compose(job, [*accepted, override.input_line or ""])
             accepted.append(override.input_line or "")
         except _DOES_NOT_COMPOSE as error:
-            problems[override.key_or_group] = _explain(job, override, error, composed)
+            problems[_key(override)] = _explain(job, override, error, composed)
     return composed, problems
 
 
@@ -289,8 +298,8 @@ def _read(job: str, composed: DictConfig, sweep_folder: Path | None) -> Section:
 
 def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
     """What the configuration names and this machine does not have, where a glance tells. Sections that are wrong in themselves are passed over."""
-    for name in ("tracking", "corpus", "tasks"):
-        if name not in SCHEMAS[job].model_fields:
+    for name in ("tracking", "corpus", "train_corpus", "tasks"):
+        if name not in SCHEMAS[job].model_fields or not OmegaConf.is_config(composed.get(name)):
             continue
         # With its metadata the annotation of a union carries the discriminator.
         field = SCHEMAS[job].model_fields[name]
@@ -306,7 +315,8 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
                 except UserError as error:
                     yield f"tracking: {error}"
             case FilesCorpus(path=path) if str(path) != "???" and not path.exists():
-                yield f"corpus.path: '{path}' does not exist; name a JSONL, CSV or TSV file or a folder of <code>.txt (options: conf/corpus/)"
+                what = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
+                yield f"{name}.path: '{path}' does not exist; name {what} (options: conf/corpus/)"
             case TasksConfig(own=own):
                 folders = {key: benchmark.folder for key, benchmark in own.items() if isinstance(benchmark, OwnTask)}
                 for key, folder in folders.items():
@@ -443,7 +453,7 @@ def _contradictions(job: str, saved: dict[str, Any], overrides: list[str]) -> li
     untouched = _compose(job, [])
     changed = OmegaConf.create(saved)
     for override in parsed:
-        key = override.key_or_group.replace("/", ".")
+        key = override.package or override.key_or_group.replace("/", ".")
         # The keys of an experiment lie in other sections: those that it changes.
         sections = [key] if OmegaConf.select(composed, key) is not None else [name for name in saved if composed.get(name) != untouched.get(name)]
         for section in sections:
