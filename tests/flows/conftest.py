@@ -55,11 +55,9 @@ def command(arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
 def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`process(address, command...)`: run Python in an empty folder with the hub at that address. Its address is read when the client is imported."""
     (tmp_path / "here").mkdir()
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    surroundings |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT / "src"), "no_proxy": "127.0.0.1", "COLUMNS": "110"}
 
     def run(address: str, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        everything = {**surroundings, "HF_ENDPOINT": address, **more}
+        everything = hub_surroundings(tmp_path / "home") | {"HF_ENDPOINT": address, **more}
         return subprocess.run([sys.executable, *command], cwd=tmp_path / "here", env=everything, capture_output=True, text=True, check=False)
 
     return run

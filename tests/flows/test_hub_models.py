@@ -20,9 +20,8 @@ from lingact.lm import LanguageModel, load_model
 from lingact.sae import Dictionary, load_dictionaries
 
 from . import hub, hub_models
-from .conftest import CONF, hub_surroundings
+from .conftest import CONF, hub_surroundings, unused_port
 from .hub_server import COMMIT, HubServer, serving
-from .test_hub_data import unused_port
 
 CODES = ("en", "hi")
 MANY = """

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from lingact import changes
+from lingact.adapter_sources import PRIVATE
 from lingact.adapters import adapter_hash, attach_adapter, save_adapter
 from lingact.batch_loss import BatchLoss
 from lingact.config import TrainConfig
@@ -63,7 +64,8 @@ def run(config: TrainConfig, folder: Path) -> float:
             fit(module, AlignedData(batches), config, run)
         if not run.first:
             return math.nan
-        save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"])
+        recipe = config.model_dump(mode="json", exclude=PRIVATE)
+        save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"], recipe)
         run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
 
         judged = splits[config.split]
