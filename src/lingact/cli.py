@@ -35,9 +35,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from lingact import sweep
-from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Section, TasksConfig, TrackingConfig, judge, validate
+from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
+from lingact.ranks import adopt_slurm
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
 from lingact.tracking import check_tracking, differences, first_process, full_disk, read_manifest
@@ -57,6 +58,7 @@ def launch(job: str, conf_dir: Path) -> None:
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     """Run a job. Returns the exit code; a fault of ours passes through as its exception."""
+    adopt_slurm()
     parser = get_args_parser()
     parser.add_argument(_LIST_SAES, action="store_true")
     arguments = parser.parse_intermixed_args(argv)  # flags may stand between overrides
@@ -111,7 +113,8 @@ def _run(job: str, arguments: Namespace) -> list[str]:
     multirun, swept = _multirun_of(job, overrides)
     multirun = multirun or arguments.multirun
     if multirun and "RANK" in os.environ:
-        raise UserError("torchrun starts every process with the whole sweep; start one job at a time, or leave the processes to trainer.devices")
+        leave = "trainer.devices" if job == "train" else "devices"
+        raise UserError(f"torchrun and srun start every process with the whole sweep; start one job at a time, or leave the processes to {leave}")
     if not first_process():
         _run_beside(job, overrides, resumed)
         return []
@@ -143,13 +146,11 @@ def _run(job: str, arguments: Namespace) -> list[str]:
 
 
 def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
-    """Take part in a training run beside its first process, in silence; that one judges, makes the folder, writes and talks.
+    """Take part in a run beside its first process, in silence; that one judges, makes the folder, writes and talks.
 
     Lightning starts such a process from within the first one's run, with the first one's command: what belongs to the job of a sweep, say, is
-    not told by that. The folder is, by the environment. torchrun starts all processes at once and names no folder.
+    not told by that. The folder is, by the environment. torchrun and srun start all processes at once and name no folder.
     """
-    if job != "train":
-        return
     folder = os.environ.get(_RUN_FOLDER) or (resumed[0].strip("'\"") if resumed else None)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         if folder is not None:
@@ -415,7 +416,7 @@ def _saved(folder: Path) -> dict[str, Any] | None:
 def _other_run(folder: Path, config: Section, key: str) -> list[str]:
     """The problem with a folder that holds a run with another configuration."""
     saved = _saved(folder)
-    different = [] if saved is None else differences(saved, config.model_dump(mode="json"))
+    different = [] if saved is None else _contradictions(saved, config)
     return [f"{key}: '{folder}' holds a run with another configuration ({'; '.join(different)}); name another folder"] if different else []
 
 
@@ -437,17 +438,18 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
         raise UserError(
             "\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).splitlines())
         ) from None
-    problems = _contradictions(job, saved, overrides)
-    if problems:
-        raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
+    if overrides:
+        problems, config = _goes_on(job, saved, overrides)
+        if problems or config is None:
+            raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
     _work(job, config, folder)
 
 
-def _contradictions(job: str, saved: dict[str, Any], overrides: list[str]) -> list[str]:
-    """What the overrides would change in a saved configuration."""
+def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[list[str], Section | None]:
+    """What the overrides would change in a saved configuration that must not, and how it goes on where nothing is wrong with them."""
     composed, refused = _compose_what_composes(job, overrides)
     if refused:
-        return list(refused.values())
+        return list(refused.values()), None
     parsed, _ = _parse(overrides)
     of_hydra = [f"{override.input_line}: does not go with resume" for override in parsed if override.key_or_group.startswith("hydra")]
     untouched = _compose(job, [])
@@ -459,10 +461,16 @@ def _contradictions(job: str, saved: dict[str, Any], overrides: list[str]) -> li
         for section in sections:
             OmegaConf.update(changed, section, OmegaConf.select(composed, section), merge=False)
     try:
-        here = judge(SCHEMAS[job], changed).model_dump(mode="json")
+        here = judge(SCHEMAS[job], changed)
     except UserError as error:
-        return [*of_hydra, *str(error).splitlines()]
-    return [*of_hydra, *differences(saved, here)]
+        return [*of_hydra, *str(error).splitlines()], None
+    return [*of_hydra, *_contradictions(saved, here)], here
+
+
+def _contradictions(saved: dict[str, Any], here: Section) -> list[str]:
+    """Where two configurations cannot be of one run: in anything but the processes that share it."""
+    there, now = ({key: value for key, value in part.items() if key not in Processes.model_fields} for part in (saved, here.model_dump(mode="json")))
+    return differences(there, now)
 
 
 # --- running -------------------------------------------------------------------------------------------------------------------------------------

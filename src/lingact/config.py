@@ -289,13 +289,18 @@ Plan = Annotated[Literal["check", "only", "off"], BeforeValidator(_plan_by_yes_o
 """check: begin with memory and time, and refuse what cannot fit. only (true): nothing else. off (false): run without. No part of what a run is."""
 
 
-class Job(Section):
+class Seeded(Section):
     """What all three jobs share."""
 
     plan: Plan = "check"
     seed: NonNegativeInt
     device: str
     """auto, cpu, cuda or cuda:N."""
+
+
+class Job(Seeded):
+    """What train.py and analyze.py share."""
+
     batch_tokens: PositiveInt
     """Padded tokens per forward pass."""
     model: ModelConfig
@@ -311,6 +316,22 @@ class Job(Section):
         many = "one job for each: -m languages.high=[] languages.low=[ml],[hi]"
         _refuse_many(info.data.get("corpus"), languages.reference, (*languages.high, *languages.low), many)
         return languages
+
+
+class Processes(Section):
+    """How the passes over text are shared out. It changes no number, so an interrupted run may go on with another number of processes."""
+
+    devices: PositiveInt
+    """Processes on this machine, one for each device."""
+    nodes: PositiveInt
+    """Machines."""
+
+    @field_validator("devices")
+    @classmethod
+    def _a_device_for_each(cls, devices: int, info: Any) -> int:
+        if devices > 1 and ":" in info.data.get("device", ""):
+            raise ValueError(f"it is {devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
+        return devices
 
 
 Measure = Literal[
@@ -392,7 +413,7 @@ def _read_piece(value: object) -> object:
     return value
 
 
-class AnalyzeConfig(Job):
+class AnalyzeConfig(Processes, Job):
     """analyze.py."""
 
     split: Literal["train", "dev", "heldout", "all"]
@@ -804,12 +825,9 @@ def _as_names(value: object) -> object:
     return () if value is None else [value] if isinstance(value, str) else value
 
 
-class EvalConfig(Section):
+class EvalConfig(Processes, Seeded):
     """eval.py: it needs no SAE."""
 
-    plan: Plan = "check"
-    seed: NonNegativeInt
-    device: str
     batch_tokens: PositiveInt
     """Padded tokens per forward pass over the text."""
     adapter: Annotated[tuple[str, ...], BeforeValidator(_as_names)]

@@ -115,7 +115,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def first_process() -> bool:
-    """False in the processes that Lightning or torchrun started beside the first one of a distributed run."""
+    """False in the processes that Lightning, torchrun or Slurm started beside the first one of a distributed run."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
