@@ -153,8 +153,8 @@ def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> tuple[
     unknown = [target for target in chosen if target not in known]
     if unknown or not chosen:
         raise UserError(
-            f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], list(known)) if unknown else ''} The blocks have the linear modules "
-            f"{', '.join(known)}"
+            f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], list(known)) if unknown else ''} The blocks have the linear "
+            f"modules {', '.join(known)}"
         )
     if isinstance(peft, (LohaAdapter, LokrAdapter, OftAdapter)) and any(isinstance(known[name], Conv1D) for name in chosen):
         raise UserError(f"peft.kind: peft has no {peft.kind} for the modules of {type(model).__name__} (Conv1D); use lora, dora, vera or ia3")

@@ -124,7 +124,10 @@ def _run(job: str, arguments: Namespace) -> list[str]:
         _resume(job, Path(resumed[0].strip("'\"")), overrides)
         return []
 
-    folder = _judge_all(job, [*swept, *overrides] if multirun else overrides, multirun)
+    folder, configs = _judge_all(job, [*swept, *overrides] if multirun else overrides, multirun)
+    if any(config.plan == "only" for config in configs):
+        _tell_plans(configs)
+        return []
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     # The folder that was judged is the folder that is used, even if the clock has moved on.
     quoted = str(folder).replace("'", "\\'")
@@ -156,7 +159,7 @@ def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
         if folder is not None:
             _resume(job, Path(folder), [])
             return
-        where = _judge_all(job, overrides, multirun=False)
+        where, _ = _judge_all(job, overrides, multirun=False)
         _work(job, _read(job, _compose(job, overrides), None), where)
 
 
@@ -359,8 +362,8 @@ def _output_folder(composed: DictConfig, key: str, explicit: bool) -> Path:
     return folder
 
 
-def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
-    """Judge every job. Returns the run folder, or the sweep's.
+def _judge_all(job: str, overrides: list[str], multirun: bool) -> tuple[Path, list[Any]]:
+    """Judge every job. Returns the run folder, or the sweep's, and the configurations.
 
     Raises:
         UserError: with all problems of all jobs, each once.
@@ -369,13 +372,14 @@ def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
     jobs = _expand(parsed) if multirun else [[override.input_line or "" for override in parsed]]
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     found: dict[str, list[int]] = {problem: list(range(len(jobs))) for problem in unreadable.values()}
-    folder = None
+    folder, configs = None, []
     for number, job_overrides in enumerate(jobs):
         judged = _judge_one(job, job_overrides, folder if multirun else None)
         problems = [line for line in judged.problems if line.partition(":")[0] not in unreadable]
         try:
             folder = folder or _output_folder(judged.composed, key, explicit=any(override.key_or_group == key for override in parsed))
             if judged.config is not None:
+                configs.append(judged.config)
                 config = _read(job, judged.composed, folder) if multirun else judged.config
                 problems += _other_run(_job_folder(judged.composed, folder, number) if multirun else folder, config, key)
         except UserError as error:
@@ -387,7 +391,19 @@ def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
         raise UserError(
             "\n".join(line if numbers == list(everywhere) else f"{line} [job {', '.join(map(str, numbers))}]" for line, numbers in found.items())
         )
-    return folder
+    return folder, configs
+
+
+def _tell_plans(configs: list[Any]) -> None:
+    """Print what each job would take; jobs that take the same are told once."""
+    from lingact.plan import make_plan, tell
+
+    told: list[Any] = []
+    for config in configs:
+        plan = make_plan(config)
+        if plan not in told:
+            tell(config)
+        told.append(plan)
 
 
 def _job_folder(composed: DictConfig, folder: Path, number: int) -> Path:
@@ -432,8 +448,10 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
     made_by = read_manifest(folder)["job"] if (folder / "manifest.json").is_file() else job
     if made_by != job:
         raise UserError(f"resume: '{folder}' was made by {made_by}.py; write python {made_by}.py resume={folder}")
+    # Not among what was saved: it says how to begin, and nothing of the run.
+    plan = _compose_what_composes(job, overrides)[0].get("plan", "check")
     try:
-        config = validate(SCHEMAS[job], saved)
+        config: Any = validate(SCHEMAS[job], saved | {"plan": plan})
     except UserError as error:
         raise UserError(
             "\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).splitlines())
@@ -442,7 +460,10 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
         problems, config = _goes_on(job, saved, overrides)
         if problems or config is None:
             raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
-    _work(job, config, folder)
+    if config.plan == "only":
+        _tell_plans([config])
+    else:
+        _work(job, config, folder)
 
 
 def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[list[str], Section | None]:
@@ -510,9 +531,13 @@ class _NoSpaceError(UserError):
     """The disk is full; the run folder is kept, since the run can go on in it."""
 
 
-def _run_workflow(job: str, config: Section, folder: Path) -> float | None:
+def _run_workflow(job: str, config: Any, folder: Path) -> float | None:
+    if first_process():
+        from lingact.plan import begin  # as late as the workflow: it takes numpy along
+
+        begin(config)
     workflow = importlib.import_module(_WORKFLOWS[job])
-    from safetensors import SafetensorError  # as late as the workflow: it takes numpy along
+    from safetensors import SafetensorError
 
     try:
         return workflow.run(config, folder)

@@ -81,7 +81,7 @@ def logit_work(shape: Shape) -> float:
     return 2 * shape.vocabulary * shape.d_model
 
 
-# --- where shapes are read ---------------------------------------------------------------------------------------------------------------------------
+# --- where shapes are read -------------------------------------------------------------------------------------------------------------------------
 
 
 def shape_of(model: ModelConfig) -> tuple[Shape | None, str]:
@@ -102,11 +102,11 @@ def shape_of(model: ModelConfig) -> tuple[Shape | None, str]:
 
 def _config_here(model: ModelConfig) -> Path | None:
     """The model's config.json in its folder, or in the hub's cache."""
+    if (Path(model.name) / _CONFIG).is_file():
+        return Path(model.name) / _CONFIG
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    if (Path(model.name) / _CONFIG).is_file():
-        return Path(model.name) / _CONFIG
     try:
         cached = try_to_load_from_cache(model.name, _CONFIG, revision=model.revision)
     except HFValidationError:  # a path of nothing
