@@ -291,9 +291,9 @@ def _rows(config: OnTheHub, subset: str, columns: Sequence[str], code: str) -> A
         try:
             rows = load_dataset(config.dataset, subset, split=config.split, revision=config.revision)
         except (ValueError, DatasetBuildError) as error:
-            if offline:
+            if offline and isinstance(error, ValueError):
                 raise
-            if isinstance(error, ValueError) and "BuilderConfig" in str(error):
+            if "BuilderConfig" in str(error):
                 raise UserError(f"{what} has nothing for {code}: no configuration '{subset}'. Leave {code} out, or choose another corpus") from None
             raise UserError(f"{what} cannot be read: {str(error).splitlines()[0]}") from error
     absent = [column for column in columns if column not in rows.column_names]
@@ -320,7 +320,7 @@ def _from_hub(config: HubCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
         subset = getattr(LANGUAGES[code], config.subset)
         for number, row in enumerate(_rows(config, subset, columns, code), start=1):
             key = f"row-{number:06d}" if config.id_column is None else str(row[config.id_column])
-            by_id.setdefault(key, {})[code] = row[config.text_column]
+            by_id.setdefault(key, {})[code] = row[config.text_column] or ""
     return _aligned(config.dataset, [{ID_COLUMN: key, **texts} for key, texts in by_id.items()], codes)
 
 
@@ -333,15 +333,15 @@ def _from_pairs(config: PairsCorpus, reference: str, other: str) -> ParallelCorp
     if config.layout == "opus":
         subset = "-".join(sorted(here))
         rows = _rows(config, subset, ["translation"], other)
-        pairs: Iterable[tuple[str, str]] = ((row["translation"][here[0]], row["translation"][here[1]]) for row in rows)
+        sides: Iterable[Sequence[str | None]] = ([row["translation"][code] for code in here] for row in rows)
     else:
         # English stands second, whichever of the two it is.
         order = (1, 0) if here[1] != "eng" else (0, 1)
         subset = "-".join(here[place] for place in order)
         columns = [f"sentence{order.index(place) + 1}" for place in (0, 1)]
         rows = _rows(config, subset, columns, other)
-        pairs = ((row[columns[0]], row[columns[1]]) for row in rows)
-    kept, read = _distinct(pairs, config.max_sentences)
+        sides = ([row[column] for column in columns] for row in rows)
+    kept, read = _distinct(((own or "", translated or "") for own, translated in sides), config.max_sentences)
     if not kept:
         raise UserError(f"corpus '{config.dataset}' has no translations in '{subset}'; choose another language or corpus")
     texts = {reference: tuple(pair[0] for pair in kept.values()), other: tuple(pair[1] for pair in kept.values())}

@@ -49,7 +49,7 @@ def tatoeba() -> PairsCorpus:
 
 PAIRS = [
     ("Yes.", "അതെ."),
-    ("", "ശൂന്യം."),
+    (None, "ശൂന്യം."),
     ("yes.", "അതേ."),  # the reference's side came before
     ("No.", "ഇല്ല."),
     ("Nope.", "ഇല്ല."),  # the other side did

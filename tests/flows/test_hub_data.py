@@ -130,7 +130,7 @@ def test_a_language_that_a_benchmark_lacks(refused: Callable[..., str]) -> None:
     assert refused("tasks.benchmarks=[micro_arc,arc_human,xstorycloze]", "languages.low=[ml,ca]") == (
         "tasks: 'arc_human' lacks ml; it has en, ca. Leave those languages out (languages.high, languages.low), or the benchmark, or write "
         "tasks.missing=skip\n"
-        "tasks: 'xstorycloze' lacks ml; it has en, zh, ru, es, id, ca, hi. Leave those languages out (languages.high, languages.low), or the "
+        "tasks: 'xstorycloze' lacks ml; it has en, zh, ru, es, id, ca, hi, ar, eu, my, sw, te. Leave those languages out (languages.high, languages.low), or the "
         "benchmark, or write tasks.missing=skip"
     )
 
