@@ -163,7 +163,9 @@ def text_of(config: Config, shape: Shape) -> Text:
 def _text_here(corpus: FilesCorpus, codes: tuple[str, ...], bytes_per_token: float) -> Text:
     found = load_corpus(corpus, codes)
     mean = sum(len(text.encode()) for texts in found.texts.values() for text in texts) / (len(found.ids) * len(codes))
-    return Text(len(found.ids), mean / bytes_per_token, f"{len(found.ids)} sentences of {mean:.0f} bytes; {bytes_per_token:g} bytes a token (a guess)")
+    return Text(
+        len(found.ids), mean / bytes_per_token, f"{len(found.ids)} sentences of {mean:.0f} bytes; {bytes_per_token:g} bytes a token (a guess)"
+    )
 
 
 # --- parts of a run ----------------------------------------------------------------------------------------------------------------------------------
@@ -631,7 +633,9 @@ def tell(config: Config) -> None:
     for what, (needed, there) in hardware.needed(plan).items():
         verdict = "fits" if needed <= there else "DOES NOT FIT"
         note(f"{what}: about {needed / GB:.1f} GB at the peak ({plan.widest}), {hardware.name} has {there / GB:.1f} GB: {verdict}")
-    note(f"time: about {_duration(_total(plan, hardware, config))}, at {_UTILISATION[hardware.kind]:.0%} of the speed of a large matrix product here (a guess)")
+    note(
+        f"time: about {_duration(_total(plan, hardware, config))}, at {_UTILISATION[hardware.kind]:.0%} of the speed of a large matrix product here (a guess)"
+    )
     if hardware.lacks(plan):
         note("less, with the peak that it leaves: " + "; ".join(advice(config, hardware)))
 
