@@ -682,7 +682,7 @@ class TrainConfig(Job):
     peft: PeftConfig
     optim: OptimConfig
     trainer: TrainerConfig
-    train_corpus: Annotated[CorpusConfig | None, BeforeValidator(_a_section)]
+    train_corpus: Annotated[CorpusConfig | None, BeforeValidator(_a_section)] = None
     """Another corpus to train on: its split train, without the sentences that `corpus` has, too. None: the split train of `corpus`."""
     cache: Path | None
     """Folder of what the base model gives on the training sentences; runs share it. None: compute it for each."""
