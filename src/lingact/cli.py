@@ -38,10 +38,9 @@ from lingact import sweep
 from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
-from lingact.ranks import adopt_slurm
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
-from lingact.tracking import check_tracking, differences, first_process, full_disk, read_manifest
+from lingact.tracking import adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
@@ -155,12 +154,18 @@ def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
     not told by that. The folder is, by the environment. torchrun and srun start all processes at once and name no folder.
     """
     folder = os.environ.get(_RUN_FOLDER) or (resumed[0].strip("'\"") if resumed else None)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with _silence():
         if folder is not None:
             _resume(job, Path(folder), [])
             return
         where, _ = _judge_all(job, overrides, multirun=False)
         _work(job, _read(job, _compose(job, overrides), None), where)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 # --- composing and judging -----------------------------------------------------------------------------------------------------------------------
@@ -252,6 +257,10 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
         return f"{text}: several values; write {key}=[{value}] for one job with all of them if {key} takes a list, or add --multirun for one job each"
     group = override.key_or_group
     options = _options(group)
+    if group == "hydra/launcher":
+        if value not in options:
+            return f"{key}: no option '{value}'{nearest(value, options)} (options: {', '.join(options)})"
+        return f"{text}: the launcher is not installed; run pip install -e '.[{'ray' if value.startswith('ray') else 'launchers'}]'"
     if key in groups and value not in options:
         return f"{key}: no option '{value}'{nearest(value, options)} (options in conf/{group}/: {', '.join(options)})"
     if options and key not in groups:
@@ -503,11 +512,16 @@ def task(composed: DictConfig) -> float | UserError | None:
     Returns:
         What sweepers optimise; or a UserError, since raising it would make Hydra talk and drop the rest of a sweep's bookkeeping.
     """
+    adopt_slurm()  # submitit may have been asked for several tasks of each job
     start = HydraConfig.get()
     job, folder = str(start.job.config_name), Path(start.runtime.output_dir)
+    sweep_folder = Path(start.sweep.dir) if start.mode == RunMode.MULTIRUN else None
+    if not first_process():
+        with _silence():
+            return _work(job, _read(job, composed, sweep_folder), folder)
     untouched = not any(folder.iterdir())
     try:
-        return _work(job, _read(job, composed, Path(start.sweep.dir) if start.mode == RunMode.MULTIRUN else None), folder)
+        return _work(job, _read(job, composed, sweep_folder), folder)
     except UserError as error:
         if untouched and not isinstance(error, _NoSpaceError) and {path.name for path in folder.iterdir()} <= _START_FILES:
             shutil.rmtree(folder)

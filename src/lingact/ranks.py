@@ -21,7 +21,6 @@ from lingact.errors import UserError
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)
 """How long a process waits for the others' parts. One that ends is noticed at once, whatever this is."""
-_SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "NODE_RANK": "SLURM_NODEID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
 
 
 def rank() -> int:
@@ -128,16 +127,6 @@ def _beside(wait: Callable[[], Any]) -> None:
 
 
 # --- how they come together ----------------------------------------------------------------------------------------------------------------------
-
-
-def adopt_slurm() -> None:
-    """Give the ranks of a task that `srun` has started beside others the names that torchrun has for them.
-
-    In the batch script itself, and where a job has one task, there is nothing to adopt.
-    """
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "RANK" not in os.environ:
-        os.environ.update({name: os.environ[theirs] for name, theirs in _SLURM.items()})
-        os.environ["LOCAL_WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", "1")))
 
 
 def started_outside() -> bool:

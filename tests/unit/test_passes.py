@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,3 +136,56 @@ def test_arrays_come_back_as_they_were_whatever_their_layout(tmp_path: Path) -> 
     for name, array in state.items():
         assert arrays[name].dtype == array.dtype
         np.testing.assert_array_equal(arrays[name], array)
+
+
+# --- several processes ---------------------------------------------------------------------------------------------------------------------------
+
+
+def shares(
+    apart: Callable[..., list[Any]], world: int, path: Path | None, *, until: int = len(STEPS)
+) -> list[tuple[list[int], dict[str, np.ndarray]]]:
+    """Of each process: the steps that it did, and the state that it has in the end."""
+
+    def work(_: int) -> tuple[list[int], dict[str, np.ndarray]]:
+        state = new_state()
+        return go(path, state, until=until)[0], state
+
+    return apart(world, work)
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_processes_take_turns_and_all_have_the_whole(world: int, apart: Callable[..., list[Any]], tmp_path: Path) -> None:
+    path, alone = tmp_path / "state.safetensors", new_state()
+    go(None, alone)
+    found = shares(apart, world, path)
+    assert [done for done, _ in found] == [list(STEPS[rank::world]) for rank in range(world)]
+    for _, state in found:
+        assert np.array_equal(state["count"], alone["count"])
+        assert np.array_equal(state["sum"], found[0][1]["sum"]), "to the last bit"
+        np.testing.assert_allclose(state["sum"], alone["sum"], rtol=1e-15)
+    _, kept, steps = load_state(path)
+    assert steps == (6, 6)
+    assert np.array_equal(kept["sum"], found[0][1]["sum"])
+    assert [entry.name for entry in tmp_path.glob("state*")] == ["state.safetensors"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 3), (3, 1), (1, 3)])
+def test_an_interrupted_pass_goes_on_with_another_number_of_processes(
+    before: int, after: int, apart: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "SAVE_EVERY", -1.0)
+    path = tmp_path / "state.safetensors"
+    interrupted = shares(apart, before, path, until=1)
+    assert sorted(step for done, _ in interrupted for step in done) == sorted(STEPS[:before])
+    parts = {part: part.read_bytes() for part in tmp_path.glob("state.process*")}
+    assert len(parts) == before - 1
+    found = shares(apart, after, path)
+    assert sorted(step for done, _ in found for step in done) == sorted(STEPS[before:]), "none twice"
+    assert all(state["count"] == len(STEPS) for _, state in found)
+    assert not list(tmp_path.glob("state.process*"))
+    # A kill behind the last save would have left them.
+    for part, content in parts.items():
+        part.write_bytes(content)
+    ((done, state),) = shares(apart, 1, path)
+    assert (done, state["count"]) == ([], len(STEPS))
+    assert not list(tmp_path.glob("state.process*"))
