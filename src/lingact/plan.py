@@ -25,7 +25,7 @@ from lingact.config import (
 )
 from lingact.corpus import load_corpus
 from lingact.errors import UserError
-from lingact.shapes import block_work, linear_modules, logit_work, shape_of, weights, width_of
+from lingact.shapes import Number, block_work, linear_modules, logit_work, shape_of, weights, width_of
 from lingact.terminal import note, show
 
 Config = TrainConfig | AnalyzeConfig | EvalConfig
@@ -59,7 +59,7 @@ class Need:
     """Bytes for something, and how they are known."""
 
     what: str
-    size: float
+    size: Number
     how: str = ESTIMATE
 
 
@@ -68,10 +68,10 @@ class Pass:
     """One kind of pass over text."""
 
     what: str
-    tokens: float
-    model: float
+    tokens: Number
+    model: Number
     """Floating-point operations in the model's precision."""
-    single: float = 0.0
+    single: Number = 0.0
     """In float32: SAEs."""
 
 
@@ -96,12 +96,12 @@ class Plan:
         return max(self.phases, key=lambda phase: _sum(self.phases[phase]))
 
     @property
-    def device_peak(self) -> float:
+    def device_peak(self) -> Number:
         """Bytes."""
         return _sum(self.device) + _sum(self.phases[self.widest])
 
 
-def _sum(needs: list[Need]) -> float:
+def _sum(needs: list[Need]) -> Number:
     return sum(need.size for need in needs)
 
 
@@ -112,25 +112,25 @@ class Hardware:
     name: str
     kind: str
     """cpu or cuda."""
-    memory: float
+    memory: Number
     """Bytes of the device; on a CPU those of the host."""
-    host: float
+    host: Number
     """Bytes of memory of the machine, or of what a container may use of it."""
     speed: dict[str, float]
     """dtype -> floating-point operations a second of a large matrix product; empty where it was not measured."""
 
-    def needed(self, plan: Plan) -> dict[str, tuple[float, float]]:
+    def needed(self, plan: Plan) -> dict[str, tuple[Number, Number]]:
         """What memory -> bytes needed at the peak, and bytes there are."""
         if self.kind == "cpu":
             return {"memory": (plan.device_peak + _sum(plan.host) + _LIBRARIES, self.host)}
         host = _LIBRARIES + max(_sum(plan.host), _sum(plan.saved))
         return {"device": (plan.device_peak + _CUDA, self.memory), "host": (host, self.host)}
 
-    def lacks(self, plan: Plan) -> dict[str, tuple[float, float]]:
+    def lacks(self, plan: Plan) -> dict[str, tuple[Number, Number]]:
         """The same of what is too small."""
         return {what: sizes for what, sizes in self.needed(plan).items() if sizes[0] > sizes[1]}
 
-    def seconds(self, work: Pass, dtype: str) -> float:
+    def seconds(self, work: Pass, dtype: str) -> Number:
         """About how long a pass takes."""
         return (work.model / self.speed[dtype] + work.single / self.speed["float32"]) / _UTILISATION[self.kind]
 
@@ -142,8 +142,8 @@ class Hardware:
 class Text:
     """Aligned sentences."""
 
-    sentences: float
-    tokens: float
+    sentences: Number
+    tokens: Number
     """Of a sentence, mean over languages."""
     how: str
 
@@ -196,18 +196,18 @@ class _Sizes:
         count = weights(self.shape)
         return Need(f"model, {count / 1e6:,.0f} M weights in {self.model.dtype}", count * self.number, f"{EXACT} from {self.how}")
 
-    def passing(self, tokens: float) -> Need:
+    def passing(self, tokens: Number) -> Need:
         """While a block is computed without gradient: its widest layers, and attention scores."""
         s = self.shape
         length = min(self.model.context, _LONGEST * self.text.tokens)
         scores = s.heads * length * (3 * self.number + 4) if self.model.attention == "eager" else 0
         return Need("a block of the model", tokens * (self.number * (3 * s.d_mlp + 4 * s.d_model) + 8 * s.d_model + scores))
 
-    def logits(self, tokens: float, each: float) -> Need:
+    def logits(self, tokens: Number, each: Number) -> Need:
         """With what is computed from them, in bytes for each logit."""
         return Need(f"logits of {tokens:,.0f} tokens x {self.shape.vocabulary:,}", tokens * self.shape.vocabulary * each)
 
-    def forward(self, tokens: float, *, logits: bool, blocks: int | None = None) -> float:
+    def forward(self, tokens: Number, *, logits: bool, blocks: int | None = None) -> Number:
         per_token = (blocks or self.shape.layers) * block_work(self.shape, self.text.tokens) + (logit_work(self.shape) if logits else 0)
         return tokens * per_token
 
@@ -267,27 +267,27 @@ class _Reading:
             for meter in self.meters
         ]
 
-    def latents(self, tokens: float) -> Need:
+    def latents(self, tokens: Number) -> Need:
         """One layer at a time: pre-activations, ReLU, their product with the threshold, the folded ones, what sorting and counting takes."""
         widest = max(meter.width for meter in self.meters)
         return Need(f"latents of {tokens:,.0f} tokens, a layer at a time", tokens * widest * 5 * 4)
 
-    def residuals(self, tokens: float, variants: int) -> Need:
+    def residuals(self, tokens: Number, variants: int) -> Need:
         """As the model gives them and in float32, of every layer."""
         kept = min(variants, 2) * self.sizes.number + variants * 4
         return Need(f"residuals of {self.layers} layers", tokens * self.layers * self.d * kept, EXACT)
 
-    def measuring(self, tokens: float, variants: int, *, logits: bool) -> list[Need]:
+    def measuring(self, tokens: Number, variants: int, *, logits: bool) -> list[Need]:
         each = 4 * self.sizes.number + 20 if variants > 1 else 2 * self.sizes.number + 8
         in_turn = [self.latents(tokens), self.sizes.passing(tokens), *([self.sizes.logits(tokens, each)] if logits else [])]
         return [self.residuals(tokens, variants), max(in_turn, key=lambda need: need.size)]
 
-    def statistics(self, languages: int, variants: int, sentences: float) -> Need:
+    def statistics(self, languages: int, variants: int, sentences: Number) -> Need:
         """Sums in int64 and float64: six per latent, seven per sentence and layer. One language's are copied when they are saved."""
         per_layer = sum(6 * 8 * meter.width + 7 * 8 * sentences + 8 * self.d for meter in self.meters)
         return Need(f"statistics of {languages} languages", (languages + 1) * variants * self.layers * per_layer, EXACT)
 
-    def work_of_saes(self, tokens: float, variants: int) -> float:
+    def work_of_saes(self, tokens: Number, variants: int) -> Number:
         """Encoder and decoder."""
         return sum(tokens * variants * self.layers * 4 * self.d * meter.width for meter in self.meters)
 
@@ -312,7 +312,7 @@ class _Reading:
         work += self.further(config, tokens, sentences)
         return Plan([self.sizes.weights(), *self.saes()], phases, host, work, text.how, self.saved())
 
-    def further(self, config: AnalyzeConfig, tokens: float, sentences: float) -> Iterator[Pass]:
+    def further(self, config: AnalyzeConfig, tokens: Number, sentences: Number) -> Iterator[Pass]:
         """The passes of their own that `measures.parts` asks for."""
         parts, measures, per_sentence = config.measures.parts, config.measures, self.sizes.text.tokens
         codes = len(config.languages.all)
@@ -330,7 +330,7 @@ class _Reading:
             arms = len(measures.causal.doses) * (2 + measures.causal.draws) * (codes if measures.causal.features == "language_specific" else 1)
             yield Pass("intervening", read * arms, self.sizes.forward(read * arms, logits=True), self.work_of_saes(read * arms, 1) / 2)
 
-    def pass_of(self, what: str, tokens: float, *, passes: int = 1, variants: int = 1, logits: bool = False) -> Pass:
+    def pass_of(self, what: str, tokens: Number, *, passes: int = 1, variants: int = 1, logits: bool = False) -> Pass:
         return Pass(what, tokens, passes * self.sizes.forward(tokens, logits=logits), self.work_of_saes(tokens, variants))
 
     def saved(self) -> list[Need]:
@@ -371,7 +371,7 @@ class _Reading:
         fit = int(config.loss.retention.fit > 0)
         return layers, int(gap.weight > 0 and gap.objective in ("activation", "profile", "hinge")) + fit, fit
 
-    def work_of_loss(self, config: TrainConfig, tokens: float) -> float:
+    def work_of_loss(self, config: TrainConfig, tokens: Number) -> Number:
         """The measuring SAEs on the targets' tokens, forward and back."""
         layers, encoded, decoded = self.in_loss(config)
         targets = tokens * len(config.lang) / (len(config.lang) + 1)
@@ -417,7 +417,7 @@ class _Reading:
     def _precision(self, config: TrainConfig) -> int:
         return 4 if config.trainer.precision == "32-true" and config.model.dtype == "float32" else 2
 
-    def frozen(self, config: TrainConfig, sentences: float) -> Iterator[Need]:
+    def frozen(self, config: TrainConfig, sentences: Number) -> Iterator[Need]:
         """What is kept of the base model on the training sentences, in host memory."""
         retention, spoken = config.loss.retention, len(config.lang) + 1
         rows = sentences * self.sizes.text.tokens * spoken
@@ -479,7 +479,7 @@ def look(device: str, dtypes: set[str]) -> Hardware:
     return Hardware(about.name, where.type, float(about.total_memory), _host_memory(), speed)
 
 
-def _speed(device: Any, dtype: Any) -> float:
+def _speed(device: Any, dtype: Any) -> Number:
     import torch
 
     size = 1024 if device.type == "cpu" else 4096
@@ -496,7 +496,7 @@ def _speed(device: Any, dtype: Any) -> float:
     return 2 * size**3 / best
 
 
-def _host_memory() -> float:
+def _host_memory() -> Number:
     """Bytes of this machine, or of what the container may use of it."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     limit = Path("/sys/fs/cgroup/memory.max")
@@ -590,17 +590,17 @@ def begin(config: Config) -> None:
 _ANYWAY = "If you know better: plan=false"
 
 
-def _refusal(lacking: dict[str, tuple[float, float]], hardware: Hardware, plan: Plan) -> Iterator[str]:
+def _refusal(lacking: dict[str, tuple[Number, Number]], hardware: Hardware, plan: Plan) -> Iterator[str]:
     for what, (needed, there) in lacking.items():
         yield f"this run would need about {needed / GB:.1f} GB of {what}; {hardware.name} has {there / GB:.1f} GB. Most of it at once: {plan.widest}"
     yield "Less, with the peak that it leaves:"
 
 
-def _total(plan: Plan, hardware: Hardware, config: Config) -> float:
+def _total(plan: Plan, hardware: Hardware, config: Config) -> Number:
     return sum(hardware.seconds(work, config.model.dtype) for work in plan.work)
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: Number) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"
 
 

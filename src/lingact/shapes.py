@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from lingact.config import ModelConfig, SaeSet, Shape
 
+Number = int | float
+
 
 @dataclass(frozen=True)
 class _Family:
@@ -67,7 +69,7 @@ def weights(shape: Shape) -> int:
     return embedding + shape.layers * block_weights(shape) + shape.d_model * (2 if family.biases else 1) + shape.beside
 
 
-def block_work(shape: Shape, length: float) -> float:
+def block_work(shape: Shape, length: Number) -> Number:
     """Floating-point operations of a block's forward pass for one token.
 
     Args:
@@ -76,7 +78,7 @@ def block_work(shape: Shape, length: float) -> float:
     return 2 * sum(i * o for i, o in linear_modules(shape)) + 4 * shape.heads * shape.head_dim * length
 
 
-def logit_work(shape: Shape) -> float:
+def logit_work(shape: Shape) -> Number:
     """Floating-point operations of one token's logits."""
     return 2 * shape.vocabulary * shape.d_model
 
