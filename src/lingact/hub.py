@@ -136,7 +136,7 @@ def why_offline() -> str | None:
 
 
 @functools.cache
-def _answers(address: str, seconds: float) -> bool:
+def _answers(address: str, seconds: int) -> bool:
     """Whether there is anyone at an address. A refusal, an error or a certificate in doubt is an answer, for the hub's client to make sense of."""
     answered: list[bool] = []
 
