@@ -59,7 +59,7 @@ class HubItem:
 
         if offline:
             reason, advice = f"{offline}, and it was not downloaded before", f"Connect once so that it can be downloaded, {self.otherwise}"
-        elif of(errors.GatedRepoError) or any("gated" in str(cause).lower() for cause in causes):
+        elif of(errors.GatedRepoError) or any(isinstance(cause, DatasetNotFoundError) and "gated" in str(cause) for cause in causes):
             reason, advice = "it is given to those who accept its terms", f"Accept them on {self.page} and run `hf auth login`"
         elif of(errors.RevisionNotFoundError):
             reason, advice = "it has no such revision", f"Look at {self.page} for its branches, tags and commits, or leave the revision null"

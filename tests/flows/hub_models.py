@@ -63,7 +63,7 @@ def hankel(rows: int, columns: int, seed: int) -> np.ndarray:
 def write_saes(root: Path) -> None:
     """For every model the SAE of its first block, in the format of the release for it."""
     _gemma_scope(root / "google/gemma-scope-2b-pt-res/layer_0/width_16k/average_l0_105")
-    _gemma_scope_2(root / "google/gemma-scope-2-1b-pt/resid_post_all/layer_0_width_16k_l0_small")
+    _gemma_scope_2(root / "google/gemma-scope-2-1b-pt/resid_post_all/layer_0_width_16k_l0_big")
     _llama_scope(root / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L0R-8x")
     _qwen_scope(root / "Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50/layer0.sae.pt")
     _sae_lens(root / "jbloom/GPT2-Small-OAI-v5-32k-resid-post-SAEs/v5_32k_layer_0.pt")
@@ -130,6 +130,6 @@ def _sae_lens(folder: Path) -> None:
     weights = {"W_enc": _random(64, 32, seed=6).T.contiguous(), "W_dec": _random(64, 32, seed=6), "b_enc": torch.zeros(64), "b_dec": torch.zeros(32)}
     save_file(weights, folder / "sae_weights.safetensors")
     about = {"model_name": "gpt2-small", "hook_name": "blocks.0.hook_resid_post", "hook_layer": 0, "hook_head_index": None, "d_in": 32, "d_sae": 64}
-    about |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8}, "normalize_activations": "layer_norm", "apply_b_dec_to_input": False}
+    about |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8}, "normalize_activations": "layer_norm", "apply_b_dec_to_input": True}
     about |= {"dtype": "torch.float32", "device": "cpu", "context_size": 64, "prepend_bos": False, "finetuning_scaling_factor": False}
     (folder / "cfg.json").write_text(json.dumps(about | {"dataset_path": "Skylion007/openwebtext", "sae_lens_training_version": None}))

@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._push(found[1] or found[3], found[2] or "batch", body)
         elif (found := _REVISION.search(path)) and found[1] not in ("main", COMMIT):
             self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        elif found := _FILE.fullmatch(path):
+        elif (found := _FILE.fullmatch(path)) and (self.hub.root / found[1]).is_dir():
             self._file(self.hub.root / found[1] / found[3])
         elif (found := _ASKED.fullmatch(path)) and (self.hub.root / found[1]).is_dir():
             self._json(self._described(found[1], found[2], (found[4] or "").strip("/"), body))

@@ -20,6 +20,7 @@ from lingact.findings import BASE, Answered, Exam, find
 from lingact.harness import Answers, Scorer, batch_size_for, identity_of, results
 from lingact.inference import check_enough
 from lingact.lm import LanguageModel, load_model
+from lingact.ranks import joined, rank, told
 from lingact.recipes import Candidate, Recipe, find_recipes
 from lingact.report import evaluation as report
 from lingact.tasks import Placed, load_tasks
@@ -30,7 +31,7 @@ from lingact.tracking import Run, open_run, write_atomically, write_json
 def run(config: EvalConfig, folder: Path) -> float | None:
     """Ask the base model and every adapter the same questions, compare their answers, and write tables, figures and a report into the run folder.
 
-    A finished task is kept at once, so that an interrupted run goes on behind it.
+    Several processes share the questions and the text; the first one tells. A finished task is kept at once: an interrupted run goes on behind it.
 
     Returns:
         The difference in accuracy, mean over the languages; None for the base model alone, or several recipes.
@@ -49,7 +50,10 @@ def run(config: EvalConfig, folder: Path) -> float | None:
         refuse_copies(candidates)
         run.identify(model=lm.identity, tasks=tasks.identity, **({} if text is None else {"text": {"name": text.name, "sha256": text.sha256}}))
         exam = Exam(tasks, text)
-        answered = ask_everyone(config, run, lm, exam, candidates)
+        with joined(config.devices, config.nodes):
+            answered = ask_everyone(config, run, lm, exam, candidates)
+        if not run.first:
+            return None
         save_samples(folder, tasks.placed, answered, config)
         return conclude(run, config, exam, recipes, answered)
 
@@ -80,7 +84,7 @@ def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
 def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, candidates: Sequence[Candidate]) -> dict[str, Answered]:
     """Name -> what that model answered: the base model and every adapter, one after the other on the one model in memory."""
     placed = exam.tasks.placed
-    answers = Answers((config.cache or run.folder) / "answers")
+    answers = Answers(config.cache / "answers" if config.cache else told(run.folder) / "answers")
     batch_size = batch_size_for(lm, placed) if config.tasks.batch_size == "auto" else config.tasks.batch_size
     options = sum(len(each.requests) for each in placed)
     found: dict[str, Answered] = {}
@@ -118,11 +122,12 @@ def _nats(config: EvalConfig, lm: LanguageModel, text: ParallelCorpus | None, ad
     if text is None:
         return {}
     identity = identity_of(lm, adapter) | {"text": text.sha256, "batch_tokens": config.batch_tokens}
-    kept = answers.recall(identity)
+    kept = told(answers.recall(identity) if rank() == 0 else None)
     if kept is None:
         found = sentence_nats(lm, text, batch_tokens=config.batch_tokens, title=f"{name}, text")
         kept = {code: nats.tolist() for code, nats in found.items()}
-        answers.keep(identity, kept)
+        if rank() == 0:
+            answers.keep(identity, kept)
     return {code: np.array(nats) for code, nats in kept.items()}
 
 
