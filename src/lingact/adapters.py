@@ -174,7 +174,7 @@ def _settings_of(peft: PeftConfig, where: str, targets: dict[str, nn.Module], se
         return f"{where}(?:{'|'.join(map(re.escape, names))})"
 
     places: dict[str, Any] = {"target_modules": named(targets), "task_type": "CAUSAL_LM"}
-    turned = {"fan_in_fan_out": True} if any(isinstance(module, Conv1D) for module in targets.values()) else {}
+    turned: dict[str, Any] = {"fan_in_fan_out": True} if any(isinstance(module, Conv1D) for module in targets.values()) else {}
     match peft:
         case LoraAdapter():
             return LoraConfig(

@@ -51,7 +51,7 @@ _UTILISATION = {"cuda": 0.35, "cpu": 0.5}
 """Share of the speed of a large matrix product that whole passes reach: guesses."""
 
 
-# --- what a plan is ----------------------------------------------------------------------------------------------------------------------------------
+# --- what a plan is --------------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Hardware:
     def needed(self, plan: Plan) -> dict[str, tuple[Number, Number]]:
         """What memory -> bytes needed at the peak, and bytes there are."""
         if self.kind == "cpu":
-            return {"memory": (plan.device_peak + _sum(plan.host) + _LIBRARIES, self.host)}
+            return {"machine": (plan.device_peak + _sum(plan.host) + _LIBRARIES, self.host)}
         host = _LIBRARIES + max(_sum(plan.host), _sum(plan.saved))
         return {"device": (plan.device_peak + _CUDA, self.memory), "host": (host, self.host)}
 
@@ -135,7 +135,7 @@ class Hardware:
         return (work.model / self.speed[dtype] + work.single / self.speed["float32"]) / _UTILISATION[self.kind]
 
 
-# --- text --------------------------------------------------------------------------------------------------------------------------------------------
+# --- text ------------------------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _text_here(corpus: FilesCorpus, codes: tuple[str, ...], bytes_per_token: flo
     )
 
 
-# --- parts of a run ----------------------------------------------------------------------------------------------------------------------------------
+# --- parts of a run --------------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class _Reading:
         """Encoder and decoder."""
         return sum(tokens * variants * self.layers * 4 * self.d * meter.width for meter in self.meters)
 
-    # --- analysis ------------------------------------------------------------------------------------------------------------------------------------
+    # --- analysis ----------------------------------------------------------------------------------------------------------------------------------
 
     def plan_of_analysis(self, config: AnalyzeConfig) -> Plan:
         """As `workflows.observe` reads."""
@@ -336,7 +336,7 @@ class _Reading:
     def saved(self) -> list[Need]:
         return [self.sizes.weights(), max(self.saes(), key=lambda need: need.size)]
 
-    # --- training ------------------------------------------------------------------------------------------------------------------------------------
+    # --- training ----------------------------------------------------------------------------------------------------------------------------------
 
     def plan_of_training(self, config: TrainConfig) -> Plan:
         """As `workflows.train` reads: what is frozen, the steps, base and adapter measured on both judging splits."""
@@ -439,7 +439,7 @@ def adapter_weights(shape: Shape, config: TrainConfig) -> int:
     return sum(2 * getattr(peft, "r", 1) * (i + o) for i, o in modules)
 
 
-# --- evaluation --------------------------------------------------------------------------------------------------------------------------------------
+# --- evaluation ------------------------------------------------------------------------------------------------------------------------------------
 
 
 def _plan_of_eval(config: EvalConfig, sizes: _Sizes) -> Plan:
@@ -458,7 +458,7 @@ def _plan_of_eval(config: EvalConfig, sizes: _Sizes) -> Plan:
     return Plan([sizes.weights()], phases, [], work, how, [sizes.weights()])
 
 
-# --- this machine ------------------------------------------------------------------------------------------------------------------------------------
+# --- this machine ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def look(device: str, dtypes: set[str]) -> Hardware:
@@ -504,7 +504,7 @@ def _host_memory() -> Number:
     return total if told == "max" else min(total, float(told))
 
 
-# --- refusing and advising ---------------------------------------------------------------------------------------------------------------------------
+# --- refusing and advising -------------------------------------------------------------------------------------------------------------------------
 
 
 def advice(config: Config, hardware: Hardware) -> list[str]:
@@ -574,7 +574,7 @@ def begin(config: Config) -> None:
         UserError: it cannot fit, with what would.
     """
     shape, _ = shape_of(config.model)
-    if config.plan == "off" or shape is None or weights(shape) * (4 if config.model.dtype == "float32" else 2) < TINY:
+    if config.plan == "off" or _without_model(config) or shape is None or weights(shape) * (4 if config.model.dtype == "float32" else 2) < TINY:
         return
     plan = make_plan(config)
     if plan is None:
@@ -583,8 +583,13 @@ def begin(config: Config) -> None:
     lacking = hardware.lacks(plan)
     if lacking:
         raise UserError("\n".join([*_refusal(lacking, hardware, plan), *(f"  {line}" for line in advice(config, hardware)), _ANYWAY]))
-    told = ", ".join(f"{needed / GB:.1f} of {there / GB:.1f} GB of {what}" for what, (needed, there) in hardware.needed(plan).items())
+    told = ", ".join(f"{needed / GB:.1f} of the {what}'s {there / GB:.1f} GB" for what, (needed, there) in hardware.needed(plan).items())
     note(f"about {told} on {hardware.name}, {_duration(_total(plan, hardware, config))} (estimates; plan=true shows how they come about)")
+
+
+def _without_model(config: Config) -> bool:
+    """Whether the analysis is one of statistics that are there already."""
+    return isinstance(config, AnalyzeConfig) and bool(config.stats or config.compare)
 
 
 _ANYWAY = "If you know better: plan=false"
@@ -592,7 +597,10 @@ _ANYWAY = "If you know better: plan=false"
 
 def _refusal(lacking: dict[str, tuple[Number, Number]], hardware: Hardware, plan: Plan) -> Iterator[str]:
     for what, (needed, there) in lacking.items():
-        yield f"this run would need about {needed / GB:.1f} GB of {what}; {hardware.name} has {there / GB:.1f} GB. Most of it at once: {plan.widest}"
+        yield (
+            f"this run would need about {needed / GB:.1f} GB of memory of the {what} ({hardware.name}), which has {there / GB:.1f} GB; its widest "
+            f"part: {plan.widest}"
+        )
     yield "Less, with the peak that it leaves:"
 
 
@@ -604,11 +612,14 @@ def _duration(seconds: Number) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"
 
 
-# --- telling -----------------------------------------------------------------------------------------------------------------------------------------
+# --- telling ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 def tell(config: Config) -> None:
     """Print the whole plan, whether or not the run fits."""
+    if _without_model(config):
+        note("no plan: the statistics are there already, and no model is loaded")
+        return
     plan = make_plan(config)
     if plan is None:
         note(
@@ -626,18 +637,18 @@ def tell(config: Config) -> None:
     rows += [_row("in host memory", need) for need in [*plan.host, Need("Python and libraries", _LIBRARIES, "measured")]]
     show(rows, title=f"Memory, {config.model.name}")
     show([_work_row(work, hardware, config) for work in plan.work], title="Passes")
-    print()
+    if hardware is not None:
+        show([_verdict(what, *sizes) for what, sizes in hardware.needed(plan).items()], title=f"On {hardware.name}, at the peak ({plan.widest})")
+        share = f"{_UTILISATION[hardware.kind]:.0%} of the speed of a large matrix product here"
+        note(f"about {_duration(_total(plan, hardware, config))} in all, at {share} (a guess)")
     note(f"tokens: {plan.text}")
-    if hardware is None:
-        return
-    for what, (needed, there) in hardware.needed(plan).items():
-        verdict = "fits" if needed <= there else "DOES NOT FIT"
-        note(f"{what}: about {needed / GB:.1f} GB at the peak ({plan.widest}), {hardware.name} has {there / GB:.1f} GB: {verdict}")
-    note(
-        f"time: about {_duration(_total(plan, hardware, config))}, at {_UTILISATION[hardware.kind]:.0%} of the speed of a large matrix product here (a guess)"
-    )
-    if hardware.lacks(plan):
+    if hardware is not None and hardware.lacks(plan):
         note("less, with the peak that it leaves: " + "; ".join(advice(config, hardware)))
+
+
+def _verdict(what: str, needed: Number, there: Number) -> dict[str, object]:
+    verdict = "it fits" if needed <= there else "DOES NOT FIT"
+    return {"memory of": what, "GB needed": f"{needed / GB:.1f}", "GB there": f"{there / GB:.1f}", "verdict": verdict}
 
 
 def _row(when: str, need: Need) -> dict[str, object]:

@@ -118,7 +118,7 @@ def _config_here(model: ModelConfig) -> Path | None:
 
 def _shape_from(told: dict[str, Any], beside: int) -> Shape | None:
     """From transformers' names, of which GPT-2 has its own."""
-    architecture = _TRANSFORMERS_NAMES.get(told["model_type"], told["model_type"])
+    architecture: Any = _TRANSFORMERS_NAMES.get(told["model_type"], told["model_type"])
     if architecture not in get_args(Shape.model_fields["architecture"].annotation):
         return None
 

@@ -157,7 +157,7 @@ def test_needs_add_up_to_the_widest_phase() -> None:
     assert set(card(6).lacks(made)) == {"device"}
     assert set(card(8, host=3).lacks(made)) == {"host"}
     cpu = Hardware("CPU", "cpu", 9e9, 9e9, SPEED)
-    assert cpu.needed(made) == {"memory": (6e9 + 2e9 + plan._LIBRARIES, 9e9)}
+    assert cpu.needed(made) == {"machine": (6e9 + 2e9 + plan._LIBRARIES, 9e9)}
 
 
 def test_time_is_work_over_speed() -> None:
@@ -204,7 +204,7 @@ def test_a_run_that_cannot_fit_is_refused_with_advice() -> None:
     with pytest.raises(UserError) as refused:
         begin(config_of("train", *HUGE))
     lines = str(refused.value).splitlines()
-    assert "GB of memory" in lines[0]
+    assert "GB of memory of the machine" in lines[0]
     assert any(line.strip().startswith("batch_tokens=") for line in lines)
     assert lines[-1] == "If you know better: plan=false"
 
@@ -213,13 +213,20 @@ def test_a_run_that_fits_says_so_in_a_line(capsys: pytest.CaptureFixture[str]) -
     begin(config_of("eval", "model=gpt2", "corpus=flores_plus", "device=cpu", "batch_tokens=64"))
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("Note: about ")
-    assert "GB of memory on" in said
+    assert "of the machine's" in said
 
 
 def test_tiny_models_and_those_who_know_better_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     begin(config_of("train", "batch_tokens=100000000"))
     begin(config_of("train", *HUGE, "plan=false"))
+    without_model = config_of("analyze", "model=gemma2_2b", "batch_tokens=100000000", "stats=[somewhere]")
+    begin(without_model)
     assert capsys.readouterr().out == ""
+
+
+def test_statistics_that_are_there_need_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(config_of("analyze", "model=gemma2_2b", "compare=[one,other]"))
+    assert "no model is loaded" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_told_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
