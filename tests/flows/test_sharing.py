@@ -103,12 +103,20 @@ def test_what_is_pushed_comes_back(
     same_tables(tmp_path / "here", tmp_path / "there", but=set())
 
 
-def test_nothing_private_is_sent(runs: tuple[Path, Path, list[str]], trained: Path, share: Callable[..., str], small_organism: Path) -> None:
-    share(trained, "--dry-run", f"--eval={runs[1]}")
+def test_nothing_private_is_sent(
+    runs: tuple[Path, Path, list[str]], trained: Path, share: Callable[..., str], small_organism: Path, tmp_path: Path
+) -> None:
+    evaluated = shutil.copytree(runs[1], tmp_path / "eval")
+    leakage = pd.read_csv(evaluated / "tables" / "leakage.csv")
+    assert str(small_organism) in leakage["corpus"][0]
+    leakage.assign(same_source="FLORES", reason=f"there is no file '{small_organism}/gone'").to_csv(evaluated / "tables" / "leakage.csv", index=False)
+    share(trained, "--dry-run", f"--eval={evaluated}")
     assert {path.name for path in (trained / "hub").iterdir()} == SENT
     told = {name: (trained / "hub" / name).read_text() for name in SENT - {WEIGHTS}}
     for secret in ("secret-team", str(small_organism), str(runs[0].parent), str(Path.home()) + "/", socket.gethostname()):
         assert [name for name, text in told.items() if secret in text] == []
+    assert "- LEAK: micro_arc (" in told["README.md"]
+    assert "could not be checked word by word: it was not at hand." in told["README.md"]
     assert json.loads(told[SETTINGS])["base_model_name_or_path"] == BASE
     training = json.loads(told[IDENTITY])["training"]
     assert training == yaml.safe_load(told["config.yaml"])

@@ -119,7 +119,7 @@ def model_card(
         dtype=identity["dtype"],
         facts=_facts(config, manifest),
         training=_of_training(config, caution, tables) if told else None,
-        evaluation=_of_exam(exam) if exam else None,
+        evaluation=_of_exam(exam, config) if exam else None,
         limits=_limits(config, manifest, exam),
     )
 
@@ -220,7 +220,7 @@ _SPLITS = {
 }
 
 
-def _of_exam(exam: Exam) -> _Results:
+def _of_exam(exam: Exam, config: Mapping[str, Any]) -> _Results:
     asked, how = exam.config["tasks"], exam.config
     own = {name: frame[frame["model"] == exam.label] for name, frame in exam.tables.items() if name in ("differences", "bits", "leakage")}
     differences = own["differences"]
@@ -253,7 +253,10 @@ def _of_exam(exam: Exam) -> _Results:
             for row in own["bits"].to_dict("records")
         ]
         tables["Held-out text (1: unchanged, less is better)"] = pd.DataFrame(shown)
-    notices = notices_of_tables({"accuracy": exam.tables["accuracy"], "leakage": own["leakage"]})
+    # Where the evaluation found the training text, or did not, is a place on its machine.
+    leakage = own["leakage"].assign(corpus=_named(_corpora(config)[0]))
+    leakage["reason"] = leakage["reason"].where(leakage["reason"].isna(), "it was not at hand")
+    notices = notices_of_tables({"accuracy": exam.tables["accuracy"], "leakage": leakage})
     return _Results(lead, "", notices, [(heading, markdown_table(frame)) for heading, frame in tables.items() if len(frame)])
 
 
