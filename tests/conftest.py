@@ -125,3 +125,38 @@ def small_organism(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (shared / "organism").exists():
             build(SMALL, shared / "organism", shared / "organism_work")
     return shared / "organism"
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Callable[..., list[Any]]:
+    """`apart(3, work)`: what `work(rank)` gives, or raises, in each of three processes that share a run; None of one that ended before."""
+    import multiprocessing
+    import pickle
+
+    from torch import distributed
+
+    context = multiprocessing.get_context("fork")  # what is imported here need not be imported there
+
+    def run(world: int, work: Callable[[int], Any]) -> list[Any]:
+        folder = tmp_path / f"apart{len(list(tmp_path.glob('apart*')))}"
+        folder.mkdir()
+
+        def process(rank: int) -> None:
+            distributed.init_process_group("gloo", store=distributed.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
+            distributed.barrier()  # all are there before one ends
+            try:
+                found = work(rank)
+            except BaseException as error:  # noqa: BLE001 (handed back)
+                found = error
+            (folder / str(rank)).write_bytes(pickle.dumps(found))
+            os._exit(0)  # nothing of what pytest has to do at its end
+
+        processes = [context.Process(target=process, args=(rank,)) for rank in range(world)]
+        for each in processes:
+            each.start()
+        for each in processes:
+            each.join()
+        files = [folder / str(rank) for rank in range(world)]
+        return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
+
+    return run

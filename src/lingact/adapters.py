@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,13 +219,14 @@ def _calm_peft() -> Iterator[None]:
         yield
 
 
-def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256: str) -> None:
-    """Write the adapter in PEFT format, whole or not at all, with `lingact.json` saying which model it belongs to.
+def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256: str, training: Mapping[str, Any] | None = None) -> None:
+    """Write the adapter in PEFT format, whole or not at all, with `lingact.json` saying which model it belongs to and how it was trained.
 
     Args:
         folder: becomes the adapter's folder; an older adapter there is replaced.
         base_model: name of the base model, as a user would give it.
         base_sha256: `weights_hash` of the base model.
+        training: the configuration that made it, by which seeds of one recipe are known; None for what no finished training made.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished, replaced = (folder.with_name(f".{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
@@ -234,7 +235,8 @@ def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256:
         model.active_peft_config.base_model_name_or_path = base_model
         # False: with "auto" peft asks the hub whether the vocabulary has grown.
         model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
-        (unfinished / IDENTITY).write_text(json.dumps({"base_model": base_model, "base_sha256": base_sha256}, indent=2) + "\n", encoding="utf-8")
+        identity = {"base_model": base_model, "base_sha256": base_sha256} | ({} if training is None else {"training": dict(training)})
+        (unfinished / IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(replaced)
         unfinished.rename(folder)

@@ -1,6 +1,7 @@
 """Bits per byte on held-out text: a second measure of what an adapter does to a language, finer than right and wrong answers."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from lingact.features import next_token_nll
 from lingact.inference import benjamini_hochberg, holm, interval, p_value, sentence_weights
 from lingact.lm import LanguageModel
 from lingact.paired import How, crossed_effects, minimum_detectable_effect
-from lingact.passes import token_bar
+from lingact.passes import resumable, token_bar
+from lingact.tokens import TokenBatch
 
 Nats = dict[str, Float[np.ndarray, " sentence"]]
 """Language -> cross-entropy of each sentence in nats."""
@@ -21,17 +23,19 @@ Nats = dict[str, Float[np.ndarray, " sentence"]]
 @torch.no_grad()
 def sentence_nats(lm: LanguageModel, corpus: ParallelCorpus, *, batch_tokens: int, title: str) -> Nats:
     """Cross-entropy of every sentence, summed over its tokens, with the model as it is: adapter on or off."""
-    found: Nats = {}
+    found: Nats = {code: np.zeros(len(texts)) for code, texts in corpus.texts.items()}
+
+    def add(code: str, batch: TokenBatch) -> None:
+        _, logits = lm.residuals(batch, (), logits=True)
+        assert logits is not None
+        nll, _ = next_token_nll(logits, batch)
+        np.add.at(found[code], batch.predicted_sentence.numpy(), nll.double().cpu().numpy())
+
     with token_bar(sum(lm.tokens.count(texts) for texts in corpus.texts.values()), title) as bar:
         for code, texts in corpus.texts.items():
             bar.set_postfix_str(code)
-            found[code] = np.zeros(len(texts))
-            for batch in lm.tokens.batches(lm.tokens.windows(texts), batch_tokens):
-                _, logits = lm.residuals(batch, (), logits=True)
-                assert logits is not None
-                nll, _ = next_token_nll(logits, batch)
-                np.add.at(found[code], batch.predicted_sentence.numpy(), nll.double().cpu().numpy())
-                bar.update(batch.size())
+            steps = list(lm.tokens.batches(lm.tokens.windows(texts), batch_tokens))
+            resumable(None, {}, {"nats": found[code]}, steps, partial(add, code), tokens=TokenBatch.size, bar=bar)
     return found
 
 

@@ -35,12 +35,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from lingact import sweep
-from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Section, TasksConfig, TrackingConfig, judge, validate
+from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
-from lingact.tracking import check_tracking, differences, first_process, full_disk, read_manifest
+from lingact.tracking import adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
@@ -57,6 +57,7 @@ def launch(job: str, conf_dir: Path) -> None:
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     """Run a job. Returns the exit code; a fault of ours passes through as its exception."""
+    adopt_slurm()
     parser = get_args_parser()
     parser.add_argument(_LIST_SAES, action="store_true")
     arguments = parser.parse_intermixed_args(argv)  # flags may stand between overrides
@@ -111,7 +112,8 @@ def _run(job: str, arguments: Namespace) -> list[str]:
     multirun, swept = _multirun_of(job, overrides)
     multirun = multirun or arguments.multirun
     if multirun and "RANK" in os.environ:
-        raise UserError("torchrun starts every process with the whole sweep; start one job at a time, or leave the processes to trainer.devices")
+        leave = "trainer.devices" if job == "train" else "devices"
+        raise UserError(f"torchrun and srun start every process with the whole sweep; start one job at a time, or leave the processes to {leave}")
     if not first_process():
         _run_beside(job, overrides, resumed)
         return []
@@ -146,20 +148,24 @@ def _run(job: str, arguments: Namespace) -> list[str]:
 
 
 def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
-    """Take part in a training run beside its first process, in silence; that one judges, makes the folder, writes and talks.
+    """Take part in a run beside its first process, in silence; that one judges, makes the folder, writes and talks.
 
     Lightning starts such a process from within the first one's run, with the first one's command: what belongs to the job of a sweep, say, is
-    not told by that. The folder is, by the environment. torchrun starts all processes at once and names no folder.
+    not told by that. The folder is, by the environment. torchrun and srun start all processes at once and name no folder.
     """
-    if job != "train":
-        return
     folder = os.environ.get(_RUN_FOLDER) or (resumed[0].strip("'\"") if resumed else None)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with _silence():
         if folder is not None:
             _resume(job, Path(folder), [])
             return
         where, _ = _judge_all(job, overrides, multirun=False)
         _work(job, _read(job, _compose(job, overrides), None), where)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 # --- composing and judging -----------------------------------------------------------------------------------------------------------------------
@@ -225,6 +231,11 @@ def _expand(parsed: list[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices.values())]
 
 
+def _key(override: Override) -> str:
+    """`corpus`, or where an option goes into another section `corpus@train_corpus`."""
+    return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
+
+
 def _options(group: str) -> list[str]:
     composer = GlobalHydra.instance().hydra
     assert composer is not None
@@ -239,14 +250,19 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _explain(job: str, override: Override, error: Exception, base: DictConfig) -> str:
     """Why an override does not compose, in our words: Hydra knows no nearest names."""
-    key, text = override.key_or_group, override.input_line or ""
+    key, text = _key(override), override.input_line or ""
     groups = sorted(group for group in base.hydra.runtime.choices if not group.startswith("hydra/"))
     value = override.get_value_string()
     if override.is_sweep_override():
         return f"{text}: several values; write {key}=[{value}] for one job with all of them if {key} takes a list, or add --multirun for one job each"
-    options = _options(key)
+    group = override.key_or_group
+    options = _options(group)
+    if group == "hydra/launcher":
+        if value not in options:
+            return f"{key}: no option '{value}'{nearest(value, options)} (options: {', '.join(options)})"
+        return f"{text}: the launcher is not installed; run pip install -e '.[{'ray' if value.startswith('ray') else 'launchers'}]'"
     if key in groups and value not in options:
-        return f"{key}: no option '{value}'{nearest(value, options)} (options in conf/{key}/: {', '.join(options)})"
+        return f"{key}: no option '{value}'{nearest(value, options)} (options in conf/{group}/: {', '.join(options)})"
     if options and key not in groups:
         return f"{key}: not a group of {job}.py, which has {', '.join(groups)}"
     plain = OmegaConf.to_container(base, resolve=False)
@@ -254,6 +270,9 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     known = [*_leaves({name: node for name, node in plain.items() if name != "hydra" or key.startswith("hydra")}), *groups, "resume"]
     if key in known:
         return f"{text}: {_first_line(error)}"
+    section = key.partition(".")[0]
+    if f"corpus@{section}" in groups and plain[section] is None:
+        return f"{key}: there is no {section} yet; choose one with it, for instance corpus@{section}=files (options: conf/corpus/)"
     folder = key.partition(".")[0]
     return f"{key}: unknown key{nearest(key, known)}{f' (options: conf/{folder}/)' if folder in groups else ''}"
 
@@ -276,7 +295,7 @@ def _compose_what_composes(job: str, overrides: list[str]) -> tuple[DictConfig, 
             composed = _compose(job, [*accepted, override.input_line or ""])
             accepted.append(override.input_line or "")
         except _DOES_NOT_COMPOSE as error:
-            problems[override.key_or_group] = _explain(job, override, error, composed)
+            problems[_key(override)] = _explain(job, override, error, composed)
     return composed, problems
 
 
@@ -292,8 +311,8 @@ def _read(job: str, composed: DictConfig, sweep_folder: Path | None) -> Section:
 
 def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
     """What the configuration names and this machine does not have, where a glance tells. Sections that are wrong in themselves are passed over."""
-    for name in ("tracking", "corpus", "tasks"):
-        if name not in SCHEMAS[job].model_fields:
+    for name in ("tracking", "corpus", "train_corpus", "tasks"):
+        if name not in SCHEMAS[job].model_fields or not OmegaConf.is_config(composed.get(name)):
             continue
         # With its metadata the annotation of a union carries the discriminator.
         field = SCHEMAS[job].model_fields[name]
@@ -309,7 +328,8 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
                 except UserError as error:
                     yield f"tracking: {error}"
             case FilesCorpus(path=path) if str(path) != "???" and not path.exists():
-                yield f"corpus.path: '{path}' does not exist; name a JSONL, CSV or TSV file or a folder of <code>.txt (options: conf/corpus/)"
+                what = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
+                yield f"{name}.path: '{path}' does not exist; name {what} (options: conf/corpus/)"
             case TasksConfig(own=own):
                 folders = {key: benchmark.folder for key, benchmark in own.items() if isinstance(benchmark, OwnTask)}
                 for key, folder in folders.items():
@@ -421,7 +441,7 @@ def _saved(folder: Path) -> dict[str, Any] | None:
 def _other_run(folder: Path, config: Section, key: str) -> list[str]:
     """The problem with a folder that holds a run with another configuration."""
     saved = _saved(folder)
-    different = [] if saved is None else differences(saved, config.model_dump(mode="json"))
+    different = [] if saved is None else _contradictions(saved, config)
     return [f"{key}: '{folder}' holds a run with another configuration ({'; '.join(different)}); name another folder"] if different else []
 
 
@@ -445,35 +465,42 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
         raise UserError(
             "\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).splitlines())
         ) from None
-    problems = _contradictions(job, saved, overrides)
-    if problems:
-        raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
+    if overrides:
+        problems, config = _goes_on(job, saved, overrides)
+        if problems or config is None:
+            raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
     if config.plan == "only":
         _tell_plans([config])
     else:
         _work(job, config, folder)
 
 
-def _contradictions(job: str, saved: dict[str, Any], overrides: list[str]) -> list[str]:
-    """What the overrides would change in a saved configuration."""
+def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[list[str], Section | None]:
+    """What the overrides would change in a saved configuration that must not, and how it goes on where nothing is wrong with them."""
     composed, refused = _compose_what_composes(job, overrides)
     if refused:
-        return list(refused.values())
+        return list(refused.values()), None
     parsed, _ = _parse(overrides)
     of_hydra = [f"{override.input_line}: does not go with resume" for override in parsed if override.key_or_group.startswith("hydra")]
     untouched = _compose(job, [])
     changed = OmegaConf.create(saved)
     for override in parsed:
-        key = override.key_or_group.replace("/", ".")
+        key = override.package or override.key_or_group.replace("/", ".")
         # The keys of an experiment lie in other sections: those that it changes.
         sections = [key] if OmegaConf.select(composed, key) is not None else [name for name in saved if composed.get(name) != untouched.get(name)]
         for section in sections:
             OmegaConf.update(changed, section, OmegaConf.select(composed, section), merge=False)
     try:
-        here = judge(SCHEMAS[job], changed).model_dump(mode="json")
+        here = judge(SCHEMAS[job], changed)
     except UserError as error:
-        return [*of_hydra, *str(error).splitlines()]
-    return [*of_hydra, *differences(saved, here)]
+        return [*of_hydra, *str(error).splitlines()], None
+    return [*of_hydra, *_contradictions(saved, here)], here
+
+
+def _contradictions(saved: dict[str, Any], here: Section) -> list[str]:
+    """Where two configurations cannot be of one run: in anything but the processes that share it."""
+    there, now = ({key: value for key, value in part.items() if key not in Processes.model_fields} for part in (saved, here.model_dump(mode="json")))
+    return differences(there, now)
 
 
 # --- running -------------------------------------------------------------------------------------------------------------------------------------
@@ -485,11 +512,16 @@ def task(composed: DictConfig) -> float | UserError | None:
     Returns:
         What sweepers optimise; or a UserError, since raising it would make Hydra talk and drop the rest of a sweep's bookkeeping.
     """
+    adopt_slurm()  # submitit may have been asked for several tasks of each job
     start = HydraConfig.get()
     job, folder = str(start.job.config_name), Path(start.runtime.output_dir)
+    sweep_folder = Path(start.sweep.dir) if start.mode == RunMode.MULTIRUN else None
+    if not first_process():
+        with _silence():
+            return _work(job, _read(job, composed, sweep_folder), folder)
     untouched = not any(folder.iterdir())
     try:
-        return _work(job, _read(job, composed, Path(start.sweep.dir) if start.mode == RunMode.MULTIRUN else None), folder)
+        return _work(job, _read(job, composed, sweep_folder), folder)
     except UserError as error:
         if untouched and not isinstance(error, _NoSpaceError) and {path.name for path in folder.iterdir()} <= _START_FILES:
             shutil.rmtree(folder)

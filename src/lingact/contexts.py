@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,12 @@ class _Strongest:
             ids = padded[rows[:, None], position[rows, latent][:, None] + stretch]
             self._merge(latent, value[rows, latent], sentence[rows], ids)
 
+    def take(self, other: "_Strongest") -> None:
+        """Take in those of other batches."""
+        for latent in np.flatnonzero((other.sentence != _EMPTY).any(axis=1)):
+            held = other.sentence[latent] != _EMPTY
+            self._merge(latent, other.value[latent][held], other.sentence[latent][held], other.ids[latent][held])
+
     def _merge(
         self, latent: np.integer, value: Float[np.ndarray, " row"], sentence: Int[np.ndarray, " row"], ids: Int[np.ndarray, "row stretch"]
     ) -> None:
@@ -180,6 +187,10 @@ def strongest_contexts(
             features = dictionaries[layer].encode(x)[:, latents[layer]]
             strongest[layer].add(features.cpu().numpy(), batch)
 
+    def merge(strongest: dict[int, _Strongest], other: dict[str, np.ndarray]) -> None:
+        for layer, own in strongest.items():
+            own.take(_Strongest(*(other[name] for name in own.arrays(layer))))
+
     with token_bar(sum(lm.tokens.count(texts) for texts in corpus.texts.values()), "contexts") as bar:
         for code, texts in corpus.texts.items():
             bar.set_postfix_str(code)
@@ -188,7 +199,8 @@ def strongest_contexts(
             # A language's batches at a time: memory does not grow with the corpus.
             steps = list(lm.tokens.batches(lm.tokens.windows(texts), batch_tokens))
             path = folder / f"{code}.safetensors" if folder is not None else None
-            resumable(path, described | {"language": code}, state, steps, lambda batch, own=own: add(own, batch), tokens=TokenBatch.size, bar=bar)
+            mine = described | {"language": code}
+            resumable(path, mine, state, steps, partial(add, own), tokens=TokenBatch.size, bar=bar, merge=partial(merge, own))
     return list(_over_languages(lm.tokens, corpus, wanted, by_language))
 
 

@@ -18,6 +18,7 @@ from lingact.data import AlignedData
 from lingact.errors import UserError
 from lingact.lm import load_model
 from lingact.module import Diverged, GapModule
+from lingact.ranks import ending
 from lingact.tracking import Run
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
     trainer = _trainer(module, config, run)
     last = run.folder / CHECKPOINTS / "last.ckpt"
     try:
-        with _quiet(), _alone_after_failure(trainer):
+        with _quiet(), ending(getattr(trainer.strategy.launcher, "procs", [])):
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except SystemExit as stopped:
         # Lightning turns an interrupt into an exit of its own.
@@ -143,21 +144,3 @@ def _own_handler_of_sigterm() -> Callable[..., None]:
             signal.signal(signal.SIGTERM, handler)
 
     return put_back
-
-
-@contextmanager
-def _alone_after_failure(trainer: "pl.Trainer") -> Iterator[None]:
-    """Where training fails, end the processes that Lightning has started beside this one: they would wait for it.
-
-    They are forgotten, too. Lightning watches them, and would kill this process for their deaths some seconds later, in the middle of whatever it
-    does then, such as the next job of a sweep.
-    """
-    try:
-        yield
-    except BaseException:
-        processes = getattr(trainer.strategy.launcher, "procs", [])
-        for process in processes:
-            process.kill()
-            process.wait()
-        processes.clear()
-        raise

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lingact.errors import UserError, out_of_memory
 from lingact.lm import LanguageModel
+from lingact.ranks import gathered, rank, told, world
 from lingact.tasks import Placed, Question, quiet
 from lingact.tracking import write_atomically
 
@@ -138,19 +139,9 @@ class Scorer:
             UserError: an option cannot be scored: longer than the context, or without a token of its own.
         """
         identity = identity_of(self.lm, adapter) | {"batch_size": self._asked_for}
-        harness: _Harness | None = None
+        identities = [identity | {"task": placed.entry.task, "questions": placed.sha256} for placed in tasks]
         rows, samples, truncated = [], {}, 0
-        for placed in tasks:
-            asked = identity | {"task": placed.entry.task, "questions": placed.sha256}
-            found = self.answers.recall(asked) if self.answers else None
-            if found is None:
-                harness = harness or self._harness(model)
-                found = self._answer(harness, placed)
-                if self.answers:
-                    self.answers.keep(asked, found)
-            else:
-                self._bar.update(len(placed.requests))
-                self._bar.unpause()
+        for placed, found in zip(tasks, self._answers(model, tasks, identities), strict=True):
             with quiet():
                 records = _records(placed, found["answers"])
             whose = {"task": placed.entry.task, "benchmark": placed.entry.benchmark, "language": placed.entry.language}
@@ -159,6 +150,29 @@ class Scorer:
             truncated += found["truncated"]
         items = pd.DataFrame(rows).astype({"item": object, "kind": object, "acc": float, "acc_norm": float})
         return EvalRun(items, samples, truncated)
+
+    def _answers(self, model: nn.Module, tasks: Sequence[Placed], identities: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The answers to every task; those not kept are shared out task by task, because a task's batches hang together."""
+        found: dict[int, dict[str, Any]] = {}
+        if self.answers and rank() == 0:
+            found = {number: kept for number, asked in enumerate(identities) if (kept := self.answers.recall(asked)) is not None}
+        found = told(found)
+        self._bar.update(sum(len(tasks[number].requests) for number in found))
+        self._bar.unpause()
+        missing = [number for number in range(len(tasks)) if number not in found]
+        own = missing[rank() :: world()]
+        harness = self._harness(model) if own else None
+        for number in own:
+            assert harness is not None
+            found[number] = self._answer(harness, tasks[number])
+            if self.answers:
+                self.answers.keep(identities[number], found[number])
+        shares = gathered(({number: found[number] for number in own}, self.batch_size))
+        self._bar.update(sum(len(tasks[number].requests) for number in set(missing) - set(own)))
+        self.batch_size = min(size for _, size in shares)
+        for share, _ in shares:
+            found |= share
+        return [found[number] for number in range(len(tasks))]
 
     def _harness(self, model: nn.Module) -> "_Harness":
         with quiet():

@@ -18,6 +18,7 @@ from lingact.config import ModelConfig
 from lingact.errors import UserError
 from lingact.hub import HubItem, commit_of, from_the_hub
 from lingact.languages import nearest
+from lingact.licences import licence_of
 from lingact.tokens import TokenBatch, Tokens
 
 
@@ -157,7 +158,8 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"model.name: no model in the folder '{path}' (no config.json){nearest(path.name, siblings)}")
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    item = HubItem(f"model '{config.name}'", config.name, "model", "or choose another model.name")
+    licence = licence_of(config.name)
+    item = HubItem(f"model '{config.name}'{f' (licence {licence})' if licence else ''}", config.name, "model", "or choose another model.name")
     with _only_bars_of_downloads(), from_the_hub(item), _reasons_of_transformers(config):
         shape = _checked_shape(config)
         tokenizer: Any = AutoTokenizer.from_pretrained(config.name, **source)

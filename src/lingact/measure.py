@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from lingact.errors import UserError
 from lingact.features import kept_residuals, next_token_nll, rescaled
 from lingact.lm import LanguageModel
 from lingact.losses import kl_per_token
-from lingact.passes import load_state, refuse_strangers, resumable, token_bar
+from lingact.passes import add_up, load_state, refuse_strangers, resumable, token_bar
+from lingact.ranks import rank
 from lingact.sae import Dictionaries
-from lingact.stats import DISCOVERY, FeatureStats, SentenceVectors, Yardstick, add_batch
+from lingact.stats import DISCOVERY, GIVEN, FeatureStats, SentenceVectors, Yardstick, add_batch
 from lingact.tokens import TokenBatch
 from lingact.tracking import write_json
 
@@ -121,7 +123,7 @@ def measure(
     # First of all, because it refuses texts without tokens.
     total = sum(lm.tokens.count(texts) for texts in corpus.texts.values())
     measured = _empty(lm, meters, corpus, header, wanted)
-    if folder is not None:
+    if folder is not None and rank() == 0:
         _write_index(folder, measured, corpus, header, wanted)
 
     def add(code: str, batch: TokenBatch) -> None:
@@ -135,6 +137,9 @@ def measure(
         if code in measured.vectors:
             measured.vectors[code].add(residuals[BASE], batch)
 
+    def merge(code: str, other: dict[str, np.ndarray]) -> None:
+        add_up(measured.arrays(code), {name: array for name, array in other.items() if name.rpartition("/")[2] not in GIVEN})
+
     every, first = wanted.piece[1], wanted.piece[0]
     with token_bar(total // every, wanted.title) as bar:
         for code, texts in corpus.texts.items():
@@ -142,8 +147,8 @@ def measure(
             # A language's batches at a time: memory does not grow with the corpus.
             steps = list(islice(lm.tokens.batches(lm.tokens.windows(texts), batch_tokens), first, None, every))
             path = folder / f"{code}.safetensors" if folder is not None else None
-            state = measured.arrays(code)
-            resumable(path, header | {"language": code}, state, steps, lambda batch, c=code: add(c, batch), tokens=TokenBatch.size, bar=bar)
+            described, state = header | {"language": code}, measured.arrays(code)
+            resumable(path, described, state, steps, partial(add, code), tokens=TokenBatch.size, bar=bar, merge=partial(merge, code))
     return measured
 
 

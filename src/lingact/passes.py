@@ -1,24 +1,29 @@
-"""Long passes over text that survive being killed: their state is saved as they go and continued from there."""
+"""Long passes over text that survive being killed and are shared out over processes: states are saved as they go, continued, and put together."""
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from lingact import ranks
 from lingact.errors import UserError
+from lingact.ranks import rank, told, unite
 from lingact.tracking import write_atomically
 
 SAVE_EVERY = 15.0
 """Seconds between saves: what a killed run loses at most, beside the step that it was in."""
 Step = TypeVar("Step")
+Merge = Callable[[dict[str, np.ndarray]], None]
+"""Takes the arrays of a state of other steps in."""
 
 
-def resumable(
+def resumable(  # noqa: PLR0913 (all that a pass is made of)
     path: Path | None,
     header: dict[str, str],
     state: dict[str, np.ndarray],
@@ -27,34 +32,54 @@ def resumable(
     *,
     tokens: Callable[[Step], int],
     bar: tqdm,
+    merge: Merge | None = None,
 ) -> None:
     """Run `add` on every step that is not in `state` yet.
+
+    Several processes (`ranks.joined`) take turns in the steps, each with a file of its own beside `path`; in the end all have the state of all
+    steps, and the first one writes it. An interrupted pass goes on with any number of processes.
 
     Args:
         path: where the state is kept (safetensors), saved every `SAVE_EVERY` seconds and at the end; what is there already is continued.
             None: nothing is saved.
         header: identity of everything the numbers depend on.
-        state: arrays that `add` changes in place.
+        state: arrays that `add` changes in place; of no step yet.
         steps: the same ones in the same order each time.
         tokens: how much of the bar a step is.
         bar: from `token_bar`; finished steps advance it at once.
+        merge: takes the state of other steps into `state`. None: they are added up.
 
     Raises:
-        UserError: the file at `path` is of something else.
+        UserError: the file at `path` is of something else, or another process has ended.
     """
-    done = restore(path, header, state) if path is not None and path.is_file() else 0
-    bar.update(sum(tokens(step) for step in steps[:done]))
+    merge = merge or partial(add_up, state)
+    place, world = rank(), ranks.world()
+    done = set(told(restore(path, header, state, len(steps), merge) if path is not None and place == 0 else set()))
+    bar.update(sum(tokens(steps[number]) for number in done))
     # What was measured by an earlier process says nothing about the speed of this one.
     bar.unpause()
+    left = [number for number in range(len(steps)) if number not in done]
+    own, inside = (path, set(done)) if place == 0 else (path and _beside(path, place), set())
     saved = time.monotonic()
-    for number, step in enumerate(steps[done:], start=done + 1):
-        add(step)
-        bar.update(tokens(step))
-        if path is not None and number < len(steps) and time.monotonic() - saved > SAVE_EVERY:
-            save_state(path, header, state, (number, len(steps)))
+    for start in range(0, len(left), world):
+        turn = left[start : start + world]
+        if place < len(turn):
+            add(steps[turn[place]])
+            inside.add(turn[place])
+        bar.update(sum(tokens(steps[number]) for number in turn))
+        if own is not None and start + world < len(left) and time.monotonic() - saved > SAVE_EVERY:
+            save_state(own, header, state, inside, len(steps))
             saved = time.monotonic()
-    if path is not None and done < len(steps):
-        save_state(path, header, state, (len(steps), len(steps)))
+    unite(state, merge)
+    if path is not None and left and place == 0:
+        save_state(path, header, state, range(len(steps)), len(steps))
+        _forget_parts(path)
+
+
+def add_up(state: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """Add the other arrays to those of the same names."""
+    for name, array in other.items():
+        state[name] += array
 
 
 @contextmanager
@@ -64,13 +89,16 @@ def token_bar(total: int, title: str) -> Iterator[tqdm]:
         yield bar
 
 
-def save_state(path: Path, header: dict[str, str], state: dict[str, np.ndarray], steps: tuple[int, int]) -> None:
-    """Write the state of a pass, atomically, with the number of steps that are in it and of all there are."""
+def save_state(path: Path, header: dict[str, str], state: dict[str, np.ndarray], done: Collection[int], total: int) -> None:
+    """Write the state of a pass, atomically, with the numbers of the steps that are in it and how many there are."""
     from safetensors.numpy import save
 
     # save() wants every array in memory of its own, in C order.
     arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
-    write_atomically(path, save(arrays, metadata={"header": json.dumps(header, sort_keys=True), "steps": json.dumps(steps)}))
+    described = {"header": json.dumps(header, sort_keys=True), "steps": json.dumps((len(done), total))}
+    if set(done) != set(range(len(done))):  # or else they are the first ones
+        described["done"] = json.dumps(sorted(done))
+    write_atomically(path, save(arrays, metadata=described))
 
 
 def load_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], tuple[int, int]]:
@@ -79,6 +107,11 @@ def load_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], tuple
     Raises:
         UserError: the file is not there, damaged, or not one of ours.
     """
+    header, arrays, done, total = _read(path)
+    return header, arrays, (len(done), total)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], set[int], int]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -87,24 +120,51 @@ def load_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], tuple
         with safe_open(path, framework="numpy") as file:
             described = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return json.loads(described["header"]), arrays, tuple(json.loads(described["steps"]))
+        count, total = json.loads(described["steps"])
+        done = set(json.loads(described["done"])) if "done" in described else set(range(count))
+        return json.loads(described["header"]), arrays, done, total
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as statistics of lingact ({error}); it is cut off or of something else: delete it") from None
 
 
-def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray]) -> int:
-    """Copy a saved state into `state`. Returns the number of steps in it.
+def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], total: int, merge: Merge) -> set[int]:
+    """Take a saved state into one of no step yet, and the parts that other processes have saved beside it; they become one file.
+
+    Returns:
+        The numbers of the steps in it.
 
     Raises:
         UserError: it is of something else.
     """
-    found, arrays, steps = load_state(path)
-    refuse_strangers(found, header, f"'{path}'")
-    if {name: array.shape for name, array in arrays.items()} != {name: array.shape for name, array in state.items()}:
-        raise UserError(f"'{path}' has other statistics than this run would make; delete it or name another folder")
-    for name, array in arrays.items():
-        state[name][...] = array
-    return steps[0]
+    done: set[int] = set()
+    parts = _parts(path)
+    for file in [path] * path.is_file() + parts:
+        found, arrays, numbers, of = _read(file)
+        refuse_strangers(found, header, f"'{file}'")
+        if of != total or {name: array.shape for name, array in arrays.items()} != {name: array.shape for name, array in state.items()}:
+            raise UserError(f"'{file}' has other statistics than this run would make; delete it or name another folder")
+        if numbers <= done:
+            continue  # it was put into the whole, and then its process was killed
+        merge(arrays)
+        done |= numbers
+    if parts:
+        save_state(path, header, state, done, total)
+        _forget_parts(path)
+    return done
+
+
+def _beside(path: Path, place: int) -> Path:
+    """Where another process than the first one keeps its part."""
+    return path.with_name(f"{path.stem}.process{place}{path.suffix}")
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}.process*{path.suffix}"))
+
+
+def _forget_parts(path: Path) -> None:
+    for part in _parts(path):
+        part.unlink()
 
 
 def refuse_strangers(found: dict[str, str], wanted: dict[str, str], name: str) -> None:

@@ -20,7 +20,7 @@ from lingact.tokens import TokenBatch
 
 DISCOVERY, CONFIRMATION = 0, 1
 """The halves of the sentences (`ParallelCorpus.halves`): what is found on one is confirmed on the other."""
-_GIVEN = ("bytes", "words")
+GIVEN = ("bytes", "words")
 """Known from the text, not summed."""
 _PER_LATENT = ("firing", "profile", "fired")
 
@@ -229,7 +229,7 @@ class FeatureStats:
         mine, theirs = self.arrays(), other.arrays()
         if mine.keys() != theirs.keys():
             raise UserError("these statistics do not belong together; only one of them has language-model losses or measures by the reference")
-        merged = {name: mine[name] if name in _GIVEN else mine[name] + theirs[name] for name in mine}
+        merged = {name: mine[name] if name in GIVEN else mine[name] + theirs[name] for name in mine}
         return self.from_arrays(self.header, (self.sentence_ids, self.halves), self.layers, self.top_k_size, merged)
 
     @classmethod

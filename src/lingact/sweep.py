@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lingact.errors import UserError
-from lingact.tracking import DPI, write_atomically, write_json
+from lingact.tracking import DPI, first_process, write_atomically, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ class JobRecords(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Record how the job ended."""
-        if config.hydra.mode != RunMode.MULTIRUN:
+        if config.hydra.mode != RunMode.MULTIRUN or not first_process():
             return
         # `return_value` would raise what the job raised.
         returned = job_return._return_value

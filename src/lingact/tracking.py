@@ -40,6 +40,7 @@ _PACKAGES = ("torch", "transformers", "sae-lens", "peft", "pytorch-lightning", "
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors has an error of its own, and torch's writer of archives does not say why it failed.
 _FULL_WITHOUT_ERRNO = re.compile(rf"\(os error ({'|'.join(map(str, _FULL))})\)|PytorchStreamWriter failed|unexpected pos \d+")
+_SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "NODE_RANK": "SLURM_NODEID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
 _UNFINISHED = re.compile(r"\..+\.\d+")
 
 
@@ -114,8 +115,18 @@ def _hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
+def adopt_slurm() -> None:
+    """Give the ranks of a task that `srun` has started beside others the names that torchrun has for them.
+
+    In the batch script itself, and where a job has one task, there is nothing to adopt.
+    """
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "RANK" not in os.environ:
+        os.environ.update({name: os.environ[theirs] for name, theirs in _SLURM.items()})
+        os.environ["LOCAL_WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", "1")))
+
+
 def first_process() -> bool:
-    """False in the processes that Lightning or torchrun started beside the first one of a distributed run."""
+    """False in the processes that Lightning, torchrun or Slurm started beside the first one of a distributed run."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
@@ -282,7 +293,8 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         "versions": _versions(),
         "hardware": _hardware(),
         "identity": identity,
-        "wandb": earlier.get("wandb") or secrets.token_hex(4),
+        # An agent of a W&B sweep names the run.
+        "wandb": earlier.get("wandb") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
     }
     tracker = wandb.init(
         # A run that goes on goes on there, too.

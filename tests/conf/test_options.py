@@ -6,17 +6,21 @@ from typing import get_args
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
 
 from lingact.config import SCHEMAS, GapLoss, LossConfig, Section, judge
 
 CONF = Path(__file__).parents[2] / "conf"
 JOBS = sorted(SCHEMAS)
-# `sweep` holds files for wandb, not options of Hydra's.
-OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*/*.yaml") if path.parent.name != "sweep")
+# `sweep` holds files for wandb, not options of Hydra's; those of `hydra` are of its own groups.
+OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep")
+LAUNCHERS = sorted(path.stem for path in CONF.glob("hydra/launcher/*.yaml"))
 SWEEPS = sorted(CONF.glob("sweep/*.yaml"))
 
 NEEDED = {
     "corpus/files": ("corpus.path=somewhere",),
+    "corpus/opus_100": ("languages.high=[]", "languages.low=[ml]"),
+    "corpus/tatoeba": ("languages.high=[]", "languages.low=[ml]"),
     "tasks/files": ("tasks.own.mine.path='quiz_{lang}.jsonl'",),
     "tasks/lm_eval": ("tasks.own.mine.folder=somewhere", "tasks.own.mine.task='quiz_{lang}'"),
 }
@@ -33,12 +37,13 @@ def composed(job: str, *overrides: str) -> Section:
 def groups_of(job: str) -> set[str]:
     """The groups in a job's defaults list."""
     defaults = yaml.safe_load((CONF / f"{job}.yaml").read_text())["defaults"]
-    return {key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override")}
+    return {key.partition("@")[0] for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override")}
 
 
 def test_finds_what_it_should_check() -> None:
     assert len(OPTIONS) >= 20
     assert len(SWEEPS) >= 1
+    assert LAUNCHERS == ["parallel", "ray_cluster", "slurm", "slurm_trial"]
     assert {str(option.parent) for option in OPTIONS} == set().union(*map(groups_of, JOBS))
 
 
@@ -52,6 +57,16 @@ def test_defaults(job: str) -> None:
 @pytest.mark.parametrize(("job", "option"), [(job, option) for job in JOBS for option in OPTIONS if str(option.parent) in groups_of(job)], ids=str)
 def test_option(job: str, option: Path) -> None:
     composed(job, f"{option.parent}={option.name}", *NEEDED.get(str(option), ()))
+
+
+@pytest.mark.parametrize("option", [option.name for option in OPTIONS if str(option.parent) == "corpus"])
+def test_every_corpus_may_be_trained_on_apart_from_the_measured_one(option: str) -> None:
+    config = composed("train", f"corpus@train_corpus={option}", *(["train_corpus.path=somewhere"] if option == "files" else []))
+    assert config.corpus == composed("train").corpus
+    alone = composed(
+        "train", "languages.high=[]", "languages.low=[ml]", f"corpus={option}", *(["corpus.path=somewhere"] if option == "files" else [])
+    )
+    assert config.train_corpus == alone.corpus
 
 
 def test_every_value_of_the_schema_stands_in_the_files() -> None:
@@ -90,9 +105,21 @@ def test_layer_weights_survive_the_run_folder() -> None:
     assert LossConfig.model_validate(yaml.safe_load(yaml.safe_dump(loss.model_dump(mode="json")))) == loss
 
 
+@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "ray_cluster"])  # whose plugin is not installed with the tests
+def test_launcher(launcher: str) -> None:
+    """The plugin is there and knows every key."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = compose("train", overrides=["lang=ml", f"hydra/launcher={launcher}"], return_hydra_config=True).hydra.launcher
+    written = yaml.safe_load((CONF / "hydra" / "launcher" / f"{launcher}.yaml").read_text())
+    assert {key: found[key] for key in written if key != "defaults"} == {key: value for key, value in written.items() if key != "defaults"}
+    assert get_class(found["_target_"])
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_sweep(path: Path) -> None:
+def test_sweep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every value of every parameter composes, given as the agent gives it: through the file's own command."""
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_RUN_ID", "xyz")
     sweep = yaml.safe_load(path.read_text())
     job = sweep["program"].removesuffix(".py")
     assert (CONF.parent / sweep["program"]).is_file()
@@ -107,6 +134,9 @@ def test_sweep(path: Path) -> None:
                 found = getattr(found, part)
             assert found in (value, (value,))
             assert config.tracking.mode == "online"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = compose(job, overrides=["lang=ml", *sweep["command"][3:-1]], return_hydra_config=True).hydra.run
+    assert run.dir == "outputs/wandb_sweeps/abc/xyz"
 
 
 @pytest.mark.parametrize(("text", "codes"), [("lang=ml", ("ml",)), ("lang=[ml,hi]", ("ml", "hi")), ("lang=['ml', 'hi']", ("ml", "hi"))])

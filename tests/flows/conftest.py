@@ -1,6 +1,7 @@
 """Jobs through the real command line, on the small organism and few sentences."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,25 @@ def start(arguments: Callable[..., list[str]]) -> Start:
 def command(arguments: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """`command(folder, overrides...)`: the command that does in a process of its own what `start("train", ...)` does in this one."""
     return lambda folder, *overrides: [sys.executable, str(ROOT / "train.py"), *arguments("train", folder, *overrides)]
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`process(address, command...)`: run Python in an empty folder with the hub at that address. Its address is read when the client is imported."""
+    (tmp_path / "here").mkdir()
+
+    def run(address: str, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        everything = hub_surroundings(tmp_path / "home") | {"HF_ENDPOINT": address, **more}
+        return subprocess.run([sys.executable, *command], cwd=tmp_path / "here", env=everything, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def unused_port() -> int:
+    """A port of this machine at which there is nobody."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
 
 
 def launch(command: list[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:

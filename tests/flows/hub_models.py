@@ -130,6 +130,6 @@ def _sae_lens(folder: Path) -> None:
     weights = {"W_enc": _random(64, 32, seed=6).T.contiguous(), "W_dec": _random(64, 32, seed=6), "b_enc": torch.zeros(64), "b_dec": torch.zeros(32)}
     save_file(weights, folder / "sae_weights.safetensors")
     about = {"model_name": "gpt2-small", "hook_name": "blocks.0.hook_resid_post", "hook_layer": 0, "hook_head_index": None, "d_in": 32, "d_sae": 64}
-    about |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8}, "normalize_activations": "layer_norm", "apply_b_dec_to_input": False}
+    about |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8}, "normalize_activations": "layer_norm", "apply_b_dec_to_input": True}
     about |= {"dtype": "torch.float32", "device": "cpu", "context_size": 64, "prepend_bos": False, "finetuning_scaling_factor": False}
     (folder / "cfg.json").write_text(json.dumps(about | {"dataset_path": "Skylion007/openwebtext", "sae_lens_training_version": None}))

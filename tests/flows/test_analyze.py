@@ -286,7 +286,7 @@ def test_statistics_of_something_else_are_not_continued(
         assert start("analyze", folder, *FEW) == 130
     path = folder / "stats" / "en.safetensors"
     header, arrays, steps = load_state(path)
-    save_state(path, header | {entry: "another"}, arrays, steps)
+    save_state(path, header | {entry: "another"}, arrays, range(steps[0]), steps[1])
     changed = path.read_bytes()
     assert cli.main("analyze", CONF, [f"resume={folder}"]) == 2
     assert f"en.safetensors' does not belong here; it differs in {entry}: another / " in capsys.readouterr().err

@@ -200,7 +200,7 @@ def test_statistics_that_are_not_finished_are_refused(
     shutil.copytree(full, tmp_path / "copy")
     path = tmp_path / "copy" / "stats" / partial
     header, arrays, (_, steps) = load_state(path)
-    save_state(path, header, arrays, (steps - 1, steps))
+    save_state(path, header, arrays, range(steps - 1), steps)
     assert start("analyze", tmp_path / "run", "tracking=none", f"stats={tmp_path / 'copy'}") == 2
     message = capsys.readouterr().err
     assert f"{steps - 1} of {steps}" in message

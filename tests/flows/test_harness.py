@@ -291,7 +291,7 @@ def config(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder:
             "corpus": {"kind": "files", "path": tmp_path / "text.jsonl", "max_sentences": None, "splits": {"train": 0.4, "dev": 0.3, "heldout": 0.3}},
             "model": {"name": str(tmp_path / "model"), "revision": None, "dtype": "float32", "attention": "eager", "context": 256},
             "languages": {"reference": "en", "high": [], "low": ["ml"]},
-            "tasks": {"benchmarks": [], "own": {name: {**own, "task": task} for name, task in BENCHMARKS.items()}, **ITEMS, "batch_size": 8},
+            "tasks": {"benchmarks": [], "own": {name: {**own, "task": task} for name, task in BENCHMARKS.items()}, **ITEMS, "batch_size": 8}, "devices": 1, "nodes": 1,
             "tracking": {"mode": "disabled", "project": "lingact", "entity": None, "group": None, "tags": []},
         }
     )  # fmt: skip

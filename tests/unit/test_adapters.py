@@ -427,7 +427,9 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
 
 def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="'someone/adapter' is neither a folder here nor an adapter that the hub gives"):
+    with pytest.raises(
+        UserError, match=r"'someone/adapter' cannot be had: HF_HUB_OFFLINE is set, and it was not downloaded before\..*, or name a folder"
+    ):
         find_adapter("someone/adapter")
 
 

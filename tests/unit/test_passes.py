@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,9 +102,9 @@ def test_a_state_of_something_else_is_refused_before_any_step(tmp_path: Path) ->
 @pytest.mark.parametrize("other", [{"sum": np.zeros(3), "count": np.zeros(1, np.int64)}, {"sum": np.zeros(2)}], ids=["shape", "names"])
 def test_a_state_with_other_arrays_is_refused(other: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    save_state(path, HEADER, other, (2, 6))
+    save_state(path, HEADER, other, range(2), len(STEPS))
     with pytest.raises(UserError, match="has other statistics than this run would make; delete it or name another folder"):
-        restore(path, HEADER, new_state())
+        restore(path, HEADER, new_state(), len(STEPS), lambda _: None)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
@@ -129,9 +130,62 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
 def test_arrays_come_back_as_they_were_whatever_their_layout(tmp_path: Path) -> None:
     table = np.arange(6.0).reshape(2, 3)
     state = {"turned": table.T, "strided": np.arange(10)[::3], "none": np.zeros((0, 4))}
-    save_state(tmp_path / "state.safetensors", HEADER, state, (1, 2))
+    save_state(tmp_path / "state.safetensors", HEADER, state, range(1), 2)
     header, arrays, steps = load_state(tmp_path / "state.safetensors")
     assert (header, steps) == (HEADER, (1, 2))
     for name, array in state.items():
         assert arrays[name].dtype == array.dtype
         np.testing.assert_array_equal(arrays[name], array)
+
+
+# --- several processes ---------------------------------------------------------------------------------------------------------------------------
+
+
+def shares(
+    apart: Callable[..., list[Any]], world: int, path: Path | None, *, until: int = len(STEPS)
+) -> list[tuple[list[int], dict[str, np.ndarray]]]:
+    """Of each process: the steps that it did, and the state that it has in the end."""
+
+    def work(_: int) -> tuple[list[int], dict[str, np.ndarray]]:
+        state = new_state()
+        return go(path, state, until=until)[0], state
+
+    return apart(world, work)
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_processes_take_turns_and_all_have_the_whole(world: int, apart: Callable[..., list[Any]], tmp_path: Path) -> None:
+    path, alone = tmp_path / "state.safetensors", new_state()
+    go(None, alone)
+    found = shares(apart, world, path)
+    assert [done for done, _ in found] == [list(STEPS[rank::world]) for rank in range(world)]
+    for _, state in found:
+        assert np.array_equal(state["count"], alone["count"])
+        assert np.array_equal(state["sum"], found[0][1]["sum"]), "to the last bit"
+        np.testing.assert_allclose(state["sum"], alone["sum"], rtol=1e-15)
+    _, kept, steps = load_state(path)
+    assert steps == (6, 6)
+    assert np.array_equal(kept["sum"], found[0][1]["sum"])
+    assert [entry.name for entry in tmp_path.glob("state*")] == ["state.safetensors"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 3), (3, 1), (1, 3)])
+def test_an_interrupted_pass_goes_on_with_another_number_of_processes(
+    before: int, after: int, apart: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "SAVE_EVERY", -1.0)
+    path = tmp_path / "state.safetensors"
+    interrupted = shares(apart, before, path, until=1)
+    assert sorted(step for done, _ in interrupted for step in done) == sorted(STEPS[:before])
+    parts = {part: part.read_bytes() for part in tmp_path.glob("state.process*")}
+    assert len(parts) == before - 1
+    found = shares(apart, after, path)
+    assert sorted(step for done, _ in found for step in done) == sorted(STEPS[before:]), "none twice"
+    assert all(state["count"] == len(STEPS) for _, state in found)
+    assert not list(tmp_path.glob("state.process*"))
+    # A kill behind the last save would have left them.
+    for part, content in parts.items():
+        part.write_bytes(content)
+    ((done, state),) = shares(apart, 1, path)
+    assert (done, state["count"]) == ([], len(STEPS))
+    assert not list(tmp_path.glob("state.process*"))

@@ -10,7 +10,7 @@ import yaml
 from lingact import chapters
 from lingact.changes import Variants
 from lingact.chapters import Chapter, Judgement
-from lingact.config import AnalyzeConfig, validate
+from lingact.config import AnalyzeConfig, Processes, validate
 from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
@@ -19,7 +19,7 @@ from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
 from lingact.report.words import name_of, reading_gaps
 from lingact.terminal import show
-from lingact.tracking import Run, open_run, read_manifest
+from lingact.tracking import Run, first_process, open_run, read_manifest
 from lingact.workflows.instruments import MEASURING
 from lingact.workflows.observe import RANDOM, Observations, criteria, observe, recall
 
@@ -37,6 +37,8 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
     ignored = [name for name, given in (("adapter", config.adapter), ("scores", config.scores if config.compare else None)) if given]
     if (config.compare or config.stats) and ignored:
         raise UserError(f"{', '.join(ignored)}: takes no part in {'compare' if config.compare else 'stats'}=, which needs no model; leave it out")
+    if (config.compare or config.stats) and not first_process():
+        return None  # nothing to share
     if config.compare:
         return compare(config, folder)
     config = as_measured(config)
@@ -49,6 +51,8 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
             run.identify(**read_manifest(config.stats[0])["identity"])
         else:
             seen = observe(run, config)
+        if not run.first:
+            return None
         if config.piece != (0, 1):
             run.summary({})
             show([{"piece": f"{config.piece[0] + 1} of {config.piece[1]}", "statistics": str(folder / "stats")}])
@@ -71,7 +75,7 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
         raise UserError(f"stats: '{config.stats[0]}' is not a run of analyze.py; name the run folders whose statistics to use")
     saved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     given = config.model_dump(mode="json")
-    judged = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking")} | {"piece": "1/1"}
+    judged = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking", *Processes.model_fields)} | {"piece": "1/1"}
     return validate(AnalyzeConfig, saved | judged | {"measures": saved["measures"] | {"gap": given["measures"]["gap"]}})
 
 

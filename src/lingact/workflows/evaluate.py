@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from lingact import scores
-from lingact.adapter_sources import SETTINGS, WEIGHTS
+from lingact.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, find_adapter
 from lingact.adapters import adapter_hash, check_adapter, load_adapter, unload_adapter
 from lingact.bits import Nats, sentence_nats
 from lingact.config import EvalConfig
@@ -20,6 +20,7 @@ from lingact.findings import BASE, Answered, Exam, find
 from lingact.harness import Answers, Scorer, batch_size_for, identity_of, results
 from lingact.inference import check_enough
 from lingact.lm import LanguageModel, load_model
+from lingact.ranks import joined, rank, told
 from lingact.recipes import Candidate, Recipe, find_recipes
 from lingact.report import evaluation as report
 from lingact.tasks import Placed, load_tasks
@@ -30,7 +31,7 @@ from lingact.tracking import Run, open_run, write_atomically, write_json
 def run(config: EvalConfig, folder: Path) -> float | None:
     """Ask the base model and every adapter the same questions, compare their answers, and write tables, figures and a report into the run folder.
 
-    A finished task is kept at once, so that an interrupted run goes on behind it.
+    Several processes share the questions and the text; the first one tells. A finished task is kept at once: an interrupted run goes on behind it.
 
     Returns:
         The difference in accuracy, mean over the languages; None for the base model alone, or several recipes.
@@ -39,29 +40,33 @@ def run(config: EvalConfig, folder: Path) -> float | None:
         UserError: a task, the text, the model or an adapter is missing or does not fit. All is found out before the first question.
     """
     with open_run("eval", config, config.tracking, folder) as run:
-        recipes = find_recipes(config.adapter)
+        recipes = find_recipes({adapter: find_adapter(adapter) for adapter in expand_adapters(config.adapter)})
         tasks = load_tasks(config.tasks, config.languages.all)
         text = held_out_text(config)
         lm = load_model(config.model, config.device)
-        # With the place where each lies now: a name such as `latest` may mean another one later.
-        candidates = [(c, check_adapter(lm.model, c.given, base_sha256=lm.identity["sha256"])) for recipe in recipes for c in recipe.candidates]
+        candidates = [candidate for recipe in recipes for candidate in recipe.candidates]
+        for candidate in candidates:
+            check_adapter(lm.model, str(candidate.place), base_sha256=lm.identity["sha256"])
         refuse_copies(candidates)
         run.identify(model=lm.identity, tasks=tasks.identity, **({} if text is None else {"text": {"name": text.name, "sha256": text.sha256}}))
         exam = Exam(tasks, text)
-        answered = ask_everyone(config, run, lm, exam, candidates)
+        with joined(config.devices, config.nodes):
+            answered = ask_everyone(config, run, lm, exam, candidates)
+        if not run.first:
+            return None
         save_samples(folder, tasks.placed, answered, config)
         return conclude(run, config, exam, recipes, answered)
 
 
-def refuse_copies(candidates: Sequence[tuple[Candidate, Path]]) -> None:
+def refuse_copies(candidates: Sequence[Candidate]) -> None:
     """Two copies of one adapter would pass for two seeds.
 
     Raises:
         UserError: there are.
     """
     seen: dict[bytes, str] = {}
-    for candidate, place in candidates:
-        content = hashlib.sha256((place / WEIGHTS).read_bytes() + (place / SETTINGS).read_bytes()).digest()
+    for candidate in candidates:
+        content = hashlib.sha256((candidate.place / WEIGHTS).read_bytes() + (candidate.place / SETTINGS).read_bytes()).digest()
         if content in seen:
             raise UserError(f"adapter: '{candidate.given}' is the same adapter as '{seen[content]}'; give every adapter once")
         seen[content] = candidate.given
@@ -76,10 +81,10 @@ def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
     return corpus
 
 
-def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, candidates: Sequence[tuple[Candidate, Path]]) -> dict[str, Answered]:
+def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, candidates: Sequence[Candidate]) -> dict[str, Answered]:
     """Name -> what that model answered: the base model and every adapter, one after the other on the one model in memory."""
     placed = exam.tasks.placed
-    answers = Answers((config.cache or run.folder) / "answers")
+    answers = Answers(config.cache / "answers" if config.cache else told(run.folder) / "answers")
     batch_size = batch_size_for(lm, placed) if config.tasks.batch_size == "auto" else config.tasks.batch_size
     options = sum(len(each.requests) for each in placed)
     found: dict[str, Answered] = {}
@@ -98,11 +103,11 @@ def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, ca
     return found
 
 
-def _in_turn(lm: LanguageModel, candidates: Sequence[tuple[Candidate, Path]]) -> Iterator[tuple[Candidate | None, str | None]]:
+def _in_turn(lm: LanguageModel, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate | None, str | None]]:
     """The base model, then each adapter, which `lm` carries while it is its turn; with the hash of its weights."""
     yield None, None
-    for candidate, place in candidates:
-        wrapped = load_adapter(lm.model, str(place), base_sha256=lm.identity["sha256"])
+    for candidate in candidates:
+        wrapped = load_adapter(lm.model, str(candidate.place), base_sha256=lm.identity["sha256"])
         lm.model = wrapped
         try:
             yield candidate, adapter_hash(wrapped)
@@ -117,11 +122,12 @@ def _nats(config: EvalConfig, lm: LanguageModel, text: ParallelCorpus | None, ad
     if text is None:
         return {}
     identity = identity_of(lm, adapter) | {"text": text.sha256, "batch_tokens": config.batch_tokens}
-    kept = answers.recall(identity)
+    kept = told(answers.recall(identity) if rank() == 0 else None)
     if kept is None:
         found = sentence_nats(lm, text, batch_tokens=config.batch_tokens, title=f"{name}, text")
         kept = {code: nats.tolist() for code, nats in found.items()}
-        answers.keep(identity, kept)
+        if rank() == 0:
+            answers.keep(identity, kept)
     return {code: np.array(nats) for code, nats in kept.items()}
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from lingact.adapters import adapter_hash, base_behaviour, load_adapter
 from lingact.config import AnalyzeConfig, FeaturesConfig
 from lingact.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
 from lingact.controls import random_dictionaries, reference_sample
-from lingact.corpus import ParallelCorpus, split_in_halves
+from lingact.corpus import ParallelCorpus, load_corpus, split_in_halves
 from lingact.errors import UserError
 from lingact.inference import check_enough
 from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
@@ -21,6 +22,7 @@ from lingact.language_features import Criteria, chosen_latents, find_features
 from lingact.lm import LanguageModel
 from lingact.measure import BASE, Measurement, Wanted, load_measurement, measure, yardstick
 from lingact.passes import load_state
+from lingact.ranks import joined, rank, told
 from lingact.sae import Dictionaries
 from lingact.similarity import diffmean_directions
 from lingact.stats import CONFIRMATION, DISCOVERY, FeatureStats
@@ -50,25 +52,30 @@ class Observations:
 
 
 def observe(run: Run, config: AnalyzeConfig) -> Observations:
-    """Measure every language, and do what else `measures.parts` asks for.
+    """Measure every language, and do what else `measures.parts` asks for. Several processes share the passes, and each returns what all have seen.
 
     Raises:
         UserError: anything is missing or does not fit.
     """
-    instruments = set_up(run, config)
+    instruments = set_up(run, config, load_corpus(config.corpus, config.languages.all))
     corpus = instruments.corpus.split(config.split, config.corpus.splits)
     check_enough(len(corpus.ids))
     named_ranges(instruments.layers, config.statistics)
     _check_causal(config, instruments)
     for texts in corpus.texts.values():
         instruments.lm.tokens.windows(texts)  # refuses a text without tokens before anything is measured
-    lm, parts, folder = instruments.lm, config.measures.parts, run.folder / "stats"
-    identity = instruments.identity | {"sentences": corpus.sha256}
+    lm, identity = instruments.lm, instruments.identity | {"sentences": corpus.sha256}
     if config.adapter is not None:
         lm.model = load_adapter(lm.model, config.adapter, base_sha256=lm.identity["sha256"])
         run.identify(adapter={"name": config.adapter, "sha256": adapter_hash(lm.model)})
         identity |= {"adapter": adapter_hash(lm.model)}
+    with joined(config.devices, config.nodes):
+        return _passes(config, instruments, corpus, identity, told(run.folder) / "stats")
 
+
+def _passes(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus, identity: dict[str, str], folder: Path) -> Observations:
+    """All passes, their state kept in the folder."""
+    lm, parts = instruments.lm, config.measures.parts
     with base_behaviour(lm.model):
         meters = dict(instruments.meters)
         if "random_sae" in parts:
@@ -103,16 +110,17 @@ def _further(
     if "features" in parts:
         tokens = measures.features.random_tokens
         searched = {meter: meters[meter] for meter in (MEASURING, RANDOM) if meter in meters}
-        random_token_rates(lm, searched, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
-        features = found_features(measured, measures.features, folder)
+        rates = random_token_rates(lm, searched, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
+        features = found_features(measured, measures.features, rates)
         shown: dict[int, list[int]] = {}
         for by_layer in chosen_latents(features[MEASURING], per_language=measures.features.cards).values():
             for layer, latents in by_layer.items():
                 shown.setdefault(layer, []).extend(latents)
         contexts = strongest_contexts(lm, saes, corpus, shown, folder=folder / "contexts", **given)
         links = {(layer, j): url for layer, latents in shown.items() for j in latents if (url := neuronpedia_url(saes[layer], j))}
-        write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
-        save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
+        if rank() == 0:
+            write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
+            save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
     if "spliced" in parts:
         some = corpus.select(corpus.sample(measures.spliced.sentences).tolist())
         spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if meter != RANDOM}, some, path=folder / _NAMES["spliced"], **given)
@@ -125,11 +133,19 @@ def _further(
     return Observations(measured, features, contexts, links, spliced, causal)
 
 
-def found_features(measured: Measurement, settings: FeaturesConfig, folder: Path) -> dict[str, pd.DataFrame]:
-    """`find_features` by meter, with the random-token rates kept in the folder.
+def found_features(
+    measured: Measurement, settings: FeaturesConfig, rates: dict[str, dict[int, Float[np.ndarray, " d_sae"]]]
+) -> dict[str, pd.DataFrame]:
+    """`find_features` by meter, with the random-token rates of each."""
+    # The measuring meter first, whatever the order of the rates.
+    return {meter: find_features(measured.of(meter, BASE), rates[meter], criteria(settings)) for meter in measured.meters if meter in rates}
+
+
+def _kept_rates(folder: Path) -> dict[str, dict[int, Float[np.ndarray, " d_sae"]]]:
+    """What `random_token_rates` kept in the folder.
 
     Raises:
-        UserError: they are not there, or not complete.
+        UserError: it is not there, or not complete.
     """
     header, counts, (done, steps) = load_state(folder / _NAMES["random_rates"])
     if done < steps:
@@ -138,8 +154,7 @@ def found_features(measured: Measurement, settings: FeaturesConfig, folder: Path
     for name, fired in counts.items():
         meter, _, layer = name.partition("/")
         rates.setdefault(meter, {})[int(layer)] = fired / int(header["random_tokens"])
-    # The measuring meter first, whatever the order of the file.
-    return {meter: find_features(measured.of(meter, BASE), rates[meter], criteria(settings)) for meter in measured.meters if meter in rates}
+    return rates
 
 
 def criteria(settings: FeaturesConfig) -> Criteria:
@@ -249,7 +264,7 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
     folder, parts = folders[0] / "stats", config.measures.parts
     features = contexts = links = None
     if "features" in parts:
-        features = found_features(measured, config.measures.features, folder)
+        features = found_features(measured, config.measures.features, _kept_rates(folder))
         contexts = load_contexts(folder / _NAMES["contexts"])
         links = {(layer, j): url for layer, j, url in json.loads((folder / "links.json").read_text(encoding="utf-8"))}
     return Observations(

@@ -11,12 +11,13 @@ import pandas as pd
 import torch
 
 from lingact import changes
+from lingact.adapter_sources import PRIVATE
 from lingact.adapters import adapter_hash, attach_adapter, save_adapter
 from lingact.batch_loss import BatchLoss
 from lingact.config import TrainConfig
 from lingact.continuations import continuation_table, repetition_summary
 from lingact.controls import random_dictionaries, reference_sample
-from lingact.corpus import ParallelCorpus
+from lingact.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
 from lingact.figures import training as figures
@@ -37,16 +38,18 @@ from lingact.workflows.instruments import MEASURING, Instruments, set_up
 def run(config: TrainConfig, folder: Path) -> float:
     """Train an adapter, judge it on sentences that it has not seen with both sets of SAEs. Returns the objective, computed on the dev split."""
     with open_run("train", config, config.tracking, folder) as run:
-        instruments = set_up(run, config)
-        splits = {name: instruments.corpus.split(name, config.corpus.splits) for name in ("train", "dev", "heldout")}
+        corpus = load_corpus(config.corpus, config.languages.all)
+        splits = {name: corpus.split(name, config.corpus.splits) for name in ("dev", "heldout")}
         for name in ("dev", "heldout"):
             check_enough(len(splits[name].ids))
+        sentences = training_sentences(run, config, corpus)
+        instruments = set_up(run, config, corpus)
         named_ranges(instruments.layers, config.statistics)
-        text = training_text(config, splits["train"])
+        text = training_text(config, sentences)
         if stand_ins(config):
             run.identify(training_text=stand_ins(config))
         # Before the adapter, so that what is frozen is the base model's.
-        loss = batch_loss(config, instruments, splits["train"], text)
+        loss = batch_loss(config, instruments, sentences, text)
         instruments.lm.model = attach_adapter(instruments.lm.model, instruments.lm.blocks, config.peft, config.seed)
         module = GapModule(loss, config.optim, config.trainer, config.seed)
         batches = AlignedBatches(
@@ -61,7 +64,8 @@ def run(config: TrainConfig, folder: Path) -> float:
             fit(module, AlignedData(batches), config, run)
         if not run.first:
             return math.nan
-        save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"])
+        recipe = config.model_dump(mode="json", exclude=PRIVATE)
+        save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"], recipe)
         run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
 
         judged = splits[config.split]
@@ -189,6 +193,16 @@ def stand_ins(config: TrainConfig) -> dict[str, str]:
             )
         found[code] = free[0]
     return found
+
+
+def training_sentences(run: Run, config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
+    """The split train of the measured corpus, or of the one that is there to train on."""
+    if config.train_corpus is None:
+        return corpus.split("train", config.corpus.splits)
+    codes = (config.languages.reference, *config.lang, *stand_ins(config).values())
+    sentences, identity = load_training_text(config.train_corpus, codes, corpus)
+    run.identify(train_corpus=identity)
+    return sentences
 
 
 def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:

@@ -1,0 +1,129 @@
+"""Analysis and evaluation in several processes: what comes out is what one process gives."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from lingact import cli
+
+from .conftest import CONF, ROOT, Start, launch
+
+FEW = ("languages.high=[]", "languages.low=[ml,hi]", "tracking=none")
+FULL = (
+    *FEW,
+    "measures=full",
+    "sae.layers=[0,1]",
+    "batch_tokens=512",
+    "measures.similarity.sentences=20",
+    "measures.features.random_tokens=512",
+    "measures.spliced.sentences=6",
+    "measures.causal.sentences=6",
+    "measures.causal.draws=1",
+)
+"""Every pass there is, over several batches each."""
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The processes whose command names this folder."""
+    lines = subprocess.run(("ps", "-A", "-ww", "-o", "pid=,args="), capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if str(folder) in line]
+
+
+def summary(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def same_analysis(found: Path, expected: Path) -> None:
+    """Identical counts, sums but for rounding, and so the same tables."""
+    files = [{str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (found, expected)]
+    assert files[0] == files[1]
+    for path in sorted((expected / "stats").rglob("*.safetensors")):
+        theirs, ours = load_file(path), load_file(found / path.relative_to(expected))
+        assert ours.keys() == theirs.keys()
+        for name, array in theirs.items():
+            if array.dtype.kind == "i":
+                assert np.array_equal(ours[name], array), f"{path.name}: {name}"
+            else:
+                np.testing.assert_allclose(ours[name], array, rtol=1e-12, atol=1e-12 * np.abs(array).max(initial=0), err_msg=f"{path.name}: {name}")
+    for path in sorted((expected / "tables").iterdir()):
+        pd.testing.assert_frame_equal(pd.read_csv(found / "tables" / path.name), pd.read_csv(path), rtol=1e-9, atol=1e-12)
+    assert summary(found) == pytest.approx(summary(expected), rel=1e-9)
+    for name in ("contexts.json", "links.json", "index.json"):
+        assert (found / "stats" / name).read_bytes() == (expected / "stats" / name).read_bytes()
+
+
+def test_two_processes_analyse_as_one_does(arguments: Callable[..., list[str]], start: Start, tmp_path: Path) -> None:
+    folder, log = tmp_path / "two", tmp_path / "log"
+    command = [sys.executable, str(ROOT / "analyze.py"), *arguments("analyze", folder, *FULL, "devices=2")]
+    process = launch(command, log)
+    assert start("analyze", tmp_path / "one", *FULL) == 0  # meanwhile
+    assert process.wait() == 0, log.read_text()
+    said = {line.partition(":")[0] for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
+    assert said == {"sampling en", "yardstick en", "measuring", "random tokens", "contexts", "splicing", "intervening"}, (
+        "these bars, and nothing else"
+    )
+    same_analysis(folder, tmp_path / "one")
+    assert not processes_of(folder)
+    # The processes belong to no configuration of the results.
+    assert cli.main("analyze", CONF, [f"resume={folder}", "devices=3"]) == 0
+    assert cli.main("analyze", CONF, [f"resume={folder}", "devices=3", "batch_tokens=1"]) == 2
+
+
+@pytest.fixture
+def tasks_of_slurm(apart: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """`tasks_of_slurm(job, arguments)`: the exit codes of two processes as `srun` starts them."""
+    import multiprocessing
+
+    def started(job: str, arguments: list[str]) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"}
+        shared |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1"}
+
+        def task(rank: int) -> None:
+            os.environ.update(shared, MASTER_PORT=str(port), SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+            code = 1
+            try:
+                code = cli.main(job, CONF, arguments)
+            finally:
+                sys.stdout.flush()
+                os._exit(code)  # nothing of what pytest has to do at its end
+
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=task, args=(rank,)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [process.exitcode or 0 for process in processes]
+
+    return started
+
+
+def test_two_tasks_of_slurm_evaluate_as_one_process_does(
+    tasks_of_slurm: Callable[..., list[int]], small_organism: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = [*FEW, f"model.name={small_organism}/model", f"corpus.path={small_organism}/corpus.jsonl", "corpus.max_sentences=60"]
+    few += ["resamples=100", "tasks.limit=4", "cache=null"]
+    assert cli.main("eval", CONF, [*few, f"hydra.run.dir={tmp_path / 'one'}"]) == 0
+    alone = capfd.readouterr()
+    assert tasks_of_slurm("eval", [*few, f"hydra.run.dir={tmp_path / 'two'}"]) == [0, 0]
+    together = capfd.readouterr()
+    assert together.out.replace("/two", "/one") == alone.out, "the first one alone talks"
+    folders = [tmp_path / name for name in ("one", "two")]
+    files = [{str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()} for folder in folders]
+    assert files[0].keys() == files[1].keys()
+    for name, path in files[0].items():
+        if name not in ("manifest.json", "report.html"):
+            assert files[1][name].read_bytes() == path.read_bytes(), name

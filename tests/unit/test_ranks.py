@@ -1,0 +1,130 @@
+"""Processes that share a run: what they tell each other, and what becomes of the others when one ends. Each is a real one."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lingact import ranks
+from lingact.errors import UserError
+from lingact.tracking import adopt_slurm, first_process
+
+Apart = Callable[..., list[Any]]
+
+
+def test_alone_everything_is_ones_own() -> None:
+    state = {"sum": np.ones(2)}
+    ranks.unite(state, lambda _: pytest.fail("there is nobody else"))
+    assert (ranks.rank(), ranks.world(), ranks.told("a"), ranks.gathered("a")) == (0, 1, "a", ["a"])
+    with ranks.joined(1, 1):
+        assert ranks.world() == 1
+
+
+def test_they_tell_each_other(apart: Apart) -> None:
+    def work(rank: int) -> tuple[Any, ...]:
+        return ranks.rank(), ranks.world(), ranks.told({"from": rank}), ranks.gathered(10 * rank)
+
+    assert apart(3, work) == [(rank, 3, {"from": 0}, [0, 10, 20]) for rank in range(3)]
+
+
+def test_states_are_merged_in_the_order_of_ranks_and_handed_out(apart: Apart) -> None:
+    def work(rank: int) -> dict[str, list[Any]]:
+        state = {"order": np.array([[rank]]), "sum": np.array([0.1 * rank]), "none": np.zeros((0, 2))}
+
+        def merge(other: dict[str, np.ndarray]) -> None:
+            state["order"][...] = 10 * state["order"] + other["order"]
+            state["sum"] += other["sum"]
+
+        ranks.unite(state, merge)
+        return {name: array.tolist() for name, array in state.items()}
+
+    # ((0 * 10 + 1) * 10 + 2), and the sum that this order of additions has.
+    assert apart(3, work) == [{"order": [[12]], "sum": [0.1 + 0.2], "none": []}] * 3
+
+
+def test_who_waits_for_one_that_has_ended_is_told(apart: Apart) -> None:
+    def work(rank: int) -> None:
+        if rank == 1:
+            os._exit(9)
+        ranks.told(0)
+
+    told, nothing = apart(2, work)
+    assert isinstance(told, UserError)
+    assert str(told).startswith("another process of this run has ended before its part was done")
+    assert nothing is None
+
+
+def test_who_waits_hears_of_an_interrupt(apart: Apart) -> None:
+    def work(rank: int) -> float:
+        if rank == 0:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                ranks.told(0)
+            return time.monotonic() - began
+        time.sleep(1.5)
+        return 0.0
+
+    assert apart(2, work)[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "words"),
+    [
+        ("exit 2", UserError, "process 2 of this run on this machine has ended; what it said stands above"),
+        ("exit 1", RuntimeError, "process 2 of this run on this machine has ended"),
+        ("exit 130", KeyboardInterrupt, "^$"),
+        ("kill -9 $$", UserError, "process 2 of this run on this machine was killed by signal 9, as the system does when memory runs out"),
+    ],
+)
+def test_the_end_of_a_process_is_heard_at_once_and_ends_the_others(end: str, error: type[BaseException], words: str) -> None:
+    started: list[subprocess.Popen] = []
+
+    def run() -> None:
+        children: list[subprocess.Popen] = []
+        with ranks.ending(children), ranks._heeding(children):
+            children += [subprocess.Popen(["sh", "-c", f"sleep 0.1; {end}"]), subprocess.Popen(["sleep", "60"])]
+            started.extend(children)
+            time.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(error, match=words):
+        run()
+    assert time.monotonic() - began < 10
+    assert started[1].returncode == -signal.SIGKILL
+
+
+def test_the_end_of_others_is_nobodys_business() -> None:
+    with ranks._heeding([]):
+        assert subprocess.run(["sh", "-c", "exit 2"], check=False).returncode == 2
+
+
+def test_a_launcher_outside_says_how_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks.shape(2, 3) == (2, 3)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.shape(1, 1) == ranks.shape(8, 1) == ranks.shape(4, 2) == (4, 2)
+    with pytest.raises(UserError, match=r"devices=3, nodes=1: 8 processes were started from outside; leave these out, or start 3$"):
+        ranks.shape(3, 1)
+
+
+def test_tasks_of_slurm_get_torchruns_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    step = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    adopt_slurm()
+    assert first_process(), "a batch script, or a step of one task"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    adopt_slurm()
+    assert not first_process()
+    assert [os.environ[name] for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")] == ["5", "1", "1", "8", "4"]
