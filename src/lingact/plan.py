@@ -14,6 +14,7 @@ from typing import Any
 
 from lingact.config import (
     AnalyzeConfig,
+    CorpusConfig,
     EvalConfig,
     FilesCorpus,
     HubCorpus,
@@ -148,15 +149,20 @@ class Text:
     how: str
 
 
-def text_of(config: Config, shape: Shape) -> Text:
-    """The corpus, where it is here; else what its preset says and guesses."""
-    corpus, each = config.corpus, _BYTES_PER_TOKEN.get(shape.architecture, _BYTES_PER_TOKEN_ELSEWHERE)
+def text_of(corpus: CorpusConfig, codes: tuple[str, ...], shape: Shape) -> Text:
+    """The corpus, where it is here; else what its preset says and guesses.
+
+    Args:
+        codes: of the languages that are read.
+    """
+    each = _BYTES_PER_TOKEN.get(shape.architecture, _BYTES_PER_TOKEN_ELSEWHERE)
     if isinstance(corpus, FilesCorpus):
-        return _text_here(corpus, config.languages.all, each)
-    known = corpus.sentences if isinstance(corpus, HubCorpus) else None
-    count = min(known or corpus.max_sentences or _SENTENCES, corpus.max_sentences or known or _SENTENCES)
-    how = f"{count} sentences {'by conf/corpus/' if known or corpus.max_sentences else '(a guess)'}"
-    return Text(count, _BYTES_PER_SENTENCE / each, f"{how} of {_BYTES_PER_SENTENCE / each:.0f} tokens in each language (a guess)")
+        return _text_here(corpus, codes, each)
+    known = [size for size in (corpus.sentences if isinstance(corpus, HubCorpus) else None, corpus.max_sentences) if size]
+    count = min(known, default=_SENTENCES)
+    tokens = _BYTES_PER_SENTENCE / each
+    how = f"{count} sentences {'by conf/corpus/' if known else '(a guess)'} of {tokens:.0f} tokens in each language (a guess)"
+    return Text(count, tokens, how)
 
 
 @cache
@@ -214,7 +220,7 @@ class _Sizes:
 
 def _sizes(config: Config) -> _Sizes | None:
     shape, how = shape_of(config.model)
-    return None if shape is None else _Sizes(config.model, shape, how, text_of(config, shape))
+    return None if shape is None else _Sizes(config.model, shape, how, text_of(config.corpus, config.languages.all, shape))
 
 
 def make_plan(config: Config) -> Plan | None:
@@ -341,20 +347,22 @@ class _Reading:
     def plan_of_training(self, config: TrainConfig) -> Plan:
         """As `workflows.train` reads: what is frozen, the steps, base and adapter measured on both judging splits."""
         text, batch, splits = self.sizes.text, config.batch_tokens, config.corpus.splits
-        trained, judged = text.sentences * splits.train, text.sentences * getattr(splits, config.split)
+        source = config.train_corpus or config.corpus
+        training = text_of(source, (*config.lang, config.languages.reference), self.sizes.shape)
+        trained, judged = training.sentences * source.splits.train, text.sentences * getattr(splits, config.split)
         b, spoken = self.sizes.number, len(config.lang) + 1
         decoded = Need("SAEs' reconstructions of all layers", batch * self.layers * self.d * 4 * 3)
         freezing = [self.residuals(batch, 1), decoded, self.latents(batch)]
         predicting = [self.sizes.logits(batch, 2 * b + 12)] if config.loss.retention.top is not None else []
         phases = {
             "freezing the base model": max(freezing, predicting, key=_sum),
-            "a training step": self.step(config),
+            "a training step": self.step(config, training),
             "measuring": self.measuring(batch, 3, logits=True),
         }
         standing = [self.sizes.weights(), *self.saes(), self.adapter(config)]
-        host = [self.statistics(len(config.languages.all), 3, judged), *self.frozen(config, trained)]
-        read = trained * text.tokens * spoken
-        stepped = config.trainer.steps * config.trainer.sentences * text.tokens * spoken
+        host = [self.statistics(len(config.languages.all), 3, judged), *self.frozen(config, trained, training.tokens)]
+        read = trained * training.tokens * spoken
+        stepped = config.trainer.steps * config.trainer.sentences * training.tokens * spoken
         again = config.trainer.micro_batch is not None or config.trainer.activation_checkpointing
         measured = (judged * len(config.languages.all) + text.sentences * splits.dev * spoken) * text.tokens
         work = [
@@ -363,7 +371,8 @@ class _Reading:
             Pass("training", stepped, (3 if again else 2) * self.sizes.forward(stepped, logits=True), self.work_of_loss(config, stepped)),
             self.pass_of("measuring base and adapter", measured, passes=2, variants=3, logits=True),
         ]
-        return Plan(standing, phases, host, work, text.how, self.saved())
+        how = text.how if config.train_corpus is None else f"{text.how}; to train on: {training.how}"
+        return Plan(standing, phases, host, work, how, self.saved())
 
     def in_loss(self, config: TrainConfig) -> tuple[int, int, int]:
         """Layers in the loss; how often a target's residuals are encoded there; and how often decoded."""
@@ -384,11 +393,11 @@ class _Reading:
         how = f"{EXACT} for all linear modules" if isinstance(config.peft, LoraAdapter) and config.peft.targets == "all" else ESTIMATE
         return Need(f"adapter, {count / 1e6:.1f} M weights, and AdamW", count * 16, how)
 
-    def step(self, config: TrainConfig) -> list[Need]:
+    def step(self, config: TrainConfig, text: Text) -> list[Need]:
         """What one step keeps for the gradient, and what going back takes at its widest place."""
         trainer, loss, s, b = config.trainer, config.loss, self.sizes.shape, self._precision(config)
         sentences = -(-trainer.sentences // (trainer.devices * trainer.nodes))
-        longest = min(config.model.context, _LONGEST * self.sizes.text.tokens)
+        longest = min(config.model.context, _LONGEST * text.tokens)
         part = min(trainer.micro_batch or sentences, sentences)
         read = part * longest
         """Padded tokens of one language that are read at once."""
@@ -417,10 +426,10 @@ class _Reading:
     def _precision(self, config: TrainConfig) -> int:
         return 4 if config.trainer.precision == "32-true" and config.model.dtype == "float32" else 2
 
-    def frozen(self, config: TrainConfig, sentences: Number) -> Iterator[Need]:
+    def frozen(self, config: TrainConfig, sentences: Number, tokens: Number) -> Iterator[Need]:
         """What is kept of the base model on the training sentences, in host memory."""
         retention, spoken = config.loss.retention, len(config.lang) + 1
-        rows = sentences * self.sizes.text.tokens * spoken
+        rows = sentences * tokens * spoken
         if retention.top is not None:
             yield Need(f"next tokens of the base model, the {retention.top} likeliest", rows * (8 * retention.top + 4))
         sums = self.layers * (rows * 4 + spoken * sentences * (self.d + 4) * 4)

@@ -176,3 +176,13 @@ def test_the_width_of_a_local_set_is_read_from_its_files() -> None:
         (1024, "its cfg.json"),
     ]
     assert (config.measuring.width, config.heldout.width) == (512, 1024)
+
+
+@pytest.mark.parametrize("experiment", ["gemma2_2b_quick", "gemma3_1b", "gpt2", "llama31_8b"])
+def test_every_layer_of_an_experiment_has_its_saes(experiment: str) -> None:
+    config = composed("train", f"experiment={experiment}")
+    layers = range(config.model.shape.layers) if config.sae.layers == "all" else config.sae.layers
+    for spec in (config.sae.measuring, config.sae.heldout):
+        ids = {sae["id"] for sae in releases()[spec.release]["saes"]}
+        assert [spec.id_of(layer) for layer in layers if spec.id_of(layer) not in ids] == []
+        assert width_of(spec, config.model.shape.d_model)[0] == spec.width

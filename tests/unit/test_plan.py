@@ -98,6 +98,18 @@ def test_adapters_have_the_weights_that_peft_gives_them(model: str) -> None:
     assert adapter_weights(shape, config) == adapter_weights(shape, plain) + outputs, "DoRA has a magnitude for each output"
 
 
+def test_what_is_trained_on_may_be_another_text(tmp_path: Path) -> None:
+    (tmp_path / "one.tsv").write_text("en\tml\nabcd\tabcdefgh\nabc\tabcde\n")
+    given = ("languages.high=[]", "languages.low=[ml]", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus")
+    found = make_plan(config_of("train", *given, "corpus@train_corpus=files", f"train_corpus.path={tmp_path / 'one.tsv'}"))
+    assert found is not None
+    freezing, training, measuring = found.work
+    # Five bytes a sentence and four a token; half of two sentences is trained on, in two languages, in 200 steps of 16 sentences. Before, it is read
+    # once for next tokens and once for norms and fit.
+    assert (freezing.tokens, training.tokens) == (2 * 0.5 * 2 * 1.25 * 2, 200 * 16 * 1.25 * 2)
+    assert measuring.tokens == pytest.approx((997 * 0.3 + 997 * 0.2) * 2 * 50)
+
+
 def step_of(*overrides: str) -> float:
     found = make_plan(config_of("train", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus", *overrides))
     assert found is not None
