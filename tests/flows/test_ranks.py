@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from lingact import cli
+from lingact import cli, harness
 
 from .conftest import CONF, ROOT, Start, launch
 
@@ -112,8 +112,20 @@ def tasks_of_slurm(apart: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPa
 
 
 def test_two_tasks_of_slurm_evaluate_as_one_process_does(
-    tasks_of_slurm: Callable[..., list[int]], small_organism: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tasks_of_slurm: Callable[..., list[int]],
+    small_organism: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    keep = harness.Answers.keep
+
+    def noted(self: harness.Answers, identity: dict[str, Any], answers: dict[str, Any]) -> None:
+        with (tmp_path / f"kept_by_{os.environ.get('SLURM_PROCID', 'one')}").open("a") as file:
+            file.write(f"{identity.get('task', 'text')}\n")
+        keep(self, identity, answers)
+
+    monkeypatch.setattr(harness.Answers, "keep", noted)
     few = [*FEW, f"model.name={small_organism}/model", f"corpus.path={small_organism}/corpus.jsonl", "corpus.max_sentences=60"]
     few += ["resamples=100", "tasks.limit=4", "cache=null"]
     assert cli.main("eval", CONF, [*few, f"hydra.run.dir={tmp_path / 'one'}"]) == 0
@@ -121,6 +133,9 @@ def test_two_tasks_of_slurm_evaluate_as_one_process_does(
     assert tasks_of_slurm("eval", [*few, f"hydra.run.dir={tmp_path / 'two'}"]) == [0, 0]
     together = capfd.readouterr()
     assert together.out.replace("/two", "/one") == alone.out, "the first one alone talks"
+    alone_kept, *kept = ((tmp_path / f"kept_by_{who}").read_text().split() for who in ("one", 0, 1))
+    assert sorted(kept[0] + kept[1]) == sorted(alone_kept), "nothing is asked twice"
+    assert (len(kept[0]), len(kept[1])) == (6, 4)  # nine tasks, and the text, whose sums the first one keeps
     folders = [tmp_path / name for name in ("one", "two")]
     files = [{str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()} for folder in folders]
     assert files[0].keys() == files[1].keys()
