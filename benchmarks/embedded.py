@@ -23,11 +23,10 @@ def embedded(sentences: int) -> tuple[LanguageModel, dict[str, Dictionaries], Pa
         config = judge(AnalyzeConfig, compose("analyze", ["device=cpu"]))
     lm = load_model(config.model, config.device)
     layers = chosen_layers(config.sae, len(lm.blocks))
-    d_model = lm.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
     meters = {}
     for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
         assert spec is not None
-        meters[meter] = load_dictionaries(spec, layers, d_model, lm.device)[0]
+        meters[meter] = load_dictionaries(spec, layers, lm)[0]
     return lm, meters, repeated(load_corpus(config.corpus, config.languages.all), sentences)
 
 

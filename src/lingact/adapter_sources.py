@@ -2,20 +2,26 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lingact.config import asset
 from lingact.errors import UserError
+from lingact.hub import HubItem, from_the_hub
 from lingact.languages import nearest
 from lingact.wandb_artifacts import fetch_artifact
 
 WEIGHTS, SETTINGS, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lingact.json"
-"""Files of an adapter; the last says which model it belongs to."""
+"""Files of an adapter; the last says which model it belongs to, and how it was trained."""
+ASSET = re.compile(r"\$\{asset:([^{}]+)\}")
+"""How a file that the package carries is named in what is shared: its place differs from machine to machine."""
+PRIVATE = {"tracking", "cache"}
+"""Sections of a configuration that do not travel with an adapter."""
 _IN_WANDB = re.compile(r"(?:[\w-][\w. -]*/){1,2}[\w.-]+:[\w.-]+")
-_ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 
 
 def expand_adapters(given: Sequence[str]) -> list[str]:
@@ -64,28 +70,41 @@ def _run_folder(folder: Path) -> Path:
     return folder.parent if folder.name == "adapter" else folder
 
 
-def training_of(adapter: str) -> dict[str, Any] | None:
-    """The configuration that train.py trained an adapter with; None for adapters that do not lie in a run folder.
+def training_of(place: Path) -> dict[str, Any] | None:
+    """The configuration that train.py trained an adapter with: its run's, or what it carries; None for adapters that do not tell.
 
     Args:
-        adapter: as a user names it; nothing is downloaded.
+        place: the adapter's folder, as `find_adapter` gives it.
 
     Raises:
-        UserError: the configuration is damaged.
+        UserError: what tells it is damaged.
     """
-    run = _run_folder(Path(adapter).expanduser())
-    path = run / "config.yaml"
-    if not path.is_file() or not (run / "adapter" / SETTINGS).is_file():
+    place = place.resolve()
+    run = place.parent / "config.yaml"
+    if place.name == "adapter" and run.is_file():
+        return _told(run, yaml.safe_load, "copy the adapter out of the run's folder")
+    if not (place / IDENTITY).is_file():
         return None
+    training = _told(place / IDENTITY, json.loads, "delete it and do without what it tells").get("training")
+    return _with_assets(training) if isinstance(training, dict) else None
+
+
+def _told(path: Path, read: Callable[[str], Any], otherwise: str) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        told = read(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(
-            f"adapter: '{path}' cannot be read: it is cut off or of something else; put it back, or copy the adapter out of the run's folder"
-        )
-    return config
+        told = None
+    if not isinstance(told, dict):
+        raise UserError(f"adapter: '{path}' cannot be read: it is cut off or of something else; put it back, or {otherwise}")
+    return told
+
+
+def _with_assets(node: Any) -> Any:
+    """With this machine's paths of what the package carries. Nothing else is looked up: the words may be a stranger's."""
+    if isinstance(node, dict):
+        return {key: _with_assets(value) for key, value in node.items()}
+    found = ASSET.fullmatch(node) if isinstance(node, str) else None
+    return asset(found[1]) if found else node
 
 
 def find_adapter(adapter: str) -> Path:
@@ -94,8 +113,8 @@ def find_adapter(adapter: str) -> Path:
     An alias such as `latest` may mean another version at the next call, so what comes back is what to go on with.
 
     Args:
-        adapter: a run folder of train.py (its `adapter/`), a PEFT folder, a hub id (`user/name`), or a W&B artifact (`entity/project/name:version`
-            or `project/name:version`; a version such as v3, or an alias).
+        adapter: a run folder of train.py (its `adapter/`), a PEFT folder, a hub id (`user/name`, or `user/name@revision`), or a W&B artifact
+            (`entity/project/name:version` or `project/name:version`; a version such as v3, or an alias).
 
     Raises:
         UserError: there is none, or the hub or W&B does not give it.
@@ -115,21 +134,19 @@ def find_adapter(adapter: str) -> Path:
         raise UserError(f"adapter: '{adapter}' is a file; name the folder that it lies in")
     if _IN_WANDB.fullmatch(adapter):
         return fetch_artifact(adapter, needed=(SETTINGS, WEIGHTS), wanted=(SETTINGS, WEIGHTS, IDENTITY))
-    if not _ON_THE_HUB.fullmatch(adapter):
+    on_the_hub = _ON_THE_HUB.fullmatch(adapter)
+    if not on_the_hub:
         siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise UserError(f"adapter: there is no folder '{adapter}'{nearest(folder.name, siblings)}")
-    return _from_the_hub(adapter)
+    return _from_the_hub(adapter, on_the_hub[1], on_the_hub[2])
 
 
-def _from_the_hub(adapter: str) -> Path:
+def _from_the_hub(adapter: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
-        folder = Path(snapshot_download(adapter, allow_patterns=[SETTINGS, WEIGHTS, IDENTITY]))
-    except OSError as error:
-        raise UserError(
-            f"adapter: '{adapter}' is neither a folder here nor an adapter that the hub gives: {str(error).strip().splitlines()[0]}"
-        ) from error
+    item = HubItem(f"adapter: '{adapter}'", name, "model", "or name a folder (there is none of that name here)")
+    with from_the_hub(item):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[SETTINGS, WEIGHTS, IDENTITY]))
     if not (folder / SETTINGS).is_file():
         raise UserError(f"adapter: '{adapter}' on the hub is not an adapter: it has no {SETTINGS}")
     return folder

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,43 +125,56 @@ def attach_adapter(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig, se
     """
     from peft import get_peft_model
 
-    where = _places(model, blocks, peft)
+    where, targets = _places(model, blocks, peft)
     with torch.random.fork_rng(), _calm_peft():
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, _settings_of(peft, where, seed))
+        wrapped = get_peft_model(model, _settings_of(peft, where, targets, seed))
     _settle_magnitudes(wrapped)
     return wrapped
 
 
-def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> str:
-    """What the full names of the chosen modules begin with, a regular expression: the chosen blocks of this list and no other (vision towers)."""
+def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> tuple[str, dict[str, nn.Module]]:
+    """Where the adapter goes.
+
+    Returns:
+        What the full names of the chosen modules begin with, a regular expression: the chosen blocks of this list and no other (vision towers). And
+        the last parts of these names, each with one module that has it.
+    """
+    from transformers.pytorch_utils import Conv1D
+
     layers = range(len(blocks)) if peft.layers == "all" else peft.layers
     outside = [layer for layer in layers if layer >= len(blocks)]
     if outside or not layers:
         raise UserError(f"peft.layers: {', '.join(map(str, outside)) or 'none given'}; the model has the layers 0 to {len(blocks) - 1}")
-    linear = [(name.rsplit(".", 1)[-1], m) for layer in layers for name, m in blocks[layer].named_modules() if isinstance(m, nn.Linear)]
-    known = sorted({name for name, _ in linear})
-    unknown = [target for target in peft.targets if target not in known]
-    if unknown or not peft.targets:
+    # GPT-2 has its weights the other way round.
+    linear = [(n.rsplit(".", 1)[-1], m) for layer in layers for n, m in blocks[layer].named_modules() if isinstance(m, (nn.Linear, Conv1D))]
+    known = dict(sorted(linear, key=lambda named: named[0]))
+    chosen = tuple(known) if peft.targets == "all" else peft.targets
+    unknown = [target for target in chosen if target not in known]
+    if unknown or not chosen:
         raise UserError(
-            f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], known) if unknown else ''} The blocks have the linear modules "
-            f"{', '.join(known)}"
+            f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], list(known)) if unknown else ''} The blocks have the linear "
+            f"modules {', '.join(known)}"
         )
+    if isinstance(peft, (LohaAdapter, LokrAdapter, OftAdapter)) and any(isinstance(known[name], Conv1D) for name in chosen):
+        raise UserError(f"peft.kind: peft has no {peft.kind} for the modules of {type(model).__name__} (Conv1D); use lora, dora, vera or ia3")
     if isinstance(peft, OftAdapter):
-        uneven = sorted({f"{name} ({m.in_features})" for name, m in linear if name in peft.targets and m.in_features % peft.block_size})
+        uneven = sorted({f"{name} ({m.in_features})" for name, m in linear if name in chosen and m.in_features % peft.block_size})  # pyrefly: ignore[unsupported-operation]
         if uneven:
             raise UserError(f"peft.block_size: {peft.block_size} does not divide the input width of {', '.join(uneven)}; choose a divisor of all")
     path = next(name for name, module in model.named_modules() if module is blocks)
-    return rf"{re.escape(path)}\.(?:{'|'.join(map(str, layers))})\.(?:.+\.)?"
+    return rf"{re.escape(path)}\.(?:{'|'.join(map(str, layers))})\.(?:.+\.)?", {name: known[name] for name in chosen}
 
 
-def _settings_of(peft: PeftConfig, where: str, seed: int) -> "peft_library.PeftConfig":
+def _settings_of(peft: PeftConfig, where: str, targets: dict[str, nn.Module], seed: int) -> "peft_library.PeftConfig":
     from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraConfig
+    from transformers.pytorch_utils import Conv1D
 
-    def named(names: tuple[str, ...]) -> str:
+    def named(names: Iterable[str]) -> str:
         return f"{where}(?:{'|'.join(map(re.escape, names))})"
 
-    places: dict[str, Any] = {"target_modules": named(peft.targets), "task_type": "CAUSAL_LM"}
+    places: dict[str, Any] = {"target_modules": named(targets), "task_type": "CAUSAL_LM"}
+    turned: dict[str, Any] = {"fan_in_fan_out": True} if any(isinstance(module, Conv1D) for module in targets.values()) else {}
     match peft:
         case LoraAdapter():
             return LoraConfig(
@@ -172,11 +185,12 @@ def _settings_of(peft: PeftConfig, where: str, seed: int) -> "peft_library.PeftC
                 use_dora=peft.use_dora,
                 init_lora_weights=True if peft.init == "default" else peft.init,
                 **places,
+                **turned,
             )
         case VeraAdapter():
-            return VeraConfig(r=peft.r, vera_dropout=peft.dropout, d_initial=peft.d_initial, projection_prng_key=seed, **places)
+            return VeraConfig(r=peft.r, vera_dropout=peft.dropout, d_initial=peft.d_initial, projection_prng_key=seed, **places, **turned)
         case Ia3Adapter():
-            return IA3Config(feedforward_modules=named(peft.feedforward) if peft.feedforward else [], **places)
+            return IA3Config(feedforward_modules=named(peft.feedforward) if peft.feedforward else [], **places, **turned)
         case LohaAdapter():
             return LoHaConfig(r=peft.r, alpha=peft.alpha, **places)  # pyrefly: ignore[bad-argument-type]
         case LokrAdapter():
@@ -205,13 +219,14 @@ def _calm_peft() -> Iterator[None]:
         yield
 
 
-def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256: str) -> None:
-    """Write the adapter in PEFT format, whole or not at all, with `lingact.json` saying which model it belongs to.
+def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256: str, training: Mapping[str, Any] | None = None) -> None:
+    """Write the adapter in PEFT format, whole or not at all, with `lingact.json` saying which model it belongs to and how it was trained.
 
     Args:
         folder: becomes the adapter's folder; an older adapter there is replaced.
         base_model: name of the base model, as a user would give it.
         base_sha256: `weights_hash` of the base model.
+        training: the configuration that made it, by which seeds of one recipe are known; None for what no finished training made.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished, replaced = (folder.with_name(f".{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
@@ -220,7 +235,8 @@ def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256:
         model.active_peft_config.base_model_name_or_path = base_model
         # False: with "auto" peft asks the hub whether the vocabulary has grown.
         model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
-        (unfinished / IDENTITY).write_text(json.dumps({"base_model": base_model, "base_sha256": base_sha256}, indent=2) + "\n", encoding="utf-8")
+        identity = {"base_model": base_model, "base_sha256": base_sha256} | ({} if training is None else {"training": dict(training)})
+        (unfinished / IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(replaced)
         unfinished.rename(folder)

@@ -45,7 +45,7 @@ class Family:
     name: str
     title: str
     task: str
-    """Name of the lm-eval task, or a pattern of several (`*`), over `{code}`, `{flores}`, `{flores_lower}`, `{iso3}` and `{name}`."""
+    """Name of the lm-eval task, or a pattern of several (`*`), over `{code}`, `{flores_200}`, `{flores_lower}`, `{iso3}` and `{name}`."""
     folder: str
     """Where its task files are: below lm-eval's `tasks`, or below our assets if it begins with `lingact:`."""
     dataset: str
@@ -271,7 +271,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             name="belebele",
             title="Belebele",
-            task="belebele_{flores}",
+            task="belebele_{flores_200}",
             folder="belebele",
             dataset="facebook/belebele",
             licence="CC BY-SA 4.0",
@@ -281,7 +281,7 @@ FAMILIES: dict[str, Family] = {
             key=("link", "question_number"),
             cluster=("link",),
             sources=("flores",),
-            others={"en": Other(origin="original"), "zh": Other("belebele_zho_Hans")},
+            others={"en": Other(origin="original")},
             note="for testing only",
         ),
         Family(
@@ -408,6 +408,7 @@ def entry(benchmark: Family, code: str) -> Entry:
 
 
 def _filled(template: str, spoken: Language) -> str:
-    return template.format(
-        code=spoken.code, flores=spoken.flores, flores_lower=spoken.flores.lower(), iso3=spoken.flores[:3], name=spoken.name.lower()
-    )
+    flores = spoken.flores
+    # ISO 639-3 tells scripts and varieties of a language not apart: hi_Latn has no share in what is called `hin`.
+    iso3 = flores if "_" in spoken.code else flores.partition("_")[0]
+    return template.format(code=spoken.code, flores_200=spoken.flores_200, flores_lower=flores.lower(), iso3=iso3, name=spoken.name.lower())

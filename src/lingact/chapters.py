@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from lingact import correlation, effects, similarity
@@ -19,7 +18,6 @@ from lingact.figures import similarity as similarity_figures
 from lingact.figures.training import change_bars
 from lingact.interventions import CausalLosses, Mode, SplicedLosses
 from lingact.language_features import Criteria, features_text, rate_table, strongest_confirmed
-from lingact.languages import LANGUAGES
 from lingact.measure import Measurement
 from lingact.measures import Stats, available
 from lingact.report import analysis as words
@@ -262,7 +260,6 @@ def benchmarks(
     Args:
         shares: of the model's training text by language; None: those of public web pages stand in.
     """
-    shares = {code: language.web_share for code, language in LANGUAGES.items()} if shares is None else shares
     layers = layer_table(found)[["name", "layer", "gap"]]
     ranges = range_table(found).query("statistic == 'mean'")[["name", "range", "gap"]].rename(columns={"range": "layer"})
     places = pd.concat([layers.astype({"layer": object}), ranges], ignore_index=True)
@@ -271,7 +268,7 @@ def benchmarks(
         {
             "language": list(stats),
             "tokens_per_sentence": tokens.loc[list(stats)].to_numpy(),
-            "log_resource": [np.log(shares.get(code, np.nan)) for code in stats],
+            "log_resource": correlation.log_resource(list(stats), shares),
         }
     )
     table = correlation.correlation_table(places, scores, covariates, seed=how.seed, confidence=how.settings.confidence)
@@ -279,6 +276,9 @@ def benchmarks(
     summary = {f"correlation/{row['benchmark']}/{row['method']}": float(row["estimate"]) for row in main.to_dict("records")}
     summary |= {f"correlation/{row['benchmark']}/{row['method']}/p": float(row["p"]) for row in main.to_dict("records")}
     text, frames, figures = words.correlation_text(table, how.settings.confidence), {"correlation": table, "scores": scores}, {}
+    unknown = covariates.loc[covariates["log_resource"].isna(), "language"]
+    if len(unknown):
+        text += f"\n\nResource level not known: {', '.join(unknown)}. They take no part where it is held constant (controls `resource` and `both`)."
     if alikeness is not None:
         beside = correlation.side_by_side(alikeness, places, scores)
         with_both = correlation.side_by_side_correlations(beside, seed=how.seed, confidence=how.settings.confidence)

@@ -16,6 +16,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,12 +38,15 @@ from lingact import sweep
 from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, TrainConfig, TrainerConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
+from lingact.sae_sources import sae_rows
+from lingact.terminal import note, show
 from lingact.tracking import adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
 _RUN_FOLDER = "LINGACT_RUN_FOLDER"
 """Environment variable that tells processes started by a run which run that is."""
+_LIST_SAES = "--list-saes"
 _DOES_NOT_COMPOSE = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
@@ -54,7 +58,9 @@ def launch(job: str, conf_dir: Path) -> None:
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     """Run a job. Returns the exit code; a fault of ours passes through as its exception."""
     adopt_slurm()
-    arguments = get_args_parser().parse_intermixed_args(argv)  # flags may stand between overrides
+    parser = get_args_parser()
+    parser.add_argument(_LIST_SAES, action="store_true")
+    arguments = parser.parse_intermixed_args(argv)  # flags may stand between overrides
     conf_dir = conf_dir.absolute()
     if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
         if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
@@ -66,7 +72,7 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
         if unused:
             raise UserError(f"--{unused[0].replace('_', '-')} is not supported; put your options into {conf_dir}")
         with initialize_config_dir(str(conf_dir), job_name=job, version_base="1.3"):
-            problems = _run(job, arguments)
+            problems = _list_saes(job, arguments.overrides) if arguments.list_saes else _run(job, arguments)
     except UserError as error:
         problems = str(error).splitlines()
     except KeyboardInterrupt:
@@ -76,6 +82,27 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     if problems:
         print(f"{job}.py:" if first_process() else f"{job}.py, beside the first process:", *problems, sep="\n  ", file=sys.stderr)
     return 2 if problems else 0
+
+
+def _list_saes(job: str, overrides: list[str]) -> list[str]:
+    """Print the SAEs that sae-lens's releases have for the model. Returns the problems that the user has to mend."""
+    composed, refused = _compose_what_composes(job, overrides)
+    if refused:
+        return list(refused.values())
+    name = str(composed.model.name)
+    rows, elsewhere = sae_rows(name)
+    others = f" SAEs on other places than the outputs of blocks, which are not measured: {elsewhere}." if elsewhere else ""
+    if not rows:
+        return [f"sae-lens {version('sae-lens')} has no SAEs for '{name}' that fit.{others} Your own: sae.measuring.release=FOLDER"]
+    for release in dict.fromkeys(row["release"] for row in rows):
+        show([{key: value for key, value in row.items() if key != "release"} for row in rows if row["release"] == release], title=release)
+    print()
+    note(
+        f"releases that sae-lens {version('sae-lens')} has for {name}. To measure with one: sae.measuring.release=RELEASE "
+        f"\"sae.measuring.id='ID'\", or an option of conf/sae/. * stands for a number that differs between layers or is free to choose; then name an "
+        f'id for each layer: "sae.measuring.id={{0: ..., 1: ...}}".{others}'
+    )
+    return []
 
 
 def _run(job: str, arguments: Namespace) -> list[str]:
@@ -96,7 +123,10 @@ def _run(job: str, arguments: Namespace) -> list[str]:
         _resume(job, Path(resumed[0].strip("'\"")), overrides)
         return []
 
-    folder = _judge_all(job, [*swept, *overrides] if multirun else overrides, multirun)
+    folder, configs = _judge_all(job, [*swept, *overrides] if multirun else overrides, multirun)
+    if any(config.plan == "only" for config in configs):
+        _tell_plans(configs)
+        return []
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     # The folder that was judged is the folder that is used, even if the clock has moved on.
     quoted = str(folder).replace("'", "\\'")
@@ -128,7 +158,7 @@ def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
         if folder is not None:
             _resume(job, Path(folder), [])
             return
-        where = _judge_all(job, overrides, multirun=False)
+        where, _ = _judge_all(job, overrides, multirun=False)
         _work(job, _read(job, _compose(job, overrides), None), where)
 
 
@@ -201,6 +231,11 @@ def _expand(parsed: list[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices.values())]
 
 
+def _key(override: Override) -> str:
+    """`corpus`, or where an option goes into another section `corpus@train_corpus`."""
+    return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
+
+
 def _options(group: str) -> list[str]:
     composer = GlobalHydra.instance().hydra
     assert composer is not None
@@ -215,18 +250,19 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _explain(job: str, override: Override, error: Exception, base: DictConfig) -> str:
     """Why an override does not compose, in our words: Hydra knows no nearest names."""
-    key, text = override.key_or_group, override.input_line or ""
+    key, text = _key(override), override.input_line or ""
     groups = sorted(group for group in base.hydra.runtime.choices if not group.startswith("hydra/"))
     value = override.get_value_string()
     if override.is_sweep_override():
         return f"{text}: several values; write {key}=[{value}] for one job with all of them if {key} takes a list, or add --multirun for one job each"
-    options = _options(key)
-    if key == "hydra/launcher":
+    group = override.key_or_group
+    options = _options(group)
+    if group == "hydra/launcher":
         if value not in options:
             return f"{key}: no option '{value}'{nearest(value, options)} (options: {', '.join(options)})"
         return f"{text}: the launcher is not installed; run pip install -e '.[{'ray' if value.startswith('ray') else 'launchers'}]'"
     if key in groups and value not in options:
-        return f"{key}: no option '{value}'{nearest(value, options)} (options in conf/{key}/: {', '.join(options)})"
+        return f"{key}: no option '{value}'{nearest(value, options)} (options in conf/{group}/: {', '.join(options)})"
     if options and key not in groups:
         return f"{key}: not a group of {job}.py, which has {', '.join(groups)}"
     plain = OmegaConf.to_container(base, resolve=False)
@@ -234,6 +270,9 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     known = [*_leaves({name: node for name, node in plain.items() if name != "hydra" or key.startswith("hydra")}), *groups, "resume"]
     if key in known:
         return f"{text}: {_first_line(error)}"
+    section = key.partition(".")[0]
+    if f"corpus@{section}" in groups and plain[section] is None:
+        return f"{key}: there is no {section} yet; choose one with it, for instance corpus@{section}=files (options: conf/corpus/)"
     folder = key.partition(".")[0]
     return f"{key}: unknown key{nearest(key, known)}{f' (options: conf/{folder}/)' if folder in groups else ''}"
 
@@ -256,7 +295,7 @@ def _compose_what_composes(job: str, overrides: list[str]) -> tuple[DictConfig, 
             composed = _compose(job, [*accepted, override.input_line or ""])
             accepted.append(override.input_line or "")
         except _DOES_NOT_COMPOSE as error:
-            problems[override.key_or_group] = _explain(job, override, error, composed)
+            problems[_key(override)] = _explain(job, override, error, composed)
     return composed, problems
 
 
@@ -272,8 +311,8 @@ def _read(job: str, composed: DictConfig, sweep_folder: Path | None) -> Section:
 
 def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
     """What the configuration names and this machine does not have, where a glance tells. Sections that are wrong in themselves are passed over."""
-    for name in ("tracking", "corpus", "tasks"):
-        if name not in SCHEMAS[job].model_fields:
+    for name in ("tracking", "corpus", "train_corpus", "tasks"):
+        if name not in SCHEMAS[job].model_fields or not OmegaConf.is_config(composed.get(name)):
             continue
         # With its metadata the annotation of a union carries the discriminator.
         field = SCHEMAS[job].model_fields[name]
@@ -289,7 +328,8 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
                 except UserError as error:
                     yield f"tracking: {error}"
             case FilesCorpus(path=path) if str(path) != "???" and not path.exists():
-                yield f"corpus.path: '{path}' does not exist; name a JSONL, CSV or TSV file or a folder of <code>.txt (options: conf/corpus/)"
+                what = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
+                yield f"{name}.path: '{path}' does not exist; name {what} (options: conf/corpus/)"
             case TasksConfig(own=own):
                 folders = {key: benchmark.folder for key, benchmark in own.items() if isinstance(benchmark, OwnTask)}
                 for key, folder in folders.items():
@@ -331,8 +371,8 @@ def _output_folder(composed: DictConfig, key: str, explicit: bool) -> Path:
     return folder
 
 
-def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
-    """Judge every job. Returns the run folder, or the sweep's.
+def _judge_all(job: str, overrides: list[str], multirun: bool) -> tuple[Path, list[Any]]:
+    """Judge every job. Returns the run folder, or the sweep's, and the configurations.
 
     Raises:
         UserError: with all problems of all jobs, each once.
@@ -341,7 +381,7 @@ def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
     jobs = _expand(parsed) if multirun else [[override.input_line or "" for override in parsed]]
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     found: dict[str, list[int]] = {problem: list(range(len(jobs))) for problem in unreadable.values()}
-    folder = None
+    folder, configs = None, []
     for number, job_overrides in enumerate(jobs):
         judged = _judge_one(job, job_overrides, folder if multirun else None)
         problems = [line for line in judged.problems if line.partition(":")[0] not in unreadable]
@@ -349,6 +389,7 @@ def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
             folder = folder or _output_folder(judged.composed, key, explicit=any(override.key_or_group == key for override in parsed))
             if judged.config is not None:
                 problems += _not_startable(judged.composed, judged.config) if multirun else []
+                configs.append(judged.config)
                 config = _read(job, judged.composed, folder) if multirun else judged.config
                 problems += _other_run(_job_folder(judged.composed, folder, number) if multirun else folder, config, key)
         except UserError as error:
@@ -360,7 +401,19 @@ def _judge_all(job: str, overrides: list[str], multirun: bool) -> Path:
         raise UserError(
             "\n".join(line if numbers == list(everywhere) else f"{line} [job {', '.join(map(str, numbers))}]" for line, numbers in found.items())
         )
-    return folder
+    return folder, configs
+
+
+def _tell_plans(configs: list[Any]) -> None:
+    """Print what each job would take; jobs that take the same are told once."""
+    from lingact.plan import make_plan, tell
+
+    told: list[Any] = []
+    for config in configs:
+        plan = make_plan(config)
+        if plan not in told:
+            tell(config)
+        told.append(plan)
 
 
 def _not_startable(composed: DictConfig, config: Section) -> list[str]:
@@ -421,8 +474,10 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
     made_by = read_manifest(folder)["job"] if (folder / "manifest.json").is_file() else job
     if made_by != job:
         raise UserError(f"resume: '{folder}' was made by {made_by}.py; write python {made_by}.py resume={folder}")
+    # Not among what was saved: it says how to begin, and nothing of the run.
+    plan = _compose_what_composes(job, overrides)[0].get("plan", "check")
     try:
-        config = validate(SCHEMAS[job], saved)
+        config: Any = validate(SCHEMAS[job], saved | {"plan": plan})
     except UserError as error:
         raise UserError(
             "\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).splitlines())
@@ -431,7 +486,10 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
         problems, config = _goes_on(job, saved, overrides)
         if problems or config is None:
             raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
-    _work(job, config, folder)
+    if config.plan == "only":
+        _tell_plans([config])
+    else:
+        _work(job, config, folder)
 
 
 def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[list[str], Section | None]:
@@ -444,7 +502,7 @@ def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[lis
     untouched = _compose(job, [])
     changed = OmegaConf.create(saved)
     for override in parsed:
-        key = override.key_or_group.replace("/", ".")
+        key = override.package or override.key_or_group.replace("/", ".")
         # The keys of an experiment lie in other sections: those that it changes.
         sections = [key] if OmegaConf.select(composed, key) is not None else [name for name in saved if composed.get(name) != untouched.get(name)]
         for section in sections:
@@ -504,9 +562,13 @@ class _NoSpaceError(UserError):
     """The disk is full; the run folder is kept, since the run can go on in it."""
 
 
-def _run_workflow(job: str, config: Section, folder: Path) -> float | None:
+def _run_workflow(job: str, config: Any, folder: Path) -> float | None:
+    if first_process():
+        from lingact.plan import begin  # as late as the workflow: it takes numpy along
+
+        begin(config)
     workflow = importlib.import_module(_WORKFLOWS[job])
-    from safetensors import SafetensorError  # as late as the workflow: it takes numpy along
+    from safetensors import SafetensorError
 
     try:
         return workflow.run(config, folder)

@@ -66,6 +66,28 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Shape(Section):
+    """What a model's number of weights, and the memory and work that it takes, follow from."""
+
+    architecture: Literal["gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
+    """What transformers calls it. Biases, norms and the kind of MLP follow from it."""
+    layers: PositiveInt
+    d_model: PositiveInt
+    d_mlp: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    """Heads of keys and values."""
+    head_dim: PositiveInt
+    vocabulary: PositiveInt
+    """Rows of the embedding."""
+    positions: PositiveInt | None
+    """Learned positions. None: computed ones."""
+    tied: bool
+    """One matrix embeds tokens and predicts them."""
+    beside: NonNegativeInt
+    """Weights that are loaded and read no text, such as a vision tower."""
+
+
 class ModelConfig(Section):
     """A Hugging Face causal language model."""
 
@@ -76,26 +98,46 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     """Attention implementation; Gemma 2's soft caps need eager."""
+    bos: Literal["auto"] | bool = "auto"
+    """Whether texts begin with BOS; auto: as the tokenizer does it."""
     context: PositiveInt
     """Tokens per window, BOS included. Longer texts are split into windows."""
     trust_remote_code: bool = False
     training_shares: dict[Code, PositiveFloat] | None = None
     """Share of the training text by language, in any unit, where it is known; None: the share of public web pages stands in."""
+    shape: Shape | None = None
+    """For the plan, before anything is downloaded. None: read from the model's config.json, where it is on this machine."""
 
 
 class SaeSet(Section):
     """One SAE per layer."""
 
     release: str
-    """sae-lens release, or a local folder in sae-lens format."""
-    id: str
-    """SAE id, or sub-folder, with `{layer}` for the layer number."""
+    """sae-lens release, a local folder in sae-lens's or a release's format, or a hub repository in sae-lens's format."""
+    id: str | dict[NonNegativeInt, str]
+    """SAE id, or path in the folder, with `{layer}` for the layer number, `{layer+1}` where SAEs are named by the block that reads them; or an id
+    for each layer."""
+    width: PositiveInt | None = None
+    """Latents of an SAE, for the plan. None: not known before they are loaded."""
 
-    @model_validator(mode="after")
-    def _has_layer(self) -> "SaeSet":
-        if "{layer}" not in self.id:
-            raise ValueError(f"id is '{self.id}', without {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
-        return self
+    @field_validator("id")
+    @classmethod
+    def _has_layer(cls, given: str | dict[int, str]) -> str | dict[int, str]:
+        if isinstance(given, str) and not re.search(r"\{layer(\+1)?\}", given):
+            raise ValueError(f"'{given}' has no {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
+        return given
+
+    def id_of(self, layer: int) -> str:
+        """The id of a layer's SAE.
+
+        Raises:
+            UserError: ids are given one by one, and none for this layer.
+        """
+        if isinstance(self.id, str):
+            return self.id.replace("{layer}", str(layer)).replace("{layer+1}", str(layer + 1))
+        if layer not in self.id:
+            raise UserError(f"sae: no id for layer {layer} (given: {', '.join(map(str, self.id))}); add it, or name the layers in sae.layers")
+        return self.id[layer]
 
 
 class SaeConfig(Section):
@@ -123,7 +165,7 @@ class Splits(Section):
 
 
 class FilesCorpus(Section):
-    """Aligned text on this machine: JSONL, CSV or TSV with one column per language code, or a folder of line-aligned `<code>.txt`."""
+    """Aligned text on this machine: JSONL, CSV, TSV or Parquet with one column per language code, or a folder of line-aligned `<code>.txt`."""
 
     kind: Literal["files"]
     path: Path
@@ -131,23 +173,67 @@ class FilesCorpus(Section):
     splits: Splits
 
 
-class HubCorpus(Section):
-    """An aligned data set on the Hugging Face hub with one configuration per language, such as FLORES+."""
+class OnTheHub(Section):
+    """A data set on the Hugging Face hub."""
 
-    kind: Literal["hub"]
     dataset: str
     """Hub id."""
     revision: str | None
-    subset: Literal["flores"]
-    """How the configurations are named: by FLORES code."""
+    """Branch, tag or commit; a commit makes the run reproducible."""
+    licence: str
+    """As messages name it, and whether its terms have to be accepted first."""
     split: str
-    id_column: str
+    """Of the data set; it is divided by `splits` into ours."""
+
+
+class HubCorpus(OnTheHub):
+    """The same sentences in every language, one configuration per language, such as FLORES+."""
+
+    kind: Literal["hub"]
+    subset: Literal["flores", "ntrex"]
+    """How the configurations are named: by the codes of FLORES+ or of NTREX-128."""
+    id_column: str | None
+    """Column that says which sentences belong together; None: they do line by line."""
     text_column: str
+    sentences: PositiveInt | None
+    """How many the split has, for the plan."""
     max_sentences: PositiveInt | None
     splits: Splits
 
 
-CorpusConfig = Annotated[FilesCorpus | HubCorpus, Field(discriminator="kind")]
+class PairsCorpus(OnTheHub):
+    """Sentences beside their translations, other ones for each pair of languages, one configuration per pair, such as OPUS-100.
+
+    No sentence is common to all languages: one language at a time is measured or trained on, against the reference's side of its own pair.
+    """
+
+    kind: Literal["pairs"]
+    layout: Literal["opus", "tatoeba"]
+    """opus: configuration `en-ml` (alphabetical), column `translation`. tatoeba: `mal-eng`, columns `sentence1` and `sentence2` in this order."""
+    max_sentences: PositiveInt | None
+    splits: Splits
+
+
+def _a_section(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"'{value}' is no section; to choose an option of conf/corpus/ write corpus@train_corpus={value}")
+    return value
+
+
+CorpusConfig = Annotated[FilesCorpus | HubCorpus | PairsCorpus, Field(discriminator="kind")]
+
+
+def _refuse_many(corpus: object, reference: str, others: tuple[str, ...], one_at_a_time: str) -> None:
+    """Raise where sentences that are common to several languages are wanted of a corpus that has none.
+
+    Raises:
+        ValueError: there is not one language beside the reference.
+    """
+    if isinstance(corpus, PairsCorpus) and len(others) != 1:
+        raise ValueError(
+            f"corpus '{corpus.dataset}' pairs each language with '{reference}' in sentences of its own and has none common to all, so it takes one "
+            f"language beside the reference, not {len(others)} ({', '.join(others)}); {one_at_a_time}"
+        )
 
 
 class LanguagesConfig(Section):
@@ -195,9 +281,18 @@ class TrackingConfig(Section):
     tags: tuple[str, ...]
 
 
+def _plan_by_yes_or_no(value: object) -> object:
+    return {True: "only", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Plan = Annotated[Literal["check", "only", "off"], BeforeValidator(_plan_by_yes_or_no), Field(exclude=True)]
+"""check: begin with memory and time, and refuse what cannot fit. only (true): nothing else. off (false): run without. No part of what a run is."""
+
+
 class Seeded(Section):
     """What all three jobs share."""
 
+    plan: Plan = "check"
     seed: NonNegativeInt
     device: str
     """auto, cpu, cuda or cuda:N."""
@@ -214,6 +309,13 @@ class Job(Seeded):
     languages: LanguagesConfig
     statistics: Statistics
     tracking: TrackingConfig
+
+    @field_validator("languages")
+    @classmethod
+    def _common_sentences(cls, languages: LanguagesConfig, info: Any) -> LanguagesConfig:
+        many = "one job for each: -m languages.high=[] languages.low=[ml],[hi]"
+        _refuse_many(info.data.get("corpus"), languages.reference, (*languages.high, *languages.low), many)
+        return languages
 
 
 class Processes(Section):
@@ -444,8 +546,8 @@ MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class Adapter(Section):
     """Where an adapter sits, of whatever kind. None of the kinds touches the base weights, so that the adapter switched off is the base model."""
 
-    targets: tuple[str, ...]
-    """Linear modules of a block, such as q_proj."""
+    targets: Literal["all"] | tuple[str, ...]
+    """Linear modules of a block, such as q_proj; all: every one, whatever the architecture calls them."""
     layers: Literal["all"] | tuple[NonNegativeInt, ...]
     """Blocks with an adapter."""
 
@@ -494,7 +596,7 @@ class Ia3Adapter(Adapter):
 
     @model_validator(mode="after")
     def _of_the_targets(self) -> "Ia3Adapter":
-        others = [name for name in self.feedforward if name not in self.targets]
+        others = [name for name in self.feedforward if self.targets != "all" and name not in self.targets]
         if others:
             raise ValueError(f"feedforward names {', '.join(others)}, which targets ({', '.join(self.targets)}) does not have; add it there")
         return self
@@ -580,7 +682,8 @@ class TrainConfig(Job):
     peft: PeftConfig
     optim: OptimConfig
     trainer: TrainerConfig
-
+    train_corpus: Annotated[CorpusConfig | None, BeforeValidator(_a_section)] = None
+    """Another corpus to train on: its split train, without the sentences that `corpus` has, too. None: the split train of `corpus`."""
     cache: Path | None
     """Folder of what the base model gives on the training sentences; runs share it. None: compute it for each."""
 
@@ -590,6 +693,16 @@ class TrainConfig(Job):
         if trainer.devices > 1 and ":" in info.data.get("device", ""):
             raise ValueError(f"devices is {trainer.devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
         return trainer
+
+    @field_validator("train_corpus")
+    @classmethod
+    def _common_training_sentences(cls, corpus: Any, info: Any) -> Any:
+        languages, loss = info.data.get("languages"), info.data.get("loss")
+        if languages is not None and "lang" in info.data:
+            _refuse_many(corpus, languages.reference, info.data["lang"], "one job for each: -m lang=ml,hi")
+        if isinstance(corpus, PairsCorpus) and loss is not None and loss.control == "wrong_language":
+            raise ValueError(f"corpus '{corpus.dataset}' has no other language's text of the same sentences, which loss.control=wrong_language needs")
+        return corpus
 
     # On the field, not on the model: a model's validator is silent while any other field is wrong, and all problems are to be reported at once.
     @field_validator("lang")
@@ -735,12 +848,23 @@ class EvalConfig(Processes, Seeded):
     """Folder of what models have answered; runs share it. None: each keeps its own."""
     tracking: TrackingConfig
 
+    @field_validator("text_split")
+    @classmethod
+    def _common_sentences(cls, split: str | None, info: Any) -> str | None:
+        languages = info.data.get("languages")
+        if split is not None and languages is not None:
+            others = (*languages.high, *languages.low)
+            _refuse_many(info.data.get("corpus"), languages.reference, others, "one job for each, another corpus, or text_split=null")
+        return split
+
 
 SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "analyze": AnalyzeConfig, "eval": EvalConfig}
 
 
-_FOLDERS = {"measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking"}
-_UNIONS = {("corpus",): 1, ("peft",): 1, ("tasks", "own"): 3}
+_SECTIONS = ("measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking")
+_FOLDERS = {**{name: name for name in _SECTIONS}, "train_corpus": "corpus"}
+"""Section -> folder under conf/ with its options."""
+_UNIONS = {("corpus",): 1, ("train_corpus",): 1, ("peft",): 1, ("tasks", "own"): 3}
 """Sections of several kinds, and which step of a location in them is the kind."""
 _HOW_TO_GIVE = {
     "lang": "write for instance lang=ml or lang=[ml,hi]",
@@ -748,6 +872,7 @@ _HOW_TO_GIVE = {
     "tasks.own.mine.folder": "write tasks.own.mine.folder=FOLDER, with your lm-eval task files",
     "tasks.own.mine.task": "write for instance \"tasks.own.mine.task='quiz_{lang}'\", with both quotes",
     "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",
+    "train_corpus.path": "write train_corpus.path=FILE, or train_corpus.path=FOLDER with one <code>.txt per language",
 }
 
 
@@ -774,7 +899,7 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     for item in error.errors():
         steps = _without_kind(item["loc"])
         path = ".".join(part for part in steps if isinstance(part, str))
-        folder = f" (options: conf/{item['loc'][0]}/)" if item["loc"] and item["loc"][0] in _FOLDERS else ""
+        folder = f" (options: conf/{_FOLDERS[item['loc'][0]]}/)" if item["loc"] and item["loc"][0] in _FOLDERS else ""
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key{nearest(str(item['loc'][-1]), _allowed_keys(schema, item['loc'][:-1]))}{folder}")

@@ -5,7 +5,8 @@ scripts, their words and their web text, so every correlation comes with its ran
 """
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -166,6 +167,19 @@ def _count(text: str, place: str) -> int | None:
     if value < 1 or value != int(value):
         raise UserError(f"{place}: n '{text}' is not a number of items; give a whole number of at least 1, or leave the cell empty")
     return int(value)
+
+
+# --- resource level ------------------------------------------------------------------------------------------------------------------------------
+
+
+def log_resource(codes: Sequence[str], shares: Mapping[str, float] | None) -> list[float]:
+    """Logarithm of each language's share of the training text; nan where it is not known.
+
+    Args:
+        shares: of the model's training text by language, in any unit; None: those of public web pages stand in.
+    """
+    of = {code: entry.web_share for code, entry in LANGUAGES.items()} if shares is None else shares
+    return [math.log(share) if (share := of.get(code)) is not None else math.nan for code in codes]
 
 
 # --- correlations of few points ------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from lingact.config import EvalConfig
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.harness import EvalRun
-from lingact.leakage import leakage_table, training_text
+from lingact.leakage import leakage_table, training_corpus, training_text
 from lingact.paired import How
 from lingact.recipes import Recipe
 from lingact.report import evaluation as report
@@ -89,7 +89,8 @@ def leakage_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.DataFram
     training = recipe.candidates[0].training
     if training is None:
         return pd.DataFrame([{"corpus": "unknown", "reason": "the adapter does not say what it was trained on"}])
-    name = str(training["corpus"].get("dataset") or training["corpus"].get("path"))
+    corpus = training_corpus(training)
+    name = str(corpus.get("dataset") or corpus.get("path"))
     read: Mapping[str, Sequence[str]] = {}
     reason = None
     try:

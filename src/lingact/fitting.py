@@ -1,7 +1,6 @@
 """Run Lightning quietly, with resumable checkpoints that hold the adapter alone."""
 
 import logging
-import math
 import signal
 import threading
 import warnings
@@ -65,7 +64,7 @@ def _trainer(module: GapModule, config: TrainConfig, run: Run) -> "pl.Trainer":
 
     class Progress(TQDMProgressBar):
         def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:  # noqa: ARG002 (Lightning's)
-            return {"loss": trainer.progress_bar_metrics.get("loss", math.nan)}
+            return {name: value for name, value in trainer.progress_bar_metrics.items() if name == "loss"}  # none at first
 
     settings = config.trainer
     device = next(module.parameters()).device

@@ -59,7 +59,7 @@ class HubItem:
 
         if offline:
             reason, advice = f"{offline}, and it was not downloaded before", f"Connect once so that it can be downloaded, {self.otherwise}"
-        elif of(errors.GatedRepoError) or any("gated" in str(cause).lower() for cause in causes):
+        elif of(errors.GatedRepoError) or any(isinstance(cause, DatasetNotFoundError) and "gated" in str(cause) for cause in causes):
             reason, advice = "it is given to those who accept its terms", f"Accept them on {self.page} and run `hf auth login`"
         elif of(errors.RevisionNotFoundError):
             reason, advice = "it has no such revision", f"Look at {self.page} for its branches, tags and commits, or leave the revision null"
@@ -85,8 +85,8 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
     Raises:
         UserError: the hub does not give it, or what came is damaged, with what to do.
     """
-    import httpx
     from huggingface_hub import constants
+    from huggingface_hub.errors import HTTPError as BrokenConnection  # of whatever the client speaks HTTP with
 
     if Path(item.name).exists() or not ON_THE_HUB.fullmatch(item.name):
         yield None
@@ -97,7 +97,7 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
             yield offline
         except Exception as error:
             _refuse_damaged(item, started, error)
-            if isinstance(error, UserError) or not isinstance(error, (OSError, httpx.HTTPError, *((ValueError,) if offline else ()))):
+            if isinstance(error, UserError) or not isinstance(error, (OSError, BrokenConnection, *((ValueError,) if offline else ()))):
                 raise
             raise item.cannot_be_had(error, offline) from error
         else:
@@ -105,22 +105,38 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
                 _refuse_damaged(item, started, None)
 
 
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of a model in the cache that a branch or tag stands for; None for what does not come from the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = None if Path(name).exists() else try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
 @contextmanager
 def _offline_where_no_hub() -> Iterator[str | None]:
     import datasets
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        yield "HF_HUB_OFFLINE is set"
-    elif _answers(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT):
-        yield None
+    reason = why_offline()
+    if reason is None or constants.HF_HUB_OFFLINE:
+        yield reason
     else:
         with patch.object(constants, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
-            yield f"there is no way to {constants.ENDPOINT}"
+            yield reason
+
+
+def why_offline() -> str | None:
+    """Why the hub cannot be asked, found out at once; None where it can."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return None if _answers(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT) else f"there is no way to {constants.ENDPOINT}"
 
 
 @functools.cache
-def _answers(address: str, seconds: float) -> bool:
+def _answers(address: str, seconds: int) -> bool:
     """Whether there is anyone at an address. A refusal, an error or a certificate in doubt is an answer, for the hub's client to make sense of."""
     answered: list[bool] = []
 

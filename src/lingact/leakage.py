@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lingact.benchmarks import FAMILIES, TEXT_SOURCES
 from lingact.config import CorpusConfig
-from lingact.corpus import ParallelCorpus, load_corpus, words_of
+from lingact.corpus import ParallelCorpus, load_corpus, load_training_text, words_of
 from lingact.errors import UserError
 
 _LABEL = 3
@@ -60,6 +60,11 @@ def same_source(benchmark: str, corpus: str) -> str | None:
     return next((source for source in sources if re.search(TEXT_SOURCES[source], corpus, re.IGNORECASE)), None)
 
 
+def training_corpus(training: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section of a training run's configuration that says what it was trained on."""
+    return training.get("train_corpus") or training["corpus"]
+
+
 def training_text(training: Mapping[str, Any]) -> ParallelCorpus:
     """The sentences that an adapter was trained on, in its target and reference languages.
 
@@ -70,10 +75,13 @@ def training_text(training: Mapping[str, Any]) -> ParallelCorpus:
         UserError: they are not to be had any more.
     """
     try:
-        described = TypeAdapter(CorpusConfig).validate_python(training["corpus"])
+        described = TypeAdapter(CorpusConfig).validate_python(training_corpus(training))
+        measured = TypeAdapter(CorpusConfig).validate_python(training["corpus"])
         codes = (training["languages"]["reference"], *training["lang"])
     except (ValidationError, KeyError, TypeError) as error:
         raise UserError(f"its configuration does not tell its text: {str(error).splitlines()[0]}") from None
+    if training.get("train_corpus"):
+        return load_training_text(described, codes, load_corpus(measured, codes))[0]
     return load_corpus(described, codes).split("train", described.splits)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lingact.config import ModelConfig
 from lingact.errors import UserError
+from lingact.hub import HubItem, commit_of, from_the_hub
 from lingact.languages import nearest
+from lingact.licences import licence_of
 from lingact.tokens import TokenBatch, Tokens
 
 
@@ -39,6 +42,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
 
     def residuals(
         self, batch: TokenBatch, layers: tuple[int, ...], *, logits: bool = False
@@ -97,13 +105,14 @@ def captured(blocks: nn.ModuleList, layers: tuple[int, ...], *, stop: bool) -> I
 
 
 def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
-    """The model's decoder blocks: its one outermost list of `count` modules of one class.
+    """The model's decoder blocks: the one outermost list of `count` modules of one class in its decoder (and not in a vision tower).
 
     Raises:
         UserError: there is none, or more than one.
     """
+    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
     found: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
+    for name, module in (decoder or model).named_modules():
         outermost = not any(name.startswith(f"{outer}.") for outer in found)
         if outermost and isinstance(module, nn.ModuleList) and len(module) == count and len({type(block) for block in module}) == 1:
             found[name] = module
@@ -137,22 +146,22 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     """Load a model for measuring: frozen, in eval mode, safetensors only.
 
     Raises:
-        UserError: it is not there, cannot be reached, is gated, or is not a causal LM in safetensors format.
+        UserError: it is not there, cannot be had, or is not a causal LM in safetensors format.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lingact.adapters import weights_hash
 
-    logging.disable_progress_bar()  # the shards' bar says nothing that a reader needs
-    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     where = resolve_device(device)
     path = Path(config.name)
     if path.is_absolute() and not (path / "config.json").is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"model.name: no model in the folder '{path}' (no config.json){nearest(path.name, siblings)}")
-    try:
-        shape = AutoConfig.from_pretrained(config.name, **source)
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    licence = licence_of(config.name)
+    item = HubItem(f"model '{config.name}'{f' (licence {licence})' if licence else ''}", config.name, "model", "or choose another model.name")
+    with _only_bars_of_downloads(), from_the_hub(item), _reasons_of_transformers(config):
+        shape = _checked_shape(config)
         tokenizer: Any = AutoTokenizer.from_pretrained(config.name, **source)
         model, loading = AutoModelForCausalLM.from_pretrained(
             config.name,
@@ -163,26 +172,85 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
             output_loading_info=True,
             **source,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model '{config.name}' cannot be loaded: {str(error).splitlines()[0]} Check model.name; for a gated model accept its licence "
-            "on its hub page and run `hf auth login`"
-        ) from error
     missing = loading["missing_keys"]
     if missing:
         raise UserError(
             f"model '{config.name}' lacks {len(missing)} weights, such as {min(missing)}; the files are incomplete or of another architecture"
         )
-    text_shape = shape.get_text_config()
-    limit = getattr(text_shape, "max_position_embeddings", None)
-    if limit is not None and config.context > limit:
-        raise UserError(f"model.context is {config.context}; '{config.name}' takes at most {limit} tokens")
     model.requires_grad_(False).eval().to(where)
     identity = {
         "name": config.name,
-        "revision": getattr(shape, "_commit_hash", None) or config.revision,
+        "revision": commit_of(config.name, config.revision) or config.revision,
         "sha256": weights_hash(model),
         "dtype": config.dtype,
+        "attention": config.attention,
         "config_sha256": hashlib.sha256(shape.to_json_string(use_diff=False).encode()).hexdigest(),
     }
-    return LanguageModel(model, tokenizer, Tokens(tokenizer, config.context), find_blocks(model, text_shape.num_hidden_layers), identity)
+    if config.bos != "auto":
+        _begin_with_bos(tokenizer, config.bos)
+    return LanguageModel(model, tokenizer, Tokens(tokenizer, config.context), find_blocks(model, shape.get_text_config().num_hidden_layers), identity)
+
+
+def _begin_with_bos(tokenizer: Any, wanted: bool) -> None:
+    """Have the tokenizer put BOS before texts, or not; so lm-eval does the same.
+
+    Raises:
+        UserError: it has no BOS token.
+    """
+    if wanted and tokenizer.bos_token_id is None:
+        raise UserError("model.bos is true, but the model's tokenizer has no BOS token; leave it auto")
+    tokenizer.add_bos_token = wanted
+
+
+def _checked_shape(config: ModelConfig) -> PretrainedConfig:
+    """The model's own configuration, before its weights are fetched.
+
+    Raises:
+        UserError: the context or the attention implementation does not go with it.
+    """
+    shape = AutoConfig.from_pretrained(config.name, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    text = shape.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and config.context > limit:
+        raise UserError(f"model.context is {config.context}; '{config.name}' takes at most {limit} tokens")
+    if getattr(text, "attn_logit_softcapping", None) and config.attention == "sdpa":
+        raise UserError(f"model.attention: sdpa leaves out the soft caps of '{config.name}'; use model.attention=eager")
+    return shape
+
+
+@contextmanager
+def _reasons_of_transformers(config: ModelConfig) -> Iterator[None]:
+    """What transformers raises over a model that is there but is not to be loaded so, in words for the user."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"model.attention: {config.attention} is not installed here; use model.attention=sdpa or eager") from error
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model '{config.name}' brings code of its own, which is not run unless you ask for it: model.trust_remote_code=true. Read it first"
+            ) from error
+        raise UserError(f"model '{config.name}' cannot be loaded: {reason}") from error
+    except OSError as error:
+        if re.search(r"(no file|not appear to have a file) named model\.safetensors", str(error)):
+            raise UserError(
+                f"model '{config.name}' has no weights in safetensors format, and reading other formats can run code; convert it, or choose "
+                "another model or revision"
+            ) from error
+        if Path(config.name).is_dir():
+            raise UserError(f"model '{config.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise
+
+
+@contextmanager
+def _only_bars_of_downloads() -> Iterator[None]:
+    """Of the progress bars those of downloads only; that of the weights' loading says nothing that a reader needs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    disabled = are_progress_bars_disabled()
+    logging.disable_progress_bar()  # switches off the others, too
+    if not disabled:
+        enable_progress_bars()
+    yield

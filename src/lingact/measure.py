@@ -153,7 +153,6 @@ def measure(
 
 
 def _empty(lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, header: dict[str, str], wanted: Wanted) -> Measurement:
-    d_model = lm.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
     variants = (BASE, ADAPTER, NORM_MATCHED) if wanted.adapter else (BASE,)
     stats = {
         (meter, variant, code): FeatureStats.empty(
@@ -161,7 +160,7 @@ def _empty(lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelC
             corpus,
             code,
             dictionaries,
-            d_model,
+            lm.d_model,
             language_model=wanted.language_model and variant != NORM_MATCHED,
             yardstick=wanted.yardstick is not None,
             top_k_size=wanted.top_k,
@@ -172,7 +171,7 @@ def _empty(lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelC
     }
     layers = tuple(next(iter(meters.values())))
     kept = corpus.texts if wanted.vectors else ()
-    return Measurement(stats, {code: SentenceVectors.empty(header | {"language": code}, corpus, layers, d_model, wanted.vectors) for code in kept})
+    return Measurement(stats, {code: SentenceVectors.empty(header | {"language": code}, corpus, layers, lm.d_model, wanted.vectors) for code in kept})
 
 
 def _forward(lm: LanguageModel, batch: TokenBatch, layers: tuple[int, ...], wanted: Wanted):  # noqa: ANN202 (two dictionaries, named in the last line)

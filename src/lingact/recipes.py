@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lingact.adapter_sources import expand_adapters, training_of
+from lingact.adapter_sources import training_of
 
 _ASIDE = ("seed", "tracking", "cache", "device", "split", "statistics", "batch_tokens")
 _TRAINER_ASIDE = ("micro_batch", "activation_checkpointing", "workers", "devices", "nodes", "strategy", "checkpoint_every")
@@ -22,6 +22,8 @@ class Candidate:
     """As the user named it, or the folder of a sweep's job."""
     name: str
     """In file names and tables; no two are alike."""
+    place: Path
+    """The folder where it lies now: a name such as `latest` may mean another one later."""
     training: Mapping[str, Any] | None
     """The configuration that it was trained with; None for adapters from elsewhere."""
 
@@ -39,13 +41,16 @@ class Recipe:
         return tuple((self.candidates[0].training or {}).get("lang", ()))
 
 
-def find_recipes(given: Sequence[str]) -> list[Recipe]:
+def find_recipes(places: Mapping[str, Path]) -> list[Recipe]:
     """The recipes behind what the user named, in that order.
 
+    Args:
+        places: adapter as the user named it -> its folder, as `find_adapter` gives it.
+
     Raises:
-        UserError: a sweep without adapters, an adapter named twice, a damaged configuration.
+        UserError: a damaged configuration.
     """
-    trainings = {adapter: training_of(adapter) for adapter in expand_adapters(given)}
+    trainings = {adapter: training_of(place) for adapter, place in places.items()}
     together: dict[str, list[str]] = {}
     for adapter, training in trainings.items():
         recipe = f"given {adapter}" if training is None else json.dumps(_recipe(training), sort_keys=True)
@@ -57,7 +62,7 @@ def find_recipes(given: Sequence[str]) -> list[Recipe]:
         names = [label] if len(adapters) == 1 else [f"{label}_seed{seed}" for seed in seeds]
         names = [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
         names = [_free(name, taken) for name in names]
-        found.append(Recipe(label, tuple(Candidate(a, name, trainings[a]) for a, name in zip(adapters, names, strict=True))))
+        found.append(Recipe(label, tuple(Candidate(a, name, places[a], trainings[a]) for a, name in zip(adapters, names, strict=True))))
     return found
 
 

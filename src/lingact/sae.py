@@ -1,19 +1,28 @@
-"""Load sparse autoencoders, check that they fit the model, read features before and after their threshold."""
+"""Sparse autoencoders: check that they fit the model, read features before and after their threshold."""
 
 import hashlib
 import json
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
-from safetensors import SafetensorError
 from torch import Tensor
+from tqdm import tqdm
 
 from lingact.config import SaeConfig, SaeSet
 from lingact.errors import UserError
-from lingact.languages import nearest
+from lingact.lm import LanguageModel
+from lingact.sae_sources import check_release, load_sae
+
+ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
+"""Those with one non-negative activation per latent and token. (Batch-top-k and Matryoshka SAEs are stored as jumprelu.)"""
+_OUTPUT = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+)(?:\.hook_resid_post|\.output)?")
+_INPUT = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
+"""Names of the places between blocks, in TransformerLens and in Hugging Face."""
 
 
 class Dictionary:
@@ -100,31 +109,30 @@ def chosen_layers(config: SaeConfig, block_count: int) -> tuple[int, ...]:
     return tuple(sorted(set(config.layers)))
 
 
-def load_dictionaries(
-    spec: SaeSet,
-    layers: tuple[int, ...],
-    d_model: int,
-    device: torch.device,
-) -> tuple[Dictionaries, dict[str, Any]]:
-    """The SAEs of the given layers in float32, checked against the model, and who they are.
+def load_dictionaries(spec: SaeSet, layers: tuple[int, ...], lm: LanguageModel) -> tuple[Dictionaries, dict[str, Any]]:
+    """The SAEs of the given layers in float32 on the model's device, checked against the model, and who they are.
 
     Raises:
         UserError: a release, id or file is missing, or an SAE does not fit the model.
     """
+    ids = {layer: spec.id_of(layer) for layer in layers}
+    check_release(spec.release, ids)
     dictionaries = {}
-    for layer in layers:
-        sae_id = spec.id.format(layer=layer)
-        sae = _load(spec.release, sae_id, device)
-        _check_fit(sae, f"{spec.release} {sae_id}", layer, d_model)
+    for layer, sae_id in tqdm(ids.items(), desc="SAEs", leave=False, dynamic_ncols=True):
+        sae = load_sae(spec.release, sae_id, str(lm.device))
+        _check_fit(sae, f"{spec.release} {sae_id}", layer, lm)
         dictionaries[layer] = Dictionary(sae, layer)
+    saes = [dictionary.sae for dictionary in dictionaries.values()]
     norms = torch.cat([d.norms for d in dictionaries.values()])
     identity = {
         "release": spec.release,
         "id": spec.id,
         "layers": list(layers),
         "sha256": weights_digest(dictionaries),
-        "architecture": sorted({d.sae.cfg.architecture() for d in dictionaries.values()}),
+        "architecture": sorted({sae.cfg.architecture() for sae in saes}),
         "width": sorted({d.width for d in dictionaries.values()}),
+        "trained_on": sorted({str(sae.cfg.metadata.model_name) for sae in saes}),
+        "input_normalisation": sorted({sae.cfg.normalize_activations for sae in saes}),
         "decoder_norms": [round(norms.min().item(), 6), round(norms.max().item(), 6)],
         "folded": True,
     }
@@ -138,42 +146,72 @@ def weights_digest(dictionaries: Dictionaries) -> str:
         settings = {name: value for name, value in dictionary.sae.cfg.to_dict().items() if name not in ("device", "dtype", "metadata")}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, weight in sorted(dictionary.sae.state_dict().items()):
-            digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy())  # pyrefly: ignore[bad-argument-type]
     return digest.hexdigest()
 
 
-def _load(release: str, sae_id: str, device: torch.device) -> SAE[Any]:
-    folder = Path(release)
-    if folder.is_absolute() or folder.is_dir():
-        path = folder / sae_id
-        if not (path / "cfg.json").is_file():
-            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"no SAE in '{path}' (no cfg.json){nearest(path.name, siblings)} There: {', '.join(sorted(siblings)[:8]) or 'nothing'}")
-        try:
-            return SAE.load_from_disk(path, device=str(device), dtype="float32")
-        except (json.JSONDecodeError, FileNotFoundError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            raise UserError(f"the SAE in '{path}' cannot be read: {str(error).splitlines()[0]}") from error
+@contextmanager
+def waiting(dictionaries: Iterable[Dictionary], *, decoders_only: bool) -> Iterator[None]:
+    """While open, these SAEs, or their decoders alone, are in host memory, to leave the device to what is done without them."""
+    moved = [p for d in dictionaries for name, p in d.sae.named_parameters() if not decoders_only or name == "W_dec"]
+    homes = [parameter.device for parameter in moved]
+    for parameter in moved:
+        parameter.data = parameter.data.cpu()
     try:
-        return SAE.from_pretrained(release, sae_id, device=str(device), dtype="float32")
-    except ValueError as error:
-        raise UserError(f"sae '{release}' '{sae_id}': {str(error).splitlines()[0]}") from error
-    except OSError as error:
+        yield
+    finally:
+        for parameter, home in zip(moved, homes, strict=True):
+            parameter.data = parameter.data.to(home)
+
+
+# --- does it fit? --------------------------------------------------------------------------------------------------------------------------------
+
+
+def _check_fit(sae: SAE[Any], name: str, layer: int, lm: LanguageModel) -> None:
+    """Raise where an SAE was made for something else than the residuals that it would be given.
+
+    Raises:
+        UserError: with the fix.
+    """
+    kind, metadata = sae.cfg.architecture(), sae.cfg.metadata
+    if kind not in ARCHITECTURES:
+        raise UserError(f"SAE {name} is of the kind '{kind}'; lingact reads {', '.join(ARCHITECTURES)}. Choose other SAEs")
+    if sae.cfg.d_in != lm.d_model:
+        raise UserError(f"SAE {name} reads vectors of {sae.cfg.d_in}, the model's residual stream has {lm.d_model}; choose SAEs made for this model")
+    if sae.cfg.normalize_activations == "expected_average_only_in":
         raise UserError(
-            f"sae '{release}' '{sae_id}' is not in the cache and cannot be fetched: {str(error).splitlines()[0]} For a gated release accept "
-            "its licence on its hub page and run `hf auth login`"
-        ) from error
+            f"SAE {name} was trained on inputs divided by their mean norm, which its files do not tell; fold it in first: "
+            "sae.fold_activation_norm_scaling_factor(d_in**0.5 / MEAN_NORM), then sae.save_model(FOLDER)"
+        )
+    if (metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
+        raise UserError(
+            f"SAE {name} was trained on a model whose weights TransformerLens had centred (center_writing_weights); the residuals of the plain "
+            "model are others. Choose other SAEs"
+        )
+    _check_place(metadata.hook_name, name, layer)
+    _check_bos(metadata.prepend_bos, name, lm)
 
 
-def _check_fit(sae: SAE[Any], name: str, layer: int, d_model: int) -> None:
-    if sae.cfg.d_in != d_model:
-        raise UserError(f"SAE {name} reads vectors of {sae.cfg.d_in}, the model's residual stream has {d_model}; choose SAEs made for this model")
-    hook = sae.cfg.metadata.hook_name
+def _check_place(hook: str | None, name: str, layer: int) -> None:
     if hook is None:
         return
-    # TransformerLens and Hugging Face names for "output of block N".
-    fitting = (f"blocks.{layer}.hook_resid_post", f"model.layers.{layer}")
-    if hook not in fitting:
-        raise UserError(
-            f"SAE {name} was trained on '{hook}', lingact measures the output of block {layer} ('{fitting[0]}'); choose residual-stream "
-            f"SAEs and an id whose {{layer}} matches"
-        )
+    after, before = _OUTPUT.fullmatch(hook), _INPUT.fullmatch(hook)
+    if after is None and before is None:
+        raise UserError(f"SAE {name} was trained on '{hook}', lingact measures the outputs of blocks; choose SAEs on the residual stream")
+    read = int(after[1]) if after else int(before[1]) - 1  # pyrefly: ignore[unsupported-operation]
+    if read == layer:
+        return
+    advice = "which is one less; write {layer+1} in the id instead of {layer}" if before is not None else "choose an id whose {layer} matches"
+    raise UserError(f"SAE {name} was trained on '{hook}', the output of block {read}, but stands for layer {layer}: {advice}")
+
+
+def _check_bos(prepended: bool | None, name: str, lm: LanguageModel) -> None:
+    """A BOS token at the beginning changes all residuals behind it. A tokenizer without one leaves nothing to choose."""
+    has = bool(lm.tokens.prefix)
+    if prepended is None or prepended == has or lm.tokenizer.bos_token_id is None:
+        return
+    raise UserError(
+        f"SAE {name} was trained on texts {'with' if prepended else 'without'} BOS at their beginning, the model's tokenizer puts "
+        f"{'one' if has else 'none'} there; write model.bos={'true' if prepended else 'false'}"
+    )

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _TASK_LINE = re.compile(rb"^\"?task\"?:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 _OURS = "lingact:"
+_NAMED = 12
+"""So many languages are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +215,10 @@ def _lacking(name: str, config: TasksConfig, lacking: Sequence[str], files: dict
     having = [code for code in LANGUAGES if _sources(name, config, code, files)]
     own = config.own.get(name)
     if having:
+        more = f" and {len(having) - _NAMED} more" if len(having) > _NAMED else ""
         return (
-            f"tasks: '{name}' lacks {', '.join(lacking)}; it has {', '.join(having)}. Leave those languages out (languages.high, languages.low), or "
-            "the benchmark, or write tasks.missing=skip"
+            f"tasks: '{name}' lacks {', '.join(lacking)}; it has {', '.join(having[:_NAMED])}{more}. Leave those languages out (languages.high, "
+            "languages.low), or the benchmark, or write tasks.missing=skip"
         )
     match own:
         case OwnItems():

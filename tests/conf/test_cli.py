@@ -305,3 +305,48 @@ def test_help_has_examples_and_groups(job: str, monkeypatch: pytest.MonkeyPatch,
     assert f"python {job}.py" in text
     assert "languages: paper" in text
     assert sorted(path.name for path in place.iterdir()) == ["corpus.jsonl", "tasks"]
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------------------------------------
+
+HERE = ("lang=ml", "languages.high=[]", "languages.low=[ml,hi]", "device=cpu")
+TOO_MUCH = (*HERE, "experiment=gemma2_2b", "batch_tokens=100000000")
+
+
+def test_only_the_plan_and_nothing_left_behind(train: Train, runs: Runs, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(place.rglob("*"))
+    assert train(*TOO_MUCH, "plan=true") == 0
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert train(*HERE, "plan=true") == 0
+    assert "it fits" in capsys.readouterr().out
+    assert not runs
+    assert sorted(place.rglob("*")) == before
+
+
+def test_jobs_that_take_the_same_are_planned_once(train: Train, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("-m", *HERE, "seed=0,1", "trainer.sentences=4,8", "plan=true") == 0
+    assert capsys.readouterr().out.count("Memory, ") == 2
+    assert not runs
+
+
+def test_what_cannot_fit_is_refused_before_the_run(train: Train, runs: Runs, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(place.rglob("*"))
+    assert train(*TOO_MUCH) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "this run would need about" in said.err
+    assert "batch_tokens=" in said.err
+    assert not runs
+    assert sorted(place.rglob("*")) == before
+
+
+def test_who_knows_better_goes_on_and_resumes_so(train: Train, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.does = raises(KeyboardInterrupt())
+    assert train(*TOO_MUCH, "plan=false", "hydra.run.dir=mine") == 130
+    runs.does = Runs.does
+    assert cli.main("train", CONF, ["resume=mine"]) == 2
+    assert "this run would need about" in capsys.readouterr().err
+    assert cli.main("train", CONF, ["resume=mine", "plan=true"]) == 0
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert cli.main("train", CONF, ["resume=mine", "plan=false"]) == 0
+    assert [config.plan for config, _ in runs] == ["off", "off"]

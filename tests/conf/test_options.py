@@ -19,6 +19,8 @@ SWEEPS = sorted(CONF.glob("sweep/*.yaml"))
 
 NEEDED = {
     "corpus/files": ("corpus.path=somewhere",),
+    "corpus/opus_100": ("languages.high=[]", "languages.low=[ml]"),
+    "corpus/tatoeba": ("languages.high=[]", "languages.low=[ml]"),
     "tasks/files": ("tasks.own.mine.path='quiz_{lang}.jsonl'",),
     "tasks/lm_eval": ("tasks.own.mine.folder=somewhere", "tasks.own.mine.task='quiz_{lang}'"),
 }
@@ -35,7 +37,7 @@ def composed(job: str, *overrides: str) -> Section:
 def groups_of(job: str) -> set[str]:
     """The groups in a job's defaults list."""
     defaults = yaml.safe_load((CONF / f"{job}.yaml").read_text())["defaults"]
-    return {key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override")}
+    return {key.partition("@")[0] for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override")}
 
 
 def test_finds_what_it_should_check() -> None:
@@ -55,6 +57,16 @@ def test_defaults(job: str) -> None:
 @pytest.mark.parametrize(("job", "option"), [(job, option) for job in JOBS for option in OPTIONS if str(option.parent) in groups_of(job)], ids=str)
 def test_option(job: str, option: Path) -> None:
     composed(job, f"{option.parent}={option.name}", *NEEDED.get(str(option), ()))
+
+
+@pytest.mark.parametrize("option", [option.name for option in OPTIONS if str(option.parent) == "corpus"])
+def test_every_corpus_may_be_trained_on_apart_from_the_measured_one(option: str) -> None:
+    config = composed("train", f"corpus@train_corpus={option}", *(["train_corpus.path=somewhere"] if option == "files" else []))
+    assert config.corpus == composed("train").corpus
+    alone = composed(
+        "train", "languages.high=[]", "languages.low=[ml]", f"corpus={option}", *(["corpus.path=somewhere"] if option == "files" else [])
+    )
+    assert config.train_corpus == alone.corpus
 
 
 def test_every_value_of_the_schema_stands_in_the_files() -> None:

@@ -4,6 +4,7 @@ A folder `owner/name` in the current directory is to `datasets` the data set of 
 """
 
 import csv
+import gzip
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -138,14 +139,42 @@ def global_piqa(code: str, split: str) -> Rows:
     return rows
 
 
-def write_dataset(folder: Path, parts: Mapping[str, Mapping[str, Rows]], ending: str) -> None:
-    """A data set's folder: a card that names the files of each part, and the files, as JSONL, TSV or Parquet."""
+def flores_plus(code: str, split: str) -> Rows:
+    rows = []
+    for place in range(ITEMS):
+        row = {"id": place, "iso_639_3": FLORES[code][:3], "iso_15924": FLORES[code][4:], "glottocode": "xxxx1234", "variant": ""}
+        rows.append(row | {"text": words(code, 8, f"flores/{split}/{place}"), "url": "https://example.org", "domain": "wikinews", "topic": "none"})
+    return rows
+
+
+def ntrex(code: str, split: str) -> Rows:
+    """Nothing but lines, one of which comes twice."""
+    return [{"text": words(code, 9, f"ntrex/{place % (ITEMS - 1)}")} for place in range(ITEMS)]
+
+
+def opus_100(code: str, split: str) -> Rows:
+    """Subtitles and the like: one sentence in two translations, one that is not translated, one that is empty."""
+    pairs = [(words("en", 4, f"opus/{place}"), words(code, 4, f"opus/{place}")) for place in range(ITEMS)]
+    pairs[4], pairs[7], pairs[9] = (pairs[3][0], pairs[4][1]), ("Linux", "Linux"), ("", pairs[9][1])
+    return [{"translation": {"en": en, code: other}} for en, other in pairs]
+
+
+def tatoeba(code: str, split: str) -> Rows:
+    return [
+        {"sentence1": row["translation"][code], "sentence2": row["translation"]["en"], "lang": f"{FLORES[code][:3]}-eng"}
+        for row in opus_100(code, split)
+    ]
+
+
+def write_dataset(folder: Path, parts: Mapping[str, Mapping[str, Rows]], ending: str, place: str = "data/{part}/{split}") -> None:
+    """A data set's folder: a card that names the files of each part, and the files, as JSONL, TSV, text or Parquet."""
     configs = []
     for part, splits in parts.items():
-        files = [{"split": split, "path": f"data/{part}/{split}.{ending}"} for split in splits]
-        configs.append({"config_name": part, "data_files": files} | ({"sep": "\t"} if ending == "tsv" else {}))
+        files = {split: f"{place.format(part=part, split=split)}.{ending}" for split in splits}
+        listed = [{"split": split, "path": path} for split, path in files.items()]
+        configs.append({"config_name": part, "data_files": listed} | ({"sep": "\t"} if ending == "tsv" else {}))
         for split, rows in splits.items():
-            write_rows(folder / "data" / part / f"{split}.{ending}", rows)
+            write_rows(folder / files[split], rows)
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
 
 
@@ -154,6 +183,10 @@ def write_rows(file: Path, rows: Rows) -> None:
     match file.suffix:
         case ".jsonl":
             file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        case ".gz":
+            file.write_bytes(gzip.compress("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()))
+        case ".txt":
+            file.write_text("".join(row["text"] + "\n" for row in rows), encoding="utf-8")
         case ".parquet":
             datasets.Dataset.from_list(rows).to_parquet(file)
         case ".tsv":
@@ -179,3 +212,15 @@ def write_hub(root: Path, codes: Sequence[str]) -> None:
     write_dataset(root / "facebook/belebele", {FLORES[code]: {"test": belebele(code, "test")} for code in codes}, "jsonl")
     piqa = {FLORES[code].lower(): {"test": global_piqa(code, "test")} for code in codes}
     write_dataset(root / "mrlbenchmarks/global-piqa-parallel", piqa, "tsv")
+
+
+def write_corpora(root: Path, codes: Sequence[str]) -> None:
+    """The data sets of the options in conf/corpus, in English and these languages."""
+    every = ("en", *codes)
+    plus = {FLORES[code]: {split: flores_plus(code, split) for split in ("dev", "devtest")} for code in every}
+    write_dataset(root / "openlanguagedata/flores_plus", plus, "jsonl", "{split}/{part}")
+    write_dataset(root / "davidstap/NTREX", {FLORES[code]: {"test": ntrex(code, "test")} for code in every}, "txt", "data/{part}/newstest2019")
+    opus = {"-".join(sorted(("en", code))): {split: opus_100(code, split) for split in ("train", "test")} for code in codes}
+    write_dataset(root / "Helsinki-NLP/opus-100", opus, "parquet", "{part}/{split}-00000-of-00001")
+    pairs = {f"{FLORES[code][:3]}-eng": {"test": tatoeba(code, "test")} for code in codes}
+    write_dataset(root / "mteb/tatoeba-bitext-mining", pairs, "jsonl.gz", "{split}/{part}")

@@ -207,6 +207,9 @@ def test_an_adapter_from_elsewhere_does_not_say_what_it_read(
     seeds: Path, base_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = shutil.copytree(seeds / "0" / "adapter", tmp_path / "elsewhere")
+    told = json.loads((adapter / adapters.IDENTITY).read_text())
+    assert told.pop("training")["lang"] == ["ml"]
+    (adapter / adapters.IDENTITY).write_text(json.dumps(told))
     assert cli.main("eval", CONF, [*base_arguments, f"adapter={adapter}", "text_split=null", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     assert "the adapter does not say what it was trained on" in " ".join(capsys.readouterr().out.split())
     assert "bits" not in frames(tmp_path / "run")

@@ -1,10 +1,7 @@
 """Data that are not to be had: a hub that refuses, is silent or is not there, and files that are damaged. And a hub that gives them."""
 
 import json
-import os
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import yaml
 from lingact import cli
 
 from . import hub
-from .conftest import CONF, ROOT
+from .conftest import CONF, ROOT, unused_port
 from .hub_server import HubServer, serving
 
 FEW = ["tracking=none", "device=cpu", "text_split=null", "cache=null", "resamples=50", "languages.high=[]"]
@@ -35,28 +32,8 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-@pytest.fixture
-def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`process(address, command...)`: run Python in an empty folder with the hub at that address. Its address is read when the client is imported."""
-    (tmp_path / "here").mkdir()
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    surroundings |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT / "src"), "no_proxy": "127.0.0.1", "COLUMNS": "110"}
-
-    def run(address: str, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        everything = {**surroundings, "HF_ENDPOINT": address, **more}
-        return subprocess.run([sys.executable, *command], cwd=tmp_path / "here", env=everything, capture_output=True, text=True, check=False)
-
-    return run
-
-
 def evaluation(*arguments: str) -> list[str]:
     return [str(ROOT / "eval.py"), *FEW, "languages.low=[ml]", *arguments]
-
-
-def unused_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def test_what_the_hub_refuses(server: HubServer, process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
@@ -153,7 +130,7 @@ def test_a_language_that_a_benchmark_lacks(refused: Callable[..., str]) -> None:
     assert refused("tasks.benchmarks=[micro_arc,arc_human,xstorycloze]", "languages.low=[ml,ca]") == (
         "tasks: 'arc_human' lacks ml; it has en, ca. Leave those languages out (languages.high, languages.low), or the benchmark, or write "
         "tasks.missing=skip\n"
-        "tasks: 'xstorycloze' lacks ml; it has en, zh, ru, es, id, ca, hi. Leave those languages out (languages.high, languages.low), or the "
+        "tasks: 'xstorycloze' lacks ml; it has en, zh, ru, es, id, ca, hi, ar, eu, my, sw, te. Leave those languages out (languages.high, languages.low), or the "
         "benchmark, or write tasks.missing=skip"
     )
 

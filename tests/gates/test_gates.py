@@ -11,18 +11,25 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FAULTS = {
-    "unused import": ("lint", "src/lingact/losses.py", "import json\n", "F401"),
-    "print": ("lint", "src/lingact/losses.py", "print(1)\n", "T201"),
-    "blanket except": ("lint", "tests/conf/test_planted.py", "try:\n    pass\nexcept Exception:\n    pass\n", "BLE001"),
-    "format": ("style", "src/lingact/losses.py", "PLANTED = {'a':1}\n", "would be reformatted"),
-    "wrong type": ("types", "src/lingact/losses.py", '\nPLANTED: int = "one"\n', "bad-assignment"),
-    "wrong type in a test": ("types", "tests/conf/test_planted.py", '"""Planted."""\n\nPLANTED: int = "one"\n', "bad-assignment"),
-    "missing attribute": ("types", "src/lingact/losses.py", "\nPLANTED = torch.zeroes\n", "missing-attribute"),
-    "upward import": ("layers", "src/lingact/losses.py", "\nfrom lingact import workflows\n", "lingact.losses -> lingact.workflows"),
-    "sideways import": ("layers", "src/lingact/losses.py", "\nfrom lingact import corpus\n", "lingact.losses -> lingact.corpus"),
-    "framework in arithmetic": ("layers", "src/lingact/losses.py", "\nimport wandb\n", "lingact.losses -> wandb"),
-    "module without a place": ("layers", "src/lingact/planted.py", '"""Planted."""\n', "planted"),
+    "lint": [
+        ("src/lingact/losses.py", "import json\n", "F401"),
+        ("src/lingact/losses.py", "print(1)\n", "T201"),
+        ("tests/conf/test_planted.py", "try:\n    pass\nexcept Exception:\n    pass\n", "BLE001"),
+    ],
+    "style": [("src/lingact/losses.py", "PLANTED = {'a':1}\n", "would be reformatted")],
+    "types": [
+        ("src/lingact/losses.py", '\nPLANTED: int = "one"\n', "losses.py"),
+        ("tests/conf/test_planted.py", '"""Planted."""\n\nPLANTED: int = "one"\n', "test_planted.py"),
+        ("src/lingact/compare.py", "\nPLANTED = np.zeroes\n", "missing-attribute"),
+    ],
+    "layers": [
+        ("src/lingact/losses.py", "\nfrom lingact import workflows\n", "lingact.losses -> lingact.workflows"),
+        ("src/lingact/compare.py", "\nfrom lingact import corpus\n", "lingact.compare -> lingact.corpus"),
+        ("src/lingact/losses.py", "\nimport wandb\n", "lingact.losses -> wandb"),
+    ],
+    "layers without a place": [("src/lingact/planted.py", '"""Planted."""\n', "planted")],
 }
+"""Gate -> faults, each with what is said of it."""
 
 
 @pytest.fixture
@@ -35,23 +42,34 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("gate", "file", "text", "said"), FAULTS.values(), ids=FAULTS.keys())
-def test_gate(copy: Path, gate: str, file: str, text: str, said: str) -> None:
-    path = copy / file
-    path.write_text((path.read_text(encoding="utf-8") if path.exists() else "") + text, encoding="utf-8")
+@pytest.mark.parametrize("gate", FAULTS)
+def test_gate(copy: Path, gate: str) -> None:
+    for file, text, _ in FAULTS[gate]:
+        path = copy / file
+        path.write_text((path.read_text(encoding="utf-8") if path.exists() else "") + text, encoding="utf-8")
     # -o: the environment is there already.
-    command = ("make", "--directory", str(copy), f"VENV={sys.prefix}", f"PYTHON={sys.executable}", "-o", f"{sys.prefix}/.installed-dev", gate)
+    command = (
+        "make",
+        "--directory",
+        str(copy),
+        f"VENV={sys.prefix}",
+        f"PYTHON={sys.executable}",
+        "-o",
+        f"{sys.prefix}/.installed-dev",
+        gate.split()[0],
+    )
     environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "COLUMNS": "200", "NO_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode != 0, f"'{gate}' let it pass"
-    assert said in done.stdout + done.stderr
+    for file, _, said in FAULTS[gate]:
+        assert said in done.stdout + done.stderr, f"'{gate}' let {file} pass"
 
 
 def test_checks_change_nothing(copy: Path) -> None:
-    """Not even a file that could be mended."""
+    """Not even a file that could be mended. (The check of types has no such mode.)"""
     (copy / "src/lingact/losses.py").write_text("import json\nx = {'a':1}\n", encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
-    for gate in ("lint", "style", "types", "layers"):
+    for gate in ("lint", "style", "layers"):
         command = ("make", "--directory", str(copy), f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed-dev", gate)
         subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}, check=False)
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before

@@ -22,7 +22,7 @@ from torch import Tensor
 from lingact import adapters, wandb_artifacts
 from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, expand_adapters, find_adapter, training_of
 from lingact.adapters import attach_adapter, load_adapter, save_adapter, weights_hash
-from lingact.config import LoraAdapter
+from lingact.config import LoraAdapter, asset
 from lingact.errors import UserError
 from lingact.lm import LanguageModel
 from lingact.tracking import full_disk, write_json
@@ -396,18 +396,33 @@ def test_a_run_folder_tells_how_its_adapter_was_trained(tmp_path: Path, monkeypa
     run = tmp_path / "run"
     job(tmp_path, 0)
     (tmp_path / "0").rename(run)
-    assert training_of(str(run)) is None
+    assert training_of(find_adapter(str(run))) is None
     config = {"seed": 3, "lang": ["ml", "hi"], "note": "ഒരു"}
     (run / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
-    assert training_of(str(run)) == training_of(str(run / "adapter")) == training_of(f"{run}/adapter/") == config
+    write_json(run / "adapter" / IDENTITY, {"training": {"seed": 4}})
+    assert training_of(find_adapter(str(run))) == training_of(find_adapter(f"{run}/adapter/")) == config
     monkeypatch.chdir(run)
-    assert training_of("adapter") == training_of(".") == config
+    assert training_of(find_adapter(".")) == training_of(Path("adapter")) == config
+    monkeypatch.chdir(run / "adapter")
+    assert training_of(find_adapter(".")) == config
+
+
+def test_adapters_carry_how_they_were_trained(tmp_path: Path) -> None:
+    told = {"seed": 3, "model": {"name": "${asset:microworld/model}"}, "lang": ["ml"], "note": "${oc.env:HOME} ${asset:x}"}
+    write_json(tmp_path / IDENTITY, {"base_model": "tiny", "training": told})
+    # Of what a stranger may have written nothing is looked up but the package's own files.
+    assert training_of(tmp_path) == told | {"model": {"name": asset("microworld/model")}}
 
 
 def test_adapters_from_elsewhere_do_not_tell(tmp_path: Path) -> None:
     (tmp_path / SETTINGS).touch()
     (tmp_path / "config.yaml").write_text("base_model: of another trainer")
-    assert [training_of(name) for name in (str(tmp_path), "user/name", NAME, str(tmp_path / "none"))] == [None] * 4
+    assert training_of(tmp_path) is None
+    write_json(tmp_path / IDENTITY, {"base_model": "tiny", "base_sha256": "0" * 64})
+    assert training_of(tmp_path) is None
+    (tmp_path / IDENTITY).write_text('{"base_model": ')
+    with pytest.raises(UserError, match=r"lingact\.json' cannot be read: it is cut off or of something else"):
+        training_of(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"seed: [3", b"lang\n", b"", b"\xff\xfe"])
@@ -415,4 +430,4 @@ def test_a_damaged_configuration_is_refused(content: bytes, tmp_path: Path) -> N
     run = Path(job(tmp_path, 0))
     (run / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"'.*/0/config\.yaml' cannot be read: it is cut off or of something else"):
-        training_of(str(run))
+        training_of(find_adapter(str(run)))

@@ -13,7 +13,17 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2Config,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+)
 
 from lingact.adapters import (
     WEIGHTS,
@@ -30,6 +40,7 @@ from lingact.adapters import (
 )
 from lingact.config import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, TrainConfig, VeraAdapter, validate
 from lingact.errors import UserError
+from lingact.lm import find_blocks
 
 CONF = Path(__file__).parents[2] / "conf"
 PLACES: dict[str, Any] = {"targets": ("q_proj", "up_proj", "down_proj"), "layers": "all"}
@@ -200,6 +211,65 @@ def test_modules_of_the_same_name_outside_the_blocks_stay_plain() -> None:
         attached(tiny_model(), PEFT.model_copy(update={"targets": ("lm_head",)}))
 
 
+TINY: dict[str, Any] = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
+OTHERS = {
+    "llama": (
+        LlamaConfig(**TINY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4),
+        {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    ),
+    "gpt2": (GPT2Config(**TINY, n_embd=32, n_layer=2, n_head=4), {"c_attn", "c_proj", "c_fc"}),
+    "gpt_neox": (
+        GPTNeoXConfig(**TINY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4),
+        {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_all_is_every_linear_module_whatever_it_is_called(architecture: str, kind: str, tmp_path: Path) -> None:
+    config, names = OTHERS[architecture]
+
+    def fresh() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+    model = fresh()
+    peft = EVERY[kind].model_copy(update={"targets": "all"} | ({"feedforward": ()} if kind == "ia3" else {}))
+    blocks = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
+    if architecture == "gpt2" and kind in ("loha", "lokr", "oft"):
+        with pytest.raises(UserError, match=rf"peft\.kind: peft has no {kind} for the modules of GPT2LMHeadModel"):
+            attach_adapter(model, blocks, peft, 0)
+        return
+    before, base_hash = logits(model), weights_hash(model)
+    wrapped = attach_adapter(model, blocks, peft, 0)
+    trainable = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    assert {part for name in trainable for part in name.split(".")} & {*names, "lm_head", "embed_out", "wte"} == names
+    # DoRA divides by a norm that it has computed itself.
+    assert torch.allclose(logits(wrapped), before, atol=1e-6 if kind == "dora" else 0)
+    optimiser = torch.optim.SGD([parameter for parameter in wrapped.parameters() if parameter.requires_grad], lr=1.0)
+    wrapped(input_ids=IDS, labels=IDS).loss.backward()
+    optimiser.step()
+    adapted = logits(wrapped)
+    assert not torch.allclose(adapted, before, atol=1e-4)
+    save_adapter(wrapped, tmp_path / "adapter", "tiny", base_hash)
+    assert torch.equal(logits(load_adapter(fresh(), str(tmp_path / "adapter"))), adapted)
+
+
+def test_a_vision_tower_stays_plain() -> None:
+    """Gemma 3 from 4B upwards: its tower has layers and modules of the same names."""
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = small | {"vocab_size": 300, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
+    config = Gemma3Config(text_config=text, vision_config=small | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=1)
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(config).eval().requires_grad_(False)
+    wrapped = attach_adapter(model, find_blocks(model, 2), PEFT.model_copy(update={"targets": "all"}), 0)
+    adapted = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    assert len(adapted) == 2 * 7 * 2, "two matrices on seven modules of two blocks"
+    assert all(name.startswith("base_model.model.model.language_model.layers.") for name in adapted)
+
+
 def test_inputs_or_outputs_are_scaled_as_chosen() -> None:
     wrapped = attached(tiny_model(), EVERY["ia3"])
     lengths = {name.split(".")[-3]: parameter.numel() for name, parameter in wrapped.named_parameters() if ".ia3_l." in name}
@@ -357,7 +427,9 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
 
 def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="'someone/adapter' is neither a folder here nor an adapter that the hub gives"):
+    with pytest.raises(
+        UserError, match=r"'someone/adapter' cannot be had: HF_HUB_OFFLINE is set, and it was not downloaded before\..*, or name a folder"
+    ):
         find_adapter("someone/adapter")
 
 

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from lingact.config import FilesCorpus, Splits
-from lingact.corpus import ParallelCorpus, load_corpus
+from lingact.corpus import ParallelCorpus, load_corpus, load_training_text, plain
 from lingact.errors import UserError
 
 SHARES = Splits(train=0.5, dev=0.2, heldout=0.3)
@@ -36,6 +37,8 @@ def as_file(kind: str, folder: Path) -> Path:
             path.write_text("en,id\n" + "".join(f"{quoted(en)},{quoted(other)}\n" for en, other in rows), encoding="utf-8")
         case "tsv":
             path.write_bytes(("\ufeffen\tid\r\n" + "".join(f"{en}\t{other}\r\n" for en, other in rows)).encode())
+        case "parquet":
+            datasets.Dataset.from_list([{"en": en, "id": other, "number": i, "note": None} for i, (en, other) in enumerate(rows)]).to_parquet(path)
         case "folder":
             path.mkdir()
             for code, texts in TEXTS.items():
@@ -43,7 +46,7 @@ def as_file(kind: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "folder"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "folder"])
 def test_every_format_gives_the_same_corpus(kind: str, tmp_path: Path) -> None:
     # `id` is Indonesian, and other line breaks than the newline stay inside a text.
     corpus = read(as_file(kind, tmp_path))
@@ -113,7 +116,7 @@ def _has(corpus: ParallelCorpus, name: str) -> bool:
         ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c"', "{path}, line 2: not JSON"),
         ("t.jsonl", b'["a", "b"]\n', "{path}, line 1: every line must be one object whose values are texts"),
         ("t.jsonl", b'\n{"en": "a", "id": 3}\n', "{path}, line 2: every line must be one object whose values are texts"),
-        ("t.jsonl", b'{"en": "a", "fr": "b"}\n', "corpus '{path}' has no id; it has en. Add the missing text, or choose languages=... without them"),
+        ("t.jsonl", b'{"en": "a", "fr": "b"}\n', "corpus '{path}' has no id; it has en, fr. Add the missing text, or choose languages=... without them"),
         ("t.jsonl", b'{"english": "a"}\n', "corpus '{path}' has no en, id; it has no known language code among its keys english."),
         ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c", "id": " "}\n', "corpus '{path}' is ragged: row 2 lacks id (1 in all)"),
         ("t.jsonl", b'{"en": "a", "id": "b"}\n' + b'{"en": "c"}\n' * 6, "row 2 lacks id, row 3 lacks id, row 4 lacks id, row 5 lacks id, row 6 lacks id and more (6 in all)"),
@@ -122,9 +125,9 @@ def _has(corpus: ParallelCorpus, name: str) -> bool:
         ("t.csv", b"en,id,en\na,b,c\n", "{path}: the header names en more than once"),
         ("t.csv", b'en,id\na,"' + b"b" * 200_000, "field larger than field limit (131072); is a quotation mark left open?"),
         ("t.jsonl", b'{"unit": "x", "en": "a", "id": "b"}\n{"unit": "x", "en": "c", "id": "d"}\n', "has sentence ids more than once: x; ids in 'unit' must be distinct"),
-        ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "a", "id": "c"}\n{"en": "a", "id": "b"}\n', "row 3 repeats row 1 in every language; remove duplicates"),
+        ("t.parquet", b"PAR1 and then nothing", "{path} is not a Parquet file that can be read ("),
         ("t.jsonl", "{'en': 'é'}".encode("latin-1"), "{path} is not UTF-8 (byte 8); convert it first"),
-        ("t.txt", b"a\n", "corpus.path: '{path}' ends in '.txt'; .jsonl, .csv, .tsv or a folder of <code>.txt files are read"),
+        ("t.txt", b"a\n", "corpus.path: '{path}' ends in '.txt'; .jsonl, .csv, .tsv, .parquet or a folder of <code>.txt files are read"),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -137,7 +140,9 @@ def test_bad_files_are_refused(name: str, content: bytes, message: str, tmp_path
 
 def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     jsonl(tmp_path / "text.jsonl", [])
-    with pytest.raises(UserError, match=r"corpus\.path: '.*/texts\.jsonl' does not exist; did you mean 'text\.jsonl'\? Give a JSONL, CSV or TSV"):
+    with pytest.raises(
+        UserError, match=r"corpus\.path: '.*/texts\.jsonl' does not exist; did you mean 'text\.jsonl'\? Give a JSONL, CSV, TSV or Parquet file"
+    ):
         read(tmp_path / "texts.jsonl")
 
 
@@ -158,3 +163,35 @@ def test_a_folder_must_hold_every_language_with_as_many_lines(tmp_path: Path) ->
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"has no en\.txt; found: no \.txt file"):
         read(tmp_path / "none")
+
+
+def test_doubles_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [("A dog.", "Anjing."), ("A dog.", "Seekor anjing."), ("a  DOG.", "\uff41njing."), ("Rain.", "Hujan."), ("A dog.", "Anjing.")]
+    corpus = read(jsonl(tmp_path / "t.jsonl", [{"en": en, "id": other} for en, other in rows]))
+    assert corpus.texts == {"en": ("A dog.", "A dog.", "Rain."), "id": ("Anjing.", "Seekor anjing.", "Hujan.")}, "one language may repeat"
+    assert corpus.ids == ("row-000001", "row-000002", "row-000004"), "who is in which split does not move"
+    assert (corpus.left_out, corpus.identity) == (2, {"name": corpus.name, "sha256": corpus.sha256, "sentences": 3, "left_out": 2})
+
+
+def test_sentences_are_the_same_whatever_their_case_width_and_spaces() -> None:
+    assert plain("  Straße\u00a0\uff11 \n") == plain("STRASSE 1") == "strasse 1"
+    assert plain("resume") != plain("résumé")
+
+
+def test_what_another_corpus_has_in_any_language_is_taken_away() -> None:
+    train = ParallelCorpus("t", ("a", "b", "c"), {"en": ("One.", "Two.", "Three."), "ml": ("ഒന്ന്.", "രണ്ട്.", "മൂന്ന്.")})
+    judged = ParallelCorpus("j", ("x", "y"), {"en": ("two.", "Four."), "ml": ("?", "മൂന്ന്."), "hi": ("ഒന്ന്.", "One.")})
+    assert train.without(judged).ids == ("a",), "b for its English, c for its Malayalam; other languages say nothing"
+    assert train.without(judged.speaking(("hi",))).ids == ("a", "b", "c")
+
+
+def test_training_text_comes_from_the_split_train_without_what_is_measured(tmp_path: Path) -> None:
+    rows = [{"unit": f"u{i}", "en": f"Sentence {i}.", "id": f"Kalimat {i}."} for i in range(40)]
+    config = FilesCorpus(kind="files", path=jsonl(tmp_path / "t.jsonl", rows), max_sentences=None, splits=SHARES)
+    train = load_corpus(config, ("en", "id")).split("train", SHARES)
+    measured = ParallelCorpus("measured", ("m",), {"en": (train.texts["en"][3].upper(),), "hi": ("?",)})
+    found, identity = load_training_text(config, ("en", "id"), measured)
+    assert found.ids == tuple(sentence for place, sentence in enumerate(train.ids) if place != 3)
+    assert identity == {**found.identity, "also_measured_on": 1}
+    with pytest.raises(UserError, match=rf"^train_corpus: all {len(train.ids)} sentences of the split train of '.*' are in the measured corpus"):
+        load_training_text(config, ("en", "id"), train)

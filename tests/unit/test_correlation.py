@@ -14,6 +14,7 @@ from lingact.correlation import (
     correlations,
     fisher_interval,
     held_constant,
+    log_resource,
     permutation_p,
     read_scores,
     refuse_few_languages,
@@ -303,11 +304,19 @@ def test_a_language_without_a_gap_at_a_place_spoils_that_place_alone() -> None:
     assert found["p"].isna().tolist() == [False, True, False, True]
 
 
-def test_every_language_has_a_resource_level_with_a_logarithm() -> None:
-    shares = {code: entry.web_share for code, entry in LANGUAGES.items()}
-    assert all(0 < share < 100 for share in shares.values())
-    assert max(shares, key=lambda code: shares[code]) == "en"
-    assert sum(shares.values()) < 100
+def test_every_known_resource_level_has_a_logarithm() -> None:
+    levels = dict(zip(LANGUAGES, log_resource(list(LANGUAGES), None), strict=True))
+    assert [levels[code] for code in ("en", "ml")] == pytest.approx([np.log(45.5105), np.log(0.0221)])
+    assert np.isnan([levels["quy"], levels["ckb"]]).all(), "not known is not little"
+    assert np.nanmax(list(levels.values())) == levels["en"]
+    assert log_resource(["ml", "quy", "en"], {"quy": 1.0, "ml": np.e}) == pytest.approx([1.0, 0.0, np.nan], nan_ok=True)
+
+
+def test_a_language_of_unknown_resource_level_is_left_out_where_that_is_held_constant() -> None:
+    x, y = sample(12, 9, places=1)
+    covariates = covariate_frame().assign(log_resource=lambda frame: frame["log_resource"].mask(frame["language"] == "ml"))
+    found = correlation_table(gap_frame({0: x[0]}), score_frame({"arc": y}), covariates, seed=0)
+    assert found.groupby("control")["n"].first().to_dict() == {"none": 9, "tokens": 9, "resource": 8, "both": 8}
 
 
 def test_the_reference_and_groups_take_no_part() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from lingact.config import Splits
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.leakage import content_words, known_share, leakage_table, same_source, training_text
+from lingact.leakage import content_words, known_share, leakage_table, same_source, training_corpus, training_text
 
 OSLO = "The capital city of the country Norway is the town Oslo"  # 11 words, 8 sequences of 4
 STOCKHOLM = "The capital city of the country Sweden is the town Stockholm"
@@ -186,3 +187,17 @@ def test_a_configuration_that_does_not_tell_its_text_is_refused(damage: Any, tra
     damage(training)
     with pytest.raises(UserError, match="its configuration does not tell its text: "):
         training_text(training)
+
+
+def test_text_that_was_trained_on_apart_from_the_measured_one_is_that_corpus_without_what_both_have(training: dict[str, Any], tmp_path: Path) -> None:
+    own = training_text(training)
+    rows = [{"unit": f"t{i}", "en": f"Other {i}.", "ml": f"മറ്റൊന്ന് {i}."} for i in range(20)]
+    rows += [{"unit": f"both-{i}", "en": f"sentence {i}.", "ml": f"? {i}"} for i in range(40)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    apart = training | {"train_corpus": training["corpus"] | {"path": str(tmp_path / "other.jsonl")}}
+    text = training_text(apart)
+    assert text.ids
+    assert all(sentence.startswith("Other ") for sentence in text.texts["en"])
+    assert set(text.ids) == {row["unit"] for row in rows[:20]} & set(text.split("train", Splits(train=0.5, dev=0.2, heldout=0.3)).ids)
+    assert training_text(training | {"train_corpus": None}) == own
+    assert training_corpus(apart)["path"].endswith("other.jsonl")

@@ -1,12 +1,23 @@
 """Residuals by hooks against what transformers itself gives."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from lingact.config import ModelConfig, SaeConfig, SaeSet
 from lingact.corpus import ParallelCorpus
@@ -14,6 +25,9 @@ from lingact.errors import UserError
 from lingact.lm import LanguageModel, captured, find_blocks, load_model, resolve_device
 from lingact.sae import chosen_layers
 from lingact.tokens import TokenBatch
+
+SHAPE: dict[str, Any] = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
 
 
 @pytest.fixture
@@ -92,22 +106,31 @@ def test_gradients_flow_only_if_asked_for(lm: LanguageModel, batch: TokenBatch) 
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2), "model.layers"),
-        (GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2), "transformer.h"),
-        (GPTNeoXConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2), "gpt_neox.layers"),
+        (LlamaConfig(**SHAPE), "model.layers"),
+        (MistralConfig(**SHAPE), "model.layers"),
+        (Qwen3Config(**SHAPE), "model.layers"),
+        (Gemma2Config(**SHAPE), "model.layers"),
+        (Gemma3TextConfig(**SHAPE), "model.layers"),
+        # The vision tower has as many blocks.
+        (Gemma3Config(text_config=SHAPE, vision_config=SHAPE | {"image_size": 28, "patch_size": 14}), "model.language_model.layers"),
+        (GPT2Config(vocab_size=259, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1), "transformer.h"),
+        (GPTNeoXConfig(**SHAPE), "gpt_neox.layers"),
     ],
-    ids=["llama", "gpt2", "gpt_neox"],
+    ids=["llama", "mistral", "qwen3", "gemma2", "gemma3", "gemma3 with vision", "gpt2", "gpt_neox"],
 )
 def test_blocks_are_found_in_every_architecture(config: Any, name: str, lm: LanguageModel, batch: TokenBatch) -> None:
-    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     blocks = find_blocks(model, 2)
     assert blocks is model.get_submodule(name)
-    small = lm.tokens.collate(lm.tokens.windows(["a"]))
-    small.ids.clamp_(max=49)
     other = LanguageModel(model, lm.tokenizer, lm.tokens, blocks, {})
     with torch.no_grad():
-        expected = model(input_ids=small.ids, output_hidden_states=True).hidden_states[1]
-        assert torch.equal(other.residuals(small, (0,))[0][0], expected)
+        expected = model(input_ids=batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)
+        residuals, logits = other.residuals(batch, (0,), logits=True)
+    assert torch.equal(residuals[0], expected.hidden_states[1])
+    assert logits is not None
+    assert torch.equal(logits, expected.logits)
 
 
 def test_blocks_of_gemma_and_of_nothing(lm: LanguageModel) -> None:
@@ -153,11 +176,27 @@ def test_models_that_cannot_be_loaded_are_refused(saved: Path) -> None:
         load_model(model_config(saved.with_name("tony")), "cpu")
     with pytest.raises(UserError, match=r"model\.context is 65; '.*tiny' takes at most 64 tokens"):
         load_model(model_config(saved, 65), "cpu")
-    with pytest.raises(UserError, match="model 'no/such-model' cannot be loaded"):
+    with pytest.raises(UserError, match="model 'no/such-model' cannot be had: HF_HUB_OFFLINE is set, and it was not downloaded before"):
         load_model(model_config(Path("no/such-model")), "cpu")
-    (saved / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model '.*tiny' cannot be loaded"):
+    with pytest.raises(UserError, match=r"model\.attention: sdpa leaves out the soft caps of '.*tiny'; use model\.attention=eager"):
+        load_model(model_config(saved, attention="sdpa"), "cpu")
+    with pytest.raises(UserError, match=r"model\.attention: flash_attention_2 is not installed here; use model\.attention=sdpa or eager"):
+        load_model(model_config(saved, attention="flash_attention_2"), "cpu")
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}))
+    with pytest.raises(UserError, match=r"brings code of its own, which is not run unless you ask for it: model\.trust_remote_code=true"):
         load_model(model_config(saved), "cpu")
+    (saved / "config.json").write_text(json.dumps(config))
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model '.*tiny' has no weights in safetensors format, and reading other formats can run code"):
+        load_model(model_config(saved), "cpu")
+
+
+@pytest.mark.parametrize(("wanted", "prefix"), [("auto", [2]), (True, [2]), (False, [])])
+def test_bos_as_asked_for(wanted: Any, prefix: list[int], saved: Path) -> None:
+    loaded = load_model(model_config(saved, bos=wanted), "cpu")
+    assert loaded.tokens.prefix == loaded.tokenizer("").input_ids == prefix
+    assert loaded.tokens.windows(["ab"])[0].ids == loaded.tokenizer("ab").input_ids
 
 
 def test_devices() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lingact.adapter_sources import IDENTITY, PRIVATE, expand_adapters, find_adapter
 from lingact.errors import UserError
 from lingact.recipes import Recipe, find_recipes
 from lingact.tracking import write_json
@@ -37,16 +38,21 @@ def gap(**changes: Any) -> dict[str, Any]:
     return {**TRAINING["loss"], "gap": TRAINING["loss"]["gap"] | changes}
 
 
+def recipes_of(given: list[str]) -> list[Recipe]:
+    """What is no folder here has been downloaded, and does not tell how it was trained."""
+    return find_recipes({each: find_adapter(each) if Path(each).is_dir() else Path("downloaded") for each in expand_adapters(given)})
+
+
 def names(recipes: list[Recipe]) -> dict[str, list[str]]:
     return {recipe.label: [candidate.name for candidate in recipe.candidates] for recipe in recipes}
 
 
 def test_one_adapter_is_the_adapter(tmp_path: Path) -> None:
-    (recipe,) = find_recipes([trained(tmp_path / "run")])
+    (recipe,) = recipes_of([trained(tmp_path / "run")])
     assert (recipe.label, recipe.targets) == ("adapter", ("ml",))
     (candidate,) = recipe.candidates
     assert (candidate.given, candidate.name, candidate.training) == (str(tmp_path / "run"), "adapter", TRAINING)
-    assert find_recipes([]) == []
+    assert recipes_of([]) == []
 
 
 def test_seeds_of_a_recipe_are_together(tmp_path: Path) -> None:
@@ -54,13 +60,13 @@ def test_seeds_of_a_recipe_are_together(tmp_path: Path) -> None:
         trained(tmp_path / "a", seed=3),
         trained(tmp_path / "b", seed=1, device="cuda", cache="/tmp/elsewhere", tracking={"mode": "online", "group": "seeds"}),
     ]
-    (recipe,) = find_recipes(given)
+    (recipe,) = recipes_of(given)
     assert names([recipe]) == {"adapter": ["adapter_seed3", "adapter_seed1"]}
     assert [candidate.given for candidate in recipe.candidates] == given
 
 
 def test_the_same_seed_twice_is_told_apart(tmp_path: Path) -> None:
-    recipes = find_recipes([trained(tmp_path / "a"), trained(tmp_path / "b", device="cuda"), trained(tmp_path / "c", seed=1)])
+    recipes = recipes_of([trained(tmp_path / "a"), trained(tmp_path / "b", device="cuda"), trained(tmp_path / "c", seed=1)])
     assert names(recipes) == {"adapter": ["adapter_seed0_0", "adapter_seed0_1", "adapter_seed1"]}
 
 
@@ -71,57 +77,67 @@ def test_recipes_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
         trained(tmp_path / "c", seed=1),
         trained(tmp_path / "d", lang=["ml", "hi"]),
     ]
-    recipes = find_recipes(given)
+    recipes = recipes_of(given)
     assert names(recipes) == {"lang ml": ["lang ml_seed0", "lang ml_seed1"], "lang hi": ["lang hi"], "lang ml,hi": ["lang ml,hi"]}
     assert [recipe.targets for recipe in recipes] == [("ml",), ("hi",), ("ml", "hi")]
 
 
 def test_several_settings_are_named_without_their_sections(tmp_path: Path) -> None:
-    recipes = find_recipes([trained(tmp_path / "a"), trained(tmp_path / "b", lang=["hi"], loss=gap(weight=0.5))])
+    recipes = recipes_of([trained(tmp_path / "a"), trained(tmp_path / "b", lang=["hi"], loss=gap(weight=0.5))])
     assert list(names(recipes)) == ["lang ml, weight 1.0", "lang hi, weight 0.5"]
 
 
 def test_a_setting_that_only_one_has_is_named_there(tmp_path: Path) -> None:
-    recipes = find_recipes([trained(tmp_path / "one" / "a"), trained(tmp_path / "two" / "b", loss=gap(margin=0.1))])
+    recipes = recipes_of([trained(tmp_path / "one" / "a"), trained(tmp_path / "two" / "b", loss=gap(margin=0.1))])
     assert list(names(recipes)) == ["one_a", "margin 0.1"]
 
 
 def test_long_descriptions_give_way_to_folders(tmp_path: Path) -> None:
     objective = "an objective with a name that is so long that nobody could read it"
-    recipes = find_recipes([trained(tmp_path / "day" / "a"), trained(tmp_path / "day" / "b", loss=gap(objective=objective))])
+    recipes = recipes_of([trained(tmp_path / "day" / "a"), trained(tmp_path / "day" / "b", loss=gap(objective=objective))])
     assert list(names(recipes)) == ["objective activation", "day_b"]
 
 
 def test_values_with_slashes_make_file_names(tmp_path: Path) -> None:
-    recipes = find_recipes([trained(tmp_path / "a"), trained(tmp_path / "b", model={"name": "google/gemma-2-9b"})])
+    recipes = recipes_of([trained(tmp_path / "a"), trained(tmp_path / "b", model={"name": "google/gemma-2-9b"})])
     assert list(names(recipes)) == ["name google_gemma-2-2b", "name google_gemma-2-9b"]
 
 
 def test_an_adapter_from_elsewhere_is_a_recipe_of_its_own(tmp_path: Path) -> None:
     elsewhere = peft_folder(tmp_path / "lora" / "final")
     own = [trained(tmp_path / "runs" / "a"), trained(tmp_path / "runs" / "b", seed=1)]
-    recipes = find_recipes([*own, elsewhere, "someone/gemma-lora"])
+    recipes = recipes_of([*own, elsewhere, "someone/gemma-lora"])
     assert [len(recipe.candidates) for recipe in recipes] == [2, 1, 1]
     assert [recipe.label for recipe in recipes][1:] == ["lora_final", "someone_gemma-lora"]
     assert (recipes[1].targets, recipes[1].candidates[0].training) == ((), None)
-    (alone,) = find_recipes([elsewhere])
+    (alone,) = recipes_of([elsewhere])
     assert (alone.label, alone.candidates[0].name) == ("adapter", "adapter")
+
+
+def test_adapters_without_their_runs_are_known_by_what_they_carry(tmp_path: Path) -> None:
+    own = trained(tmp_path / "run", seed=0)
+    carried = {key: value for key, value in TRAINING.items() if key not in PRIVATE}
+    for seed in (1, 2):
+        write_json(Path(peft_folder(tmp_path / f"copy{seed}")) / IDENTITY, {"base_model": "g", "training": carried | {"seed": seed}})
+    (recipe,) = recipes_of([own, str(tmp_path / "copy1"), str(tmp_path / "copy2")])
+    assert [candidate.name for candidate in recipe.candidates] == ["adapter_seed0", "adapter_seed1", "adapter_seed2"]
+    assert recipe.targets == ("ml",)
 
 
 def test_folders_of_the_same_name_are_numbered(tmp_path: Path) -> None:
     given = [peft_folder(tmp_path / place / "x" / "final") for place in "abc"]
-    assert list(names(find_recipes(given))) == ["x_final (0)", "x_final (1)", "x_final (2)"]
+    assert list(names(recipes_of(given))) == ["x_final (0)", "x_final (1)", "x_final (2)"]
 
 
 def test_settings_that_read_alike_are_numbered(tmp_path: Path) -> None:
     # In sections of the same last word the labels would be one.
     losses = [{"gap": {"weight": 1}, "kl": {"weight": 1}}, {"gap": {"weight": 1}, "lm": {"weight": 1}}, {"gap": {"weight": 1}, "norm": {"weight": 1}}]
-    recipes = find_recipes([trained(tmp_path / str(place), loss=loss) for place, loss in enumerate(losses)])
+    recipes = recipes_of([trained(tmp_path / str(place), loss=loss) for place, loss in enumerate(losses)])
     assert list(names(recipes)) == ["weight 1 (0)", "weight 1 (1)", "weight 1 (2)"]
 
 
 def test_no_adapter_is_called_base(tmp_path: Path) -> None:
-    recipes = find_recipes([trained(tmp_path / "a"), peft_folder(Path("/") / tmp_path / "x"), "base"])
+    recipes = recipes_of([trained(tmp_path / "a"), peft_folder(Path("/") / tmp_path / "x"), "base"])
     assert [recipe.label for recipe in recipes][2] == "base (2)"
 
 
@@ -129,7 +145,7 @@ def test_a_sweep_stands_for_its_jobs(tmp_path: Path) -> None:
     for number, (code, seed, status) in enumerate([("ml", 0, "complete"), ("hi", 0, "complete"), ("ml", 1, "complete"), ("ml", 2, "failed")]):
         run = trained(tmp_path / "sweep" / str(number), lang=[code], seed=seed)
         write_json(tmp_path / "sweep" / ".jobs" / f"{number}.json", {"job": number, "status": status, "folder": run})
-    recipes = find_recipes([str(tmp_path / "sweep"), trained(tmp_path / "more", seed=5)])
+    recipes = recipes_of([str(tmp_path / "sweep"), trained(tmp_path / "more", seed=5)])
     assert names(recipes) == {"lang ml": ["lang ml_seed0", "lang ml_seed1", "lang ml_seed5"], "lang hi": ["lang hi"]}
     assert [candidate.given for candidate in recipes[0].candidates] == [str(tmp_path / place) for place in ("sweep/0", "sweep/2", "more")]
 
@@ -142,7 +158,7 @@ def test_names_are_unique_and_name_files(tmp_path: Path) -> None:
         "user/name",
         "entity/project/name:latest",
     ]
-    recipes = find_recipes(given)
+    recipes = recipes_of(given)
     found = [candidate.name for recipe in recipes for candidate in recipe.candidates]
     assert len(found) == len(given)
     assert len(set(found)) == len(found)
@@ -154,18 +170,18 @@ def test_names_are_unique_and_name_files(tmp_path: Path) -> None:
 
 def test_what_is_put_behind_a_name_makes_no_other_name(tmp_path: Path) -> None:
     folders = [*(peft_folder(tmp_path / place / "x" / "final") for place in "ab"), peft_folder(tmp_path / "x" / "final (0)")]
-    assert len(names(find_recipes(folders))) == 3
+    assert len(names(recipes_of(folders))) == 3
     seeds = [trained(tmp_path / "runs" / "a"), trained(tmp_path / "runs" / "b", seed=1)]
-    recipes = find_recipes([*seeds, peft_folder(tmp_path / "runs" / "a_seed0"), peft_folder(tmp_path / "lang ml" / "seed0")])
+    recipes = recipes_of([*seeds, peft_folder(tmp_path / "runs" / "a_seed0"), peft_folder(tmp_path / "lang ml" / "seed0")])
     assert len({candidate.name for recipe in recipes for candidate in recipe.candidates}) == 4
-    recipes = find_recipes([*seeds, trained(tmp_path / "hi", lang=["hi"]), peft_folder(tmp_path / "lang ml" / "seed0")])
+    recipes = recipes_of([*seeds, trained(tmp_path / "hi", lang=["hi"]), peft_folder(tmp_path / "lang ml" / "seed0")])
     assert len({candidate.name for recipe in recipes for candidate in recipe.candidates}) == 4
 
 
 def test_what_is_given_twice_or_damaged_is_refused(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     with pytest.raises(UserError, match="is given twice"):
-        find_recipes([run, f"{run}/adapter"])
+        recipes_of([run, f"{run}/adapter"])
     (tmp_path / "run" / "config.yaml").write_text("- a\n- list\n")
     with pytest.raises(UserError, match=r"config\.yaml' cannot be read: it is cut off or of something else"):
-        find_recipes([run])
+        recipes_of([run])

@@ -51,6 +51,8 @@ TRAIN = JOB | {
     "trainer": shipped("trainer/default"),
 }
 ANALYZE = JOB | {
+    "devices": 1,
+    "nodes": 1,
     "split": "all",
     "adapter": None,
     "measures": {
@@ -68,6 +70,8 @@ ANALYZE = JOB | {
     "piece": "1/1",
 }
 EVAL = {key: JOB[key] for key in ("seed", "device", "batch_tokens", "model", "corpus", "languages", "tracking")} | {
+    "devices": 1,
+    "nodes": 1,
     "adapter": None,
     "tasks": {"benchmarks": ["micro_arc"], "own": {}, "missing": "refuse", "items": "shared", "limit": None, "fewshot": None, "batch_size": 1},
     "text_split": None,

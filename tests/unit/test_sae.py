@@ -1,5 +1,7 @@
 """SAEs against sae-lens itself, and the surrogate gradient by hand."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lingact.config import SaeSet
 from lingact.errors import UserError
 from lingact.lm import LanguageModel
-from lingact.sae import Dictionaries, Dictionary, load_dictionaries
+from lingact.sae import Dictionaries, Dictionary, load_dictionaries, waiting
 
 MakeSae = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -109,10 +112,8 @@ def test_an_sae_that_folds_by_itself_is_not_folded_twice(x: Tensor) -> None:
     torch.testing.assert_close(dictionary.encode(x), sae.encode(x))
 
 
-def load(
-    release: Path, lm: LanguageModel, layers: tuple[int, ...] = (0, 1, 2), name: str = "layer_{layer}", d_model: int = 32
-) -> tuple[Dictionaries, dict]:
-    return load_dictionaries(SaeSet(release=str(release), id=name), layers, d_model, CPU)
+def load(release: Path, lm: LanguageModel, layers: tuple[int, ...] = (0, 1, 2), name: Any = "layer_{layer}") -> tuple[Dictionaries, dict]:
+    return load_dictionaries(SaeSet(release=str(release), id=name), layers, lm)
 
 
 def test_a_release_is_read_and_named(sae_release: Path, make_sae: MakeSae, lm: LanguageModel, x: Tensor) -> None:
@@ -127,17 +128,17 @@ def test_a_release_is_read_and_named(sae_release: Path, make_sae: MakeSae, lm: L
 
 
 def test_a_release_that_is_not_there_is_refused(sae_release: Path, lm: LanguageModel) -> None:
-    with pytest.raises(UserError, match=r"no SAE in '.*/layr_0' \(no cfg\.json\); did you mean 'layer_0'\? There: layer_0, layer_1, layer_2"):
+    with pytest.raises(
+        UserError, match=r"no SAE in '.*/layr_0' \(no sae_weights\.safetensors, .*\); did you mean 'layer_0'\? There: layer_0, layer_1, layer_2"
+    ):
         load(sae_release, lm, name="layr_{layer}")
-    with pytest.raises(UserError, match=r"no SAE in '.*nowhere/layer_0' \(no cfg\.json\) There: nothing"):
+    with pytest.raises(UserError, match=r"no SAE in '.*nowhere/layer_0' \(no sae_weights\.safetensors, .*\) There: nothing"):
         load(sae_release / "nowhere", lm)
-    with pytest.raises(UserError, match="sae 'no-such-release' 'layer_0'"):
+    with pytest.raises(UserError, match=r"sae: 'no-such-release' is neither a folder nor a release of sae-lens"):
         load(Path("no-such-release"), lm)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("cfg.json", "{"), ("sae_weights.safetensors", None), ("sae_weights.safetensors", "xx"), ("cfg.json", "{}")]
-)
+@pytest.mark.parametrize(("name", "content"), [("cfg.json", "{"), ("cfg.json", None), ("sae_weights.safetensors", "xx"), ("cfg.json", "{}")])
 def test_damaged_files_are_refused(name: str, content: str | None, sae_release: Path, lm: LanguageModel, tmp_path: Path) -> None:
     shutil.copytree(sae_release, tmp_path / "r")
     path = tmp_path / "r" / "layer_1" / name
@@ -149,15 +150,63 @@ def test_damaged_files_are_refused(name: str, content: str | None, sae_release: 
 
 
 def test_saes_of_another_model_or_layer_are_refused(sae_release: Path, make_sae: MakeSae, lm: LanguageModel, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="reads vectors of 32, the model's residual stream has 64; choose SAEs made for this model"):
-        load(sae_release, lm, d_model=64)
-    shutil.copytree(sae_release / "layer_1", tmp_path / "layer_0")
-    with pytest.raises(UserError, match=r"was trained on 'blocks\.1\.hook_resid_post', lingact measures the output of block 0"):
-        load(tmp_path, lm, (0,))
-    for number, hook in enumerate(("model.layers.0", None)):
+    make_sae(0, d_in=64).save_model(tmp_path / "wide" / "layer_0")
+    with pytest.raises(UserError, match="reads vectors of 64, the model's residual stream has 32; choose SAEs made for this model"):
+        load(tmp_path / "wide", lm, (0,))
+    for number, hook in enumerate(("model.layers.0", "model.layers.0.output", "transformer.h.0", None)):
         make_sae(0, hook=hook).save_model(tmp_path / f"fine_{number}" / "layer_0")
         assert list(load(tmp_path / f"fine_{number}", lm, (0,))[0]) == [0]
-    config = tmp_path / "layer_0" / "cfg.json"
-    config.write_text(config.read_text().replace("blocks.1.hook_resid_post", "blocks.0.hook_resid_pre"))
-    with pytest.raises(UserError, match=r"was trained on 'blocks\.0\.hook_resid_pre'"):
+    after = "'blocks.1.hook_resid_post', the output of block 1, but stands for layer 0: choose an id whose {layer} matches"
+    before = (
+        "'blocks.0.hook_resid_pre', the output of block -1, but stands for layer 0: which is one less; write {layer+1} in the id instead of {layer}"
+    )
+    between = "'blocks.0.hook_resid_mid', lingact measures the outputs of blocks; choose SAEs on the residual stream"
+    for told in (after, before, between):
+        hook = told.split("'")[1]
+        make_sae(0, hook=hook).save_model(tmp_path / hook / "layer_0")
+        with pytest.raises(UserError, match=re.escape(f"was trained on {told}")):
+            load(tmp_path / hook, lm, (0,))
+
+
+def test_saes_named_by_the_block_that_reads_them(make_sae: MakeSae, lm: LanguageModel, tmp_path: Path) -> None:
+    for block in (1, 2):
+        make_sae(block, hook="blocks.{layer}.hook_resid_pre").save_model(tmp_path / f"blocks.{block}.hook_resid_pre")
+    found, _ = load(tmp_path, lm, (0, 1), "blocks.{layer+1}.hook_resid_pre")
+    assert [dictionary.sae.cfg.metadata.hook_name for dictionary in found.values()] == ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"]
+    given, _ = load(tmp_path, lm, (1,), {1: "blocks.2.hook_resid_pre"})
+    assert torch.equal(given[1].sae.W_enc, found[1].sae.W_enc)
+    with pytest.raises(UserError, match=r"no id for layer 0 \(given: 1\); add it, or name the layers in sae.layers"):
+        load(tmp_path, lm, (0, 1), {1: "blocks.2.hook_resid_pre"})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "config", "told"),
+    [
+        ({"prepend_bos": False}, {}, "texts without BOS at their beginning, the model's tokenizer puts one there; write model.bos=false"),
+        ({"model_from_pretrained_kwargs": {"center_writing_weights": True}}, {}, "weights TransformerLens had centred"),
+        ({}, {"normalize_activations": "expected_average_only_in"}, r"divided by their mean norm, which its files do not tell; fold it in first"),
+        ({}, {"architecture": "matching_pursuit"}, "of the kind 'matching_pursuit'; lingact reads standard, gated, topk, jumprelu"),
+    ],
+)
+def test_saes_made_under_other_habits_are_refused(
+    metadata: dict[str, Any], config: dict[str, Any], told: str, make_sae: MakeSae, lm: LanguageModel, tmp_path: Path
+) -> None:
+    make_sae(0).save_model(tmp_path / "layer_0")
+    path = tmp_path / "layer_0" / "cfg.json"
+    settings = json.loads(path.read_text()) | config
+    if "architecture" in config:
+        settings |= {"residual_threshold": 0.1, "max_iterations": 3}
+    settings["metadata"] |= metadata
+    path.write_text(json.dumps(settings))
+    if "architecture" in config:
+        weights = load_file(tmp_path / "layer_0" / "sae_weights.safetensors")
+        save_file({name: weights[name] for name in ("W_dec", "b_dec")}, tmp_path / "layer_0" / "sae_weights.safetensors")
+    with pytest.raises(UserError, match=told):
         load(tmp_path, lm, (0,))
+
+
+def test_waiting_saes_come_back_as_they_were(dictionaries: Dictionaries, x: Tensor) -> None:
+    before = {layer: dictionary.encode(x) for layer, dictionary in dictionaries.items()}
+    with waiting(dictionaries.values(), decoders_only=True):
+        assert all(torch.equal(dictionary.encode(x), before[layer]) for layer, dictionary in dictionaries.items())
+    assert all(torch.equal(dictionary.decode(dictionary.encode(x)), dictionary.decode(before[layer])) for layer, dictionary in dictionaries.items())

@@ -22,6 +22,7 @@ from lingact.inference import interval, sentence_weights
 from lingact.lm import LanguageModel, load_model
 from lingact.measure import BASE, Wanted, measure
 from lingact.microworld import LANGUAGES, world
+from lingact.report.words import markdown_table
 from lingact.sae import Dictionaries, load_dictionaries
 from lingact.tables import confound_table
 from lingact.tasks import load_tasks
@@ -42,8 +43,7 @@ def load_organism(folder: Path) -> LanguageModel:
 
 def load_saes(folder: Path, lm: LanguageModel, name: str) -> Dictionaries:
     """One of its sets of SAEs: `sae` or `sae_heldout`."""
-    width = lm.model.config.hidden_size  # pyrefly: ignore[missing-attribute]
-    return load_dictionaries(SaeSet(release=str(folder / name), id="layer_{layer}"), tuple(range(len(lm.blocks))), width, lm.device)[0]
+    return load_dictionaries(SaeSet(release=str(folder / name), id="layer_{layer}"), tuple(range(len(lm.blocks))), lm)[0]
 
 
 def load_rows(folder: Path) -> ParallelCorpus:
@@ -82,12 +82,6 @@ def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus
 
 def _cell(row: Any) -> str:
     return f"{row.estimate:.2f} [{row.lo:.2f}, {row.hi:.2f}]"
-
-
-def table_text(frame: pd.DataFrame) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))])
 
 
 def _accuracy_rows(scores: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
@@ -155,31 +149,31 @@ Both read {recipe["dictionary_tokens"]:,} distinct tokens of an English-dominate
 
 ## Mixture and reading
 
-{table_text(shares)}
+{markdown_table(shares)}
 
 ## Benchmarks: accuracy, chance 0.25
 
 Read facts stand in the language's reading matter in other frames than the question's; transfer facts stand in other languages' only.
 
-{table_text(_accuracy_rows(scores, groups))}
+{markdown_table(_accuracy_rows(scores, groups))}
 
 ## SAE fit on the aligned corpus
 
 FVU of the measuring SAEs, per layer and language:
 
-{table_text(_layer_rows(confounds, "sae", "fvu"))}
+{markdown_table(_layer_rows(confounds, "sae", "fvu"))}
 
 FVU of the held-out SAEs:
 
-{table_text(_layer_rows(confounds, "sae_heldout", "fvu"))}
+{markdown_table(_layer_rows(confounds, "sae_heldout", "fvu"))}
 
 L0 of the measuring SAEs:
 
-{table_text(_layer_rows(confounds, "sae", "l0"))}
+{markdown_table(_layer_rows(confounds, "sae", "l0"))}
 
 ## Loss
 
-{table_text(curve)}
+{markdown_table(curve)}
 """
     write_atomically(folder / "card.md", text)
 

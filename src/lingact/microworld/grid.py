@@ -15,9 +15,10 @@ from lingact.config import asset
 from lingact.inference import interval, sentence_weights
 from lingact.measure import BASE, Measurement, measure
 from lingact.measures import Pooling, value
-from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_organism, load_rows, load_saes, table_text
+from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_organism, load_rows, load_saes
 from lingact.microworld.dictionaries import harvest, train_dictionary
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
+from lingact.report.words import markdown_table
 from lingact.tracking import write_atomically
 
 MEASURES: dict[str, tuple[str, Pooling]] = {
@@ -113,11 +114,11 @@ def readable(found: pd.DataFrame) -> str:
 Gap against English, mean over all layers, on the whole aligned corpus ({int(found.n.iloc[0])} sentences). Positive: the language activates the SAEs less than
 English. `*`: the 95 % interval (paired bootstrap over sentences) excludes 0. Found on this organism alone.
 
-{table_text(wide)}
+{markdown_table(wide)}
 
 Shipped recipe, per token: layers whose interval excludes 0, by sign.
 
-{table_text(counts)}
+{markdown_table(counts)}
 """
 
 

@@ -384,6 +384,14 @@ def wide_correlation(table: pd.DataFrame) -> pd.DataFrame:
 # --- what a reviewer asks ------------------------------------------------------------------------------------------------------------------------
 
 
+def _sentences_seen(config: AnalyzeConfig) -> str:
+    if config.adapter is None:
+        return "nothing is trained here"
+    if config.split in ("all", "train"):
+        return f"split={config.split} has sentences that the adapter was trained on, if it was trained on this corpus; split=heldout has none"
+    return f"split={config.split}: none of them, if the adapter was trained with lingact on this corpus"
+
+
 def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: Mapping[str, float]) -> pd.DataFrame:
     """The objections that such analyses meet, and where this run answers them, or that it does not.
 
@@ -406,6 +414,7 @@ def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: Mapping[str
         ),
         ("JumpReLU passes no gradient to silent latents", "a question for training; nothing is trained here"),
         ("Was the meter trained on?", f"{adapted}; held-out SAEs {'stand beside the measuring ones' if heldout else 'were not given'}"),
+        ("Were the sentences trained on?", _sentences_seen(config)),
         ("Do the SAEs fit (still, and everywhere)?", "FVU and L0 per language and layer; " + with_part("spliced", "spliced cross-entropy")),
         ("Were the SAEs trained on English?", "a worse FVU than the reference's says where to doubt; other SAEs: sae=..."),
         (

@@ -1,17 +1,21 @@
 """docs/benchmarks.md: the table of benchmarks as a page. Write it anew with `python -m lingact.report.catalogue > docs/benchmarks.md`."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from lingact.benchmarks import FAMILIES, ORIGINS, Entry
 from lingact.languages import LANGUAGES
 from lingact.tasks import catalogue
 
+_PAPER = tuple(LANGUAGES)[:10]
+"""The languages of `languages=paper`, which the table of languages begins with."""
+
 _HEAD = """# Benchmarks
 
 What `tasks.benchmarks` may name, and what it is. Made from the one table in `src/lingact/benchmarks.py` and the task files that are installed
 (`python -m lingact.report.catalogue`); a test keeps this page current. Sets of them are in `conf/tasks/`: `micro` (embedded), `paper`, `belebele`,
-`global_piqa`, `human`, `indic`; your own with `files` (JSONL) and `lm_eval` (task files).
+`global_piqa`, `human`, `indic`; your own with `files` (JSONL) and `lm_eval` (task files). Languages: of the ten of `languages=paper`, and how many
+others of `src/lingact/assets/languages.tsv`.
 
 Chance is that of the usual number of options; tables use each item's own. *Corresponds by*: the columns that name an item in every language, by which
 languages are given the same items; where there are none, languages are asked different items. Nothing here could be downloaded where this was
@@ -30,12 +34,10 @@ def page() -> str:
     ]
     for name, kin in FAMILIES.items():
         entries = {code: rows for code, rows in there[name].items() if rows}
-        lacking = [code for code in LANGUAGES if code not in entries]
-        languages = ("all but " + ", ".join(lacking) if len(lacking) < len(entries) else ", ".join(entries)) if lacking else "all ten"
         cells = (
             f"`{name}`",
             kin.title,
-            languages,
+            _spoken(entries),
             _joined(f"{row.dataset}, {row.licence}" for rows in entries.values() for row in rows),
             _by_origin({code: rows[0] for code, rows in entries.items()}),
             f"{kin.chance:g}",
@@ -44,6 +46,15 @@ def page() -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return _HEAD + "\n" + "\n".join(lines) + "\n"
+
+
+def _spoken(codes: Collection[str]) -> str:
+    """`all but ca of the ten, and 30 others`."""
+    there = [code for code in _PAPER if code in codes]
+    lacking = [code for code in _PAPER if code not in codes]
+    others = sum(code not in _PAPER for code in codes)
+    ten = "all ten" if not lacking else f"all but {', '.join(lacking)}" if len(lacking) < len(there) else ", ".join(there)
+    return f"{ten}; {others} others" if others else ten
 
 
 def _joined(parts: Iterable[str]) -> str:

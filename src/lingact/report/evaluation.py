@@ -73,7 +73,12 @@ def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[st
         found.append(
             f"{truncated} prompts with their options were longer than model.context ({config.model.context} tokens) and lost their beginning"
         )
-    return found + _at_chance(tables["accuracy"]) + _leaks(tables.get("leakage"))
+    return found + notices_of_tables(tables)
+
+
+def notices_of_tables(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Those of the notices that the tables alone tell: guessing, and benchmarks that stand in the training text."""
+    return _at_chance(tables["accuracy"]) + _leaks(tables.get("leakage"))
 
 
 def _by_benchmark(rows: pd.DataFrame) -> str:

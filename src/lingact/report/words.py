@@ -25,6 +25,13 @@ def with_interval(cell: Mapping[Any, Any], key: str = "estimate", *, digits: int
     return f"{estimate:{'+' if signed and estimate else ''}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A table for a page in Markdown."""
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    rows = ([str(cell).replace("|", "\\|") for cell in row] for row in frame.itertuples(index=False))
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
 GROUPS = {"low": "medium-to-low-resource", "high": "high-resource"}
 """Groups as they are called in sentences."""
 

@@ -18,7 +18,7 @@ from lingact.measures import Stats
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
 from lingact.report.words import name_of, reading_gaps
-from lingact.terminal import show
+from lingact.terminal import note, show
 from lingact.tracking import Run, first_process, open_run, read_manifest
 from lingact.workflows.instruments import MEASURING
 from lingact.workflows.observe import RANDOM, Observations, criteria, observe, recall
@@ -59,6 +59,8 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
             return None
         told = list(tell(config, seen, scores))
         publish(run, config, told, seen.measured)
+        if config.adapter is not None and config.split in ("all", "train"):
+            note(f"split={config.split} has sentences that the adapter may have been trained on; split=heldout leaves them out")
         return None
 
 

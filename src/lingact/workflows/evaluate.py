@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from lingact import scores
-from lingact.adapter_sources import SETTINGS, WEIGHTS
+from lingact.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, find_adapter
 from lingact.adapters import adapter_hash, check_adapter, load_adapter, unload_adapter
 from lingact.bits import Nats, sentence_nats
 from lingact.config import EvalConfig
@@ -40,12 +40,13 @@ def run(config: EvalConfig, folder: Path) -> float | None:
         UserError: a task, the text, the model or an adapter is missing or does not fit. All is found out before the first question.
     """
     with open_run("eval", config, config.tracking, folder) as run:
-        recipes = find_recipes(config.adapter)
+        recipes = find_recipes({adapter: find_adapter(adapter) for adapter in expand_adapters(config.adapter)})
         tasks = load_tasks(config.tasks, config.languages.all)
         text = held_out_text(config)
         lm = load_model(config.model, config.device)
-        # With the place where each lies now: a name such as `latest` may mean another one later.
-        candidates = [(c, check_adapter(lm.model, c.given, base_sha256=lm.identity["sha256"])) for recipe in recipes for c in recipe.candidates]
+        candidates = [candidate for recipe in recipes for candidate in recipe.candidates]
+        for candidate in candidates:
+            check_adapter(lm.model, str(candidate.place), base_sha256=lm.identity["sha256"])
         refuse_copies(candidates)
         run.identify(model=lm.identity, tasks=tasks.identity, **({} if text is None else {"text": {"name": text.name, "sha256": text.sha256}}))
         exam = Exam(tasks, text)
@@ -57,15 +58,15 @@ def run(config: EvalConfig, folder: Path) -> float | None:
         return conclude(run, config, exam, recipes, answered)
 
 
-def refuse_copies(candidates: Sequence[tuple[Candidate, Path]]) -> None:
+def refuse_copies(candidates: Sequence[Candidate]) -> None:
     """Two copies of one adapter would pass for two seeds.
 
     Raises:
         UserError: there are.
     """
     seen: dict[bytes, str] = {}
-    for candidate, place in candidates:
-        content = hashlib.sha256((place / WEIGHTS).read_bytes() + (place / SETTINGS).read_bytes()).digest()
+    for candidate in candidates:
+        content = hashlib.sha256((candidate.place / WEIGHTS).read_bytes() + (candidate.place / SETTINGS).read_bytes()).digest()
         if content in seen:
             raise UserError(f"adapter: '{candidate.given}' is the same adapter as '{seen[content]}'; give every adapter once")
         seen[content] = candidate.given
@@ -80,7 +81,7 @@ def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
     return corpus
 
 
-def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, candidates: Sequence[tuple[Candidate, Path]]) -> dict[str, Answered]:
+def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, candidates: Sequence[Candidate]) -> dict[str, Answered]:
     """Name -> what that model answered: the base model and every adapter, one after the other on the one model in memory."""
     placed = exam.tasks.placed
     answers = Answers(config.cache / "answers" if config.cache else told(run.folder) / "answers")
@@ -102,11 +103,11 @@ def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, ca
     return found
 
 
-def _in_turn(lm: LanguageModel, candidates: Sequence[tuple[Candidate, Path]]) -> Iterator[tuple[Candidate | None, str | None]]:
+def _in_turn(lm: LanguageModel, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate | None, str | None]]:
     """The base model, then each adapter, which `lm` carries while it is its turn; with the hash of its weights."""
     yield None, None
-    for candidate, place in candidates:
-        wrapped = load_adapter(lm.model, str(place), base_sha256=lm.identity["sha256"])
+    for candidate in candidates:
+        wrapped = load_adapter(lm.model, str(candidate.place), base_sha256=lm.identity["sha256"])
         lm.model = wrapped
         try:
             yield candidate, adapter_hash(wrapped)

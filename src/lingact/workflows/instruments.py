@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lingact.config import AnalyzeConfig, TrainConfig
-from lingact.corpus import ParallelCorpus, load_corpus
+from lingact.corpus import ParallelCorpus
 from lingact.lm import LanguageModel, load_model
 from lingact.sae import Dictionaries, chosen_layers, load_dictionaries
 from lingact.tracking import Run
@@ -23,21 +23,19 @@ class Instruments:
     """What statistics depend on: hashes of model, SAEs and corpus."""
 
 
-def set_up(run: Run, config: AnalyzeConfig | TrainConfig) -> Instruments:
-    """Load everything once, cheapest first, and record it in the manifest.
+def set_up(run: Run, config: AnalyzeConfig | TrainConfig, corpus: ParallelCorpus) -> Instruments:
+    """Load the rest once, cheapest first, and record it in the manifest.
 
     Raises:
         UserError: anything is missing or does not fit.
     """
-    corpus = load_corpus(config.corpus, config.languages.all)
     lm = load_model(config.model, config.device)
     layers = chosen_layers(config.sae, len(lm.blocks))
-    d_model = lm.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
     meters, saes = {}, {}
     for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
         if spec is not None:
-            meters[meter], saes[meter] = load_dictionaries(spec, layers, d_model, lm.device)
-    run.identify(model=lm.identity, sae=saes, corpus={"name": corpus.name, "sha256": corpus.sha256, "sentences": len(corpus.ids)})
+            meters[meter], saes[meter] = load_dictionaries(spec, layers, lm)
+    run.identify(model=lm.identity, sae=saes, corpus=corpus.identity)
     identity = {"model": lm.identity["sha256"], "corpus": corpus.sha256, "context": str(config.model.context), "masking": "special tokens out"}
     identity |= {f"sae/{meter}": found["sha256"] for meter, found in saes.items()}
     return Instruments(lm, meters, layers, corpus, identity)

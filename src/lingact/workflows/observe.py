@@ -14,7 +14,7 @@ from lingact.adapters import adapter_hash, base_behaviour, load_adapter
 from lingact.config import AnalyzeConfig, FeaturesConfig
 from lingact.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
 from lingact.controls import random_dictionaries, reference_sample
-from lingact.corpus import ParallelCorpus, split_in_halves
+from lingact.corpus import ParallelCorpus, load_corpus, split_in_halves
 from lingact.errors import UserError
 from lingact.inference import check_enough
 from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
@@ -57,7 +57,7 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     Raises:
         UserError: anything is missing or does not fit.
     """
-    instruments = set_up(run, config)
+    instruments = set_up(run, config, load_corpus(config.corpus, config.languages.all))
     corpus = instruments.corpus.split(config.split, config.corpus.splits)
     check_enough(len(corpus.ids))
     named_ranges(instruments.layers, config.statistics)

@@ -1,6 +1,8 @@
 """Close the activation gap of chosen languages and hold the reference."""
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +11,13 @@ import pandas as pd
 import torch
 
 from lingact import changes
+from lingact.adapter_sources import PRIVATE
 from lingact.adapters import adapter_hash, attach_adapter, save_adapter
 from lingact.batch_loss import BatchLoss
 from lingact.config import TrainConfig
 from lingact.continuations import continuation_table, repetition_summary
 from lingact.controls import random_dictionaries, reference_sample
-from lingact.corpus import ParallelCorpus
+from lingact.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
 from lingact.figures import training as figures
@@ -25,7 +28,7 @@ from lingact.measure import Measurement, Wanted, measure
 from lingact.module import GapModule
 from lingact.report import training as report
 from lingact.report.page import Section
-from lingact.sae import Dictionaries
+from lingact.sae import Dictionaries, waiting
 from lingact.tables import named_ranges
 from lingact.terminal import show
 from lingact.tracking import Run, open_run
@@ -35,16 +38,18 @@ from lingact.workflows.instruments import MEASURING, Instruments, set_up
 def run(config: TrainConfig, folder: Path) -> float:
     """Train an adapter, judge it on sentences that it has not seen with both sets of SAEs. Returns the objective, computed on the dev split."""
     with open_run("train", config, config.tracking, folder) as run:
-        instruments = set_up(run, config)
-        splits = {name: instruments.corpus.split(name, config.corpus.splits) for name in ("train", "dev", "heldout")}
+        corpus = load_corpus(config.corpus, config.languages.all)
+        splits = {name: corpus.split(name, config.corpus.splits) for name in ("dev", "heldout")}
         for name in ("dev", "heldout"):
             check_enough(len(splits[name].ids))
+        sentences = training_sentences(run, config, corpus)
+        instruments = set_up(run, config, corpus)
         named_ranges(instruments.layers, config.statistics)
-        text = training_text(config, splits["train"])
+        text = training_text(config, sentences)
         if stand_ins(config):
             run.identify(training_text=stand_ins(config))
         # Before the adapter, so that what is frozen is the base model's.
-        loss = batch_loss(config, instruments, splits["train"], text)
+        loss = batch_loss(config, instruments, sentences, text)
         instruments.lm.model = attach_adapter(instruments.lm.model, instruments.lm.blocks, config.peft, config.seed)
         module = GapModule(loss, config.optim, config.trainer, config.seed)
         batches = AlignedBatches(
@@ -55,10 +60,12 @@ def run(config: TrainConfig, folder: Path) -> float:
             seed=config.seed,
             workers=config.trainer.workers,
         )
-        fit(module, AlignedData(batches), config, run)
+        with room_for_training(config, instruments):
+            fit(module, AlignedData(batches), config, run)
         if not run.first:
             return math.nan
-        save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"])
+        recipe = config.model_dump(mode="json", exclude=PRIVATE)
+        save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"], recipe)
         run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
 
         judged = splits[config.split]
@@ -76,6 +83,18 @@ def run(config: TrainConfig, folder: Path) -> float:
         tell(run, config, frames, instruments.identity, len(judged.ids))
         show([{"adapter": str(folder / "adapter"), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
+
+
+@contextmanager
+def room_for_training(config: TrainConfig, instruments: Instruments) -> Iterator[None]:
+    """Meanwhile the held-out SAEs wait in host memory, and the decoders of the measuring ones where the loss does not decode."""
+    with ExitStack() as stack:
+        for meter, saes in instruments.meters.items():
+            if meter != MEASURING:
+                stack.enter_context(waiting(saes.values(), decoders_only=False))
+            elif config.loss.retention.fit == 0:
+                stack.enter_context(waiting(saes.values(), decoders_only=True))
+        yield
 
 
 def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], sentences: int) -> None:
@@ -174,6 +193,16 @@ def stand_ins(config: TrainConfig) -> dict[str, str]:
             )
         found[code] = free[0]
     return found
+
+
+def training_sentences(run: Run, config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
+    """The split train of the measured corpus, or of the one that is there to train on."""
+    if config.train_corpus is None:
+        return corpus.split("train", config.corpus.splits)
+    codes = (config.languages.reference, *config.lang, *stand_ins(config).values())
+    sentences, identity = load_training_text(config.train_corpus, codes, corpus)
+    run.identify(train_corpus=identity)
+    return sentences
 
 
 def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:

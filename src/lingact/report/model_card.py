@@ -1,0 +1,293 @@
+"""The model card of an adapter that is shared: what it is, how it was made, what was measured, and what was not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lingact.compare import ALL
+from lingact.errors import UserError
+from lingact.licences import notice_of
+from lingact.report.evaluation import notices_of_tables
+from lingact.report.training import train_tables, training_text
+from lingact.report.words import markdown_table, name_of, with_interval
+from lingact.scores import difference_rows
+from lingact.tracking import read_manifest
+
+_OF_TRAINING = ("change_by_layer", "change_by_range", "retention", "bits")
+"""Tables of a training run that the card tells."""
+_KINDS = {"lora": "LoRA", "vera": "VeRA", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
+
+
+@dataclass(frozen=True)
+class Exam:
+    """An evaluation in which the adapter took part."""
+
+    config: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame]
+    label: str
+    """The adapter's recipe in the tables."""
+    seeds: int
+    """Adapters of that recipe."""
+
+
+@dataclass(frozen=True)
+class _Results:
+    """A part of the card: what was measured, how to read it, and tables in Markdown by their headings."""
+
+    lead: str
+    text: str
+    notices: Sequence[str]
+    tables: Sequence[tuple[str, str]]
+
+
+def read_tables(run: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a run folder. Only empty cells are missing values: words such as `nan` may be codes of languages."""
+    return {path.stem: pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in sorted((run / "tables").glob("*.csv"))}
+
+
+def read_exam(run: Path, config: Mapping[str, Any], adapter_sha256: str) -> Exam:
+    """The part of an evaluation that is about one adapter.
+
+    Args:
+        run: run folder of eval.py.
+        config: its configuration.
+        adapter_sha256: `adapter_hash` of the adapter, by which it is known whatever it was called there.
+
+    Raises:
+        UserError: another adapter was evaluated, or tables are gone.
+    """
+    identity, tables = read_manifest(run)["identity"], read_tables(run)
+    names = {part.partition(" ")[2] or "adapter": entry for part, entry in identity.items() if part == "adapter" or part.startswith("adapter ")}
+    own = [name for name, entry in names.items() if entry["sha256"] == adapter_sha256]
+    if not own:
+        asked = ", ".join(f"'{entry['name']}'" for entry in names.values()) or "the base model alone"
+        raise UserError(f"--eval: '{run}' is of {asked}, not of this adapter; name an evaluation of it, or leave --eval out")
+    if not {"differences", "accuracy", "leakage"} <= tables.keys():
+        raise UserError(f"--eval: '{run}' has lost its tables; evaluate again, or leave --eval out")
+    labels = dict.fromkeys(map(str, tables["differences"]["model"]))
+    label = max((label for label in labels if own[0] == label or own[0].startswith(f"{label}_seed")), key=len)
+    return Exam(config, tables, label, sum(name == label or name.startswith(f"{label}_seed") for name in names))
+
+
+def model_card(
+    name: str,
+    licence: str,
+    config: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    caution: str,
+    tables: Mapping[str, pd.DataFrame],
+    exam: Exam | None,
+) -> str:
+    """The card in Markdown, with the front matter that the hub reads.
+
+    Args:
+        name: hub id of the adapter.
+        licence: of the base model, as the hub calls it.
+        config: of the training run, as it may be shown; its model's name is the base model's hub id.
+        manifest: the same.
+        caution: what has to be known of the loss before its effects (`training.loss_text`).
+        tables: of the training run; empty where they are gone.
+        exam: None: no benchmark was asked.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("lingact"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    model, identity, targets = config["model"], manifest["identity"]["model"], config["lang"]
+    base, reference = model["name"], config["languages"]["reference"]
+    loaded = {"revision": identity["revision"], "dtype": identity["dtype"], "attn_implementation": identity["attention"]}
+    overrides = {"name": base, "revision": identity["revision"], "dtype": identity["dtype"], "attention": identity["attention"]}
+    overrides |= {"context": model["context"]}
+    told = set(_OF_TRAINING) <= tables.keys()
+    return environment.get_template("model_card.md").render(
+        name=name,
+        base_model=base,
+        licence=licence,
+        notice=notice_of(licence),
+        iso_codes=list(dict.fromkeys(code.partition("_")[0] for code in (reference, *targets))),
+        datasets=list(dict.fromkeys(corpus["dataset"] for corpus in _corpora(config) if "dataset" in corpus)),
+        kind=config["peft"]["kind"],
+        title=f"{_KINDS[config['peft']['kind']]} adapter of {base} for {_names(targets)}",
+        what=_what(config),
+        loading=", ".join([f'"{base}"', *(f'{key}="{value}"' for key, value in loaded.items() if value is not None)]),
+        overrides=" ".join(f"model.{key}={value}" for key, value in overrides.items() if value is not None),
+        base_sha256=identity["sha256"],
+        dtype=identity["dtype"],
+        facts=_facts(config, manifest),
+        training=_of_training(config, caution, tables) if told else None,
+        evaluation=_of_exam(exam, config) if exam else None,
+        limits=_limits(config, manifest, exam),
+    )
+
+
+def _names(codes: Sequence[str]) -> str:
+    """`Malayalam, Hindi and Marathi`."""
+    words = [name_of(code) for code in codes]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def _corpora(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What was trained on, then what was measured on; one where they are the same."""
+    return [config[key] for key in ("train_corpus", "corpus") if config.get(key)]
+
+
+def _what(config: Mapping[str, Any]) -> str:
+    targets, reference = _names(config["lang"]), name_of(config["languages"]["reference"])
+    gap, control = config["loss"]["gap"], config["loss"]["control"]
+    aim = (
+        f"It was trained to bring the activation of sparse-autoencoder (SAE) features on {targets} text nearer to that on its {reference} translation"
+        if gap["weight"] > 0
+        else f"It was trained on {targets} text without a term for the activation of features, for comparison"
+    )
+    said = f"An adapter made with lingact. {aim}. The base weights are untouched: with the adapter switched off, the model is the base model."
+    if control != "none":
+        said += f" **It is a control (`{control}`), made to show what such training does by itself, and not meant for use.**"
+    return said
+
+
+def _facts(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How it was trained: name, fact."""
+    identity, loss, peft, trainer = manifest["identity"], config["loss"], config["peft"], config["trainer"]
+    held = {**loss["retention"], "target_lm": loss["target_lm"]}
+    weights = ", ".join(f"{term} {held[term]:g}" for term in ("kl", "lm", "activation", "norm", "fit", "target_kl", "target_lm") if held[term])
+    limit = f"; KL held below {held['limit']:g} nats" if held["limit"] is not None else ""
+    settings = ", ".join(f"{key} {_plain(value)}" for key, value in peft.items() if key != "kind")
+    saes = [f"{meter}: {entry['release']}, {_plain(entry['id'])}, sha256 {entry['sha256'][:12]}" for meter, entry in identity["sae"].items()]
+    git, hardware = manifest["git"], manifest["hardware"]
+    texts = [identity[key] for key in ("train_corpus", "corpus") if key in identity]
+    corpora = [
+        f"{_named(corpus)} ({text['sentences']} sentences, sha256 {text['sha256'][:12]}; share for training {corpus['splits']['train']:g})"
+        for corpus, text in zip(_corpora(config), texts, strict=False)
+    ]
+    devices = ", ".join(hardware["gpus"]) or f"{hardware['cpus']} CPU cores ({hardware['machine']})"
+    return [
+        ("Languages", f"{', '.join(config['lang'])}; reference {config['languages']['reference']}"),
+        ("Gap term", f"{loss['gap']['objective']}, weight {loss['gap']['weight']:g}, layers {_plain(loss['gap']['layers'])}"),
+        ("Held by (weights)", (weights or "nothing") + limit),
+        ("Control", loss["control"]),
+        ("SAEs", "; ".join(saes)),
+        ("Adapter", f"{peft['kind']}: {settings}"),
+        ("Text", "; measured on ".join(corpora)),
+        ("Steps", f"at most {trainer['steps']}, of {trainer['sentences']} aligned sentences; {trainer['precision']}"),
+        ("Optimiser", f"AdamW, learning rate {config['optim']['lr']:g}, weight decay {config['optim']['weight_decay']:g}"),
+        ("Seed", str(config["seed"])),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())),
+        ("Hardware", f"{devices}; {manifest['wall_seconds'] / 60:.0f} minutes with measuring"),
+        ("Code", f"lingact at commit {git['commit'][:12]}{', with local changes' if git['dirty'] else ''}" if git["commit"] else "no commit known"),
+        ("Date", manifest["started"][:10]),
+    ]
+
+
+def _named(corpus: Mapping[str, Any]) -> str:
+    licence = f", {corpus['licence']}" if corpus.get("licence") else ""
+    return f"{corpus['dataset']} on the hub{licence}" if "dataset" in corpus else str(corpus["path"])
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _of_training(config: Mapping[str, Any], caution: str, tables: Mapping[str, pd.DataFrame]) -> _Results:
+    settings, reference = config["statistics"], config["languages"]["reference"]
+    count = tables["change_by_range"]["n"].iloc[0]
+    lead = (
+        f"Base model and adapter on {count} aligned sentences of the split `{config['split']}`, {_SPLITS[config['split']]}. Brackets hold the "
+        f"{settings['confidence']:.0%} interval of a paired bootstrap over sentences ({settings['resamples']:,} resamples). A gap is 1 minus a "
+        f"language's SAE activation over that of {name_of(reference)} under the base model, on translations of the same sentences: positive where "
+        "the language falls short, negative where it lies above. Gap closed is the share of it that is gone, over the layers of the loss. "
+        "Norm-matched: with residuals as loud as the base model's, so that loudness alone closes nothing. FVU is the share of variance that the SAEs "
+        "do not explain: where it grows, they read less."
+    )
+    if "heldout" in set(tables["change_by_range"]["meter"]):
+        lead += " The held-out SAEs took no part in training."
+    shown = train_tables(tables, config["lang"], reference)
+    shown.pop("Trained languages, layer by layer")
+    return _Results(
+        lead,
+        "\n\n".join(text for text in (caution, training_text(tables, config["lang"], reference)) if text),
+        (),
+        [(heading, markdown_table(frame)) for heading, frame in shown.items() if len(frame)],
+    )
+
+
+_SPLITS = {
+    "heldout": "which training did not see and which no choice is meant to see",
+    "dev": "on which settings may have been chosen, so that they are no evidence for claims",
+}
+
+
+def _of_exam(exam: Exam, config: Mapping[str, Any]) -> _Results:
+    asked, how = exam.config["tasks"], exam.config
+    own = {name: frame[frame["model"] == exam.label] for name, frame in exam.tables.items() if name in ("differences", "bits", "leakage")}
+    differences = own["differences"]
+    limit = f", {asked['limit']} items of each" if asked["limit"] is not None else ""
+    shots = "as many examples as each task says" if asked["fewshot"] is None else f"{asked['fewshot']} examples"
+    whose = (
+        "this adapter"
+        if exam.seeds == 1
+        else f"the mean of {exam.seeds} adapters that differ in their seed, of which this is one; intervals hold for all such seeds"
+    )
+    benchmarks = list(dict.fromkeys(differences.loc[differences["task"] != ALL, "task"]))
+    lead = (
+        f"Accuracy with the adapter minus accuracy of the base model on the same items of {', '.join(benchmarks)}{limit}; {shots}. The numbers are "
+        f"of {whose}. Brackets hold the {how['confidence']:.0%} interval; *detectable* is the smallest true difference that so many items would have "
+        f"shown in {how['power']:.0%} of such experiments; p (Holm) is corrected over all languages, benchmarks and recipes of that evaluation."
+    )
+    tables = {"All benchmarks together": pd.DataFrame(difference_rows(differences, None)).fillna("-")}
+    single = differences[
+        (differences["task"] != ALL) & (differences["kind"] == ALL) & (differences["metric"] == "acc") & (differences["languages"] == 1)
+    ]
+    rows = [
+        {"benchmark": row["task"], "language": row["language"], "items": row["n"], "base": f"{row['base']:.3f}", "adapter": f"{row['adapter']:.3f}"}
+        | {"difference": with_interval(row, digits=3)}
+        for row in single.to_dict("records")
+    ]
+    tables["Each benchmark"] = pd.DataFrame(rows)
+    if "bits" in own:
+        shown = [
+            {"language": row["language"], "sentences": row["n"], "bits per byte, adapter over base": with_interval(row, digits=4, signed=False)}
+            for row in own["bits"].to_dict("records")
+        ]
+        tables["Held-out text (1: unchanged, less is better)"] = pd.DataFrame(shown)
+    # Where the evaluation found the training text, or did not, is a place on its machine.
+    leakage = own["leakage"].assign(corpus=_named(_corpora(config)[0]))
+    leakage["reason"] = leakage["reason"].where(leakage["reason"].isna(), "it was not at hand")
+    notices = notices_of_tables({"accuracy": exam.tables["accuracy"], "leakage": leakage})
+    return _Results(lead, "", notices, [(heading, markdown_table(frame)) for heading, frame in tables.items() if len(frame)])
+
+
+def _limits(config: Mapping[str, Any], manifest: Mapping[str, Any], exam: Exam | None) -> list[str]:
+    """What was not tested, and what the numbers do not say."""
+    reference, known = config["languages"]["reference"], {*config["lang"], config["languages"]["reference"]}
+    others = [code for code in (*config["languages"]["high"], *config["languages"]["low"]) if code not in known]
+    found = [
+        (
+            "The gap is a proxy. It is read through SAEs, which were themselves trained mostly on well-resourced text; a smaller gap is not a better "
+            "model, and raw activation grows with mere loudness. Compare the norm-matched gap, the held-out SAEs and the benchmarks."
+        ),
+        (
+            f"Intervals cover the choice of sentences and items. This is one training run (seed {config['seed']}): what another seed, corpus or base "
+            "model would give is not in them."
+        ),
+        (
+            "Not tested: free generation and instructions, safety, bias, long contexts, dialects, quantised weights, and anything but the text and "
+            "tasks named above."
+        ),
+        (
+            f"Trained for {_names(config['lang'])}, held for {name_of(reference)}, measured without training for {_names(others) or 'no language'}. "
+            "All others are untested."
+        ),
+    ]
+    if not config.get("train_corpus"):
+        found.append("It was measured on other sentences of the corpus that it was trained on: how it does on another kind of text was not measured.")
+    if config["sae"]["heldout"] is None or config["split"] == "dev":
+        found.append("No other SAEs than those of the loss have looked at the result.")
+    if exam is None:
+        found.append("No benchmark was asked.")
+    if manifest["git"]["dirty"]:
+        found.append("The code had local changes that no commit tells.")
+    return found

@@ -1,0 +1,221 @@
+"""Corpora of the hub: each preset on small data sets in the real layouts, from a folder and from an imitation of the hub; what is not to be had."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+
+from lingact.config import HubCorpus, PairsCorpus, Splits
+from lingact.corpus import load_corpus
+from lingact.errors import UserError
+
+from . import hub
+from .conftest import CONF, unused_port
+from .hub_server import HubServer, serving
+
+SHARES = Splits(train=0.5, dev=0.2, heldout=0.3)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def opus(limit: int | None = None) -> PairsCorpus:
+    return PairsCorpus.model_validate(
+        {
+            "kind": "pairs",
+            "dataset": "a/b",
+            "revision": None,
+            "licence": "x",
+            "layout": "opus",
+            "split": "train",
+            "max_sentences": limit,
+            "splits": SHARES,
+        }
+    )
+
+
+def tatoeba() -> PairsCorpus:
+    return opus().model_copy(update={"layout": "tatoeba"})
+
+
+PAIRS = [
+    ("Yes.", "അതെ."),
+    (None, "ശൂന്യം."),
+    ("yes.", "അതേ."),  # the reference's side came before
+    ("No.", "ഇല്ല."),
+    ("Nope.", "ഇല്ല."),  # the other side did
+    ("Linux", "linux"),  # no translation
+    ("Rain.", "മഴ."),
+]
+
+
+def test_pairs_keep_one_translation_of_each_sentence(here: Path) -> None:
+    hub.write_dataset(here / "a/b", {"en-ml": {"train": [{"translation": {"en": en, "ml": ml}} for en, ml in PAIRS]}}, "parquet")
+    corpus = load_corpus(opus(), ("en", "ml"))
+    assert corpus.texts == {"en": ("Yes.", "No.", "Rain."), "ml": ("അതെ.", "ഇല്ല.", "മഴ.")}
+    assert (corpus.name, corpus.left_out) == ("a/b/en-ml", 4)
+    turned = load_corpus(opus(), ("ml", "en"))
+    assert (list(turned.texts), turned.texts["en"]) == (["ml", "en"], corpus.texts["en"])
+    few = load_corpus(opus(2), ("en", "ml"))
+    assert (few.texts["en"], few.left_out) == (("Yes.", "No."), 2), "no more is read than is wanted"
+
+
+def test_a_sentence_of_the_reference_is_in_the_same_split_whatever_it_is_paired_with(here: Path) -> None:
+    many = {code: [{"translation": {"en": f"Sentence {i}.", code: f"{code} {i}"}} for i in range(60)] for code in ("ml", "hi")}
+    hub.write_dataset(here / "a/b", {"en-ml": {"train": many["ml"]}, "en-hi": {"train": many["hi"][::-1]}}, "parquet")
+    ml, hi = (load_corpus(opus(), ("en", code)) for code in ("ml", "hi"))
+    assert ml.ids == hi.ids[::-1]
+    assert set(ml.split("dev", SHARES).texts["en"]) == set(hi.split("dev", SHARES).texts["en"])
+
+
+def test_the_columns_of_tatoeba(here: Path) -> None:
+    rows = [{"sentence1": ml, "sentence2": en, "lang": "mal-eng"} for en, ml in PAIRS]
+    hub.write_dataset(here / "a/b", {"mal-eng": {"train": rows}}, "jsonl")
+    assert load_corpus(tatoeba(), ("en", "ml")).texts == {"en": ("Yes.", "No.", "Rain."), "ml": ("അതെ.", "ഇല്ല.", "മഴ.")}
+    assert load_corpus(tatoeba(), ("ml", "en")).texts["en"] == ("Yes.", "No.", "Rain.")
+
+
+def ntrex() -> HubCorpus:
+    given = {"kind": "hub", "dataset": "a/b", "revision": None, "licence": "x", "subset": "ntrex", "split": "test", "id_column": None}
+    return HubCorpus.model_validate(given | {"text_column": "text", "max_sentences": None, "splits": SHARES})
+
+
+def text_files(folder: Path, **texts: str) -> None:
+    """As NTREX lies on the hub: a text file for each language."""
+    configs = [{"config_name": name, "data_files": [{"split": "test", "path": f"data/{name}/*"}]} for name in texts]
+    for name, text in texts.items():
+        (folder / "data" / name).mkdir(parents=True)
+        (folder / "data" / name / "newstest.txt").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+
+
+def test_lines_belong_together_where_there_are_no_ids(here: Path) -> None:
+    text_files(here / "a/b", eng_Latn="One.\nTwo.\u2028Or three.\nOne.\n", est_Latn="Üks.\nKaks.\nÜks.\n")
+    corpus = load_corpus(ntrex(), ("en", "et"))
+    assert corpus.texts == {"en": ("One.", "Two.\u2028Or three."), "et": ("Üks.", "Kaks.")}
+    assert (corpus.ids, corpus.left_out) == (("row-000001", "row-000002"), 1)
+
+
+def flores(split: str = "dev", **other: Any) -> HubCorpus:
+    return ntrex().model_copy(update={"subset": "flores", "split": split, "id_column": "id"} | other)
+
+
+@pytest.mark.parametrize(
+    ("config", "codes", "message"),
+    [
+        (flores(), ("en", "quy"), r"corpus 'a/b' (x) has nothing for quy: no configuration 'quy_Latn'. Leave quy out, or choose another corpus"),
+        (flores("test"), ("en", "ml"), """corpus 'a/b' (x) cannot be read: Unknown split "test". Should be one of ['dev']."""),
+        (flores(text_column="sentence"), ("en", "ml"), "corpus 'a/b' (x) has no column sentence in 'eng_Latn' (there: id, text); mend its section"),
+        (flores(), ("en", "hi"), "corpus 'a/b' is ragged: row 2 lacks hi (1 in all); every sentence needs a text in every language"),
+        (opus(), ("en", "zh_Hant"), "corpus 'a/b' tells scripts and varieties not apart, so it has nothing for zh_Hant; choose another corpus"),
+        (tatoeba(), ("en", "ml"), "corpus 'a/b' (x) has nothing for ml: no configuration 'mal-eng'. Leave ml out, or choose another corpus"),
+    ],
+)
+def test_what_a_data_set_does_not_have(here: Path, config: HubCorpus | PairsCorpus, codes: tuple[str, str], message: str) -> None:
+    texts = {"eng_Latn": ["One.", "Two."], "mal_Mlym": ["ഒന്ന്.", "രണ്ട്."], "hin_Deva": ["एक।"]}
+    rows = {name: {"dev": [{"id": i, "text": text} for i, text in enumerate(own)]} for name, own in texts.items()}
+    hub.write_dataset(here / "a/b", rows, "jsonl")
+    with pytest.raises(UserError) as caught:
+        load_corpus(config, codes)
+    assert str(caught.value) == message
+
+
+# --- the presets, through an imitation of the hub ----------------------------------------------------------------------------------------------------
+
+PRESETS = ("flores_plus", "ntrex", "opus_100", "tatoeba")
+LOAD = """
+import json, sys, time
+from pathlib import Path
+import yaml
+from pydantic import TypeAdapter
+from lingact.config import CorpusConfig
+from lingact.corpus import load_corpus
+from lingact.errors import UserError
+import datasets, huggingface_hub
+for path in sys.argv[1:]:
+    config = TypeAdapter(CorpusConfig).validate_python(yaml.safe_load(Path(path).read_text()))
+    started = time.monotonic()
+    try:
+        corpus = load_corpus(config, ("en", "ml"))
+        found = corpus.identity | {"texts": corpus.texts}
+    except UserError as error:
+        found = {"problem": str(error)}
+    print(json.dumps(found | {"seconds": time.monotonic() - started}))
+"""
+Process = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def presets(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    assert done.returncode == 0, done.stderr
+    return dict(zip(PRESETS, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def load(process: Process, address: str, **more: str) -> dict[str, dict[str, Any]]:
+    return presets(process(address, "-c", LOAD, *(str(CONF / "corpus" / f"{name}.yaml") for name in PRESETS), **more))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HubServer]:
+    hub.write_corpora(tmp_path / "hub", ("ml",))
+    with serving(tmp_path / "hub") as server:
+        yield server
+
+
+def test_every_preset_loads_and_loads_again_when_the_hub_is_gone(server: HubServer, process: Process) -> None:
+    first = load(process, server.url)
+    told = {name: {key: found[key] for key in ("name", "sentences", "left_out")} for name, found in first.items()}
+    assert told == {
+        "flores_plus": {"name": "openlanguagedata/flores_plus", "sentences": 12, "left_out": 0},
+        "ntrex": {"name": "davidstap/NTREX", "sentences": 11, "left_out": 1},
+        "opus_100": {"name": "Helsinki-NLP/opus-100/en-ml", "sentences": 9, "left_out": 3},
+        "tatoeba": {"name": "mteb/tatoeba-bitext-mining/mal-eng", "sentences": 9, "left_out": 3},
+    }
+    assert first["flores_plus"]["texts"]["ml"] == [row["text"] for row in hub.flores_plus("ml", "dev")]
+    assert first["ntrex"]["texts"]["en"] == [row["text"] for row in hub.ntrex("en", "test")][:11]
+    kept = [row["translation"] for place, row in enumerate(hub.opus_100("ml", "train")) if place not in (4, 7, 9)]
+    assert first["opus_100"]["texts"] == first["tatoeba"]["texts"] == {code: [row[code] for row in kept] for code in ("en", "ml")}
+    pinned = yaml.safe_load((CONF / "corpus/ntrex.yaml").read_text())["revision"]
+    assert any(pinned in asked for asked in server.asked)
+
+    again = load(process, f"http://127.0.0.1:{unused_port()}")
+    assert {name: found["sha256"] for name, found in again.items()} == {name: found["sha256"] for name, found in first.items()}
+    assert max(found["seconds"] for found in again.values()) < 5, "no retries"
+
+
+def test_what_the_hub_refuses_names_licence_and_page(server: HubServer, process: Process) -> None:
+    server.refuses = {
+        "openlanguagedata/flores_plus": "gated",
+        "davidstap/NTREX": "unknown",
+        "Helsinki-NLP/opus-100": "not asked for",
+        "mteb/tatoeba-bitext-mining": "unknown or private",
+    }
+    terms = "it is given to those who accept its terms. Accept them on {page} and run `hf auth login`"
+    nobody = "the hub does not have it, or not for you. Look at {page}; run `hf auth login` if you need to, or use corpus=files corpus.path=..."
+    of = {
+        "flores_plus": ("openlanguagedata/flores_plus", "CC BY-SA 4.0, gated", terms),
+        "ntrex": ("davidstap/NTREX", "CC BY-SA 4.0", nobody),
+        "opus_100": ("Helsinki-NLP/opus-100", "that of each of its sources, not stated", terms),
+        "tatoeba": ("mteb/tatoeba-bitext-mining", "CC BY 2.0 FR", nobody),
+    }
+    found = load(process, server.url)
+    assert {name: found[name].get("problem") for name in PRESETS} == {
+        name: f"corpus '{dataset}' ({licence}) cannot be had: {why.format(page=f'{server.url}/datasets/{dataset}')}"
+        for name, (dataset, licence, why) in of.items()
+    }
+
+
+def test_no_hub_and_nothing_downloaded(process: Process) -> None:
+    address = f"http://127.0.0.1:{unused_port()}"
+    for name, found in load(process, address).items():
+        licence = yaml.safe_load((CONF / "corpus" / f"{name}.yaml").read_text())["licence"]
+        assert f"({licence}) cannot be had: there is no way to {address}, and it was not downloaded before. Connect once" in found["problem"]
+        assert found["seconds"] < 5, "no retries"

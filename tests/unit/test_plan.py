@@ -1,0 +1,268 @@
+"""What a run is said to take: sizes worked out by hand or counted on real objects, and what follows for this machine or another."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lingact import plan
+from lingact.adapters import attach_adapter
+from lingact.config import SCHEMAS, Shape, judge
+from lingact.corpus import ParallelCorpus
+from lingact.errors import UserError
+from lingact.plan import GB, Hardware, Need, Pass, Plan, adapter_weights, advice, begin, look, make_plan, tell
+from lingact.sae import Dictionaries
+from lingact.stats import FeatureStats
+
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = ("gemma2_2b", "gemma2_2b_quick", "gemma3_1b", "gpt2", "llama31_8b")
+SPEED = {"float32": 1e13, "bfloat16": 1e14}
+
+
+def config_of(job: str, *overrides: str) -> Any:
+    needed = ["lang=ml"] if job == "train" else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return judge(SCHEMAS[job], compose(job, overrides=[*needed, *overrides]))
+
+
+def card(gigabytes: float, *, host: float = 64) -> Hardware:
+    return Hardware(f"a {gigabytes} GB card", "cuda", gigabytes * GB, host * GB, SPEED)
+
+
+def sizes(plan: Plan) -> dict[str, float]:
+    """What -> bytes, by the first words."""
+    return {need.what.split(":")[0].split(",")[0]: need.size for need in [*plan.device, *plan.host]}
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_gemma_2_with_gemma_scope_by_hand() -> None:
+    found = make_plan(config_of("analyze", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus", "batch_tokens=1000"))
+    assert found is not None
+    known = sizes(found)
+    assert known["model"] == 2 * 2_614_341_888
+    # Encoder and decoder, bias, threshold and decoder norm of a latent; the decoder's bias.
+    assert known["SAEs"] == 4 * 26 * (2 * 2304 * 65536 + 3 * 65536 + 2304), "the held-out ones come last"
+    # Ten languages and a copy: three kinds of counters for both halves, eight bytes each; seven sums for each of 997 sentences; the residuals' sum.
+    both = sum(48 * width + 56 * 997 + 8 * 2304 for width in (16384, 65536))
+    assert known["statistics of 10 languages"] == 11 * 26 * both
+    [residuals, latents] = found.phases["measuring"]
+    assert residuals.size == 1000 * 26 * 2304 * (2 + 4)
+    assert latents.size == 1000 * 65536 * 20
+    [measuring] = found.work
+    # FLORES+ has 997 sentences, of 200 bytes and four bytes a token by the guesses.
+    assert measuring.tokens == 997 * 50 * 10
+    assert measuring.single == measuring.tokens * 26 * 4 * 2304 * (16384 + 65536)
+
+
+def test_text_that_is_here_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "two.tsv").write_text("en\tml\nabcd\tabcdefgh\nabc\tabcde\n")
+    found = make_plan(config_of("analyze", "corpus=files", f"corpus.path={tmp_path / 'two.tsv'}", "languages.high=[]", "languages.low=[ml]"))
+    assert found is not None
+    assert found.work[0].tokens == (4 + 8 + 3 + 5) / 4
+    assert found.text.startswith("2 sentences of 5 bytes")
+
+
+def test_statistics_and_saes_are_as_large_as_the_real_ones(corpus: ParallelCorpus, dictionaries: Dictionaries) -> None:
+    stats = FeatureStats.empty({}, corpus, "es", dictionaries, 32)
+    real = sum(array.nbytes for array in stats.arrays().values())
+    shape = Shape(
+        architecture="gemma2", layers=3, d_model=32, d_mlp=48, heads=4, kv_heads=2, head_dim=8, vocabulary=259, positions=None, tied=True, beside=0
+    )
+    config = config_of("analyze")
+    read = plan._Reading(config, plan._Sizes(config.model, shape, "", plan.Text(12, 9, "")), [plan._Meter("measuring", 48, "")], 3)
+    per_sentence = 5 * 8 * 12  # tokens, windows, bytes, words, partial, which do not grow with layers and are left out
+    assert read.statistics(1, 1, 12).size == 2 * (real - per_sentence)
+    real_saes = sum(p.numel() for d in dictionaries.values() for p in d.sae.parameters()) + sum(d.norms.numel() for d in dictionaries.values())
+    assert read.saes()[0].size == 4 * real_saes
+
+
+@pytest.mark.parametrize("model", ["gemma2_2b", "gpt2", "pythia_70m", "llama31_8b"])
+def test_adapters_have_the_weights_that_peft_gives_them(model: str) -> None:
+    config = config_of("train", f"model={model}", "peft=dora")
+    shape = config.model.shape.model_copy(update={"layers": 1, "vocabulary": 64})
+    given = {"num_hidden_layers": 1, "hidden_size": shape.d_model, "intermediate_size": shape.d_mlp, "num_attention_heads": shape.heads}
+    given |= {} if model in ("gpt2", "pythia_70m") else {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
+    given = {"n_layer": 1} if model == "gpt2" else given
+    with torch.device("meta"):
+        real = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.architecture, vocab_size=64, **given)).requires_grad_(False)
+    blocks = next(module for module in real.modules() if isinstance(module, torch.nn.ModuleList))
+    plain = config_of("train", f"model={model}")
+    wrapped = attach_adapter(real, blocks, plain.peft, 0)
+    assert adapter_weights(shape, plain) == sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    outputs = sum(o for _, o in plan.linear_modules(shape))
+    assert adapter_weights(shape, config) == adapter_weights(shape, plain) + outputs, "DoRA has a magnitude for each output"
+
+
+def test_what_is_trained_on_may_be_another_text(tmp_path: Path) -> None:
+    (tmp_path / "one.tsv").write_text("en\tml\nabcd\tabcdefgh\nabc\tabcde\n")
+    given = ("languages.high=[]", "languages.low=[ml]", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus")
+    found = make_plan(config_of("train", *given, "corpus@train_corpus=files", f"train_corpus.path={tmp_path / 'one.tsv'}"))
+    assert found is not None
+    freezing, training, measuring = found.work
+    # Five bytes a sentence and four a token; half of two sentences is trained on, in two languages, in 200 steps of 16 sentences. Before, it is read
+    # once for next tokens and once for norms and fit.
+    assert (freezing.tokens, training.tokens) == (2 * 0.5 * 2 * 1.25 * 2, 200 * 16 * 1.25 * 2)
+    assert measuring.tokens == pytest.approx((997 * 0.3 + 997 * 0.2) * 2 * 50)
+
+
+def step_of(*overrides: str) -> float:
+    found = make_plan(config_of("train", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus", *overrides))
+    assert found is not None
+    return sum(need.size for need in found.phases["a training step"])
+
+
+def test_parts_recomputing_and_fewer_layers_need_less() -> None:
+    whole = step_of()
+    assert step_of("trainer.micro_batch=4") < whole / 3
+    assert step_of("trainer.micro_batch=16") < whole, "one language at a time"
+    assert step_of("trainer.activation_checkpointing=true") < whole - 10 * GB
+    assert step_of("loss.gap.layers=[0,1]") < whole - 5 * GB
+    assert step_of("loss=kl_only") < step_of("loss=gap_and_retention")
+    assert step_of("trainer.devices=2") == pytest.approx(whole / 2, rel=0.01)
+
+
+def test_every_part_of_an_analysis_has_its_passes() -> None:
+    found = make_plan(config_of("analyze", "measures=full", "adapter=somewhere"))
+    assert found is not None
+    assert [work.what for work in found.work] == [
+        *("measuring", "yardstick", "by the reference's yardstick", "random tokens and strongest contexts", "splicing", "intervening")
+    ]
+    core = make_plan(config_of("analyze"))
+    assert core is not None
+    # Base and adapter, with logits: over six layers of the organism that is more than twice the work.
+    assert found.work[0].model > 2 * core.work[0].model
+    assert len([need for need in found.device if need.what.startswith("SAEs")]) == 3, "random directions are a set of their own"
+
+
+def test_evaluation_needs_no_saes() -> None:
+    found = make_plan(config_of("eval", "model=gpt2", "adapter=[one,two]", "tasks.batch_size=8"))
+    assert found is not None
+    assert [need.what.split(",")[0] for need in found.device] == ["model"]
+    alone = make_plan(config_of("eval", "model=gpt2", "tasks.batch_size=8"))
+    assert alone is not None
+    assert found.work[0].tokens == 3 * alone.work[0].tokens
+
+
+def test_without_shape_or_width_there_is_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = config_of("analyze", "model=gpt2", "model.name=me/mine", "model.shape=null")
+    assert make_plan(unknown) is None
+    assert make_plan(config_of("analyze", "model=gpt2", "sae.measuring.release=me/mine", "sae.measuring.width=null")) is None
+    tell(unknown)
+    assert "no plan: the shape of 'me/mine'" in " ".join(capsys.readouterr().out.split())
+
+
+# --- does it fit? ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_needs_add_up_to_the_widest_phase() -> None:
+    made = Plan([Need("a", 3e9)], {"x": [Need("b", 1e9)], "y": [Need("c", 2e9), Need("d", 1e9)]}, [Need("e", 2e9)], [], "", [Need("a", 3e9)])
+    assert made.widest == "y"
+    assert made.device_peak == 6e9
+    on_card = card(8).needed(made)
+    assert on_card["device"] == (6e9 + plan._CUDA, 8e9)
+    assert on_card["host"] == (3e9 + plan._LIBRARIES, 64e9), "weights pass through the host before statistics grow there"
+    assert set(card(6).lacks(made)) == {"device"}
+    assert set(card(8, host=3).lacks(made)) == {"host"}
+    cpu = Hardware("CPU", "cpu", 9e9, 9e9, SPEED)
+    assert cpu.needed(made) == {"machine": (6e9 + 2e9 + plan._LIBRARIES, 9e9)}
+
+
+def test_time_is_work_over_speed() -> None:
+    assert card(1).seconds(Pass("p", 1, model=35e14, single=7e13), "bfloat16") == pytest.approx((35 + 7) / 0.35)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("lang", ["ml", "[ml,hi]"])
+def test_every_experiment_has_a_plan(experiment: str, lang: str) -> None:
+    found = make_plan(config_of("train", f"lang={lang}", f"experiment={experiment}"))
+    assert found is not None
+    assert not card(80).lacks(found)
+    assert {path.stem for path in CONF.glob("experiment/*.yaml")} - {"method_comparison"} == set(EXPERIMENTS)
+
+
+def test_what_experiments_are_said_to_fit() -> None:
+    quick, one, gpt2 = (make_plan(config_of("train", f"experiment={name}")) for name in ("gemma2_2b_quick", "gemma3_1b", "gpt2"))
+    assert quick is not None
+    assert one is not None
+    assert gpt2 is not None
+    # What a T4 has, the smallest of the cards sold with 16 GB; its host as small.
+    assert not card(15.8, host=16).lacks(quick)
+    assert card(12).lacks(quick)
+    assert not card(24, host=32).lacks(one)
+    assert not Hardware("CPU", "cpu", 16e9, 16e9, SPEED).lacks(gpt2)
+
+
+def test_advice_names_what_is_enough_first() -> None:
+    config = config_of("train", "experiment=gemma2_2b")
+    lines = advice(config, card(24))
+    assert any(line.startswith("sae.heldout=null (") for line in lines)
+    assert any(line.startswith("sae.layers=[0,4,8,12,16,20,24] (") for line in lines)
+    assert lines[-1].startswith("all of these (")
+    enough = advice(config, card(58))
+    assert float(enough[0].split("(")[1].split(" GB")[0]) < 58
+
+
+# --- how a run begins ------------------------------------------------------------------------------------------------------------------------------
+
+HUGE = ("experiment=gemma2_2b", "batch_tokens=100000000", "device=cpu")
+
+
+def test_a_run_that_cannot_fit_is_refused_with_advice() -> None:
+    with pytest.raises(UserError) as refused:
+        begin(config_of("train", *HUGE))
+    lines = str(refused.value).splitlines()
+    assert "GB of memory of the machine" in lines[0]
+    assert any(line.strip().startswith("batch_tokens=") for line in lines)
+    assert lines[-1] == "If you know better: plan=false"
+
+
+def test_a_run_that_fits_says_so_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    begin(config_of("eval", "model=gpt2", "corpus=flores_plus", "device=cpu", "batch_tokens=64"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("Note: about ")
+    assert "of the machine's" in said
+
+
+def test_tiny_models_and_those_who_know_better_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    begin(config_of("train", "batch_tokens=100000000"))
+    begin(config_of("train", *HUGE, "plan=false"))
+    without_model = config_of("analyze", "model=gemma2_2b", "batch_tokens=100000000", "stats=[somewhere]")
+    begin(without_model)
+    assert capsys.readouterr().out == ""
+
+
+def test_statistics_that_are_there_need_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(config_of("analyze", "model=gemma2_2b", "compare=[one,other]"))
+    assert "no model is loaded" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_told_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(config_of("train", *HUGE))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "DOES NOT FIT" in said
+    assert "less, with the peak that it leaves" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has the device that is to be missing")
+def test_a_device_that_is_not_there_leaves_the_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(config_of("train", "experiment=gemma2_2b", "device=cuda"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "SAEs, measuring: 26 x 16,384 latents" in said
+    assert "device: 'cuda' is not there" in said
+
+
+def test_this_machine_has_memory_and_speed() -> None:
+    here = look("cpu", {"float32"})
+    assert here.kind == "cpu"
+    assert here.memory == here.host > 1e8
+    assert here.speed["float32"] > 1e7
+
+
+def test_plans_are_no_part_of_what_a_run_is() -> None:
+    assert "plan" not in config_of("train", "plan=false").model_dump(mode="json")
+    assert [config_of("train", f"plan={text}").plan for text in ("true", "false", "only", "off", "check")] == ["only", "off", "only", "off", "check"]
