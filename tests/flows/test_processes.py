@@ -79,7 +79,7 @@ def test_two_processes_train_as_one_does(command: Callable[..., list[str]], one:
     assert launch(command(folder, *SMALL, "trainer.devices=2"), log).wait() == 0, log.read_text()
     assert not processes_of(folder)
     said = {line.partition(":")[0] for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
-    assert said == {"freezing en", "freezing ml", "measuring"}, "these bars, and nothing else"
+    assert said == {"SAEs", "freezing en", "freezing ml", "measuring"}, "these bars, and nothing else"
     assert status(folder) == "complete"
     assert files(folder).keys() == files(one).keys()
     same_training(folder, one)
