@@ -6,7 +6,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -88,11 +88,12 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
     from huggingface_hub import constants
     from huggingface_hub.errors import HTTPError as BrokenConnection  # of whatever the client speaks HTTP with
 
-    if Path(item.name).exists() or not ON_THE_HUB.fullmatch(item.name):
+    if not ON_THE_HUB.fullmatch(item.name):
         yield None
         return
     started = time.time()
-    with _offline_where_no_hub() as offline:
+    # A folder of that name is taken before the hub is; a part of it may still be looked for there.
+    with nullcontext() if Path(item.name).exists() else _offline_where_no_hub() as offline:
         try:
             yield offline
         except Exception as error:

@@ -182,7 +182,7 @@ def test_the_width_of_a_local_set_is_read_from_its_files() -> None:
 def test_every_layer_of_an_experiment_has_its_saes(experiment: str) -> None:
     config = composed("train", f"experiment={experiment}")
     layers = range(config.model.shape.layers) if config.sae.layers == "all" else config.sae.layers
-    for spec in (config.sae.measuring, config.sae.heldout):
+    for spec in filter(None, (config.sae.measuring, config.sae.heldout)):
         ids = {sae["id"] for sae in releases()[spec.release]["saes"]}
         assert [spec.id_of(layer) for layer in layers if spec.id_of(layer) not in ids] == []
         assert width_of(spec, config.model.shape.d_model)[0] == spec.width
