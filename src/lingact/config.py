@@ -195,7 +195,7 @@ class HubCorpus(OnTheHub):
     id_column: str | None
     """Column that says which sentences belong together; None: they do line by line."""
     text_column: str
-    sentences: PositiveInt | None
+    sentences: PositiveInt | None = None
     """How many the split has, for the plan."""
     max_sentences: PositiveInt | None
     splits: Splits

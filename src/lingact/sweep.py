@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MAIN = re.compile(
-    r"objective|gain/[^/]+|(heldout/)?(norm_matched/)?gap_closed/[^/]+|(heldout/)?fvu_ratio/[^/]+|bits_per_byte/[^/]+|retention/[^/]+"
+    r"objective|(heldout/)?(norm_matched/)?gap_closed/[^/]+|(heldout/)?fvu_ratio/[^/]+|bits_per_byte/[^/]+|retention/[^/]+"
     r"|gap/(low|high|low_vs_high)/(early|deep|all)|acc/.+/delta"
 )
 
