@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._create(json.loads(body))
         elif found := _PUSHED.fullmatch(path):
             self._push(found[1] or found[3], found[2] or "batch", body)
-        elif (found := _REVISION.search(path)) and found[1] not in ("main", COMMIT):
+        elif (found := _REVISION.search(path)) and not re.fullmatch(r"main|[0-9a-f]{40}", found[1]):  # any commit is this one
             self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif (found := _FILE.fullmatch(path)) and (self.hub.root / found[1]).is_dir():
             self._file(self.hub.root / found[1] / found[3])
