@@ -38,7 +38,7 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
     trainer = _trainer(module, config, run)
     last = run.folder / CHECKPOINTS / "last.ckpt"
     try:
-        with _quiet(), ending(getattr(trainer.strategy.launcher, "procs", [])):
+        with _quiet(), ending(lambda: getattr(trainer.strategy.launcher, "procs", [])):
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except SystemExit as stopped:
         # Lightning turns an interrupt into an exit of its own.

@@ -165,7 +165,7 @@ def joined(devices: int, nodes: int) -> Iterator[None]:
         return
     children: list[subprocess.Popen] = []
     try:
-        with ending(children), _heeding(children):
+        with ending(lambda: children), _heeding(children):
             _join(devices, nodes, children)
             yield
             _wait()
@@ -208,8 +208,11 @@ def _leave() -> None:
 
 
 @contextmanager
-def ending(children: list[subprocess.Popen]) -> Iterator[None]:
+def ending(children: Callable[[], list[subprocess.Popen]]) -> Iterator[None]:
     """Where the block fails, end the processes that were started beside this one: they would wait for it.
+
+    Args:
+        children: the list as it is then; Lightning makes a new one when it starts them.
 
     They are taken off the list, too. Lightning watches those of its own list, and would kill this process for their deaths some seconds later, in the
     middle of whatever it does then, such as the next job of a sweep.
@@ -217,10 +220,11 @@ def ending(children: list[subprocess.Popen]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for child in children:
+        started = children()
+        for child in started:
             child.kill()
             child.wait()
-        children.clear()
+        started.clear()
         raise
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class HubServer:
     """Model or data set -> why it is not given, one of `REFUSALS`."""
     drops: dict[str, int] = field(default_factory=dict)
     """File name -> after how many bytes the connection breaks, the first time that the file is sent."""
+    slow: dict[str, float] = field(default_factory=dict)
+    """File name -> seconds before it is sent."""
     damages: set[str] = field(default_factory=set)
     """Names of files of which a byte is wrong when they arrive."""
     writers: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -187,6 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
+        time.sleep(self.hub.slow.get(file.name, 0))
         content, oid = file.read_bytes(), _oid(file)
         headers = {"ETag": f'"{oid}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if file.suffix in _LARGE:

@@ -86,9 +86,10 @@ def process(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 @pytest.fixture(scope="module")
 def warm(process: Callable[..., subprocess.CompletedProcess[str]], server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with everything in it, after all three entry points have run on every model. One download broke off in the middle."""
+    """A cache with everything in it, after all three entry points have run on every model. One download broke off in the middle, one was slow."""
     folder = tmp_path_factory.mktemp("runs")
     server.drops["params.npz"] = 500_000
+    server.slow["hyperparams.json"] = 2.0
     jobs = []
     for name, preset in PRESETS.items():
         trained = folder / name / "train"
