@@ -88,7 +88,7 @@ def test_the_end_of_a_process_is_heard_at_once_and_ends_the_others(end: str, err
 
     def run() -> None:
         children: list[subprocess.Popen] = []
-        with ranks.ending(children), ranks._heeding(children):
+        with ranks.ending(lambda: children), ranks._heeding(children):
             children += [subprocess.Popen(["sh", "-c", f"sleep 0.1; {end}"]), subprocess.Popen(["sleep", "60"])]
             started.extend(children)
             time.sleep(30)
