@@ -96,11 +96,12 @@ def _list_saes(job: str, overrides: list[str]) -> list[str]:
         return [f"sae-lens {version('sae-lens')} has no SAEs for '{name}' that fit.{others} Your own: sae.measuring.release=FOLDER"]
     for release in dict.fromkeys(row["release"] for row in rows):
         show([{key: value for key, value in row.items() if key != "release"} for row in rows if row["release"] == release], title=release)
+    several = " * stands for a number that differs between layers or is free to choose; then name an id for each layer: "
+    several += '"sae.measuring.id={0: ..., 1: ...}".'
     print()
     note(
         f"releases that sae-lens {version('sae-lens')} has for {name}. To measure with one: sae.measuring.release=RELEASE "
-        f"\"sae.measuring.id='ID'\", or an option of conf/sae/. * stands for a number that differs between layers or is free to choose; then name an "
-        f'id for each layer: "sae.measuring.id={{0: ..., 1: ...}}".{others}'
+        f"\"sae.measuring.id='ID'\", or an option of conf/sae/.{several if any('*' in row['id'] for row in rows) else ''}{others}"
     )
     return []
 
