@@ -13,6 +13,8 @@ import torch
 import yaml
 from huggingface_hub import _snapshot_download, constants, file_download
 from sae_lens import SAE
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lingact.config import ModelConfig, SaeSet
@@ -146,11 +148,24 @@ def test_residuals_logits_and_features_are_those_of_the_libraries(loaded: tuple[
     assert torch.equal(residuals[0], expected.hidden_states[1])
     assert torch.equal(logits, expected.logits)
     x = residuals[0][batch.keep]
-    sae = dictionary.sae if release.startswith("gemma-scope-2-") else SAE.from_pretrained(release, sae_id)  # sae-lens wants the hub for these
-    features = sae.encode(x)
+    if release.startswith("gemma-scope-2-"):  # sae-lens itself wants the hub for these
+        features, norms, decoded = by_hand(Path(constants.HF_HUB_CACHE), x)
+    else:
+        sae = SAE.from_pretrained(release, sae_id)
+        features, norms = sae.encode(x), sae.W_dec.norm(dim=-1)
+        decoded = sae.decode(features)
     assert 0 < (features > 0).float().mean() < 1
-    torch.testing.assert_close(dictionary.encode(x), features * sae.W_dec.norm(dim=-1))
-    torch.testing.assert_close(dictionary.decode(dictionary.encode(x)), sae.decode(features), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dictionary.encode(x), features * norms)
+    torch.testing.assert_close(dictionary.decode(dictionary.encode(x)), decoded, rtol=1e-4, atol=1e-5)
+
+
+def by_hand(cache: Path, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, decoder norms and reconstruction by the one `params.safetensors` of Gemma Scope 2 that the cache has."""
+    (file,) = cache.rglob("snapshots/**/params.safetensors")
+    weights = load_file(file)
+    pre = x @ weights["w_enc"] + weights["b_enc"]
+    features = torch.where(pre > weights["threshold"], pre, 0.0)
+    return features, weights["w_dec"].norm(dim=-1), features @ weights["w_dec"] + weights["b_dec"]
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------------------------------------------
