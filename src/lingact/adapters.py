@@ -7,7 +7,6 @@ start at the base model, bit for bit.
 import copy
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter
 from lingact.config import MOVE_THE_BASE, Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
 from lingact.errors import UserError
+from lingact.folders import put_in_place, temporary_beside
 from lingact.languages import nearest
 
 if TYPE_CHECKING:
@@ -223,26 +223,24 @@ def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256:
     """Write the adapter in PEFT format, whole or not at all, with `lingact.json` saying which model it belongs to and how it was trained.
 
     Args:
-        folder: becomes the adapter's folder; an older adapter there is replaced.
+        folder: becomes the adapter's folder. What has that name already is left as it is where it has the same files, or else moved aside
+            (`<name>.before`): it may have been put there by hand.
         base_model: name of the base model, as a user would give it.
         base_sha256: `weights_hash` of the base model.
         training: the configuration that made it, by which seeds of one recipe are known; None for what no finished training made.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, replaced = (folder.with_name(f".{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = temporary_beside(folder)
+    unfinished.mkdir()
     try:
         model.active_peft_config.base_model_name_or_path = base_model
         # False: with "auto" peft asks the hub whether the vocabulary has grown.
         model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
         identity = {"base_model": base_model, "base_sha256": base_sha256} | ({} if training is None else {"training": dict(training)})
         (unfinished / IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
+        put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -37,10 +38,11 @@ from pydantic import TypeAdapter, ValidationError
 from lingact import sweep
 from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, TrainConfig, TrainerConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
+from lingact.folders import LOCK, TEMPORARY, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, taken
 from lingact.languages import nearest
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
-from lingact.tracking import adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
+from lingact.tracking import RUN_FILES, STATUSES, adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
@@ -128,24 +130,34 @@ def _run(job: str, arguments: Namespace) -> list[str]:
     if any(config.plan == "only" for config in configs):
         _tell_plans(configs)
         return []
-    new_parents = [parent for parent in folder.parents if not parent.exists()]
-    # The folder that was judged is the folder that is used, even if the clock has moved on.
+    # What was judged is what is used, even if the clock has moved on; except that another process may have taken the name meanwhile.
+    folder, made = (folder, make_folders(folder)) if _names_folder(overrides, multirun) else claim(folder)
     quoted = str(folder).replace("'", "\\'")
     start = GlobalHydra.instance().hydra
     assert start is not None
     if multirun:
-        try:
-            start.multirun(config_name=job, task_function=task, overrides=[*overrides, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"])
-        finally:
-            sweep.report(folder)
+        with taken(folder):
+            if problem := _not_this_sweep(job, folder):
+                return [problem]
+            try:
+                start.multirun(config_name=job, task_function=task, overrides=[*overrides, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"])
+            finally:
+                sweep.report(folder)
         return [f"job {record['job']}: {line}" for record in sweep.records(folder) if record["problem"] for line in record["problem"].splitlines()]
     returned = start.run(config_name=job, task_function=task, overrides=[*overrides, f"hydra.run.dir='{quoted}'"]).return_value
     if not isinstance(returned, UserError):
         return []
-    with contextlib.suppress(OSError):
-        for parent in new_parents:
-            parent.rmdir()
+    remove_empty(made)
     return str(returned).splitlines()
+
+
+def _folder_key(multirun: bool) -> str:
+    return "hydra.sweep.dir" if multirun else "hydra.run.dir"
+
+
+def _names_folder(overrides: list[str], multirun: bool) -> bool:
+    """Whether the command names the folder that it is to use; others are made anew each time."""
+    return any(override.key_or_group == _folder_key(multirun) for override in _parse(overrides)[0])
 
 
 def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
@@ -159,7 +171,8 @@ def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
         if folder is not None:
             _resume(job, Path(folder), [])
             return
-        where, _ = _judge_all(job, overrides, multirun=False)
+        # In the folder the first one may be writing by now.
+        where, _ = _judge_all(job, overrides, multirun=False, look_into_folder=False)
         _work(job, _read(job, _compose(job, overrides), None), where)
 
 
@@ -348,61 +361,102 @@ def _judge_one(job: str, overrides: list[str], sweep_folder: Path | None) -> _Ju
         # A value whose override was refused is not missing on top of that.
         problems += [line for line in str(error).splitlines() if line.partition(":")[0] not in refused]
     problems += _missing_things(job, composed)
+    problems += _side_effects(composed)
+    if cache := getattr(config, "cache", None):
+        problems += _cannot_be_made(cache, "cache")
     return _Judged(composed, None if problems else config, problems)
 
 
-def _output_folder(composed: DictConfig, key: str, explicit: bool) -> Path:
-    """The folder that Hydra will make; a default one that exists already (two runs in one second) gets a number.
+def _side_effects(composed: DictConfig) -> Iterator[str]:
+    """What Hydra itself would write where the user may have files, or where a run does not look for them."""
+    start = composed.hydra
+    if start.output_subdir is not None:
+        yield f"hydra.output_subdir: '{start.output_subdir}' is not supported, since the run folder has its own config.yaml; leave it null"
+    if start.job.chdir:
+        yield "hydra.job.chdir: true is not supported, since paths are taken from where the command is given; leave it out"
+    if not re.fullmatch(r"[^\W_][\w.+-]*", str(start.job.name)):
+        yield f"hydra.job.name: '{start.job.name}' is not supported, since folders are named after it; take letters, digits and . + - _"
+    for name in ("job_logging", "hydra_logging"):
+        handlers = (OmegaConf.to_container(start[name] or {}, resolve=False) or {}).get("handlers") or {}  # pyrefly: ignore[missing-attribute]
+        files = [key for key, handler in handlers.items() if not str(handler.get("class", "")).endswith((".StreamHandler", ".NullHandler"))]
+        if files:
+            yield f"hydra.{name}.handlers.{files[0]}: only handlers that write to the terminal are supported; leave it out and redirect: > FILE 2>&1"
+
+
+def _output_folder(composed: DictConfig, key: str) -> Path:
+    """The folder that is to be made or used.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be.
     """
     HydraConfig.instance().set_config(composed)
     try:
         folder = Path(str(OmegaConf.select(composed, key)))
     except OmegaConfBaseException as error:
         raise UserError(f"{key}: {_first_line(error)}") from None
-    if not explicit and folder.exists():
-        folder = next(other for number in itertools.count(2) if not (other := folder.with_name(f"{folder.name}_{number}")).exists())
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise UserError(f"{key}: '{folder}' cannot be made, because '{existing}' is not a folder; name another one")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{key}: '{folder}' cannot be made, because '{existing}' is not writable; name another one")
+    for problem in _cannot_be_made(folder, key):
+        raise UserError(problem)
     return folder
 
 
-def _judge_all(job: str, overrides: list[str], multirun: bool) -> tuple[Path, list[Any]]:
+def _cannot_be_made(folder: Path, key: str) -> Iterator[str]:
+    """Why a folder can neither be made nor written to."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        yield f"{key}: '{folder}' cannot be made, because '{existing}' is not a folder; name another one"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield f"{key}: '{folder}' cannot be made, because '{existing}' is not writable; name another one"
+
+
+def _judge_all(job: str, overrides: list[str], multirun: bool, *, look_into_folder: bool = True) -> tuple[Path, list[Any]]:
     """Judge every job. Returns the run folder, or the sweep's, and the configurations.
+
+    Args:
+        look_into_folder: refuse a folder that the command names and that holds anything but an earlier part of this run or sweep.
 
     Raises:
         UserError: with all problems of all jobs, each once.
     """
     parsed, unreadable = _parse(overrides)
     jobs = _expand(parsed) if multirun else [[override.input_line or "" for override in parsed]]
-    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    key = _folder_key(multirun)
+    looks = look_into_folder and _names_folder(overrides, multirun)
     found: dict[str, list[int]] = {problem: list(range(len(jobs))) for problem in unreadable.values()}
-    folder, configs = None, []
+    folder, configs, places = None, [], []
     for number, job_overrides in enumerate(jobs):
         judged = _judge_one(job, job_overrides, folder if multirun else None)
         problems = [line for line in judged.problems if line.partition(":")[0] not in unreadable]
         try:
-            folder = folder or _output_folder(judged.composed, key, explicit=any(override.key_or_group == key for override in parsed))
+            folder = folder or _output_folder(judged.composed, key)
+            places.append(_job_folder(judged.composed, folder, number) if multirun else folder)
+            config = _read(job, judged.composed, folder) if multirun and judged.config is not None else judged.config
             if judged.config is not None:
                 problems += _not_startable(judged.composed, judged.config) if multirun else []
                 configs.append(judged.config)
-                config = _read(job, judged.composed, folder) if multirun else judged.config
-                problems += _other_run(_job_folder(judged.composed, folder, number) if multirun else folder, config, key)
+            problems += _not_this_run(job, places[-1], config, key) if looks else []
         except UserError as error:
             problems.append(str(error))
         for problem in problems:
             found.setdefault(problem, []).append(number)
+    everywhere = list(range(len(jobs)))
+    if multirun and folder is not None:
+        found |= dict.fromkeys(_mixed_up(folder, places), everywhere)
+        if looks and (problem := _not_this_sweep(job, folder)):
+            found[problem] = everywhere
     if found or folder is None:
-        everywhere = range(len(jobs))
         raise UserError(
-            "\n".join(line if numbers == list(everywhere) else f"{line} [job {', '.join(map(str, numbers))}]" for line, numbers in found.items())
+            "\n".join(line if numbers == everywhere else f"{line} [job {', '.join(map(str, numbers))}]" for line, numbers in found.items())
         )
     return folder, configs
+
+
+def _mixed_up(folder: Path, places: list[Path]) -> Iterator[str]:
+    """The problem with jobs of a sweep that do not have a folder of their own each, below the sweep's."""
+    names = [os.path.relpath(os.path.normpath(place), os.path.normpath(folder)) for place in places]
+    if outside := [name for name in names if Path(name).parts[:1] in ((), ("..",), (".jobs",))]:
+        yield f"hydra.sweep.subdir: '{outside[0]}' is no folder below the sweep's; leave it out, or name one that is"
+    elif shared := [name for name in names if names.count(name) > 1]:
+        yield f"hydra.sweep.subdir: {names.count(shared[0])} jobs would share '{shared[0]}'; leave it out, or put ${{hydra.job.num}} into it"
 
 
 def _tell_plans(configs: list[Any]) -> None:
@@ -456,11 +510,69 @@ def _saved(folder: Path) -> dict[str, Any] | None:
     return saved
 
 
-def _other_run(folder: Path, config: Section, key: str) -> list[str]:
-    """The problem with a folder that holds a run with another configuration."""
+def _names(folder: Path) -> set[str]:
+    """What lies in a folder, beside what a process leaves there that was killed before it had written anything."""
+    return {path.name for path in folder.iterdir() if path.name != LOCK and not is_temporary(path.name)} if folder.is_dir() else set()
+
+
+def _made_by(folder: Path) -> str | None:
+    """The job whose run folder this is; None where it is none, or the manifest does not tell."""
+    try:
+        manifest = read_manifest(folder)
+    except UserError:
+        return None
+    return manifest["job"] if manifest["job"] in SCHEMAS and manifest["status"] in STATUSES else None
+
+
+def _not_this_run(job: str, folder: Path, config: Section | None, key: str) -> list[str]:
+    """The problem with a folder that holds anything but an earlier part of this very run. What else lies in that does no harm.
+
+    Args:
+        config: None: where the command has other problems, configurations are not compared.
+    """
+    names, made_by = _names(folder), _made_by(folder)
+    advice = "name a folder that is not there, or is empty"
+    if not names:
+        return []
+    if made_by is None and not _only_ours(folder, names):
+        what = "a sweep" if _job_of_sweep(folder) else f"other things ({listed(names)})"
+        return [f"{key}: '{folder}' holds {what}, and a run needs a folder of its own; {advice}"]
+    if made_by not in (None, job):
+        return [f"{key}: '{folder}' holds a run of {made_by}.py; {advice}"]
+    if made_by is None and "manifest.json" in names:
+        read_manifest(folder)  # raises
     saved = _saved(folder)
-    different = [] if saved is None else _contradictions(saved, config)
+    if saved is None:
+        return [f"{key}: '{folder}' holds a run without its config.yaml; put it back, or {advice}"]
+    different = [] if config is None else _contradictions(saved, config)
     return [f"{key}: '{folder}' holds a run with another configuration ({'; '.join(different)}); name another folder"] if different else []
+
+
+def _only_ours(folder: Path, names: set[str]) -> bool:
+    """Whether a folder without a manifest has a configuration of ours and beside it nothing that a run does not write."""
+    try:
+        saved = _saved(folder) or {}
+    except UserError:
+        return False
+    return names <= RUN_FILES and saved.keys() >= {"seed", "model", "languages", "tracking"}
+
+
+def _job_of_sweep(folder: Path) -> str | None:
+    """The job whose sweep folder this is; None where it is none."""
+    try:
+        start = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]
+        return str(start["job"]["config_name"]) if "lingact.sweep.JobRecords" in str(start["callbacks"]) else None
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def _not_this_sweep(job: str, folder: Path) -> str | None:
+    """The problem with a folder that holds anything but an earlier sweep of this job."""
+    names, made_by = _names(folder), _job_of_sweep(folder)
+    if not names or made_by == job:
+        return None
+    what = f"a sweep of {made_by}.py" if made_by else f"a run of {run}.py" if (run := _made_by(folder)) else f"other things ({listed(names)})"
+    return f"hydra.sweep.dir: '{folder}' holds {what}, and a sweep needs a folder of its own; name a folder that is not there, or is empty"
 
 
 def _resume(job: str, folder: Path, overrides: list[str]) -> None:
@@ -490,7 +602,7 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
     if config.plan == "only":
         _tell_plans([config])
     else:
-        _work(job, config, folder)
+        _work_alone(job, config, folder, "resume")
 
 
 def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[list[str], Section | None]:
@@ -537,18 +649,44 @@ def task(composed: DictConfig) -> float | UserError | None:
     if not first_process():
         with _silence():
             return _work(job, _read(job, composed, sweep_folder), folder)
-    untouched = not any(folder.iterdir())
     try:
-        return _work(job, _read(job, composed, sweep_folder), folder)
+        return _work_alone(job, _read(job, composed, sweep_folder), folder, _folder_key(sweep_folder is not None))
     except UserError as error:
-        if untouched and not isinstance(error, _NoSpaceError) and {path.name for path in folder.iterdir()} <= _START_FILES:
-            shutil.rmtree(folder)
+        if sweep_folder is not None:
+            remove_empty([folder])
         return error
+
+
+def _work_alone(job: str, config: Section, folder: Path, key: str) -> float | None:
+    """Run the workflow in its folder while no other process does. Nothing is left of a run that had only begun when the user had to be asked.
+
+    Raises:
+        UserError: another process works there, or the folder is of something else.
+    """
+    if not first_process():
+        return _work(job, config, folder)
+    with contextlib.nullcontext() if _complete(folder) else taken(folder):
+        # Another process may have been faster since the command was judged.
+        if problems := _not_this_run(job, folder, config, key):
+            raise UserError("\n".join(problems))
+        untouched = not _names(folder)
+        try:
+            return _work(job, config, folder)
+        except UserError as error:
+            if untouched and not isinstance(error, _NoSpaceError) and _names(folder) <= _START_FILES:
+                for name in _START_FILES - {"wandb"}:
+                    (folder / name).unlink(missing_ok=True)
+                shutil.rmtree(folder / "wandb", ignore_errors=True)
+            raise
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file() and read_manifest(folder)["status"] == "complete"
 
 
 def _work(job: str, config: Section, folder: Path) -> float | None:
     """Run the workflow in its folder; a complete run is left alone."""
-    if (folder / "manifest.json").is_file() and read_manifest(folder)["status"] == "complete":
+    if _complete(folder):
         print(f"'{folder}' is complete; nothing to do.")
         return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("objective")
     try:
@@ -591,9 +729,10 @@ def _run_workflow(job: str, config: Any, folder: Path) -> float | None:
 @contextlib.contextmanager
 def _told_to_children(folder: Path) -> Iterator[None]:
     """Tell processes that Lightning starts for this run where it lies; and forget what Lightning set for them, or the next run would start none."""
-    names = (_RUN_FOLDER, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    names = (_RUN_FOLDER, TEMPORARY, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ[_RUN_FOLDER] = str(folder.absolute())
+    os.environ[TEMPORARY] = TOKEN
     try:
         yield
     finally:

@@ -72,9 +72,13 @@ class Answers:
             return None
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # deleted since
+            return None
         except ValueError:
+            kept = None
+        if not isinstance(kept, dict) or not {"identity", "answers"} <= kept.keys():
             raise UserError(f"'{path}' cannot be read: it is cut off or of something else; delete it") from None
-        return kept["answers"] if kept.get("identity") == identity else None
+        return kept["answers"] if kept["identity"] == identity else None
 
     def keep(self, identity: dict[str, Any], answers: dict[str, Any]) -> None:
         """Write it whole or not at all."""

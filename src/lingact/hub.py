@@ -4,9 +4,8 @@ import functools
 import hashlib
 import re
 import ssl
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -20,8 +19,6 @@ from lingact.errors import UserError
 
 ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-][\w.-]*")
 """A hub id: `owner/name`, or a name of the early days such as `gpt2`."""
-_CLOCKS = 2.0
-"""Seconds by which the clocks of a file system and of this process may differ."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +88,19 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
     if not ON_THE_HUB.fullmatch(item.name):
         yield None
         return
-    started = time.time()
+    there = _blobs(item)
     # A folder of that name is taken before the hub is; a part of it may still be looked for there.
     with nullcontext() if Path(item.name).exists() else _offline_where_no_hub() as offline:
         try:
             yield offline
         except Exception as error:
-            _refuse_damaged(item, started, error)
+            _refuse_damaged(item, there, error)
             if isinstance(error, UserError) or not isinstance(error, (OSError, BrokenConnection, *((ValueError,) if offline else ()))):
                 raise
             raise item.cannot_be_had(error, offline) from error
         else:
             if not constants.HF_HUB_OFFLINE:
-                _refuse_damaged(item, started, None)
+                _refuse_damaged(item, there, None)
 
 
 def commit_of(name: str, revision: str | None) -> str | None:
@@ -159,19 +156,31 @@ def _answers(address: str, seconds: int) -> bool:
     return answered == [True]
 
 
-def _refuse_damaged(item: HubItem, since: float, error: Exception | None) -> None:
-    """Delete what was downloaded since then and is not what the hub has. The client itself compares no more than sizes.
+def _blobs(item: HubItem) -> dict[Path, tuple[int, int]]:
+    """The files of an item that are whole in the hub's cache, with inode and time of change."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{item.kind}s--{item.name.replace('/', '--')}" / "blobs"
+    found: dict[Path, tuple[int, int]] = {}
+    for file in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # another process may be downloading, too
+            known = file.stat()
+            found[file] = (known.st_ino, known.st_mtime_ns)
+    return {file: known for file, known in found.items() if file.suffix != ".incomplete"}
+
+
+def _refuse_damaged(item: HubItem, there: Mapping[Path, tuple[int, int]], error: Exception | None) -> None:
+    """Delete what was downloaded just now and is not what the hub has: the client compares no more than sizes, and would take it the next time.
+
+    Args:
+        there: what lay in the cache before, which is left alone.
 
     Raises:
         UserError: something was.
     """
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"{item.kind}s--{item.name.replace('/', '--')}" / "blobs"
-    fresh = [file for file in folder.glob("*") if file.suffix != ".incomplete" and file.stat().st_mtime >= since - _CLOCKS] if folder.is_dir() else []
-    damaged = [file for file in fresh if not _is_what_its_name_says(file)]
+    damaged = [file for file, known in _blobs(item).items() if there.get(file) != known and not _is_what_its_name_says(file)]
     for file in damaged:
-        file.unlink()
+        file.unlink(missing_ok=True)
     if damaged:
         raise UserError(f"{item.what}: what was downloaded is damaged (not what its hash says); it was deleted. Try again") from error
 

@@ -1,6 +1,7 @@
 """Long passes over text that survive being killed and are shared out over processes: states are saved as they go, continued, and put together."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,7 +74,9 @@ def resumable(  # noqa: PLR0913 (all that a pass is made of)
     unite(state, merge)
     if path is not None and left and place == 0:
         save_state(path, header, state, range(len(steps)), len(steps))
-        _forget_parts(path)
+        # Those of processes that are here now; others' were taken in, and removed, when the pass began.
+        for other in range(1, world):
+            _beside(path, other).unlink(missing_ok=True)
 
 
 def add_up(state: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -149,7 +152,8 @@ def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], to
         done |= numbers
     if parts:
         save_state(path, header, state, done, total)
-        _forget_parts(path)
+        for part in parts:  # what was in them is in the whole, and their header says that this run made them
+            part.unlink()
     return done
 
 
@@ -159,12 +163,8 @@ def _beside(path: Path, place: int) -> Path:
 
 
 def _parts(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.stem}.process*{path.suffix}"))
-
-
-def _forget_parts(path: Path) -> None:
-    for part in _parts(path):
-        part.unlink()
+    name = re.compile(rf"{re.escape(path.stem)}\.process[1-9]\d*{re.escape(path.suffix)}")
+    return sorted(part for part in path.parent.iterdir() if name.fullmatch(part.name)) if path.parent.is_dir() else []
 
 
 def refuse_strangers(found: dict[str, str], wanted: dict[str, str], name: str) -> None:

@@ -19,6 +19,7 @@ import yaml
 from lingact.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
 from lingact.config import SCHEMAS, asset, validate
 from lingact.errors import UserError
+from lingact.folders import put_in_place, temporary_beside
 from lingact.hub import ON_THE_HUB, why_offline
 from lingact.licences import licence_of
 from lingact.tracking import read_manifest, write_atomically, write_json
@@ -26,6 +27,8 @@ from lingact.tracking import read_manifest, write_atomically, write_json
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
+_SENT = (WEIGHTS, SETTINGS, IDENTITY, "manifest.json", "config.yaml", "README.md")
+"""What is pushed, and nothing else that may lie beside it."""
 _OF_ANY_PAGE = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
 """Files that a repository may have before something is pushed to it."""
 _MANIFEST = ("job", "status", "started", "seed", "git", "versions", "hardware", "identity", "wall_seconds", "peak_memory_bytes")
@@ -51,8 +54,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="write everything into RUN/hub/ and send nothing")
     given = parser.parse_args(arguments)
     try:
-        folder = write_package(given.run, given.name, exam=given.eval, licence=given.license, base_model=given.base_model)
+        folder, aside = write_package(given.run, given.name, exam=given.eval, licence=given.license, base_model=given.base_model)
         sys.stdout.write(f"written: {folder} (the card is README.md)\n")
+        if aside is not None:
+            sys.stdout.write(f"kept: {aside} (what was there before)\n")
         if not given.dry_run:
             sys.stdout.write(f"pushed: {push(folder, given.name, private=given.private, replace=given.replace)}\n")
     except UserError as error:
@@ -64,8 +69,8 @@ def main(arguments: list[str]) -> int:
 # --- what is sent --------------------------------------------------------------------------------------------------------------------------------
 
 
-def write_package(run: Path, name: str, *, exam: Path | None, licence: str | None, base_model: str | None) -> Path:
-    """Write all that is to be sent into the run's folder `hub/`, anew.
+def write_package(run: Path, name: str, *, exam: Path | None, licence: str | None, base_model: str | None) -> tuple[Path, Path | None]:
+    """Write all that is to be sent into the run's folder `hub/`. What is there already, and differs, is moved aside: it may have been edited.
 
     Args:
         run: run folder of train.py.
@@ -73,6 +78,9 @@ def write_package(run: Path, name: str, *, exam: Path | None, licence: str | Non
         exam: run folder of eval.py; None: the card says that no benchmark was asked.
         licence: None: that of the base model, where it is known.
         base_model: its hub id; None: the name that the run knew it by.
+
+    Returns:
+        The folder, and where what was in it before is now.
 
     Raises:
         UserError: the run is not complete, or something that the card has to say is not known.
@@ -97,16 +105,19 @@ def write_package(run: Path, name: str, *, exam: Path | None, licence: str | Non
     card = model_card(name, terms, config, manifest, caution, read_tables(run), asked)
 
     folder = run / "hub"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    shutil.copyfile(adapter / WEIGHTS, folder / WEIGHTS)
-    settings = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
-    write_json(folder / SETTINGS, settings | {"base_model_name_or_path": base})
-    write_json(folder / IDENTITY, {"base_model": base, "base_sha256": known["model"]["sha256"], "training": config})
-    write_json(folder / "manifest.json", manifest)
-    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    write_atomically(folder / "README.md", card)
-    return folder
+    unfinished = temporary_beside(folder)
+    unfinished.mkdir()
+    try:
+        shutil.copyfile(adapter / WEIGHTS, unfinished / WEIGHTS)
+        settings = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
+        write_json(unfinished / SETTINGS, settings | {"base_model_name_or_path": base})
+        write_json(unfinished / IDENTITY, {"base_model": base, "base_sha256": known["model"]["sha256"], "training": config})
+        write_json(unfinished / "manifest.json", manifest)
+        write_atomically(unfinished / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_atomically(unfinished / "README.md", card)
+        return folder, put_in_place(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _refuse_no_name(name: str) -> None:
@@ -229,7 +240,7 @@ def push(folder: Path, name: str, *, private: bool, replace: bool) -> str:
             _refuse_others(there, folder, private=private, replace=replace)
         hub.create_repo(name, private=private or None, exist_ok=True)
         # Not `upload_folder`, which may send several commits: who loads in between would get half of it.
-        files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+        files = [CommitOperationAdd(path.name, path) for path in sorted(folder / name for name in _SENT)]
         commit = hub.create_commit(name, files, commit_message="Adapter trained with lingact", parent_commit=there.sha if there else None)
     except (HTTPError, OSError, RuntimeError) as error:
         raise _not_taken(name, error) from error

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +36,9 @@ class JobRecords(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Forget the jobs of an earlier sweep in the same folder."""
-        shutil.rmtree(Path(config.hydra.sweep.dir) / ".jobs", ignore_errors=True)
+        """Forget the jobs of an earlier sweep in the same folder, which the command line has found to be this one's."""
+        for path, _ in _records(Path(config.hydra.sweep.dir)):
+            path.unlink()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Record how the job ended."""
@@ -60,7 +60,13 @@ class JobRecords(Callback):
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The records of a sweep's finished jobs, in their order."""
-    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in (folder / ".jobs").glob("*.json")), key=lambda record: record["job"])
+    return sorted((record for _, record in _records(folder)), key=lambda record: record["job"])
+
+
+def _records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The files that `on_job_end` has written, with what is in them; others that may lie beside them are passed over."""
+    found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in (folder / ".jobs").glob("*.json") if path.stem.isdecimal()]
+    return [(path, record) for path, record in found if isinstance(record, dict) and {"job", "overrides", "status", "folder"} <= record.keys()]
 
 
 def report(folder: Path) -> None:

@@ -28,6 +28,7 @@ import yaml
 
 from lingact.config import Section, TrackingConfig
 from lingact.errors import UserError
+from lingact.folders import TOKEN, leftovers, temporary_beside
 from lingact.wandb_artifacts import has_key
 
 if TYPE_CHECKING:
@@ -41,7 +42,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors has an error of its own, and torch's writer of archives does not say why it failed.
 _FULL_WITHOUT_ERRNO = re.compile(rf"\(os error ({'|'.join(map(str, _FULL))})\)|PytorchStreamWriter failed|unexpected pos \d+")
 _SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "NODE_RANK": "SLURM_NODEID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-_UNFINISHED = re.compile(r"\..+\.\d+")
+STATUSES = ("running", "complete", "interrupted", "failed")
+"""What a manifest says of its run."""
+_PARTS = ("tables", "figures", "stats", "stats/contexts", "stats/yardstick", "checkpoints", "answers", "samples", "results")
+"""The folders in a run's that files are written to."""
+RUN_FILES = {"config.yaml", "manifest.json", "summary.json", "report.html", "wandb", "adapter", *_PARTS}
+"""Names in a run folder that are the run's; others are the user's."""
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
@@ -51,9 +57,9 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         OSError: with the file's name, which a full disk does not give.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = temporary_beside(path)
     try:
-        with unfinished.open("wb") as file:
+        with unfinished.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -64,10 +70,18 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process was about to write."""
-    for path in [path for path in folder.rglob(".*") if _UNFINISHED.fullmatch(path.name)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def remove_leftovers(folder: Path, token: str | None) -> None:
+    """Remove what the earlier part of a run was about to write when it was killed, known by the token in its manifest.
+
+    Args:
+        folder: the run folder; looked through are it and the folders that a run has, not those below them.
+        token: None: a version that kept none made the run, and what it left stays.
+    """
+    if token is None:
+        return
+    for place in (folder, *(folder / name for name in _PARTS)):
+        for path in leftovers(place, token):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def full_disk(error: BaseException) -> str | None:
@@ -240,7 +254,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or not {"job", "status"} <= manifest.keys():
-        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; delete it, the run can be resumed without")
+        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; put it back, or move it away: the run can be resumed without")
     return manifest
 
 
@@ -280,7 +294,7 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         return
     earlier = read_manifest(folder) if (folder / "manifest.json").is_file() else {}
     identity = earlier.get("identity", {})
-    remove_unfinished(folder)
+    remove_leftovers(folder, earlier.get("temporary"))
     write_atomically(folder / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     commit = _git("rev-parse", "HEAD")
     manifest: dict[str, Any] = {
@@ -293,9 +307,12 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         "versions": _versions(),
         "hardware": _hardware(),
         "identity": identity,
+        "temporary": TOKEN,
         # An agent of a W&B sweep names the run.
         "wandb": earlier.get("wandb") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
     }
+    # Before W&B takes its second: what is in the folder says at once whose it is.
+    write_json(folder / "manifest.json", manifest)
     tracker = wandb.init(
         # A run that goes on goes on there, too.
         id=manifest["wandb"],
@@ -312,7 +329,6 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
     )
     run = Run(folder, plain, manifest, tracker, first=True)
-    run._write_manifest()
     status = "failed"
     try:
         yield run

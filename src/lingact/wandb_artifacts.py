@@ -6,7 +6,6 @@ import hashlib
 import json
 import netrc
 import os
-import shutil
 import socket
 import tempfile
 import threading
@@ -119,12 +118,10 @@ def _fetch(adapter: str, artifact: Any, unfinished: Path, cache: Path, *, needed
         _while_it_comes(lambda name=name: artifact.get_entry(name).download(root=str(unfinished), skip_cache=True), unfinished)
     if damaged := _damaged(unfinished, entries):
         raise ValueError(f"{damaged} has arrived damaged: its digest is not the one in the artifact's manifest")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        if _damaged(folder, entries):  # otherwise another process was faster
-            raise
+    # File by file, each at once, since another process may be reading or writing the same ones. What else lies there stays.
+    folder.mkdir(exist_ok=True)
+    for name in entries:
+        (unfinished / name).replace(folder / name)
     return folder
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from lingact.checkpoints import RunCheckpoints
 from lingact.errors import UserError
-from lingact.tracking import full_disk, remove_unfinished, write_atomically
+from lingact.tracking import full_disk, write_atomically
 
 HEADER = {"configuration": "a" * 64, "corpus": "b" * 64}
 
@@ -131,17 +131,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_atomically(path, "x" * 5001)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = [tmp_path / "stats" / "ml.safetensors", tmp_path / ".hydra" / "config.yaml", tmp_path / "wandb" / "run.1", tmp_path / ".v1.2.txt"]
-    gone = [tmp_path / "checkpoints" / ".last.ckpt.4711", tmp_path / ".adapter.new.12" / "adapter_config.json"]
-    for path in (*kept, *gone):
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    remove_unfinished(tmp_path)
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
-    assert not (tmp_path / ".adapter.new.12").exists()
 
 
 def test_a_full_disk_is_known_by_whoever_meets_it(tmp_path: Path) -> None:

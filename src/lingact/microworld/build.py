@@ -15,6 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from lingact.config import asset
+from lingact.errors import UserError
+from lingact.folders import listed, make_folders, put_in_place, taken, temporary_beside
 from lingact.microworld import LANGUAGES
 from lingact.microworld.documents import aligned_corpus, write_benchmarks
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
@@ -46,34 +48,56 @@ def identity(recipe: Recipe) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(recipe: Recipe, out: Path, work: Path) -> None:
+def build(recipe: Recipe, out: Path, work: Path) -> Path | None:
     """Make text, tokenizer, model, SAEs and benchmarks in a scratch folder, then put them in place together.
 
     Args:
-        out: folder of the finished organism, replaced as a whole.
+        out: folder of the finished organism. Another organism that is there is moved aside.
         work: parent of the scratch folder.
+
+    Returns:
+        Where the organism that was there before is now; None where there was none, or the same one.
+
+    Raises:
+        UserError: `out` holds something else, or another process is building the same organism in `work`.
     """
     from lingact.microworld.dictionaries import train_dictionaries
     from lingact.microworld.pretrain import train_model, train_tokenizer
 
+    _refuse_others(out)
     scratch = work / identity(recipe)
     made = scratch / "made"
-    made.mkdir(parents=True, exist_ok=True)
-    write_benchmarks(recipe.seed, made / "tasks")
-    rows = aligned_corpus(recipe.seed, recipe.corpus_events)
-    write_atomically(made / "corpus.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    if not (made / "training.json").exists():
-        tokenizer = train_tokenizer(recipe, scratch / "tokenizer")
-        losses = train_model(recipe, tokenizer, made / "model", scratch)
-        write_json(made / "training.json", {"recipe": asdict(recipe), "identity": identity(recipe), "loss_every_10_steps": losses})
-    train_dictionaries(recipe, made / "model", made, scratch)
-    replaced = out.with_name(f".{out.name}.old.{os.getpid()}")
-    unfinished = out.with_name(f".{out.name}.new.{os.getpid()}")
-    shutil.copytree(made, unfinished)
-    if out.exists():
-        out.rename(replaced)
-    unfinished.rename(out)
-    shutil.rmtree(replaced, ignore_errors=True)
+    make_folders(made)
+    with taken(scratch):
+        write_benchmarks(recipe.seed, made / "tasks")
+        rows = aligned_corpus(recipe.seed, recipe.corpus_events)
+        write_atomically(made / "corpus.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        if not (made / "training.json").exists():
+            tokenizer = train_tokenizer(recipe, scratch / "tokenizer")
+            losses = train_model(recipe, tokenizer, made / "model", scratch)
+            write_json(made / "training.json", {"recipe": asdict(recipe), "identity": identity(recipe), "loss_every_10_steps": losses})
+        train_dictionaries(recipe, made / "model", made, scratch)
+        unfinished = temporary_beside(out)
+        try:
+            shutil.copytree(made, unfinished)
+            return put_in_place(unfinished, out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse a folder that is there and no organism.
+
+    Raises:
+        UserError: it is one.
+    """
+    if not os.path.lexists(out):
+        return
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if out.is_dir() and (not names or {"training.json", "corpus.jsonl", "model", "tasks"} <= set(names)):
+        return
+    what = f"holds other things ({listed(names)})" if out.is_dir() else "is not a folder"
+    raise UserError(f"--out: '{out}' {what} and no organism that was built before; name a folder that is not there")
 
 
 def main(arguments: list[str]) -> int:
@@ -87,8 +111,12 @@ def main(arguments: list[str]) -> int:
     recipe = SMALL if given.small else Recipe()
     if given.seed is not None:
         recipe = replace(recipe, seed=given.seed)
-    build(recipe, given.out, given.work)
-    sys.stdout.write(f"built {identity(recipe)} in {given.out}\n")
+    try:
+        aside = build(recipe, given.out, given.work)
+    except UserError as error:
+        sys.stderr.write(f"build: {error}\n")
+        return 2
+    sys.stdout.write(f"built {identity(recipe)} in {given.out}\n" + ("" if aside is None else f"kept: {aside} (what was there before)\n"))
     return 0
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lingact.config import asset
+from lingact.folders import make_folders, taken
 from lingact.inference import interval, sentence_weights
 from lingact.measure import BASE, Measurement, measure
 from lingact.measures import Pooling, value
@@ -76,11 +77,20 @@ def gaps(name: str, measured: Measurement) -> pd.DataFrame:
 
 
 def run(folder: Path, work: Path) -> None:
-    """Train, measure and write the grid; finished SAEs in `work` are kept."""
+    """Train, measure and write the grid; finished SAEs in `work` are kept.
+
+    Raises:
+        UserError: another process works in `work`.
+    """
+    make_folders(work)
+    with taken(work):
+        _run(folder, work)
+
+
+def _run(folder: Path, work: Path) -> None:
     recipe = Recipe()
     lm, corpus = load_organism(folder), load_rows(folder)
     equal = dict.fromkeys(recipe.shares, 1 / len(recipe.shares))
-    work.mkdir(parents=True, exist_ok=True)
     frames = []
     for cell in declared_grid(recipe):
         if cell.name == "shipped":

@@ -1,0 +1,305 @@
+"""Folders that are taken, temporary names, and what is left alone. Several processes are real ones."""
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingact.errors import UserError
+from lingact.folders import LOCK, TOKEN, claim, is_temporary, make_folders, move_aside, put_in_place, remove_empty, taken, temporary_beside
+from lingact.tracking import remove_leftovers, write_atomically
+from tests.tree import plant, snapshot, untouched
+
+ROOT = Path(__file__).parents[2]
+FORK = multiprocessing.get_context("fork")
+
+
+def together(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """What `work(number)` gives in each of so many processes that begin at once."""
+    barrier, found = FORK.Barrier(count), FORK.SimpleQueue()
+
+    def process(number: int) -> None:
+        barrier.wait()
+        found.put((number, work(number)))
+
+    processes = [FORK.Process(target=process, args=(number,)) for number in range(count)]
+    for each in processes:
+        each.start()
+    gathered = dict(found.get() for _ in processes)
+    for each in processes:
+        each.join()
+    return [gathered[number] for number in range(count)]
+
+
+# --- names of one's own --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_processes_that_ask_for_one_folder_get_one_each(tmp_path: Path) -> None:
+    wanted = tmp_path / "outputs" / "train" / "2026-01-01_00-00-00"
+    names = together(8, lambda _: claim(wanted)[0].name)
+    assert sorted(names) == [wanted.name, *(f"{wanted.name}_{number}" for number in range(2, 9))]
+    assert sorted(path.name for path in wanted.parent.iterdir()) == sorted(names)
+
+
+def test_threads_that_ask_for_one_folder_get_one_each(tmp_path: Path) -> None:
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(claim(tmp_path / "run")[0])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 8
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "dangling link"])
+def test_a_name_that_something_has_is_not_claimed(kind: str, tmp_path: Path) -> None:
+    there = tmp_path / "run"
+    (tmp_path / "mine").mkdir()
+    match kind:
+        case "file":
+            there.write_text("mine")
+        case "folder":
+            there.mkdir()
+        case "link":
+            there.symlink_to(tmp_path / "mine")
+        case _:
+            there.symlink_to(tmp_path / "gone")
+    before = snapshot(tmp_path)
+    assert claim(there) == (tmp_path / "run_2", [tmp_path / "run_2"])
+    assert untouched(before, tmp_path)
+
+
+def test_only_folders_that_were_made_are_removed_and_only_if_empty(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    folder, made = claim(tmp_path / "outputs" / "train" / "run")
+    assert made == [folder, folder.parent]
+    remove_empty(made)
+    assert snapshot(tmp_path).keys() == {"outputs"}, "the user's empty folder stays"
+    _, made = claim(folder)
+    plant(folder.parent, "notes.txt")
+    remove_empty(made)
+    assert snapshot(tmp_path).keys() == {"outputs", "outputs/train", "outputs/train/notes.txt"}
+
+
+def test_a_parent_that_another_process_removes_is_made_again(tmp_path: Path) -> None:
+    stop = FORK.Event()
+
+    def remove() -> None:
+        while not stop.is_set():
+            remove_empty([tmp_path / "a" / "b", tmp_path / "a"])
+
+    other = FORK.Process(target=remove)
+    other.start()
+    try:
+        made = [claim(tmp_path / "a" / "b" / str(number))[0] for number in range(200)]
+    finally:
+        stop.set()
+        other.join()
+    assert all(folder.is_dir() for folder in made)
+
+
+def test_a_file_in_the_way_of_a_parent_is_an_error(tmp_path: Path) -> None:
+    before = plant(tmp_path, "outputs")
+    with pytest.raises(OSError, match="outputs"):
+        make_folders(tmp_path / "outputs" / "train")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError):
+        make_folders(tmp_path / "link" / "train")
+    assert untouched(before, tmp_path)
+
+
+def test_writers_of_one_file_never_mix(tmp_path: Path) -> None:
+    contents = [str(number) * 200_000 for number in range(4)]
+
+    def write(number: int) -> bool:
+        for _ in range(10):
+            write_atomically(tmp_path / "cache" / "answers.json", contents[number])
+        return True
+
+    assert together(4, write) == [True] * 4
+    assert (tmp_path / "cache" / "answers.json").read_text() in contents
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["answers.json"]
+
+
+def test_a_users_file_that_is_named_like_a_temporary_one_is_left_alone(tmp_path: Path) -> None:
+    before = plant(
+        tmp_path, f".table.csv.{os.getpid()}", ".table.csv.unfinished", "table.csv.tmp", ".adapter.new.1/x", f".lingact.{'0' * 16}.{'0' * 16}"
+    )
+    write_atomically(tmp_path / "table.csv", "a,b\n")
+    assert untouched(before, tmp_path)
+    assert (tmp_path / "table.csv").read_text() == "a,b\n"
+
+
+def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    before = plant(tmp_path, "mine.txt")
+    (tmp_path / "summary.json").symlink_to(tmp_path / "mine.txt")
+    write_atomically(tmp_path / "summary.json", "{}")
+    assert untouched(before, tmp_path)
+    assert not (tmp_path / "summary.json").is_symlink()
+
+
+def test_temporary_names_differ_and_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    names = {temporary_beside(tmp_path / "x").name for _ in range(100)}
+    assert len(names) == 100
+    assert all(is_temporary(name) and TOKEN in name for name in names)
+    write_atomically(tmp_path / "ours", "")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    write_atomically(path, "whole")
+    assert path.read_text() == "whole"
+
+
+# --- what a killed run has left ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_runs_own_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    token, other = "0123456789abcdef", "fedcba9876543210"
+    ours = [f".lingact.{token}.{'1' * 16}", f"stats/.lingact.{token}.{'2' * 16}", f".lingact.{token}.{'3' * 16}/adapter_config.json"]
+    before = plant(
+        tmp_path, ".bashrc.20240101", "proj/.env.2", ".config.1/x", ".last.ckpt.4711", ".adapter.new.12/adapter_config.json",  # as earlier versions took away
+        f"stats/.lingact.{other}.{'1' * 16}", f"mine/.lingact.{token}.{'1' * 16}", f".lingact.{token}.notes", f".lingact.{token}", "stats/ml.safetensors",
+    )  # fmt: skip
+    plant(tmp_path, *ours)
+    remove_leftovers(tmp_path, token)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("token", [None, "", "*", "..", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdef/.."])
+def test_without_the_token_of_a_run_nothing_is_removed(token: str | None, tmp_path: Path) -> None:
+    before = plant(tmp_path, f".lingact.{TOKEN}.{'1' * 16}", ".lingact..1", "x")
+    remove_leftovers(tmp_path, token)
+    assert snapshot(tmp_path) == before
+
+
+# --- one process at a time -----------------------------------------------------------------------------------------------------------------------
+
+HOLD = "import sys, time; from pathlib import Path; from lingact.folders import taken\nwith taken(Path(sys.argv[1])): print('in', flush=True); {then}"
+
+
+def hold(folder: Path, then: str = "time.sleep(60)") -> subprocess.Popen[str]:
+    """A process that works in the folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen((sys.executable, "-c", HOLD.format(then=then), str(folder)), stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    return process
+
+
+def test_a_folder_is_taken_while_a_process_lives_and_free_when_it_is_killed(tmp_path: Path) -> None:
+    before = plant(tmp_path, "config.yaml")
+    with hold(tmp_path) as process:
+        with pytest.raises(UserError, match=f"'{re.escape(str(tmp_path))}' is in use: another process is working in it"), taken(tmp_path):
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert (tmp_path / LOCK).exists(), "what a killed process cannot take away"
+    with taken(tmp_path):
+        pass
+    assert snapshot(tmp_path) == before
+
+
+def test_a_forked_child_does_not_keep_the_folder(tmp_path: Path) -> None:
+    then = "import os; pid = os.fork(); time.sleep(60 if pid == 0 else 0.2); print(pid, flush=True); os.kill(os.getpid(), 9)"
+    with hold(tmp_path, then) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+    assert process.returncode == -signal.SIGKILL
+    os.kill(child, 0)  # is alive
+    with taken(tmp_path):
+        os.kill(child, signal.SIGKILL)
+
+
+def test_of_many_at_once_one_works_at_a_time(tmp_path: Path) -> None:
+    def work(number: int) -> int:
+        done = 0
+        for _ in range(100):
+            try:
+                with taken(tmp_path):
+                    (tmp_path / "only").touch(exist_ok=False)  # raises where another one is in here, too
+                    (tmp_path / "only").unlink()
+                    done += 1
+            except UserError:
+                time.sleep(0.0005 * number)
+        return done
+
+    assert sum(together(4, work)) >= 100
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_process_cannot_take_it_twice_either(tmp_path: Path) -> None:
+    with taken(tmp_path), pytest.raises(UserError, match="is in use"), taken(tmp_path):
+        pass
+    with taken(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="is not writable"), taken(tmp_path):
+        pass
+    tmp_path.chmod(0o700)
+
+
+# --- what is in the place ------------------------------------------------------------------------------------------------------------------------
+
+
+def finished(tmp_path: Path) -> Path:
+    folder = temporary_beside(tmp_path / "adapter")
+    plant(folder, "weights", "below/settings")
+    return folder
+
+
+def test_a_finished_folder_gets_its_name(tmp_path: Path) -> None:
+    assert put_in_place(finished(tmp_path), tmp_path / "adapter") is None
+    assert snapshot(tmp_path).keys() == {"adapter", "adapter/weights", "adapter/below", "adapter/below/settings"}
+
+
+def test_the_same_files_stay_with_what_lies_beside_them(tmp_path: Path) -> None:
+    put_in_place(finished(tmp_path), tmp_path / "adapter")
+    before = plant(tmp_path, "adapter/notes.txt")
+    assert put_in_place(finished(tmp_path), tmp_path / "adapter") is None
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["other files", "file", "link", "dangling link", "empty folder"])
+def test_what_is_there_is_moved_aside_and_never_lost(kind: str, tmp_path: Path) -> None:
+    folder, mine = tmp_path / "adapter", tmp_path / "mine"
+    plant(tmp_path, "mine/weights", "adapter.before")
+    match kind:
+        case "other files":
+            plant(folder, "weights", "notes.txt")
+        case "file":
+            folder.write_text("mine")
+        case "link":
+            folder.symlink_to(mine)
+        case "dangling link":
+            folder.symlink_to(tmp_path / "gone")
+        case _:
+            folder.mkdir()
+    before = snapshot(tmp_path)
+    assert put_in_place(finished(tmp_path), folder) == tmp_path / "adapter.before_2"
+    moved = {name.replace("adapter.before_2", "adapter", 1): told for name, told in snapshot(tmp_path).items() if not re.match("adapter(/|$)", name)}
+    assert moved == before
+    assert (folder / "below" / "settings").is_file()
+
+
+def test_names_that_are_aside_already_are_not_taken_again(tmp_path: Path) -> None:
+    for number in range(3):
+        plant(tmp_path, "hub/README.md")
+        (tmp_path / "hub" / "README.md").write_text(str(number))
+        move_aside(tmp_path / "hub")
+    assert [(tmp_path / f"hub.before{end}" / "README.md").read_text() for end in ("", "_2", "_3")] == ["0", "1", "2"]
