@@ -521,7 +521,7 @@ def _made_by(folder: Path) -> str | None:
         manifest = read_manifest(folder)
     except UserError:
         return None
-    return manifest["job"] if manifest["job"] in SCHEMAS and manifest["status"] in STATUSES else None
+    return str(manifest["job"]) if manifest["status"] in STATUSES else None
 
 
 def _not_this_run(job: str, folder: Path, config: Section | None, key: str) -> list[str]:

@@ -26,6 +26,7 @@ from lingact.config import LoraAdapter, asset
 from lingact.errors import UserError
 from lingact.lm import LanguageModel
 from lingact.tracking import full_disk, write_json
+from tests.tree import plant, snapshot, untouched
 
 from .wandb_server import ENTITY, KEY, Artifact, WandbServer, serve
 
@@ -273,16 +274,16 @@ def test_a_full_disk_is_told_as_such(logged: WandbServer, cache: Path) -> None:
     assert find_adapter(NAME).is_dir()
 
 
-def test_another_process_may_be_faster(logged: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = Path.rename
-
-    def too_late(unfinished: Path, folder: Path) -> None:
-        shutil.copytree(unfinished, folder)
-        (unfinished / "later").touch()
-        rename(unfinished, folder)
-
-    monkeypatch.setattr(Path, "rename", too_late)
-    assert {path.name for path in find_adapter(NAME).iterdir()} == FILES
+def test_what_lies_beside_a_damaged_file_stays(logged: WandbServer, trained: tuple[dict[str, bytes], Any]) -> None:
+    folder = find_adapter(NAME)
+    plant(folder, "notes.txt", "mine/x")
+    (folder / WEIGHTS).unlink()
+    before = snapshot(folder)
+    for name in (SETTINGS, IDENTITY):
+        before.pop(name)
+    assert find_adapter(NAME) == folder
+    assert untouched(before, folder)
+    assert {name: (folder / name).read_bytes() for name in FILES} == {name: trained[0][name] for name in FILES}
 
 
 def test_a_cache_that_cannot_be_is_named(logged: WandbServer, cache: Path) -> None:

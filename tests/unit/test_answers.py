@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from lingact.harness import Answers, EvalRun, Scorer, batch_size_for, identity_o
 from lingact.lm import LanguageModel
 from lingact.tasks import Placed, load_tasks
 from lingact.tokens import Tokens
+from tests.tree import plant, untouched
 
 ITEMS = [
     {"question": "Snow is", "choices": ["white", "red", "hot"], "answer": 0},
@@ -93,13 +95,48 @@ def test_a_file_under_a_strange_name_is_nobodys(answers: Answers) -> None:
     assert sorted(answers.recall({"model": name}) is None for name in "ab") == [False, True]
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-3], lambda _: b"", lambda whole: b"\xff" + whole], ids=["cut off", "empty", "no text"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:-3],
+        lambda _: b"",
+        lambda whole: b"\xff" + whole,
+        lambda _: b"[1, 2]",
+        lambda _: b"12",
+        lambda _: b'{"identity": {"model": "a"}}',
+    ],
+    ids=["cut off", "empty", "no text", "list", "number", "no answers"],
+)
 def test_a_damaged_file_is_refused(damage: Any, answers: Answers) -> None:
     answers.keep({"model": "a"}, {"answers": [[-1.5, True]], "truncated": 0})
     (path,) = kept(answers)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=rf"'{path}' cannot be read: it is cut off or of something else; delete it"):
         answers.recall({"model": "a"})
+
+
+def test_writers_at_once_lose_no_answers(answers: Answers) -> None:
+    def keep(first: int) -> None:
+        for number in range(20):  # some of its own, and one that all write
+            answers.keep({"model": first, "number": number}, {"answers": [first], "truncated": number})
+            answers.keep({"model": "all"}, {"answers": [1] * 10_000, "truncated": 0})
+
+    writers = [multiprocessing.get_context("fork").Process(target=keep, args=(first,)) for first in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(kept(answers)) == 4 * 20 + 1, "nothing unfinished either"
+    for first in range(4):
+        for number in range(20):
+            assert answers.recall({"model": first, "number": number}) == {"answers": [first], "truncated": number}
+    assert answers.recall({"model": "all"}) == {"answers": [1] * 10_000, "truncated": 0}
+
+
+def test_what_the_user_keeps_in_the_cache_is_left_alone(answers: Answers) -> None:
+    before = plant(answers.folder, "notes.txt", "answers.json", ".cache.1/x")
+    answers.keep({"model": "a"}, {"answers": [], "truncated": 0})
+    assert untouched(before, answers.folder)
 
 
 # --- to whom they belong ------------------------------------------------------------------------------------------------------------------------

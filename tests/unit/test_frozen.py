@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lingact import frozen as module
@@ -209,3 +210,8 @@ def test_a_damaged_or_foreign_file_is_computed_again(freeze: Freeze, tmp_path: P
     freeze(cached=False)
     assert [path.read_bytes() for path in paths] == contents
     freeze(cached=True)
+    # A file of somebody else's, of the same kind.
+    for path in paths:
+        save_file({"x": torch.zeros(1)}, path, {"identity": "mine"})
+    freeze(cached=False)
+    assert [path.read_bytes() for path in paths] == contents

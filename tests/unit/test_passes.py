@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from lingact import passes
 from lingact.errors import UserError
 from lingact.passes import load_state, restore, resumable, save_state, token_bar
+from tests.tree import plant, snapshot, untouched
 
 HEADER = {"model": "m"}
 STEPS = (3, 1, 4, 1, 5, 9)
@@ -86,6 +87,25 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     done, bar = go(None, new_state())
     assert (done, bar) == (list(STEPS), sum(STEPS))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_named_like_parts_are_left_alone(tmp_path: Path) -> None:
+    before = plant(
+        tmp_path, "state.process_notes.safetensors", "state.process0.safetensors", "state.processes.safetensors", "xstate.process1.safetensors"
+    )
+    path = tmp_path / "state.safetensors"
+    go(path, new_state(), until=3)
+    go(path, new_state())
+    assert untouched(before, tmp_path)
+
+
+def test_a_part_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state.process1.safetensors"
+    save_state(path, {"model": "other"}, new_state(), [1], len(STEPS))
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=r"state.process1.safetensors' does not belong here"):
+        go(tmp_path / "state.safetensors", new_state())
+    assert snapshot(tmp_path) == before
 
 
 def test_a_state_of_something_else_is_refused_before_any_step(tmp_path: Path) -> None:
