@@ -377,7 +377,7 @@ def _load(cache: Path | None, identity: dict[str, object]) -> Tensors | None:
             if json.loads((file.metadata() or {}).get("identity", "null")) != json.loads(json.dumps(identity)):
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
+    except (SafetensorError, ValueError):
         return None
 
 
