@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _TASK_LINE = re.compile(rb"^\"?task\"?:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 _OURS = "lingact:"
 _NAMED = 12
-"""So many languages are named in a message."""
+"""So many languages or items are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -447,9 +447,7 @@ def _own_definition(source: _Source) -> dict[str, Any]:
             names = table.names(column)
             if names is None and column == source.traits.kind:
                 there = ", ".join(dict.fromkeys(key for row in table.rows for key in row))
-                problems.append(
-                    f"{source.file} has no column '{column}', by which tasks.own.{source.entry.benchmark}.split_by splits (there: {there})"
-                )
+                problems.append(f"{source.file} has no column '{column}' (tasks.own.{source.entry.benchmark}.split_by; there: {there})")
             for row, name in zip(rows, names or (), strict=bool(names)):
                 row[column] = name
     if problems:
@@ -497,9 +495,7 @@ def _place_of_answer(answer: Any, choices: Sequence[str]) -> int:
         if not 0 <= place < len(choices):
             raise ValueError(f"answer is {answer}; {allowed}")
         if any(isinstance(choice, Numeral) and float(choice) == place and other != place for other, choice in enumerate(choices)):
-            raise ValueError(
-                f"answer is the number {answer}, which is the place of one choice and the value of another; write the right choice as text"
-            )
+            raise ValueError(f"answer is the number {answer}, the place of one choice and the value of another; write the right choice as text")
         return place
     if not isinstance(answer, str):
         raise ValueError(f"answer is {_shown(answer)}; {allowed}")

@@ -114,20 +114,20 @@ def _has(corpus: ParallelCorpus, name: str) -> bool:
         ("t.csv", b"", "corpus '{path}' is empty; it needs one aligned sentence a line"),
         ("t.csv", b"en,id\n", "corpus '{path}' is empty; it needs one aligned sentence a line"),
         ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c"', "{path}, line 2: not JSON"),
-        ("t.jsonl", b'["a", "b"]\n', "{path}, line 1: every line must be one object whose values are texts"),
-        ("t.jsonl", b'\n{"en": "a", "id": 3}\n', "{path}, line 2: every line must be one object whose values are texts"),
+        ("t.jsonl", b'["a", "b"]\n', "{path}, line 1: a list; every line must be one object with a key per language code"),
+        ("t.jsonl", b'\n{"en": "a", "id": 3}\n', "{path}, line 2: id is the whole number 3, not a text; give the text itself"),
         ("t.jsonl", b'{"en": "a", "fr": "b"}\n', "corpus '{path}' has no id; it has en, fr. Add the missing text, or choose languages=... without them"),
         ("t.jsonl", b'{"english": "a"}\n', "corpus '{path}' has no en, id; it has no known language code among its keys english."),
-        ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c", "id": " "}\n', "corpus '{path}' is ragged: row 2 lacks id (1 in all)"),
-        ("t.jsonl", b'{"en": "a", "id": "b"}\n' + b'{"en": "c"}\n' * 6, "row 2 lacks id, row 3 lacks id, row 4 lacks id, row 5 lacks id, row 6 lacks id and more (6 in all)"),
+        ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c", "id": " "}\n', "corpus '{path}' is ragged: line 2 lacks id (1 in all)"),
+        ("t.jsonl", b'{"en": "a", "id": "b"}\n' + b'{"en": "c"}\n' * 6, "line 2 lacks id, line 3 lacks id, line 4 lacks id, line 5 lacks id, line 6 lacks id and more (6 in all)"),
         ("t.csv", b"en,id\na\n", "{path}, line 2: 1 cells where the header has 2; quote cells that contain the separator"),
         ("t.tsv", b"en\tid\na\tb\tc\n", "{path}, line 2: 3 cells where the header has 2"),
         ("t.csv", b"en,id,en\na,b,c\n", "{path}: the header names en more than once"),
-        ("t.csv", b'en,id\na,"' + b"b" * 200_000, "field larger than field limit (131072); is a quotation mark left open?"),
+        ("t.csv", b'en,id\na,"' + b"b" * 200_000, "{path}, line 2: a quoted cell does not end before its line does"),
         ("t.jsonl", b'{"unit": "x", "en": "a", "id": "b"}\n{"unit": "x", "en": "c", "id": "d"}\n', "has sentence ids more than once: x; ids in 'unit' must be distinct"),
         ("t.parquet", b"PAR1 and then nothing", "{path} is not a Parquet file that can be read ("),
-        ("t.jsonl", "{'en': 'é'}".encode("latin-1"), "{path} is not UTF-8 (byte 8); convert it first"),
-        ("t.txt", b"a\n", "corpus.path: '{path}' ends in '.txt'; .jsonl, .csv, .tsv, .parquet or a folder of <code>.txt files are read"),
+        ("t.jsonl", "{'en': 'é'}".encode("latin-1"), "{path}, line 1: not UTF-8 (byte 8 is 0xE9); it is cut off or in another encoding: convert it"),
+        ("t.txt", b"a\n", "{path} ends in '.txt'; .jsonl, .csv, .tsv, .parquet or a folder of <code>.txt files are read"),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_folder_must_hold_every_language_with_as_many_lines(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"line-aligned files must have the same number of lines, found en\.txt 2, id\.txt 3"):
         read(tmp_path)
     (tmp_path / "id.txt").write_text("a\n\n")
-    with pytest.raises(UserError, match="row 2 lacks id"):
+    with pytest.raises(UserError, match="line 2 lacks id"):
         read(tmp_path)
     for code in ("en", "id"):
         (tmp_path / f"{code}.txt").write_text("")

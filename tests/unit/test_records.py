@@ -142,7 +142,7 @@ def test_rows_come_from_lines_and_from_a_list(tmp_path: Path) -> None:
     assert refused(read_json_rows, written(lines, '{"a": 1}\n{"a": "\\ud800"}')).startswith(f"{lines}, line 2: not JSON (half a surrogate pair")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"b": 1}', b"\xff", b"a: [", b"[" * 9000, b"\0", b"2026-99-99"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"b": 1}', b"\xff", b"a: [", b"[" * 2000, b"\0", b"2026-99-99"])
 def test_a_damaged_file_of_a_run_is_refused_with_its_path(content: bytes, tmp_path: Path) -> None:
     path = written(tmp_path / "x.json", content)
     for read in (read_json_object, read_yaml_object):
