@@ -270,7 +270,7 @@ def _aligned(
 # --- from the hub ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def _rows(config: OnTheHub, subset: str, columns: Sequence[str], code: str) -> Table:
+def _rows(config: OnTheHub, subset: str, columns: Sequence[str], code: str) -> Any:
     """These columns of one configuration of a data set, from the hub or what was downloaded before."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetBuildError
@@ -288,9 +288,7 @@ def _rows(config: OnTheHub, subset: str, columns: Sequence[str], code: str) -> T
     absent = [column for column in columns if column not in rows.column_names]
     if absent:
         raise UserError(f"{what} has no column {', '.join(absent)} in '{subset}' (there: {', '.join(rows.column_names)}); mend its section")
-    chosen: Any = rows.select_columns(list(columns))
-    places = [f"row {number}" for number in range(1, len(rows) + 1)]
-    return Table(f"corpus '{config.dataset}', configuration '{subset}'", tuple(columns), chosen, places)
+    return rows.select_columns(list(columns))
 
 
 @contextmanager
@@ -309,7 +307,11 @@ def _from_hub(config: HubCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
     texts: dict[str, dict[str, str | None]] = {}
     documents: dict[str, tuple[str, str]] = {}
     for code in codes:
-        table = _rows(config, getattr(LANGUAGES[code], config.subset), columns, code)
+        subset = getattr(LANGUAGES[code], config.subset)
+        rows = _rows(config, subset, columns, code).to_list()
+        table = Table(
+            f"corpus '{config.dataset}', configuration '{subset}'", tuple(columns), rows, [f"row {number + 1}" for number in range(len(rows))]
+        )
         ids = _ids(config, table)
         texts[code] = dict(zip(ids, table.texts(config.text_column), strict=True))
         of_these = _documents(config, table)
@@ -374,15 +376,15 @@ def _from_pairs(config: PairsCorpus, reference: str, other: str) -> ParallelCorp
         raise UserError(f"corpus '{config.dataset}' tells scripts and varieties not apart, so it has nothing for {code}; choose another corpus")
     if config.layout == "opus":
         subset = "-".join(sorted(here))
-        table = _rows(config, subset, ["translation"], other)
-        sides: Iterable[Sequence[object]] = ([(row["translation"] or {}).get(code) for code in here] for row in table.rows)
+        rows = _rows(config, subset, ["translation"], other)
+        sides: Iterable[Sequence[object]] = ([(row["translation"] or {}).get(code) for code in here] for row in rows)
     else:
         # English stands second, whichever of the two it is.
         order = (1, 0) if here[1] != "eng" else (0, 1)
         subset = "-".join(here[place] for place in order)
         columns = [f"sentence{order.index(place) + 1}" for place in (0, 1)]
-        table = _rows(config, subset, columns, other)
-        sides = ([row[column] for column in columns] for row in table.rows)
+        rows = _rows(config, subset, columns, other)
+        sides = ([row[column] for column in columns] for row in rows)
     kept, read = _distinct(((_usable(own), _usable(translated)) for own, translated in sides), config.max_sentences)
     if not kept:
         raise UserError(f"corpus '{config.dataset}' has no translations in '{subset}'; choose another language or corpus")
