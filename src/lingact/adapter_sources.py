@@ -92,7 +92,7 @@ def training_of(place: Path) -> dict[str, Any] | None:
 def _told(path: Path, read: Callable[[str], Any], otherwise: str) -> dict[str, Any]:
     try:
         told = read(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         told = None
     if not isinstance(told, dict):
         raise UserError(f"adapter: '{path}' cannot be read: it is cut off or of something else; put it back, or {otherwise}")

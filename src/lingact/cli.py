@@ -7,7 +7,6 @@ Hydra start. A mistake of the user's ends in one message with all problems and e
 import contextlib
 import importlib
 import itertools
-import json
 import os
 import re
 import shutil
@@ -40,6 +39,7 @@ from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, Ta
 from lingact.errors import UserError, out_of_memory
 from lingact.folders import LOCK, TEMPORARY, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, taken
 from lingact.languages import nearest
+from lingact.records import read_json_object, read_yaml_object
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
 from lingact.tracking import RUN_FILES, STATUSES, adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
@@ -501,13 +501,7 @@ def _saved(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.yaml"
     if not path.is_file():
         return None
-    try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        saved = None
-    if not isinstance(saved, dict):
-        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; put it back, or start a new run in another folder")
-    return saved
+    return read_yaml_object(path, "put it back, or start a new run in another folder")
 
 
 def _names(folder: Path) -> set[str]:
@@ -688,7 +682,8 @@ def _work(job: str, config: Section, folder: Path) -> float | None:
     """Run the workflow in its folder; a complete run is left alone."""
     if _complete(folder):
         print(f"'{folder}' is complete; nothing to do.")
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("objective")
+        again = f"put it back, or delete manifest.json and write python {job}.py resume={folder}"
+        return read_json_object(folder / "summary.json", again).get("objective")
     try:
         with _sigterm_interrupts(), _told_to_children(folder):
             return _run_workflow(job, config, folder)

@@ -165,7 +165,10 @@ class Splits(Section):
 
 
 class FilesCorpus(Section):
-    """Aligned text on this machine: JSONL, CSV, TSV or Parquet with one column per language code, or a folder of line-aligned `<code>.txt`."""
+    """Aligned text on this machine: JSONL, CSV, TSV or Parquet with one column per language code, or a folder of line-aligned `<code>.txt`.
+
+    The columns `unit` (sentence ids) and `document` are read where they are there; in a folder, `unit.txt` and `document.txt`.
+    """
 
     kind: Literal["files"]
     path: Path
@@ -195,10 +198,20 @@ class HubCorpus(OnTheHub):
     id_column: str | None
     """Column that says which sentences belong together; None: they do line by line."""
     text_column: str
+    document_column: str | None = None
+    """Column that says which document a sentence comes from, such as its address; None: there is none."""
+    documents: Literal["ntrex_128"] | None = None
+    """The package's list of documents and their lengths, for a data set that has documents but no such column; None: none."""
     sentences: PositiveInt | None = None
     """How many the split has, for the plan."""
     max_sentences: PositiveInt | None
     splits: Splits
+
+    @model_validator(mode="after")
+    def _documents_from_one_place(self) -> "HubCorpus":
+        if self.document_column is not None and self.documents is not None:
+            raise ValueError(f"documents come from the column '{self.document_column}' or from the list '{self.documents}'; set one of them to null")
+        return self
 
 
 class PairsCorpus(OnTheHub):

@@ -1,13 +1,12 @@
 """Aligned text: the same sentences in several languages, read from files or the hub, split by sentence id."""
 
-import csv
+import functools
 import hashlib
-import io
 import json
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,15 +17,18 @@ import numpy as np
 import regex
 from jaxtyping import Int
 
-from lingact.config import FilesCorpus, HubCorpus, OnTheHub, PairsCorpus, Splits
+from lingact.config import FilesCorpus, HubCorpus, OnTheHub, PairsCorpus, Splits, asset
 from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
 from lingact.languages import LANGUAGES, nearest
+from lingact.records import Table, read_delimited, read_lines, read_table, text_problem
 
 _WORD_BOUNDARY, _WORDLIKE = regex.compile(r"(?wV1)\b"), regex.compile(r"[\p{L}\p{N}]")
 Split = Literal["train", "dev", "heldout", "all"]
 ID_COLUMN = "unit"
 """Column with sentence ids, if a file has it. (`id` would be Indonesian.)"""
+DOCUMENT_COLUMN = "document"
+"""Column with the document of each sentence, if a file has it."""
 
 
 def split_in_halves(units: Sequence[str]) -> Int[np.ndarray, " sentence"]:
@@ -87,7 +89,7 @@ class ParallelCorpus:
         return replace(self, texts={code: self.texts[code] for code in codes})
 
     def without(self, other: "ParallelCorpus") -> "ParallelCorpus":
-        """The sentences that the other corpus has in no language, whatever their case, width and spaces."""
+        """The sentences that the other corpus has in no language, by what is `plain`."""
         known = {code: {plain(text) for text in other.texts[code]} for code in self.texts if code in other.texts}
         return self.select([i for i in range(len(self.ids)) if not any(plain(self.texts[code][i]) in texts for code, texts in known.items())])
 
@@ -113,9 +115,45 @@ class ParallelCorpus:
         return self.select(keep)
 
 
+# Spellings of one letter that Unicode does not make equivalent, decomposed: consonant, virama and ZWJ, and the letter that replaced them.
+_LETTERS = {
+    # Chillus of Malayalam (The Unicode Standard, section 12.9, "Legacy Encoding of Chillus" and the table of it): n n r l l k, and m y lll of
+    # Unicode 9.0, which had no sequence in use but are formed alike.
+    "\u0d23\u0d4d\u200d": "\u0d7a",
+    "\u0d28\u0d4d\u200d": "\u0d7b",
+    "\u0d30\u0d4d\u200d": "\u0d7c",
+    "\u0d32\u0d4d\u200d": "\u0d7d",
+    "\u0d33\u0d4d\u200d": "\u0d7e",
+    "\u0d15\u0d4d\u200d": "\u0d7f",
+    "\u0d2e\u0d4d\u200d": "\u0d54",
+    "\u0d2f\u0d4d\u200d": "\u0d55",
+    "\u0d34\u0d4d\u200d": "\u0d56",
+    # Eyelash ra of Marathi and Nepali, ra and rra (section 12.1, rule R5a).
+    "\u0930\u094d\u200d": "\u0930\u093c\u094d",
+    # Khanda ta of Bengali (section 12.2).
+    "\u09a4\u09cd\u200d": "\u09ce",
+}
+_OLD_LETTERS = regex.compile("|".join(_LETTERS))
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+
+
+def folded(text: str) -> str:
+    """A text as it is compared with others: without differences of case, of Unicode form, and of characters that are not seen. Spaces stay.
+
+    NFKC_Casefold (The Unicode Standard, section 3.13, D146): canonical and compatibility forms are one (NFD, composed nukta, full width), and
+    default-ignorable characters are nothing (ZWJ, ZWNJ, soft hyphen, zero-width space, byte-order mark, variation selectors). Before that, old
+    sequences with ZWJ become the letters that have replaced them (`_LETTERS`), which no normalisation form does.
+    """
+    if text.isascii():
+        return text.lower()
+    new = _OLD_LETTERS.sub(lambda old: _LETTERS[old[0]], unicodedata.normalize("NFD", text))
+    seen = _INVISIBLE.sub("", unicodedata.normalize("NFKC", new).casefold())
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", unicodedata.normalize("NFKC", seen).casefold()))
+
+
 def plain(text: str) -> str:
-    """By which sentences are the same: without differences of case, width and spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """By which sentences are the same: `folded`, with one space where there are any."""
+    return " ".join(folded(text).split())
 
 
 def words_of(text: str) -> list[str]:
@@ -175,119 +213,57 @@ def _from_files(config: FilesCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
         raise UserError(
             f"corpus.path: '{path}' does not exist{nearest(path.name, siblings)} Give a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
         )
-    if path.is_dir():
-        rows = _folder_rows(path, codes)
-    elif path.suffix == ".jsonl":
-        rows = _jsonl_rows(path)
-    elif path.suffix in (".csv", ".tsv"):
-        rows = _table_rows(path)
-    elif path.suffix == ".parquet":
-        rows = _parquet_rows(path)
-    else:
-        raise UserError(f"corpus.path: '{path}' ends in '{path.suffix}'; .jsonl, .csv, .tsv, .parquet or a folder of <code>.txt files are read")
-    return _aligned(str(path), rows, codes)
-
-
-def _jsonl_rows(path: Path) -> list[dict[str, str]]:
-    rows = []
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg}); every line must be one object with a key per language code") from None
-        if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
-            raise UserError(f"{path}, line {number}: every line must be one object whose values are texts")
-        rows.append(row)
-    return rows
-
-
-def _table_rows(path: Path) -> list[dict[str, str]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-    header = next(reader, [])
-    doubled = [name for name, count in Counter(header).items() if count > 1]
-    if doubled:
-        raise UserError(f"{path}: the header names {', '.join(doubled)} more than once; every column needs a name of its own")
-    rows = []
-    try:
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells where the header has {len(header)}; quote cells that contain the separator"
-                )
-            if cells:
-                rows.append(dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; is a quotation mark left open?") from None
-    return rows
-
-
-def _parquet_rows(path: Path) -> list[dict[str, str]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        schema = parquet.read_schema(path)
-        texts = [column.name for column in schema if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)]
-        return [{name: text or "" for name, text in row.items()} for row in parquet.read_table(path, columns=texts).to_pylist()]
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
-
-
-def _folder_rows(path: Path, codes: tuple[str, ...]) -> list[dict[str, str]]:
-    columns = {}
-    for code in codes:
-        file = path / f"{code}.txt"
-        if not file.is_file():
-            raise UserError(f"{path} has no {code}.txt; found: {', '.join(sorted(f.name for f in path.glob('*.txt'))) or 'no .txt file'}")
-        columns[code] = _lines(file)
-    lengths = {code: len(lines) for code, lines in columns.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{code}.txt {length}" for code, length in lengths.items())
-        raise UserError(f"{path}: line-aligned files must have the same number of lines, found {listed}")
-    return [dict(zip(columns, lines, strict=True)) for lines in zip(*columns.values(), strict=True)]
-
-
-def _lines(path: Path) -> list[str]:
-    # Not str.splitlines: texts may hold other line breaks, such as U+2028.
-    text = _text(path)
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it first") from None
-
-
-def _aligned(name: str, rows: list[dict[str, str]], codes: tuple[str, ...]) -> ParallelCorpus:
-    if not rows:
-        raise UserError(f"corpus '{name}' is empty; it needs one aligned sentence a line")
-    columns = {key for row in rows for key in row}
-    absent = [code for code in codes if code not in columns]
+    table = _folder(path, codes) if path.is_dir() else read_table(path, {*codes, ID_COLUMN, DOCUMENT_COLUMN})
+    if not table.rows:
+        raise UserError(f"corpus '{path}' is empty; it needs one aligned sentence a line")
+    absent = [code for code in codes if code not in table.columns]
     if absent:
-        there = [code for code in LANGUAGES if code in columns]
+        there = [code for code in LANGUAGES if code in table.columns]
         raise UserError(
-            f"corpus '{name}' has no {', '.join(absent)}; it has "
-            f"{', '.join(there) or 'no known language code among its keys ' + ', '.join(sorted(columns))}. "
+            f"corpus '{path}' has no {', '.join(absent)}; it has "
+            f"{', '.join(there) or 'no known language code among its keys ' + ', '.join(sorted(table.columns))}. "
             "Add the missing text, or choose languages=... without them"
         )
-    ragged = [(i, code) for i, row in enumerate(rows, start=1) for code in codes if not row.get(code, "").strip()]
+    texts = {code: table.texts(code) for code in codes}
+    return _aligned(str(path), texts, table.names(ID_COLUMN), table.names(DOCUMENT_COLUMN), table.places)
+
+
+def _folder(path: Path, codes: tuple[str, ...]) -> Table:
+    """Line-aligned `<code>.txt`, and `unit.txt` and `document.txt` where they are there."""
+    columns = {}
+    for name in (*codes, ID_COLUMN, DOCUMENT_COLUMN):
+        file = path / f"{name}.txt"
+        if file.is_file():
+            columns[name] = read_lines(file)
+        elif name in codes:
+            raise UserError(f"{path} has no {name}.txt; found: {', '.join(sorted(f.name for f in path.glob('*.txt'))) or 'no .txt file'}")
+    lengths = {name: len(lines) for name, lines in columns.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name}.txt {length}" for name, length in lengths.items())
+        raise UserError(f"{path}: line-aligned files must have the same number of lines, found {listed}")
+    rows = [dict(zip(columns, lines, strict=True)) for lines in zip(*columns.values(), strict=True)]
+    return Table(str(path), tuple(columns), rows, [f"line {number}" for number in range(1, len(rows) + 1)])
+
+
+def _aligned(
+    name: str, given: Mapping[str, Sequence[str | None]], ids: Sequence[str] | None, documents: Sequence[str] | None, places: Sequence[str]
+) -> ParallelCorpus:
+    """A corpus of columns: every text is there, no id comes twice, doubles are left out."""
+    compared = {code: [plain(text or "") for text in column] for code, column in given.items()}
+    ragged = [f"{place} lacks {code}" for i, place in enumerate(places) for code in given if not compared[code][i]]
     if ragged:
-        listed = ", ".join(f"row {i} lacks {code}" for i, code in ragged[:5])
         raise UserError(
-            f"corpus '{name}' is ragged: {listed}{' and more' if len(ragged) > 5 else ''} ({len(ragged)} in all); every sentence needs a "
-            "text in every language"
+            f"corpus '{name}' is ragged: {', '.join(ragged[:5])}{' and more' if len(ragged) > 5 else ''} ({len(ragged)} in all); every sentence "
+            "needs a text in every language"
         )
-    ids = tuple(row.get(ID_COLUMN) or f"row-{i:06d}" for i, row in enumerate(rows, start=1))
-    doubled = [key for key, count in Counter(ids).items() if count > 1]
+    kept = tuple(f"row-{i:06d}" for i in range(1, len(places) + 1)) if ids is None else tuple(ids)
+    doubled = [key for key, count in Counter(kept).items() if count > 1]
     if doubled:
         raise UserError(f"corpus '{name}' has sentence ids more than once: {', '.join(doubled[:5])}; ids in '{ID_COLUMN}' must be distinct")
     # Doubles would count twice in every interval, and come into two splits.
-    first = {tuple(plain(row[code]) for code in codes): i for i, row in reversed(list(enumerate(rows)))}
-    found = ParallelCorpus(name, ids, {code: tuple(row[code] for row in rows) for code in codes}, left_out=len(rows) - len(first))
+    first = {said: i for i, said in reversed(list(enumerate(zip(*compared.values(), strict=True))))}
+    texts = {code: tuple(text or "" for text in column) for code, column in given.items()}
+    found = ParallelCorpus(name, kept, texts, left_out=len(kept) - len(first), documents=None if documents is None else tuple(documents))
     return found.select(sorted(first.values()))
 
 
@@ -295,7 +271,7 @@ def _aligned(name: str, rows: list[dict[str, str]], codes: tuple[str, ...]) -> P
 
 
 def _rows(config: OnTheHub, subset: str, columns: Sequence[str], code: str) -> Any:
-    """The rows of one configuration of a data set, from the hub or what was downloaded before."""
+    """These columns of one configuration of a data set, from the hub or what was downloaded before."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetBuildError
 
@@ -312,7 +288,7 @@ def _rows(config: OnTheHub, subset: str, columns: Sequence[str], code: str) -> A
     absent = [column for column in columns if column not in rows.column_names]
     if absent:
         raise UserError(f"{what} has no column {', '.join(absent)} in '{subset}' (there: {', '.join(rows.column_names)}); mend its section")
-    return rows
+    return rows.select_columns(list(columns))
 
 
 @contextmanager
@@ -327,14 +303,69 @@ def _errors_only(logger: str) -> Iterator[None]:
 
 
 def _from_hub(config: HubCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
-    by_id: dict[str, dict[str, str]] = {}
-    columns = [config.text_column] if config.id_column is None else [config.id_column, config.text_column]
+    columns = [column for column in (config.id_column, config.text_column, config.document_column) if column is not None]
+    texts: dict[str, dict[str, str | None]] = {}
+    documents: dict[str, tuple[str, str]] = {}
     for code in codes:
         subset = getattr(LANGUAGES[code], config.subset)
-        for number, row in enumerate(_rows(config, subset, columns, code), start=1):
-            key = f"row-{number:06d}" if config.id_column is None else str(row[config.id_column])
-            by_id.setdefault(key, {})[code] = row[config.text_column] or ""
-    return _aligned(config.dataset, [{ID_COLUMN: key, **texts} for key, texts in by_id.items()], codes)
+        rows = _rows(config, subset, columns, code).to_list()
+        table = Table(
+            f"corpus '{config.dataset}', configuration '{subset}'", tuple(columns), rows, [f"row {number + 1}" for number in range(len(rows))]
+        )
+        ids = _ids(config, table)
+        texts[code] = dict(zip(ids, table.texts(config.text_column), strict=True))
+        of_these = _documents(config, table)
+        for key, document in zip(ids, of_these, strict=True) if of_these else ():
+            first, whose = documents.setdefault(key, (document, code))
+            if document != first:
+                raise UserError(
+                    f"{table.name}: sentence {key} is of the document '{document}', and in {whose} of '{first}'; a sentence and its translations are "
+                    "of one document. Do without documents: corpus.document_column=null"
+                )
+    ids = list(dict.fromkeys(key for column in texts.values() for key in column))
+    if not ids:
+        raise UserError(f"corpus '{config.dataset}' is empty")
+    aligned = {code: [column.get(key) for key in ids] for code, column in texts.items()}
+    of = [documents[key][0] for key in ids] if documents else None
+    return _aligned(config.dataset, aligned, ids, of, [f"row {number}" for number in range(1, len(ids) + 1)])
+
+
+def _ids(config: HubCorpus, table: Table) -> list[str]:
+    """Which sentences belong together."""
+    if config.id_column is None:
+        return [f"row-{number:06d}" for number in range(1, len(table.rows) + 1)]
+    ids = table.names(config.id_column) or []
+    if len(ids) < len(table.rows):
+        raise UserError(f"{table.name}: the column '{config.id_column}' holds nothing; mend corpus.id_column")
+    doubled = [key for key, count in Counter(ids).items() if count > 1]
+    if doubled:
+        raise UserError(f"{table.name} has sentence ids more than once: {', '.join(doubled[:5])}; mend corpus.id_column")
+    return ids
+
+
+def _documents(config: HubCorpus, table: Table) -> Sequence[str]:
+    """The document of each sentence; nothing where the corpus tells none."""
+    if config.document_column is not None:
+        found = table.names(config.document_column)
+        if found is None:
+            raise UserError(f"{table.name}: the column '{config.document_column}' holds nothing; do without documents: corpus.document_column=null")
+        return found
+    if config.documents is None:
+        return ()
+    listed = _listed_documents(config.documents)
+    if len(listed) != len(table.rows):
+        raise UserError(
+            f"{table.name} has {len(table.rows)} sentences, and the list of documents '{config.documents}' is of {len(listed)}; it is another "
+            "version or split. Do without documents: corpus.documents=null"
+        )
+    return listed
+
+
+@functools.cache
+def _listed_documents(name: str) -> tuple[str, ...]:
+    """The document of each sentence of a data set, by the package's list of documents and their lengths."""
+    table = read_delimited(Path(asset(f"documents/{name}.tsv")))
+    return tuple(str(row[DOCUMENT_COLUMN]) for row in table.rows for _ in range(int(row["sentences"])))
 
 
 def _from_pairs(config: PairsCorpus, reference: str, other: str) -> ParallelCorpus:
@@ -346,7 +377,7 @@ def _from_pairs(config: PairsCorpus, reference: str, other: str) -> ParallelCorp
     if config.layout == "opus":
         subset = "-".join(sorted(here))
         rows = _rows(config, subset, ["translation"], other)
-        sides: Iterable[Sequence[str | None]] = ([row["translation"][code] for code in here] for row in rows)
+        sides: Iterable[Sequence[object]] = ([(row["translation"] or {}).get(code) for code in here] for row in rows)
     else:
         # English stands second, whichever of the two it is.
         order = (1, 0) if here[1] != "eng" else (0, 1)
@@ -354,11 +385,16 @@ def _from_pairs(config: PairsCorpus, reference: str, other: str) -> ParallelCorp
         columns = [f"sentence{order.index(place) + 1}" for place in (0, 1)]
         rows = _rows(config, subset, columns, other)
         sides = ([row[column] for column in columns] for row in rows)
-    kept, read = _distinct(((own or "", translated or "") for own, translated in sides), config.max_sentences)
+    kept, read = _distinct(((_usable(own), _usable(translated)) for own, translated in sides), config.max_sentences)
     if not kept:
         raise UserError(f"corpus '{config.dataset}' has no translations in '{subset}'; choose another language or corpus")
     texts = {reference: tuple(pair[0] for pair in kept.values()), other: tuple(pair[1] for pair in kept.values())}
     return ParallelCorpus(f"{config.dataset}/{subset}", tuple(kept), texts, left_out=read - len(kept))
+
+
+def _usable(side: object) -> str:
+    """A side of a pair; nothing where it is no text or holds a separator, as here and there in what was collected from the web."""
+    return side if isinstance(side, str) and text_problem(side) is None else ""
 
 
 def _distinct(pairs: Iterable[tuple[str, str]], at_most: int | None) -> tuple[dict[str, tuple[str, str]], int]:

@@ -6,6 +6,7 @@ scripts, their words and their web text, so every correlation comes with its ran
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from lingact.compare import ALL
 from lingact.errors import UserError
 from lingact.inference import benjamini_hochberg, holm
 from lingact.languages import LANGUAGES, language, nearest
+from lingact.records import Table, read_delimited
 
 FEWEST_LANGUAGES = 4
 """A correlation of fewer has less than two residual degrees of freedom."""
@@ -39,6 +41,9 @@ SIMILARITIES = ("cka", "retrieval", "cosine")
 SCORE = "score_"
 """Begins the name of a benchmark's column in the side-by-side table."""
 
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NAMED = 5
+"""So many lines are named in a message."""
 _CHUNK = 1 << 15
 _TIE = 1e-9
 """Correlations this close are equal: an order that repeats the observed one must count in spite of rounding."""
@@ -55,8 +60,8 @@ def read_scores(paths: Sequence[Path]) -> pd.DataFrame:
     """Benchmark scores per language from evaluation runs and score files.
 
     Args:
-        paths: folders of evaluation runs (the base model's accuracies over all kinds of items are taken), or CSV files with the columns language,
-            benchmark (or task), score and, if known, n.
+        paths: folders of evaluation runs (the base model's accuracies over all kinds of items are taken), or CSV (or TSV) files with the columns
+            language, benchmark (or task), score and, if known, n.
 
     Returns:
         One row per benchmark and language: benchmark, language, score, n (items, missing where not given), source.
@@ -95,34 +100,33 @@ def _run_scores(folder: Path) -> pd.DataFrame:
         raise UserError(f"no evaluation in {folder}: it has no tables/accuracy.csv; give the folder of a finished run of eval.py, or a CSV file")
     table = _read_csv(path)
     _require_columns(table, ("model", "task", "language", "kind", "metric", "n", "estimate"), path)
-    table = table[(table["model"] == "base") & (table["metric"] == "acc") & (table["kind"] == "all")]
-    if table.empty:
+    wanted = {"model": "base", "metric": "acc", "kind": "all"}
+    rows = [(place, row) for place, row in zip(table.places, table.rows, strict=True) if all(row[name] == value for name, value in wanted.items())]
+    if not rows:
         raise UserError(f"{path} holds no accuracies of the base model over all kinds of items; give the folder of a finished run of eval.py")
-    return _scores(table.rename(columns={"task": "benchmark", "estimate": "score"}), path)
+    return _scores(rows, path, benchmark="task", score="estimate")
 
 
 def _file_scores(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"no scores at {path}: there is no such file or folder")
     table = _read_csv(path)
-    if "benchmark" not in table.columns and "task" in table.columns:
-        table = table.rename(columns={"task": "benchmark"})
-    _require_columns(table, ("language", "benchmark", "score"), path)
-    return _scores(table, path)
+    benchmark = "task" if "benchmark" not in table.columns and "task" in table.columns else "benchmark"
+    _require_columns(table, ("language", benchmark, "score"), path)
+    if not table.rows:
+        raise UserError(f"{path} has columns but no rows; give a row per language and benchmark")
+    return _scores(list(zip(table.places, table.rows, strict=True)), path, benchmark=benchmark, score="score")
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    try:
-        # As text: "nan" must be refused with its place, and a code such as "no" stays one.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8 with the columns language, benchmark and score ({error})") from error
-    if not isinstance(table.index, pd.RangeIndex):
-        raise UserError(f"{path}: its rows have more cells than its first line has columns ({', '.join(table.columns)}); mend one or the other")
+def _read_csv(path: Path) -> Table:
+    """A table whose cells are texts: "nan" must be refused with its place, and a code such as "no" stays one."""
+    table = read_delimited(path, strip=True)
+    if not table.columns:
+        raise UserError(f"{path} is empty; it needs the columns language, benchmark and score")
     return table
 
 
-def _require_columns(table: pd.DataFrame, needed: Sequence[str], path: Path) -> None:
+def _require_columns(table: Table, needed: Sequence[str], path: Path) -> None:
     came = list(table.columns)
     for name in needed:
         if name not in came:
@@ -131,41 +135,37 @@ def _require_columns(table: pd.DataFrame, needed: Sequence[str], path: Path) -> 
             raise UserError(f"{path} has no column '{name}'{hint} (needed: {', '.join(needed)}; there: {', '.join(came)})")
 
 
-def _scores(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The named columns with their types, every cell checked."""
-    if table.empty:
-        raise UserError(f"{path} has columns but no rows; give a row per language and benchmark")
-    places = [f"{path}, line {row + 2}" for row in table.index]
-    for place, code in zip(places, table["language"], strict=True):
+def _scores(rows: Sequence[tuple[str, Mapping[str, str]]], path: Path, *, benchmark: str, score: str) -> pd.DataFrame:
+    """The named columns with their types, every cell checked; all problems at once."""
+    problems, found = [], []
+    for place, row in rows:
         try:
-            language(code)
+            language(row["language"])
+            if not row[benchmark]:
+                raise UserError("the benchmark has no name; give one")
+            found.append((row[benchmark], row["language"], _number(row[score], score), _count(row.get("n", ""))))
         except UserError as error:
-            raise UserError(f"{place}: {error}") from error
-    if not (table["benchmark"] != "").all():
-        raise UserError(f"{places[list(table['benchmark'] != '').index(False)]}: the benchmark has no name; give one")
-    score = [_number(text, "score", place) for text, place in zip(table["score"], places, strict=True)]
-    n = [_count(text, place) for text, place in zip(table["n"], places, strict=True)] if "n" in table.columns else [None] * len(table)
-    return pd.DataFrame(
-        {"benchmark": list(table["benchmark"]), "language": list(table["language"]), "score": score, "n": pd.array(n, "Int64"), "source": str(path)}
-    )
+            problems.append(f"{path}, {place}: {error}")
+    if problems:
+        raise UserError("\n".join(problems[:_NAMED] + ([f"{path}: and {len(problems) - _NAMED} more such lines"] if len(problems) > _NAMED else [])))
+    benchmarks, codes, scores, n = (list(column) for column in zip(*found, strict=True))
+    return pd.DataFrame({"benchmark": benchmarks, "language": codes, "score": scores, "n": pd.array(n, "Int64"), "source": str(path)})
 
 
-def _number(text: str, column: str, place: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.nan
-    if not np.isfinite(value):
-        raise UserError(f"{place}: {column} '{text}' is not a finite number; mend it, or leave the row out")
+def _number(text: str, column: str) -> float:
+    # Not everything that Python takes for a number: 1_0 is none.
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{column} '{text}' is not a finite number; mend it, or leave the row out")
     return value
 
 
-def _count(text: str, place: str) -> int | None:
+def _count(text: str) -> int | None:
     if text == "":
         return None
-    value = _number(text, "n", place)
+    value = _number(text, "n")
     if value < 1 or value != int(value):
-        raise UserError(f"{place}: n '{text}' is not a number of items; give a whole number of at least 1, or leave the cell empty")
+        raise UserError(f"n '{text}' is not a number of items; give a whole number of at least 1, or leave the cell empty")
     return int(value)
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from lingact.errors import UserError, out_of_memory
 from lingact.lm import LanguageModel
 from lingact.ranks import gathered, rank, told, world
+from lingact.records import read_json_object
 from lingact.tasks import Placed, Question, quiet
 from lingact.tracking import write_atomically
 
@@ -70,14 +71,7 @@ class Answers:
         path = self._path(identity)
         if not path.is_file():
             return None
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # deleted since
-            return None
-        except ValueError:
-            kept = None
-        if not isinstance(kept, dict) or not {"identity", "answers"} <= kept.keys():
-            raise UserError(f"'{path}' cannot be read: it is cut off or of something else; delete it") from None
+        kept = read_json_object(path, "delete it", needed=("identity", "answers"))
         return kept["answers"] if kept["identity"] == identity else None
 
     def keep(self, identity: dict[str, Any], answers: dict[str, Any]) -> None:

@@ -165,6 +165,14 @@ def _finished(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     return header, arrays
 
 
+@contextmanager
+def _of_this_kind(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"'{path}' holds something else ({type(error).__name__}: {error}); delete it and let the run make it again") from None
+
+
 # --- spliced cross-entropy -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +198,8 @@ class SplicedLosses:
             UserError: the file is not there, damaged, of something else or not finished.
         """
         header, arrays = _finished(path)
-        return cls._from_arrays(tuple(json.loads(header["layers"])), json.loads(header["meters"]), header["order"].split(), arrays)
+        with _of_this_kind(path):
+            return cls._from_arrays(tuple(json.loads(header["layers"])), json.loads(header["meters"]), header["order"].split(), arrays)
 
     @classmethod
     def _from_arrays(cls, layers: tuple[int, ...], meters: Sequence[str], codes: Sequence[str], arrays: dict[str, np.ndarray]) -> "SplicedLosses":
@@ -310,7 +319,8 @@ class CausalLosses:
             UserError: the file is not there, damaged, of something else or not finished.
         """
         header, arrays = _finished(path)
-        return cls._from_arrays(tuple(Arm(*arm) for arm in json.loads(header["arms"])), header["order"].split(), arrays)
+        with _of_this_kind(path):
+            return cls._from_arrays(tuple(Arm(*arm) for arm in json.loads(header["arms"])), header["order"].split(), arrays)
 
     @classmethod
     def _from_arrays(cls, arms: tuple[Arm, ...], codes: Sequence[str], arrays: dict[str, np.ndarray]) -> "CausalLosses":

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lingact.benchmarks import FAMILIES, TEXT_SOURCES
 from lingact.config import CorpusConfig
-from lingact.corpus import ParallelCorpus, load_corpus, load_training_text, words_of
+from lingact.corpus import ParallelCorpus, folded, load_corpus, load_training_text, words_of
 from lingact.errors import UserError
 
 _LABEL = 3
@@ -23,11 +23,11 @@ Words = tuple[str, ...]
 
 
 def content_words(text: str) -> Words:
-    """The lower-case words of a text without its labels; of a text that has nothing else, all words.
+    """The words of a text, `folded`, without its labels; of a text that has nothing else, all words.
 
     Sentences are not kept apart: in text made from templates the one that is shared says nothing without the one beside it.
     """
-    sentences = [tuple(word.casefold() for word in words_of(part)) for part in _SENTENCE_END.split(text)]
+    sentences = [tuple(words_of(part)) for part in _SENTENCE_END.split(folded(text))]
     content = [words for words in sentences if len(words) >= _LABEL] or sentences
     return tuple(word for words in content for word in words)
 

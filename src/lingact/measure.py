@@ -1,6 +1,5 @@
 """One pass over aligned text: every layer, every set of SAEs, base and adapter side by side, into streaming statistics."""
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -19,6 +18,7 @@ from lingact.lm import LanguageModel
 from lingact.losses import kl_per_token
 from lingact.passes import add_up, load_state, refuse_strangers, resumable, token_bar
 from lingact.ranks import rank
+from lingact.records import read_json_object
 from lingact.sae import Dictionaries
 from lingact.stats import DISCOVERY, GIVEN, FeatureStats, SentenceVectors, Yardstick, add_batch
 from lingact.tokens import TokenBatch
@@ -253,7 +253,8 @@ def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
     path = folder / _INDEX
     if not path.is_file():
         raise UserError(f"'{folder}' holds no statistics (no {_INDEX}); name a run folder of analyze.py or train.py")
-    index = json.loads(path.read_text(encoding="utf-8"))
+    needed = ("header", "keys", "layers", "top_k", "piece", "sentence_ids", "vectors")
+    index = read_json_object(path, "delete it and resume the run that wrote it", needed)
     header, layers, ids = index["header"], tuple(index["layers"]), tuple(index["sentence_ids"])
     keys: list[Key] = [(meter, variant, code) for meter, variant, code in index["keys"]]
     stats: dict[Key, FeatureStats] = {}

@@ -126,7 +126,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], set[int], 
         count, total = json.loads(described["steps"])
         done = set(json.loads(described["done"])) if "done" in described else set(range(count))
         return json.loads(described["header"]), arrays, done, total
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as statistics of lingact ({error}); it is cut off or of something else: delete it") from None
 
 

@@ -1,7 +1,6 @@
 """What models are made of, by arithmetic: number of weights, linear modules of a block, work for a token. No weights and no network needed."""
 
 import contextlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from lingact.config import ModelConfig, SaeSet, Shape
+from lingact.records import read_json_object
 
 Number = int | float
 
@@ -94,7 +94,7 @@ def shape_of(model: ModelConfig) -> tuple[Shape | None, str]:
     """
     path = _config_here(model)
     if path is not None:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json_object(path, f"it belongs to the model '{model.name}': put it back, or download it again")
         # A model that reads pictures, too, has a configuration for each part; the tower's size is not told there.
         beside = model.shape.beside if model.shape and "text_config" in told else 0
         with contextlib.suppress(ValidationError):  # a file may leave out what is as usual
@@ -118,7 +118,7 @@ def _config_here(model: ModelConfig) -> Path | None:
 
 def _shape_from(told: dict[str, Any], beside: int) -> Shape | None:
     """From transformers' names, of which GPT-2 has its own."""
-    architecture: Any = _TRANSFORMERS_NAMES.get(told["model_type"], told["model_type"])
+    architecture: Any = _TRANSFORMERS_NAMES.get(str(told.get("model_type")), told.get("model_type"))
     if architecture not in get_args(Shape.model_fields["architecture"].annotation):
         return None
 
@@ -153,7 +153,7 @@ def width_of(spec: SaeSet, d_model: int) -> tuple[int | None, str]:
     layer = 0 if isinstance(spec.id, str) else next(iter(spec.id))
     local = Path(spec.release) / spec.id_of(layer) / "cfg.json"
     if local.is_file():
-        return json.loads(local.read_text(encoding="utf-8")).get("d_sae"), "its cfg.json"
+        return read_json_object(local, "put it back, or take other SAEs").get("d_sae"), "its cfg.json"
     name = f"{spec.release} {spec.id_of(layer)}"
     if found := _WIDTH_IN_NAME.search(name):
         number = int(found[1])

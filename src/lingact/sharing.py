@@ -22,6 +22,7 @@ from lingact.errors import UserError
 from lingact.folders import put_in_place, temporary_beside
 from lingact.hub import ON_THE_HUB, why_offline
 from lingact.licences import licence_of
+from lingact.records import read_json_object
 from lingact.tracking import read_manifest, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def write_package(run: Path, name: str, *, exam: Path | None, licence: str | Non
     unfinished.mkdir()
     try:
         shutil.copyfile(adapter / WEIGHTS, unfinished / WEIGHTS)
-        settings = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
+        settings = read_json_object(adapter / SETTINGS, "put it back, or train again")
         write_json(unfinished / SETTINGS, settings | {"base_model_name_or_path": base})
         write_json(unfinished / IDENTITY, {"base_model": base, "base_sha256": known["model"]["sha256"], "training": config})
         write_json(unfinished / "manifest.json", manifest)
@@ -178,7 +179,7 @@ def _adapter_sha256(run: Path) -> str:
     index = run / "stats" / "index.json"
     try:
         return json.loads(index.read_text(encoding="utf-8"))["header"]["adapter"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"'{index}' does not tell which adapter was measured, so that --eval cannot be checked; put it back, or leave --eval out"
         ) from None

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lingact.errors import UserError
+from lingact.records import read_json_object, read_yaml_object
 from lingact.tracking import DPI, first_process, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -59,14 +59,19 @@ class JobRecords(Callback):
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a sweep's finished jobs, in their order."""
-    return sorted((record for _, record in _records(folder)), key=lambda record: record["job"])
+    """The records of a sweep's finished jobs, in their order.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    return sorted((record for _, record in _records(folder)), key=lambda record: int(record["job"]))
 
 
 def _records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The files that `on_job_end` has written, with what is in them; others that may lie beside them are passed over."""
-    found = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in (folder / ".jobs").glob("*.json") if path.stem.isdecimal()]
-    return [(path, record) for path, record in found if isinstance(record, dict) and {"job", "overrides", "status", "folder"} <= record.keys()]
+    otherwise, needed = "delete it to go on without that job", ("job", "overrides", "status", "problem", "folder")
+    paths = [path for path in (folder / ".jobs").glob("*.json") if path.stem.isdecimal()]
+    return [(path, read_json_object(path, otherwise, needed)) for path in paths]
 
 
 def report(folder: Path) -> None:
@@ -131,7 +136,7 @@ class Job:
 def _job(record: Mapping[str, Any]) -> Job:
     folder = Path(record["folder"])
     path, config = folder / "summary.json", _config(folder)
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    summary = read_json_object(path, f"delete '{folder / 'manifest.json'}' and resume that job") if path.is_file() else {}
     given = config.get("adapter") or []
     adapter = given if isinstance(given, str) else next(iter(given), None)  # of several the first stands for all
     trained = config if adapter is None else _config(_training_run(adapter))
@@ -155,7 +160,7 @@ def _is_control(loss: Mapping[str, Any]) -> bool:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_yaml_object(path, "put it back") if path.is_file() else {}
 
 
 def _training_run(adapter: str) -> Path:

@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import yaml
+
 from lingact.benchmarks import FAMILIES, Entry, Family, entry, family
 from lingact.config import OwnItems, OwnTask, TasksConfig, asset
+from lingact.corpus import plain
 from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
 from lingact.languages import LANGUAGES, nearest
+from lingact.records import Numeral, Table, kind_of, read_json_rows
 from lingact.selection import Candidates, choose
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 _TASK_LINE = re.compile(rb"^\"?task\"?:[ \t]*[\"']?([^\s\"'#]+)", re.MULTILINE)
 _OURS = "lingact:"
 _NAMED = 12
-"""So many languages are named in a message."""
+"""So many languages or items are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +208,9 @@ def _task_files(folder: Path, known: dict[Path, dict[str, Path]]) -> dict[str, P
         for place, folders, names in os.walk(folder):
             folders.sort()
             for file in sorted(names):
-                if file.endswith((".yaml", ".yml")) and (line := _TASK_LINE.search(Path(place, file).read_bytes())):
-                    found.setdefault(line[1].decode(), Path(place, file))
+                path = Path(place, file)
+                if file.endswith((".yaml", ".yml")) and path.is_file() and (line := _TASK_LINE.search(path.read_bytes())):
+                    found.setdefault(line[1].decode(errors="replace"), path)
         known[folder] = found
     return known[folder]
 
@@ -249,8 +254,7 @@ def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]]
     for source, task, rows, known, places in zip(sources, tasks, documents, candidates, chosen, strict=True):
         if not places:
             continue
-        with _data_that_fit(source.entry):
-            task.build_all_requests(samples=None if len(places) == len(rows) else list(places))
+        _build_requests(source.entry, task, rows, places)
         asked = _asked(task, len(places))
         common = shared if shared and source.entry.language in shared.languages else None
         facts = _facts(source, rows, known.keys if common else None)
@@ -262,6 +266,37 @@ def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]]
         questions = tuple(Question(place, facts[place], kinds[place], requests) for place, requests in zip(places, asked, strict=True))
         in_all = sum(key in common.keys for key in known.keys) if common else None
         yield Placed(source.entry, task, questions, len(rows), _examples_from(task), in_all)
+
+
+def _build_requests(row: Entry, task: "Task", rows: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:
+    """Let lm-eval put the questions, or raise with the name of the item that cannot be asked."""
+    _refuse_numbers_as_places(row, task, rows)
+    try:
+        with _data_that_fit(row):
+            task.build_all_requests(samples=None if len(places) == len(rows) else list(places))
+    except UserError:
+        for place in places:
+            with _data_that_fit(row, item=place + 1):
+                task.build_all_requests(samples=[place])
+        raise
+
+
+def _refuse_numbers_as_places(row: Entry, task: "Task", rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise where lm-eval would ask the choices in place of the questions, because the first question is a number.
+
+    In task files that fill a blank with each choice, the question's template gives the place of a choice, for every item.
+    """
+    if not getattr(task, "multiple_input", 0):
+        return
+    for number, document in enumerate(rows, start=1):
+        with _data_that_fit(row, item=number):
+            place: Any = task.doc_to_text(document)
+            count = len(task.doc_to_choice(document))  # pyrefly: ignore[missing-attribute]
+        if not isinstance(place, int) or not 0 <= place < count:
+            raise UserError(
+                f"tasks: '{row.task}' has questions that are numbers (item 1: {task.doc_to_text(rows[0])}), which lm-eval takes for the place of a "
+                f"choice, and item {number} is none; let doc_to_text say more than the number, as in 'Question: {{{{question}}}}'"
+            )
 
 
 def _candidates(source: _Source, rows: Sequence[Mapping[str, Any]]) -> "Candidates":
@@ -348,11 +383,12 @@ def _examples_from(task: "Task") -> str | None:
 
 
 @contextmanager
-def _data_that_fit(row: Entry, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def _data_that_fit(row: Entry, but: tuple[type[Exception], ...] = (), item: int | None = None) -> Iterator[None]:
     """Whatever lm-eval's templates and functions raise over data that are not as they expect: an unknown part, a lacking column, an odd answer.
 
     Args:
         but: passed through.
+        item: number of the one that is asked for, if it is a single one.
     """
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
@@ -361,9 +397,13 @@ def _data_that_fit(row: Entry, but: tuple[type[Exception], ...] = ()) -> Iterato
         yield
     except (*but, UserError):
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, SyntaxError, TypeError, ValueError, DatasetsError, TemplateError) as error:
+    except (
+        *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, SyntaxError, TypeError, ValueError),
+        *(DatasetsError, TemplateError),
+    ) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"tasks: '{row.task}' does not fit its data ({reason.rstrip('.')}); mend the one or the other, or leave it out") from error
+        where = f"item {item} of its data" if item else "its data"
+        raise UserError(f"tasks: '{row.task}' does not fit {where} ({reason.rstrip('.')}); mend the one or the other, or leave it out") from error
 
 
 def _definition(path: Path, cache: Path) -> dict[str, Any]:
@@ -372,7 +412,7 @@ def _definition(path: Path, cache: Path) -> dict[str, Any]:
 
     try:
         definition = load_yaml(path)
-    except (OSError, ValueError, ImportError, AttributeError) as error:
+    except (OSError, ValueError, ImportError, AttributeError, RecursionError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"tasks: '{path}' cannot be read: {error}") from error
     definition.pop("tag", None)
     source = definition.get("dataset_path")
@@ -380,7 +420,7 @@ def _definition(path: Path, cache: Path) -> dict[str, Any]:
     if source == "json" and set(arguments) == {"data_files"}:
         # Read here, not by `datasets`, which would leave a copy in the user's cache and take seconds for thirty files.
         files = _splits(path, arguments["data_files"])
-        rows = {split: [row for file in names for row in _rows(Path(file))] for split, names in files.items()}
+        rows = {split: [row for file in names for _, row in _rows(Path(file))] for split, names in files.items()}
         return definition | {"dataset_kwargs": None, "custom_dataset": functools.partial(_in_memory, rows)}
     if isinstance(source, str) and "data_files" in arguments:
         definition["dataset_kwargs"] = arguments | {
@@ -393,43 +433,98 @@ def _definition(path: Path, cache: Path) -> dict[str, Any]:
 
 def _own_definition(source: _Source) -> dict[str, Any]:
     """The task of a user's JSONL: question, choices, and the answer's place or text."""
-    rows = _rows(source.file)
-    for number, row in enumerate(rows, start=1):
-        if problem := _unusable(row):
-            raise UserError(f"tasks: '{source.file}' item {number}: {problem}")
-        if isinstance(row["answer"], str):
-            row["answer"] = row["choices"].index(row["answer"])
+    rows, problems = [], []
+    columns = [name for name in ("id", source.traits.kind) if name and name not in ("question", "choices", "answer")]
+    read = _rows(source.file, as_written=True)
+    for where, row in read:
+        try:
+            rows.append(_own_item(row))
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    if not problems:
+        table = Table(str(source.file), (), [row for _, row in read], [where.removeprefix(f"{source.file}, ") for where, _ in read])
+        for column in columns:
+            names = table.names(column)
+            if names is None and column == source.traits.kind:
+                there = ", ".join(dict.fromkeys(key for row in table.rows for key in row))
+                problems.append(f"{source.file} has no column '{column}' (tasks.own.{source.entry.benchmark}.split_by; there: {there})")
+            for row, name in zip(rows, names or (), strict=bool(names)):
+                row[column] = name
+    if problems:
+        more = [f"{source.file}: and {len(problems) - _NAMED} more items"] if len(problems) > _NAMED else []
+        raise UserError("\n".join(f"tasks: {problem}" for problem in [*problems[:_NAMED], *more]))
+    # The names of columns, not templates: what a template makes of the text `12` or `²` lm-eval takes for the place of a choice.
     return {
         "task": source.entry.task,
         "output_type": "multiple_choice",
         "custom_dataset": functools.partial(_in_memory, {"test": rows}),
         "test_split": "test",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{answer}}",
+        "doc_to_text": "question",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
         "num_fewshot": 0,
         "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")],
         "metadata": {"version": 1.0},
     }
 
 
-def _unusable(row: Any) -> str | None:
-    """Why a user's item cannot be asked."""
+def _own_item(row: Any) -> dict[str, Any]:
+    """A user's item as it is asked: question and choices as texts, the answer as a place.
+
+    Numbers that are asked stand as they are written. A number as answer is the right choice's place, a text is the right choice itself.
+
+    Raises:
+        ValueError: it cannot be asked.
+    """
     if not isinstance(row, dict) or not {"question", "choices", "answer"} <= row.keys():
         there = f" (there: {', '.join(row)})" if isinstance(row, dict) else ""
-        return f"an item is an object with question, choices and answer{there}"
-    choices, answer = row["choices"], row["answer"]
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):
-        return "choices must be a list of at least two texts"
-    if isinstance(answer, bool) or not (answer in choices if isinstance(answer, str) else isinstance(answer, int) and 0 <= answer < len(choices)):
-        return f"answer is {answer!r}; give the right choice's place from 0 to {len(choices) - 1}, or its text"
-    return None
+        raise ValueError(f"an item is an object with question, choices and answer{there}")
+    question, choices = row["question"], row["choices"]
+    if not _is_asked(question):
+        raise ValueError(f"question is {_shown(question)}; give a text or a number")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(_is_asked(choice) for choice in choices):
+        strange = next((f"; one is {_shown(choice)}" for choice in choices if not _is_asked(choice)), "") if isinstance(choices, list) else ""
+        raise ValueError(f"choices must be a list of at least two texts or numbers{strange}")
+    return {"question": str(question), "choices": [str(choice) for choice in choices], "answer": _place_of_answer(row["answer"], choices)}
+
+
+def _place_of_answer(answer: Any, choices: Sequence[str]) -> int:
+    allowed = f"give the right choice's place from 0 to {len(choices) - 1}, or its text"
+    if isinstance(answer, Numeral):
+        place = int(answer) if answer.isdecimal() and len(answer) < 10 else -1
+        if not 0 <= place < len(choices):
+            raise ValueError(f"answer is {answer}; {allowed}")
+        if any(isinstance(choice, Numeral) and float(choice) == place and other != place for other, choice in enumerate(choices)):
+            raise ValueError(f"answer is the number {answer}, the place of one choice and the value of another; write the right choice as text")
+        return place
+    if not isinstance(answer, str):
+        raise ValueError(f"answer is {_shown(answer)}; {allowed}")
+    places = [place for place, choice in enumerate(choices) if choice == answer]
+    places = places or [place for place, choice in enumerate(choices) if plain(choice) == plain(answer)]
+    if len(places) > 1:
+        raise ValueError(f"answer is '{answer}', the text of {len(places)} choices; give the right one's place from 0 to {len(choices) - 1}")
+    if not places:
+        raise ValueError(f"answer is '{answer}'; {allowed}")
+    return places[0]
+
+
+def _is_asked(value: Any) -> bool:
+    """Whether it is a text that says something, or a finite number."""
+    if isinstance(value, Numeral):
+        return any(figure.isdigit() for figure in value)
+    return isinstance(value, str) and bool(plain(value)) and "\0" not in value
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r}, which says nothing" if isinstance(value, str) and not isinstance(value, Numeral) else kind_of(value)
 
 
 def _splits(path: Path, data_files: Any) -> dict[str, list[str]]:
     """Data files by split: local ones relative to the YAML file, others as they are."""
     by_split = data_files if isinstance(data_files, dict) else {"train": data_files}
     named = {split: [names] if isinstance(names, str) else names for split, names in by_split.items()}
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in named.values()):
+        raise UserError(f"tasks: '{path}' has data_files that are no names of files; give a name, a list of names, or either for each split")
     files = {split: [name if "://" in name else str(path.parent / name) for name in names] for split, names in named.items()}
     for file in (file for names in files.values() for file in names):
         if "://" not in file and not Path(file).is_file():
@@ -437,22 +532,9 @@ def _splits(path: Path, data_files: Any) -> dict[str, list[str]]:
     return files
 
 
-def _rows(file: Path) -> list[Any]:
-    """What the lines of a JSONL file hold, or the list of a JSON file."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"tasks: '{file}' is not UTF-8 (byte {error.start}); it is cut off or in another encoding") from None
-    is_list = text.lstrip().startswith("[")
-    pieces = [(1, text)] if is_list else [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows = []
-    for number, piece in pieces:
-        try:
-            read = json.loads(piece)
-        except json.JSONDecodeError as error:
-            line = number + error.lineno - 1
-            raise UserError(f"tasks: '{file}' line {line} is not JSON ({error.msg}); the file is cut off or damaged") from None
-        rows += read if is_list else [read]
+def _rows(file: Path, *, as_written: bool = False) -> list[tuple[str, Any]]:
+    """What the lines of a JSONL file hold, or the list of a JSON file, each with its place."""
+    rows = read_json_rows(file, as_written=as_written)
     if not rows:
         raise UserError(f"tasks: '{file}' has no items")
     return rows

@@ -15,6 +15,7 @@ import datasets
 import yaml
 
 ITEMS = 12
+NTREX_LINES = 1997
 FLORES = {"en": "eng_Latn", "ml": "mal_Mlym", "hi": "hin_Deva"}
 WORDS = {
     "en": [
@@ -143,13 +144,14 @@ def flores_plus(code: str, split: str) -> Rows:
     rows = []
     for place in range(ITEMS):
         row = {"id": place, "iso_639_3": FLORES[code][:3], "iso_15924": FLORES[code][4:], "glottocode": "xxxx1234", "variant": ""}
-        rows.append(row | {"text": words(code, 8, f"flores/{split}/{place}"), "url": "https://example.org", "domain": "wikinews", "topic": "none"})
+        url = f"https://example.org/{place // 3}"
+        rows.append(row | {"text": words(code, 8, f"flores/{split}/{place}"), "url": url, "domain": "wikinews", "topic": "none"})
     return rows
 
 
 def ntrex(code: str, split: str) -> Rows:
-    """Nothing but lines, one of which comes twice."""
-    return [{"text": words(code, 9, f"ntrex/{place % (ITEMS - 1)}")} for place in range(ITEMS)]
+    """Nothing but lines, as many as there are, one of which comes twice."""
+    return [{"text": words(code, 9, f"ntrex/{place % (NTREX_LINES - 1)}")} for place in range(NTREX_LINES)]
 
 
 def opus_100(code: str, split: str) -> Rows:

@@ -310,7 +310,7 @@ def own_text(folder: Path, rows: list[dict[str, str]]) -> list[str]:
         ([{"en": "A dog."}, {"en": "A cat."}], "has no hi; it has en"),
         (
             [{"en": "A dog.", "hi": "एक कुत्ता।"}, {"en": "A cat."}],
-            "is ragged: row 2 lacks hi (1 in all); every sentence needs a text in every language",
+            "is ragged: line 2 lacks hi (1 in all); every sentence needs a text in every language",
         ),
     ],
     ids=["one_sentence", "no_language", "a_single_sentence_in_a_language"],

@@ -1,5 +1,6 @@
 """Corpora of the hub: each preset on small data sets in the real layouts, from a folder and from an imitation of the hub; what is not to be had."""
 
+import itertools
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,9 +10,10 @@ from typing import Any
 import datasets
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from lingact.config import HubCorpus, PairsCorpus, Splits
-from lingact.corpus import load_corpus
+from lingact.corpus import _listed_documents, load_corpus
 from lingact.errors import UserError
 
 from . import hub
@@ -129,6 +131,59 @@ def test_what_a_data_set_does_not_have(here: Path, config: HubCorpus | PairsCorp
     assert str(caught.value) == message
 
 
+def documents(**urls: list[Any]) -> dict[str, dict[str, hub.Rows]]:
+    """A data set whose rows have an id, a text and an address."""
+    return {name: {"dev": [{"id": i, "text": f"{name} {i}", "url": url} for i, url in enumerate(own)]} for name, own in urls.items()}
+
+
+def test_documents_come_from_a_column(here: Path) -> None:
+    rows = documents(eng_Latn=["w/oslo", "w/oslo", "w/rome"], mal_Mlym=["w/oslo", "w/oslo", "w/rome"])
+    rows["mal_Mlym"]["dev"].reverse()
+    hub.write_dataset(here / "a/b", rows, "jsonl")
+    corpus = load_corpus(flores(document_column="url"), ("en", "ml"))
+    assert (corpus.documents, corpus.ids) == (("w/oslo", "w/oslo", "w/rome"), ("0", "1", "2"))
+    assert corpus.texts["ml"] == ("mal_Mlym 0", "mal_Mlym 1", "mal_Mlym 2")
+    assert load_corpus(flores(document_column="url", max_sentences=1), ("en", "ml")).documents == ("w/oslo",)
+    assert load_corpus(flores(), ("en", "ml")).documents is None
+
+
+@pytest.mark.parametrize(
+    ("urls", "changes", "message"),
+    [
+        (["x", "z"], {}, "corpus 'a/b', configuration 'mal_Mlym': sentence 1 is of the document 'z', and in en of 'y'; a sentence and its translations are"),
+        (["x", None], {}, "corpus 'a/b', configuration 'mal_Mlym', row 2: url is missing, and other rows have it"),
+        (["x", " "], {}, "corpus 'a/b', configuration 'mal_Mlym', row 2: url is blank"),
+        ([None, None], {}, "corpus 'a/b', configuration 'mal_Mlym': the column 'url' holds nothing; do without documents: corpus.document_column=null"),
+        (["x", "y"], {"document_column": "article"}, "corpus 'a/b' (x) has no column article in 'eng_Latn' (there: id, text, url)"),
+        (["x", "y"], {"id_column": "url", "document_column": None, "text_column": "id"}, "corpus 'a/b', configuration 'eng_Latn', row 1: id is the whole nu"),
+        (["x", "x"], {"id_column": "url", "document_column": None}, "corpus 'a/b', configuration 'mal_Mlym' has sentence ids more than once: x; mend corpus.id"),
+        (["x", "y"], {"document_column": None, "documents": "ntrex_128"}, "corpus 'a/b', configuration 'eng_Latn' has 2 sentences, and the list of documents"),
+    ],
+)  # fmt: skip
+def test_documents_and_ids_that_do_not_fit(here: Path, urls: list[Any], changes: dict[str, Any], message: str) -> None:
+    hub.write_dataset(here / "a/b", documents(eng_Latn=["x", "y"], mal_Mlym=urls), "parquet")
+    with pytest.raises(UserError) as caught:
+        load_corpus(flores(**({"document_column": "url"} | changes)), ("en", "ml"))
+    assert str(caught.value).startswith(message)
+
+
+def test_pairs_with_a_separator_inside_are_left_out(here: Path) -> None:
+    rows = [{"translation": {"en": en, "ml": ml}} for en, ml in [("Yes.\tNo.", "അതെ."), ("Rain.", "മഴ.\nമഞ്ഞ്."), ("Snow.", "മഞ്ഞ്.")]]
+    hub.write_dataset(here / "a/b", {"en-ml": {"train": rows}}, "parquet")
+    corpus = load_corpus(opus(), ("en", "ml"))
+    assert (corpus.texts["en"], corpus.left_out, corpus.documents) == (("Snow.",), 2, None)
+
+
+def test_the_list_of_documents_of_ntrex() -> None:
+    """Its facts: 123 news items in a row, 1997 sentences, and the first ones as the authors list them."""
+    listed = _listed_documents("ntrex_128")
+    assert len(listed) == 1997
+    assert len(set(listed)) == len([name for name, _ in itertools.groupby(listed)]) == 123
+    assert (listed[0], listed[15], listed[16], listed[22]) == ("bbc.381790", "bbc.381790", "rt.com.91337", "nytimes.184853")
+    with pytest.raises(ValidationError, match="documents come from the column 'url' or from the list 'ntrex_128'; set one of them to null"):
+        HubCorpus.model_validate(ntrex().model_dump() | {"document_column": "url", "documents": "ntrex_128"})
+
+
 # --- the presets, through an imitation of the hub ----------------------------------------------------------------------------------------------------
 
 PRESETS = ("flores_plus", "ntrex", "opus_100", "tatoeba")
@@ -172,15 +227,16 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
 
 def test_every_preset_loads_and_loads_again_when_the_hub_is_gone(server: HubServer, process: Process) -> None:
     first = load(process, server.url)
-    told = {name: {key: found[key] for key in ("name", "sentences", "left_out")} for name, found in first.items()}
+    keys = ("name", "sentences", "left_out", "documents")
+    told = {name: {key: found[key] for key in keys if key in found} for name, found in first.items()}
     assert told == {
-        "flores_plus": {"name": "openlanguagedata/flores_plus", "sentences": 12, "left_out": 0},
-        "ntrex": {"name": "davidstap/NTREX", "sentences": 11, "left_out": 1},
+        "flores_plus": {"name": "openlanguagedata/flores_plus", "sentences": 12, "left_out": 0, "documents": 4},
+        "ntrex": {"name": "davidstap/NTREX", "sentences": 1996, "left_out": 1, "documents": 123},
         "opus_100": {"name": "Helsinki-NLP/opus-100/en-ml", "sentences": 9, "left_out": 3},
         "tatoeba": {"name": "mteb/tatoeba-bitext-mining/mal-eng", "sentences": 9, "left_out": 3},
     }
     assert first["flores_plus"]["texts"]["ml"] == [row["text"] for row in hub.flores_plus("ml", "dev")]
-    assert first["ntrex"]["texts"]["en"] == [row["text"] for row in hub.ntrex("en", "test")][:11]
+    assert first["ntrex"]["texts"]["en"] == [row["text"] for row in hub.ntrex("en", "test")][:1996]
     kept = [row["translation"] for place, row in enumerate(hub.opus_100("ml", "train")) if place not in (4, 7, 9)]
     assert first["opus_100"]["texts"] == first["tatoeba"]["texts"] == {code: [row[code] for row in kept] for code in ("en", "ml")}
     pinned = yaml.safe_load((CONF / "corpus/ntrex.yaml").read_text())["revision"]

@@ -147,14 +147,14 @@ ITEM = {"id": "a", "question": "Two and two are", "choices": ["four", "five"], "
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (json.dumps(ITEM) + "\n" + json.dumps(ITEM)[:-9], r"quiz_ml.jsonl' line 2 is not JSON ("),
+        (json.dumps(ITEM) + "\n" + json.dumps(ITEM)[:-9], "quiz_ml.jsonl, line 2: not JSON ("),
         (
             json.dumps({"prompt": "?", "choices": ["a", "b"]}),
-            "quiz_ml.jsonl' item 1: an item is an object with question, choices and answer (there: prompt",
+            "quiz_ml.jsonl, line 1: an item is an object with question, choices and answer (there: prompt",
         ),
-        (json.dumps(ITEM | {"answer": "six"}), "item 1: answer is 'six'; give the right choice's place from 0 to 1, or its text"),
-        (json.dumps(ITEM | {"answer": 2}), "item 1: answer is 2; give the right choice's place from 0 to 1, or its text"),
-        (json.dumps(ITEM | {"choices": ["four"]}), "item 1: choices must be a list of at least two texts"),
+        (json.dumps(ITEM | {"answer": "six"}), "line 1: answer is 'six'; give the right choice's place from 0 to 1, or its text"),
+        (json.dumps(ITEM | {"answer": 2}), "line 1: answer is 2; give the right choice's place from 0 to 1, or its text"),
+        (json.dumps(ITEM | {"choices": ["four"]}), "line 1: choices must be a list of at least two texts or numbers"),
         ("", "quiz_ml.jsonl' has no items"),
     ],
     ids=["cut off", "keys", "answer", "place", "choices", "empty"],

@@ -116,9 +116,15 @@ def test_a_file_and_a_run_together(tmp_path: Path) -> None:
         ("language,benchmark,score\nml,,0.3\n", "line 2: the benchmark has no name"),
         ("language,benchmark,score\nml,arc,0.3\nml,arc,0.4\n", "'ml' has 2 scores for 'arc'"),
         ("language,benchmark,score\n", "no rows"),
-        ("language,benchmark,score\nml,arc,0.3,7\n", "more cells than its first line has columns"),
-        ("language,benchmark,score\nml,arc,0.3\nml,arc,0.3,7\n", "not a CSV file"),
-        ("", "not a CSV file"),
+        ("language,benchmark,score\nml,arc,0.3,7\n", "line 2: 4 cells where the header has 3"),
+        ("language,benchmark,score\nml,arc,0.3\nml,arc,0.3,7\n", "line 3: 4 cells where the header has 3"),
+        ("", "own.csv is empty; it needs the columns language, benchmark and score"),
+        ('language,benchmark,score\nml,"arc,0.3\nhi,arc",0.4\n', "line 2: a quoted cell does not end before its line does"),
+        ("language,benchmark,score\nml,arc,1_0\n", "line 2: score '1_0' is not a finite number"),
+        ("language,benchmark,score\nml,arc,\uff11\n", "line 2: score '\uff11' is not a finite number"),
+        ('language,benchmark,score\nml,arc,"0,3"\n', "line 2: score '0,3' is not a finite number"),
+        ("language,benchmark,score\nml,arc,x\n\nhi,arc,inf\n", "line 2: score 'x'.*\n.*line 4: score 'inf'"),
+        ("language,benchmark,score,score\nml,arc,0.3,0.4\n", "the header names score more than once"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -134,7 +140,7 @@ def test_other_things_that_are_no_scores(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tables/accuracy\.csv"):
         read_scores([tmp_path])
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(UserError, match="not a CSV file in UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8 but UTF-16"):
         read_scores([tmp_path / "binary.csv"])
     only_adapter = accuracy({"en": 0.8}).query("model == 'adapter'")
     with pytest.raises(UserError, match="no accuracies of the base model"):

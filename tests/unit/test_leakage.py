@@ -1,6 +1,8 @@
 """What training text knows of benchmark items: shares of word sequences counted by hand."""
 
 import json
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,33 @@ def test_longer_sequences_know_less() -> None:
 def test_case_and_punctuation_are_no_difference() -> None:
     assert shares("the CAPITAL city, of (the) country", "The capital-city of the «country»!") == 1
     assert shares("die Straße ist lang", "DIE STRASSE IST LANG") == 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: unicodedata.normalize("NFD", text),
+        lambda text: unicodedata.normalize("NFC", text),
+        lambda text: text.replace("\u0921\u093c", "\u095c").replace("\u0922\u093c", "\u095d"),
+        lambda text: text.replace("\u0d7b", "\u0d28\u0d4d\u200d").replace("\u0d7e", "\u0d33\u0d4d\u200d"),
+        lambda text: text.replace("\u0931\u094d", "\u0930\u094d\u200d"),
+        lambda text: text.replace("a", "a\u00ad").replace("\u094d", "\u094d\u200c"),
+        lambda text: f"\ufeff{text}",
+    ],
+    ids=["NFD", "NFC", "composed nukta", "old chillu", "old eyelash ra", "ignorable characters", "byte-order mark"],
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "लड़का और लड़की रोज़ सुबह पढ़ने के लिए गाड़ी से शहर जाते हैं",
+        "അവൻ അവരുടെ കുട്ടികൾ സ്കൂളിൽ നിന്ന് വരുമ്പോൾ പാട്ടുകൾ കേൾക്കുന്നു",
+        "दुसऱ्या दिवशी सगळ्या शेतकऱ्यांनी नदीच्या किनाऱ्यावर मोठी सभा घेतली",
+        "Mañana el señor Muñoz llevará a su niña pequeña al jardín más cercano",
+    ],
+    ids=["hi", "ml", "mr", "es"],
+)
+def test_a_text_in_another_unicode_form_is_known(form: Callable[[str], str], text: str) -> None:
+    assert shares(form(text), text, words=8) == shares(text, form(text), words=8) == 1
 
 
 def test_labels_are_no_content() -> None:

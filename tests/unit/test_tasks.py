@@ -3,7 +3,8 @@
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,10 @@ def test_own_items_become_questions(tmp_path: Path) -> None:
 
 def test_without_a_column_of_kinds_there_are_none(tmp_path: Path) -> None:
     assert {question.kind for question in one(tmp_path).questions} == {None}
-    assert {question.kind for question in one(tmp_path, split_by="no_such_column").questions} == {None}
+    with pytest.raises(
+        UserError, match=r"quiz_en\.jsonl has no column 'kinds' \(tasks\.own\.quiz\.split_by; there: id, kind, question, choices, answer, s"
+    ):
+        one(tmp_path, split_by="kinds")
 
 
 def test_only_shared_items_of_two_languages_are_asked(tmp_path: Path) -> None:
@@ -293,26 +297,97 @@ def test_doubled_ids_are_numbered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answer": 3}, "item 2: answer is 3; give the right choice's place from 0 to 1, or its text"),
-        ({"answer": -1}, "item 2: answer is -1; give"),
-        ({"answer": True}, "item 2: answer is True; give"),
-        ({"answer": "6"}, "item 2: answer is '6'; give"),
-        ({"choices": ["5"]}, "item 2: choices must be a list of at least two texts"),
-        ({"choices": ["", "5"]}, "item 2: choices must be a list of at least two texts"),
-        ({"choices": [4, 5]}, "item 2: choices must be a list of at least two texts"),
-        ({"choices": "45"}, "item 2: choices must be a list of at least two texts"),
+        ({"answer": 3}, "answer is 3; give the right choice's place from 0 to 1, or its text"),
+        ({"answer": -1}, "answer is -1; give"),
+        ({"answer": 1.0}, "answer is 1.0; give"),
+        ({"answer": True}, "answer is a truth value (true or false); give"),
+        ({"answer": None}, "answer is null; give"),
+        ({"answer": "6"}, "answer is '6'; give"),
+        ({"choices": ["5", "4", "5"]}, "answer is '5', the text of 2 choices; give the right one's place from 0 to 2"),
+        ({"choices": ["5"]}, "choices must be a list of at least two texts or numbers"),
+        ({"choices": ["", "5"]}, "choices must be a list of at least two texts or numbers; one is '', which says nothing"),
+        ({"choices": ["5", "\u200b"]}, "choices must be a list of at least two texts or numbers; one is '\\u200b', which says nothing"),
+        ({"choices": ["5", None]}, "choices must be a list of at least two texts or numbers; one is null"),
+        ({"choices": "45"}, "choices must be a list of at least two texts or numbers"),
+        (
+            {"choices": [1, 2, 3], "answer": 1},
+            "answer is the number 1, the place of one choice and the value of another; write the right choice as text",
+        ),
+        ({"choices": [0.5, 1.0, 0], "answer": 0}, "answer is the number 0, the place of one choice and the value of another"),
+        ({"choices": [4, 5], "answer": 5}, "answer is 5; give the right choice's place from 0 to 1, or its text"),
+        ({"question": None}, "question is null; give a text or a number"),
+        ({"question": ["Two", "and"]}, "question is a list; give"),
+        ({"question": float("nan")}, "question is the number NaN; give"),
+        ({"question": " \n"}, "question is ' \\n', which says nothing; give"),
+        ({"question": False}, "question is a truth value (true or false); give"),
+        ({"question": "\ud83d"}, "not JSON (half a surrogate pair (\\ud83d), which is no character)"),
+        ({"id": 1.5}, "id is the number 1.5; give a text or a whole number"),
+        ({"id": None}, "id is missing, and other rows have it; give it in all rows or in none"),
     ],
 )
 def test_items_that_cannot_be_asked_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        one(tmp_path, [ITEMS[0], ITEMS[1] | changes])
+    (tmp_path / "quiz_en.jsonl").write_text(json.dumps(ITEMS[0]) + "\n" + json.dumps(ITEMS[1] | changes) + "\n")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'quiz_en.jsonl'}, line 2: {message}")):
+        asked(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [("12", "12"), ("12.50", "12.50"), ("-0", "-0"), ("1e3", "1e3"), ('"12"', "12"), ('"\u00b2"', "\u00b2"), ('"7"', "7"), ('"{{answer}}"', "{{answer}}"), ('"\u0667"', "\u0667"), ('"[1, 2]"', "[1, 2]")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", [0, 1])
+def test_numbers_and_figures_are_asked_as_they_are_written(written: str, text: str, place: int, tmp_path: Path) -> None:
+    """lm-eval takes what a template makes of them for the place of a choice, if the first item asks it for the whole benchmark."""
+    lines = [json.dumps(ITEMS[0]), f'{{"id": 7, "question": {written}, "choices": ["99", {written}, 5.0], "answer": 2}}']
+    (tmp_path / "quiz_en.jsonl").write_text("\n".join(lines[:: 1 if place else -1]))
+    (placed,) = asked(tmp_path).placed
+    question = placed.questions[place]
+    assert [request.args for request in question.requests] == [(text, " 99"), (text, f" {text}"), (text, " 5.0")]
+    assert placed.texts[place] == f"{text} 5.0"
+    assert question.item == "quiz/7"
+    assert placed.texts[1 - place] == "What colour is the sky? blue"
+
+
+def test_an_answer_is_a_place_or_the_text_of_a_choice(tmp_path: Path) -> None:
+    def right(choices: list[Any], answer: Any) -> int:
+        (tmp_path / "quiz_en.jsonl").write_text(json.dumps({"question": "?", "choices": choices, "answer": answer}))
+        (placed,) = asked(tmp_path).placed
+        return placed.task.doc_to_target(placed.questions[0].document)  # pyrefly: ignore[bad-return]
+
+    assert right(["1", "2", "3"], 1) == 1, "a number is a place where choices are texts"
+    assert right(["1", "2", "3"], "1") == 0
+    assert right([1, 2, 3], "3") == 2
+    assert right([0, 1], 1) == 1, "place and value are one"
+    assert right(["4", 5, 5.5], 0) == 0
+    assert right(["Z\u00fcrich", "Bern"], "Zu\u0308rich") == 0, "another Unicode form of the same text"
+    assert right(["A", "a"], "a") == 1, "the very text goes before one of another case"
+
+
+def test_all_items_that_cannot_be_asked_are_told_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "en", [ITEMS[0], *[{"question": "?"}] * 2, *[ITEMS[0] | {"answer": 9}] * 13])
+    with pytest.raises(UserError) as caught:
+        asked(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[2].split(": ")[0].rpartition(", ")[2] for line in lines[:3]] == ["line 2", "line 3", "line 4"]
+    assert lines[-1].endswith("quiz_en.jsonl: and 3 more items")
+
+
+def test_only_the_columns_that_are_asked_for_are_judged(tmp_path: Path) -> None:
+    write(tmp_path, "en", [ITEMS[0] | {"source": 1.5, "more": {"x": [1]}}, ITEMS[1] | {"source": None, "more": "text"}])
+    assert [question.item for question in asked(tmp_path).placed[0].questions] == ["quiz/sky", "quiz/sum"]
+    for item, kind in ((ITEMS[0] | {"kind": 3}, "3"), (ITEMS[0] | {"kind": "Zu\u0308"}, "Z\u00fc")):
+        write(tmp_path, "en", [item])
+        assert [question.kind for question in asked(tmp_path, split_by="kind").placed[0].questions] == [kind]
+    write(tmp_path, "en", [ITEMS[0], {name: value for name, value in ITEMS[1].items() if name != "kind"}])
+    with pytest.raises(UserError, match=r"line 2: kind is missing, and other rows have it"):
+        asked(tmp_path, split_by="kind")
 
 
 def test_items_without_the_columns_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"item 1: an item is an object with question, choices and answer \(there: question, answer\)"):
+    with pytest.raises(UserError, match=r"line 1: an item is an object with question, choices and answer \(there: question, answer\)"):
         one(tmp_path, [{"question": "?", "answer": 0}])
     (tmp_path / "quiz_en.jsonl").write_text("[1, 2]")
-    with pytest.raises(UserError, match=r"item 1: an item is an object with question, choices and answer$"):
+    with pytest.raises(UserError, match=r"item 1: an item is an object with question, choices and answer\n.*item 2: an item is"):
         asked(tmp_path)
 
 
@@ -390,6 +465,49 @@ def as_task_file(folder: Path, **changes: Any) -> Tasks:
     (folder / "quiz_en.yaml").write_text(yaml.safe_dump(definition | changes))
     own = {"quiz": {"kind": "lm_eval", "folder": folder, "task": "quiz_{lang}", "key": ["id"], "facts": True, "split_by": None}}
     return asked(folder, own=own, fewshot=fewshot)
+
+
+def test_task_files_whose_questions_are_numbers_name_the_item(tmp_path: Path) -> None:
+    """Their templates go through lm-eval, to which a number is the place of a choice."""
+    folder = tmp_path / "later"
+    folder.mkdir()
+    with (
+        patched(ITEMS, 1, {"question": "12"}),
+        pytest.raises(UserError, match=r"'quiz_en' does not fit item 2 of its data \(AssertionError: .*: 12\)"),
+    ):
+        as_task_file(folder)
+    with (
+        patched(ITEMS, 0, {"question": "1"}),
+        pytest.raises(
+            UserError, match=r"'quiz_en' has questions that are numbers \(item 1: 1\), which lm-eval takes for the place of a ch.*item 2 is"
+        ),
+    ):
+        as_task_file(tmp_path)
+    with patched(ITEMS, 0, {"question": "12"}):
+        (placed,) = as_task_file(tmp_path, doc_to_text="Question: {{question}}").placed
+    assert placed.questions[0].requests[0].args[0] == "Question: 12"
+
+
+@contextmanager
+def patched(items: list[dict[str, Any]], place: int, changes: dict[str, Any]) -> Iterator[None]:
+    before = items[place]
+    items[place] = before | changes
+    try:
+        yield
+    finally:
+        items[place] = before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"task: quiz_en\n\xff", b"task: quiz_en\na: [", b"task: quiz_en\n- a", b"task: quiz_en\ninclude: none.yaml", b"task: quiz_\xff\n", b"task: quiz_en\ndataset_path: json\ndataset_kwargs: {data_files: 3}"],
+)  # fmt: skip
+def test_task_files_that_are_damaged_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "quiz_en.yaml").write_bytes(content)
+    (tmp_path / "gone.yaml").symlink_to(tmp_path / "none")
+    own = {"quiz": {"kind": "lm_eval", "folder": tmp_path, "task": "quiz_{lang}", "key": ["id"], "facts": True, "split_by": None}}
+    with pytest.raises(UserError, match=r"^tasks"):
+        asked(tmp_path, own=own)
 
 
 def test_examples_from_the_questions_themselves_are_refused(tmp_path: Path) -> None:

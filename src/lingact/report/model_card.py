@@ -44,8 +44,18 @@ class _Results:
 
 
 def read_tables(run: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a run folder. Only empty cells are missing values: words such as `nan` may be codes of languages."""
-    return {path.stem: pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in sorted((run / "tables").glob("*.csv"))}
+    """The tables of a run folder. Only empty cells are missing values: words such as `nan` may be codes of languages.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    found = {}
+    for path in sorted((run / "tables").glob("*.csv")):
+        try:
+            found[path.stem] = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+            raise UserError(f"'{path}' cannot be read ({str(error).strip()}); put it back, or let the run make it again") from None
+    return found
 
 
 def read_exam(run: Path, config: Mapping[str, Any], adapter_sha256: str) -> Exam:

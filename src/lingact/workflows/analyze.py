@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lingact import chapters
 from lingact.changes import Variants
 from lingact.chapters import Chapter, Judgement
@@ -15,6 +13,7 @@ from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
 from lingact.measures import Stats
+from lingact.records import read_yaml_object
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
 from lingact.report.words import name_of, reading_gaps
@@ -75,7 +74,7 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
     path = config.stats[0] / "config.yaml"
     if not path.is_file() or read_manifest(config.stats[0])["job"] != "analyze":
         raise UserError(f"stats: '{config.stats[0]}' is not a run of analyze.py; name the run folders whose statistics to use")
-    saved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    saved = read_yaml_object(path, "put it back, or analyse again", needed=("measures",))
     given = config.model_dump(mode="json")
     judged = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking", *Processes.model_fields)} | {"piece": "1/1"}
     return validate(AnalyzeConfig, saved | judged | {"measures": saved["measures"] | {"gap": given["measures"]["gap"]}})

@@ -1,6 +1,5 @@
 """Everything analyze.py needs the model for: passes over text, kept in the run's `stats/` folder so that they go on after a kill."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -23,6 +22,7 @@ from lingact.lm import LanguageModel
 from lingact.measure import BASE, Measurement, Wanted, load_measurement, measure, yardstick
 from lingact.passes import load_state
 from lingact.ranks import joined, rank, told
+from lingact.records import read_json
 from lingact.sae import Dictionaries
 from lingact.similarity import diffmean_directions
 from lingact.stats import CONFIRMATION, DISCOVERY, FeatureStats
@@ -266,7 +266,7 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
     if "features" in parts:
         features = found_features(measured, config.measures.features, _kept_rates(folder))
         contexts = load_contexts(folder / _NAMES["contexts"])
-        links = {(layer, j): url for layer, j, url in json.loads((folder / "links.json").read_text(encoding="utf-8"))}
+        links = _links(folder / "links.json")
     return Observations(
         measured,
         features,
@@ -275,3 +275,11 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
         SplicedLosses.load(folder / _NAMES["spliced"]) if "spliced" in parts else None,
         CausalLosses.load(folder / _NAMES["causal"]) if "causal" in parts else None,
     )
+
+
+def _links(path: Path) -> dict[tuple[int, int], str]:
+    """(layer, latent) -> its page."""
+    try:
+        return {(layer, j): url for layer, j, url in read_json(path)}
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"'{path}' cannot be read: it is gone, cut off or of something else; put it back, or analyse again") from None
