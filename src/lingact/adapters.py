@@ -7,6 +7,7 @@ start at the base model, bit for bit.
 import copy
 import hashlib
 import json
+import math
 import re
 import shutil
 import warnings
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter
 from lingact.config import MOVE_THE_BASE, Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
 from lingact.errors import UserError
 from lingact.folders import put_in_place, temporary_beside
+from lingact.finite import describe, nonfinite
 from lingact.languages import nearest
 
 if TYPE_CHECKING:
@@ -269,6 +272,7 @@ def check_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = N
     shapes = _shapes(folder)
     _refuse_stranger(model, folder, base_sha256)
     _refuse_misfit(model, folder, settings, shapes)
+    _refuse_nonfinite(folder, settings)
     return folder
 
 
@@ -328,8 +332,6 @@ def _refuse_changed_base(folder: Path, settings: dict[str, Any]) -> None:
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in the adapter's file."""
-    from safetensors import SafetensorError, safe_open
-
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"adapter: '{folder}' has no {WEIGHTS}; only safetensors are read")
@@ -378,6 +380,25 @@ def _refuse_misfit(model: nn.Module, folder: Path, settings: dict[str, Any], sha
         if shape != needed[name]:
             given, wanted = (" x ".join(map(str, sizes)) for sizes in (shape, needed[name]))
             raise UserError(f"{another}: its weight {name} is {given}, on this one it would be {wanted}")
+
+
+def _refuse_nonfinite(folder: Path, settings: dict[str, Any]) -> None:
+    """Weights and settings (alpha, ...) that are no finite numbers."""
+    advice = "its training overflowed, or the file is damaged. Train it again, or take an earlier checkpoint"
+    numbers = sorted(name for name, value in _numbers(settings) if not math.isfinite(value))
+    if numbers:
+        raise UserError(f"adapter: '{folder / SETTINGS}' has no finite number in {', '.join(numbers)}; put the right one there, or train it again")
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        spoiled = nonfinite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (not a dict)
+    if spoiled:
+        raise UserError(f"adapter: {describe(spoiled, dict.fromkeys(spoiled, str(folder / WEIGHTS)))}; {advice}")
+
+
+def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(node, float):
+        yield path, node
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield from _numbers(value, f"{path}.{name}" if path else str(name))
 
 
 def _needed_shapes(model: nn.Module, folder: Path) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lingact.errors import UserError
+from lingact.finite import describe, nonfinite
 from lingact.tracking import differences, write_atomically
 
 _HEADER = "lingact"
+_TRAINED = ("state_dict", "optimizer_states")
+"""Parts of a checkpoint that the training goes on with; callbacks may begin with infinite scores."""
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -56,4 +59,15 @@ class RunCheckpoints(TorchCheckpointIO):
         checkpoint = torch.load(io.BytesIO(saved), map_location=map_location, weights_only=True)
         if different := differences(checkpoint[_HEADER], self.header):
             raise UserError(f"'{path}' is a checkpoint of another run ({'; '.join(different)}); {what_to_do}")
+        if spoiled := nonfinite(_tensors({name: checkpoint.get(name) for name in _TRAINED})):
+            raise UserError(f"'{path}': {describe(spoiled)}; training cannot go on from there. Delete it: the run then starts over")
         return checkpoint
+
+
+def _tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a checkpoint with their places: weights, moments of the optimiser."""
+    if isinstance(node, torch.Tensor):
+        yield path, node
+    parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in parts:
+        yield from _tensors(value, f"{path}.{name}" if path else str(name))

@@ -15,11 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
     PlainSerializer,
-    PositiveFloat,
-    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -28,6 +24,30 @@ from pydantic import (
 from lingact.benchmarks import FAMILIES, family
 from lingact.errors import UserError
 from lingact.languages import language, nearest
+from lingact.limits import (
+    Confidence,
+    Count,
+    Device,
+    Dropout,
+    Factor,
+    Latents,
+    LayerRange,
+    Layers,
+    Modules,
+    Place,
+    Power,
+    Processors,
+    Real,
+    Resamples,
+    Seed,
+    Share,
+    Text,
+    Weight,
+    WeightedLayers,
+    Whole,
+    check_resamples,
+    distinct,
+)
 
 
 def asset(path: str) -> str:
@@ -36,8 +56,6 @@ def asset(path: str) -> str:
 
 
 OmegaConf.register_new_resolver("asset", asset, replace=True)
-
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def _known_code(code: object) -> object:
@@ -61,9 +79,9 @@ Codes = Annotated[tuple[Code, ...], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, and unknown keys are errors."""
+    """A part of the configuration: immutable, unknown keys are errors, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Shape(Section):
@@ -71,39 +89,47 @@ class Shape(Section):
 
     architecture: Literal["gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
     """What transformers calls it. Biases, norms and the kind of MLP follow from it."""
-    layers: PositiveInt
-    d_model: PositiveInt
-    d_mlp: PositiveInt
-    heads: PositiveInt
-    kv_heads: PositiveInt
+    layers: Count
+    d_model: Count
+    d_mlp: Count
+    heads: Count
+    kv_heads: Count
     """Heads of keys and values."""
-    head_dim: PositiveInt
-    vocabulary: PositiveInt
+    head_dim: Count
+    vocabulary: Count
     """Rows of the embedding."""
-    positions: PositiveInt | None
+    positions: Count | None
     """Learned positions. None: computed ones."""
     tied: bool
     """One matrix embeds tokens and predicts them."""
-    beside: NonNegativeInt
+    beside: Annotated[int, Field(ge=0, lt=2**50)]
     """Weights that are loaded and read no text, such as a vision tower."""
+
+    @field_validator("kv_heads")
+    @classmethod
+    def _divides_heads(cls, kv_heads: int, info: Any) -> int:
+        heads = info.data.get("heads", kv_heads)
+        if heads % kv_heads:
+            raise ValueError(f"it is {kv_heads}, which does not divide heads ({heads})")
+        return kv_heads
 
 
 class ModelConfig(Section):
     """A Hugging Face causal language model."""
 
-    name: str
+    name: Text
     """Hub id or local folder."""
-    revision: str | None
+    revision: Text | None
     """Branch, tag or commit on the hub; a commit makes the run reproducible."""
     dtype: Literal["float32", "bfloat16", "float16"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     """Attention implementation; Gemma 2's soft caps need eager."""
     bos: Literal["auto"] | bool = "auto"
     """Whether texts begin with BOS; auto: as the tokenizer does it."""
-    context: PositiveInt
-    """Tokens per window, BOS included. Longer texts are split into windows."""
+    context: Annotated[Count, Field(ge=2)]
+    """Tokens per window, BOS included, from 2. Longer texts are split into windows."""
     trust_remote_code: bool = False
-    training_shares: dict[Code, PositiveFloat] | None = None
+    training_shares: dict[Code, Annotated[Real, Field(gt=0, le=1e12)]] | None = None
     """Share of the training text by language, in any unit, where it is known; None: the share of public web pages stands in."""
     shape: Shape | None = None
     """For the plan, before anything is downloaded. None: read from the model's config.json, where it is on this machine."""
@@ -112,12 +138,12 @@ class ModelConfig(Section):
 class SaeSet(Section):
     """One SAE per layer."""
 
-    release: str
+    release: Text
     """sae-lens release, a local folder in sae-lens's or a release's format, or a hub repository in sae-lens's format."""
-    id: str | dict[NonNegativeInt, str]
+    id: Text | dict[Whole, Text]
     """SAE id, or path in the folder, with `{layer}` for the layer number, `{layer+1}` where SAEs are named by the block that reads them; or an id
     for each layer."""
-    width: PositiveInt | None = None
+    width: Count | None = None
     """Latents of an SAE, for the plan. None: not known before they are loaded."""
 
     @field_validator("id")
@@ -125,6 +151,8 @@ class SaeSet(Section):
     def _has_layer(cls, given: str | dict[int, str]) -> str | dict[int, str]:
         if isinstance(given, str) and not re.search(r"\{layer(\+1)?\}", given):
             raise ValueError(f"'{given}' has no {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
+        if not given:
+            raise ValueError("no id given; write one with {layer}, or one for each layer")
         return given
 
     def id_of(self, layer: int) -> str:
@@ -146,8 +174,8 @@ class SaeConfig(Section):
     measuring: SaeSet
     heldout: SaeSet | None
     """Other SAEs of the same layers, which training never sees."""
-    layers: Literal["all"] | tuple[NonNegativeInt, ...]
-    """Layers to measure; the SAE of layer l reads the output of block l."""
+    layers: Layers
+    """Layers to measure, each once; the SAE of layer l reads the output of block l."""
 
 
 class Splits(Section):
@@ -171,21 +199,22 @@ class FilesCorpus(Section):
     """
 
     kind: Literal["files"]
-    path: Path
-    max_sentences: PositiveInt | None
+    path: Place
+    max_sentences: Annotated[Count, Field(ge=2)] | None
+    """At least 2: fewer have no interval."""
     splits: Splits
 
 
 class OnTheHub(Section):
     """A data set on the Hugging Face hub."""
 
-    dataset: str
+    dataset: Text
     """Hub id."""
-    revision: str | None
+    revision: Text | None
     """Branch, tag or commit; a commit makes the run reproducible."""
-    licence: str
+    licence: Text
     """As messages name it, and whether its terms have to be accepted first."""
-    split: str
+    split: Text
     """Of the data set; it is divided by `splits` into ours."""
 
 
@@ -195,16 +224,16 @@ class HubCorpus(OnTheHub):
     kind: Literal["hub"]
     subset: Literal["flores", "ntrex"]
     """How the configurations are named: by the codes of FLORES+ or of NTREX-128."""
-    id_column: str | None
+    id_column: Text | None
     """Column that says which sentences belong together; None: they do line by line."""
-    text_column: str
-    document_column: str | None = None
+    text_column: Text
+    document_column: Text | None = None
     """Column that says which document a sentence comes from, such as its address; None: there is none."""
     documents: Literal["ntrex_128"] | None = None
     """The package's list of documents and their lengths, for a data set that has documents but no such column; None: none."""
-    sentences: PositiveInt | None = None
+    sentences: Count | None = None
     """How many the split has, for the plan."""
-    max_sentences: PositiveInt | None
+    max_sentences: Annotated[Count, Field(ge=2)] | None
     splits: Splits
 
     @model_validator(mode="after")
@@ -223,7 +252,7 @@ class PairsCorpus(OnTheHub):
     kind: Literal["pairs"]
     layout: Literal["opus", "tatoeba"]
     """opus: configuration `en-ml` (alphabetical), column `translation`. tatoeba: `mal-eng`, columns `sentence1` and `sentence2` in this order."""
-    max_sentences: PositiveInt | None
+    max_sentences: Annotated[Count, Field(ge=2)] | None
     splits: Splits
 
 
@@ -275,12 +304,20 @@ class Statistics(Section):
     """How activations are pooled and how sure we are of them."""
 
     pooling: Literal["token", "sentence"]
-    resamples: PositiveInt
-    """Paired bootstrap resamples of the sentences."""
-    confidence: Annotated[float, Field(gt=0, lt=1)]
-    early: Literal["third"] | tuple[NonNegativeInt, ...]
+    resamples: Resamples
+    """Paired bootstrap resamples of the sentences, 100 to 100,000; at least one has to lie beyond either end of an interval."""
+    confidence: Confidence
+    """From 0.5, below 1."""
+    early: LayerRange
     """Layers of the range `early`; third: the first third of the measured ones."""
-    deep: Literal["third"] | tuple[NonNegativeInt, ...]
+    deep: LayerRange
+
+    @field_validator("confidence")
+    @classmethod
+    def _enough_resamples(cls, confidence: float, info: Any) -> float:
+        if "resamples" in info.data:
+            check_resamples(info.data["resamples"], confidence)
+        return confidence
 
 
 class TrackingConfig(Section):
@@ -306,15 +343,16 @@ class Seeded(Section):
     """What all three jobs share."""
 
     plan: Plan = "check"
-    seed: NonNegativeInt
-    device: str
+    seed: Seed
+    """Below 2**32."""
+    device: Device
     """auto, cpu, cuda or cuda:N."""
 
 
 class Job(Seeded):
     """What train.py and analyze.py share."""
 
-    batch_tokens: PositiveInt
+    batch_tokens: Count
     """Padded tokens per forward pass."""
     model: ModelConfig
     sae: SaeConfig
@@ -334,9 +372,9 @@ class Job(Seeded):
 class Processes(Section):
     """How the passes over text are shared out. It changes no number, so an interrupted run may go on with another number of processes."""
 
-    devices: PositiveInt
+    devices: Processors
     """Processes on this machine, one for each device."""
-    nodes: PositiveInt
+    nodes: Processors
     """Machines."""
 
     @field_validator("devices")
@@ -356,7 +394,7 @@ Part = Literal["by_reference", "language_model", "similarity", "features", "spli
 class SimilarityConfig(Section):
     """Representation similarity between languages."""
 
-    sentences: Annotated[int, Field(ge=10)]
+    sentences: Annotated[Count, Field(ge=10)]
     """At most so many; their mean residuals are kept in memory."""
 
 
@@ -365,34 +403,41 @@ class FeaturesConfig(Section):
 
     min_rate: Share
     """Share of the language's tokens on which a candidate fires at least."""
-    per_layer: PositiveInt
+    per_layer: Count
     """Candidates per language and layer."""
-    alpha: Share
-    """False discovery rate among the candidates."""
-    random_tokens: PositiveInt
-    cards: PositiveInt
+    alpha: Annotated[Share, Field(le=0.5)]
+    """False discovery rate among the candidates, at most 0.5."""
+    random_tokens: Annotated[Count, Field(ge=100)]
+    """At least 100: fewer tell no rates."""
+    cards: Count
     """Features per language whose strongest contexts are shown."""
 
 
 class SplicedConfig(Section):
     """Cross-entropy with the residual replaced by its reconstruction."""
 
-    sentences: Annotated[int, Field(ge=2)]
+    sentences: Annotated[Count, Field(ge=2)]
 
 
 class CausalConfig(Section):
     """Change features and see what it does to each language's cross-entropy."""
 
     mode: Literal["scale", "steer"]
-    doses: Annotated[tuple[float, ...], Field(min_length=1)]
-    """scale: factors of the features' activations; steer: multiples of the residual's mean norm."""
-    features: Literal["language_specific"] | dict[NonNegativeInt, tuple[NonNegativeInt, ...]]
-    per_language: PositiveInt
-    layers: Literal["all"] | tuple[NonNegativeInt, ...]
-    draws: PositiveInt
-    """Draws of random latents, which are averaged."""
-    sentences: Annotated[int, Field(ge=2)]
+    doses: tuple[Annotated[Real, Field(ge=-1000, le=1000)], ...]
+    """scale: factors of the features' activations; steer: multiples of the residual's mean norm. From -1000 to 1000, each once."""
+    features: Latents
+    per_language: Count
+    layers: Layers
+    draws: Annotated[Count, Field(le=1000)]
+    """Draws of random latents, which are averaged; at most 1000."""
+    sentences: Annotated[Count, Field(ge=2)]
     """Of the confirmation half."""
+
+    @field_validator("doses")
+    @classmethod
+    def _each_once(cls, doses: tuple[float, ...]) -> tuple[float, ...]:
+        distinct(doses, "dose")
+        return doses
 
 
 class MeasuresConfig(Section):
@@ -400,12 +445,19 @@ class MeasuresConfig(Section):
 
     gap: Measure
     """The measure of the gap tables."""
-    top_k: PositiveInt
+    top_k: Count
     parts: tuple[Part, ...]
     similarity: SimilarityConfig
     features: FeaturesConfig
     spliced: SplicedConfig
     causal: CausalConfig
+
+    @field_validator("parts")
+    @classmethod
+    def _each_once(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        if parts:
+            distinct(parts, "part")
+        return parts
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "MeasuresConfig":
@@ -430,16 +482,18 @@ class AnalyzeConfig(Processes, Job):
     """analyze.py."""
 
     split: Literal["train", "dev", "heldout", "all"]
-    adapter: str | None
+    adapter: Text | None
     """Run folder of train.py, PEFT folder, hub id or W&B artifact: measure base and adapter on the same sentences. None: the base alone."""
     measures: MeasuresConfig
-    scores: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+    scores: Annotated[tuple[Place, ...], BeforeValidator(_as_list)]
     """Benchmark scores: run folders of eval.py, or CSV files."""
-    stats: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+    stats: Annotated[tuple[Place, ...], BeforeValidator(_as_list)]
     """Runs whose statistics are used instead of measuring."""
-    compare: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
+    compare: Annotated[tuple[Place, ...], BeforeValidator(_as_list)]
     """Two runs: before and after."""
-    piece: Annotated[tuple[NonNegativeInt, PositiveInt], BeforeValidator(_read_piece), PlainSerializer(lambda piece: f"{piece[0] + 1}/{piece[1]}")]
+    piece: Annotated[
+        tuple[Whole, Annotated[Count, Field(le=100_000)]], BeforeValidator(_read_piece), PlainSerializer(lambda piece: f"{piece[0] + 1}/{piece[1]}")
+    ]
     """(k, n): the k-th of n parts of the batches, from 0."""
 
     @field_validator("compare")
@@ -447,12 +501,16 @@ class AnalyzeConfig(Processes, Job):
     def _two(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
         if len(runs) not in (0, 2):
             raise ValueError(f"{len(runs)} given; name two runs: compare=[BEFORE,AFTER]")
+        if runs:
+            distinct(runs, "run")
         return runs
 
     @field_validator("piece")
     @classmethod
     def _core_only(cls, piece: tuple[int, int], info: Any) -> tuple[int, int]:
         # `info` is pydantic's ValidationInfo, a protocol that beartype cannot check.
+        if piece[0] >= piece[1]:
+            raise ValueError(f"there is no piece {piece[0] + 1} of {piece[1]}; write for instance piece=2/4 for the second of four")
         measures = info.data.get("measures")
         if piece != (0, 1) and measures is not None and measures.parts:
             raise ValueError(f"pieces measure without further parts, these were asked for: {', '.join(measures.parts)}; use measures=core")
@@ -475,39 +533,40 @@ class GapLoss(Section):
     """Measure the loss on residuals rescaled to the base model's norm on each token, so that loudness does not pay."""
     pooling: Literal["token", "sentence"]
     """Of the activation: over all tokens, or within each sentence and then over sentences."""
-    temperature: PositiveFloat
-    """Of the contrastive objective."""
-    weight: NonNegativeFloat
-    layers: Literal["all"] | tuple[NonNegativeInt, ...] | dict[NonNegativeInt, PositiveFloat]
+    temperature: Annotated[Real, Field(ge=1e-3, le=100)]
+    """Of the contrastive objective, from 0.001 to 100."""
+    weight: Weight
+    """0, or from 1e-6 to 1e6, as every weight of a term."""
+    layers: WeightedLayers
     """Measured layers in the loss, or their weights: {2: 1.0, 3: 0.5}."""
     stop_when_closed: bool
     """End training when the gap term's mean over ten steps is below its tolerance, so that nothing overshoots."""
-    tolerance: PositiveFloat
+    tolerance: Factor
     """Of `stop_when_closed`, in the units of the term."""
 
 
 class RetentionLoss(Section):
     """What holds the reference language, base being the same model with the adapter off. Weights; 0 leaves a term out."""
 
-    kl: NonNegativeFloat
+    kl: Weight
     """KL(base || adapter) of the next-token distributions, in nats."""
-    lm: NonNegativeFloat
+    lm: Weight
     """Cross-entropy on the reference's text."""
-    activation: NonNegativeFloat
+    activation: Weight
     """Squared relative change of the reference's activation per layer."""
-    norm: NonNegativeFloat
+    norm: Weight
     """Squared log ratio of residual norms, on reference and targets."""
-    fit: NonNegativeFloat
+    fit: Weight
     """Growth of the measuring SAEs' FVU on the targets, so that the meter stays valid."""
-    target_kl: NonNegativeFloat
+    target_kl: Weight
     """KL(base || adapter) on the targets' text, in nats, so that their language modelling stays."""
-    top: PositiveInt | None
+    top: Count | None
     """Likeliest next tokens of the base model that the KL terms keep, from one pass before training; the rest counts as one token. None: all of them,
     with a second forward pass in every step."""
-    limit: PositiveFloat | None
+    limit: Factor | None
     """Keep KL below this many nats by a multiplier that grows while it is above and shrinks while it is below (dual ascent); it starts
     from the weight `kl`. None: that weight throughout."""
-    rate: PositiveFloat
+    rate: Factor
     """Step of the multiplier, per nat and training step."""
 
 
@@ -516,9 +575,9 @@ class LossConfig(Section):
 
     gap: GapLoss
     retention: RetentionLoss
-    target_lm: NonNegativeFloat
+    target_lm: Weight
     """Weight of the cross-entropy on the target languages' text."""
-    warm_up: NonNegativeInt
+    warm_up: Whole
     """Steps over which the gap term's weight rises from 0."""
     control: Literal["none", "random_features", "shuffled_pairs", "wrong_language"]
     """random_features: SAEs with random directions in the gap term. shuffled_pairs: target sentences beside other sentences of the reference.
@@ -559,19 +618,19 @@ MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class Adapter(Section):
     """Where an adapter sits, of whatever kind. None of the kinds touches the base weights, so that the adapter switched off is the base model."""
 
-    targets: Literal["all"] | tuple[str, ...]
+    targets: Modules
     """Linear modules of a block, such as q_proj; all: every one, whatever the architecture calls them."""
-    layers: Literal["all"] | tuple[NonNegativeInt, ...]
-    """Blocks with an adapter."""
+    layers: Layers
+    """Blocks with an adapter, each once."""
 
 
 class LoraAdapter(Adapter):
     """W + s B A (Hu et al. 2021, 2106.09685), with s = alpha / r."""
 
     kind: Literal["lora"]
-    r: PositiveInt
-    alpha: PositiveFloat
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    r: Annotated[Count, Field(le=100_000)]
+    alpha: Factor
+    dropout: Dropout
     use_rslora: bool
     """s = alpha / sqrt(r) (Kalajdzievski 2023, 2312.03732)."""
     use_dora: bool
@@ -594,9 +653,9 @@ class VeraAdapter(Adapter):
     """W + diag(b) B diag(d) A with random frozen A, B shared by all modules; b and d are trained (Kopiczko et al. 2023, 2310.11454)."""
 
     kind: Literal["vera"]
-    r: PositiveInt
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    d_initial: PositiveFloat
+    r: Annotated[Count, Field(le=100_000)]
+    dropout: Dropout
+    d_initial: Annotated[Factor, Field(le=1000)]
     """First value of d; b starts at zero."""
 
 
@@ -604,7 +663,7 @@ class Ia3Adapter(Adapter):
     """A factor for each output of a module, or each input (Liu et al. 2022, 2205.05638); starts at one."""
 
     kind: Literal["ia3"]
-    feedforward: tuple[str, ...]
+    feedforward: tuple[Text, ...]
     """Those of the targets whose inputs are scaled, not their outputs."""
 
     @model_validator(mode="after")
@@ -619,23 +678,23 @@ class LohaAdapter(Adapter):
     """W + s (B1 A1) * (B2 A2), an elementwise product of two low-rank matrices, with s = alpha / r (Hyeon-Woo et al. 2021, 2108.06098)."""
 
     kind: Literal["loha"]
-    r: PositiveInt
-    alpha: PositiveFloat
+    r: Annotated[Count, Field(le=100_000)]
+    alpha: Factor
 
 
 class LokrAdapter(Adapter):
     """W + s C (x) B A, a Kronecker product, with s = alpha / r (Yeh et al. 2023, 2309.14859)."""
 
     kind: Literal["lokr"]
-    r: PositiveInt
-    alpha: PositiveFloat
+    r: Annotated[Count, Field(le=100_000)]
+    alpha: Factor
 
 
 class OftAdapter(Adapter):
     """W R with an orthogonal block-diagonal R, by Cayley's map of skew-symmetric blocks (Qiu et al. 2023, 2306.07280); starts at the identity."""
 
     kind: Literal["oft"]
-    block_size: Annotated[int, Field(ge=2)]
+    block_size: Annotated[Count, Field(ge=2, le=100_000)]
     """Width of R's blocks; divides the input width of every target."""
 
 
@@ -646,35 +705,38 @@ PeftConfig = Annotated[LoraAdapter | VeraAdapter | Ia3Adapter | LohaAdapter | Lo
 class OptimConfig(Section):
     """AdamW with linear warm-up and cosine decay to zero."""
 
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat
-    warmup_steps: NonNegativeInt
+    lr: Annotated[Real, Field(ge=1e-10, le=1)]
+    """Highest learning rate, from 1e-10 to 1."""
+    weight_decay: Annotated[Real, Field(ge=0, le=1)]
+    """From 0 to 1; a step takes lr times this share of the weights away."""
+    warmup_steps: Whole
+    """No more than the steps of the training."""
 
 
 class TrainerConfig(Section):
     """Lightning trainer."""
 
-    steps: PositiveInt
-    sentences: PositiveInt
+    steps: Count
+    sentences: Count
     """Aligned sentences per optimiser step; each gives one text per target language and one in the reference."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     """Of the passes; for base weights in bfloat16 set model.dtype. The adapter and the loss terms stay in float32."""
-    gradient_clip: PositiveFloat
-    micro_batch: PositiveInt | None
+    gradient_clip: Factor
+    micro_batch: Count | None
     """Sentences that are read at once, for less memory: loss and gradient stay those of all `sentences` (with dropout in the adapter: but for
     other draws). None: all at once, and fewer by itself where memory runs out."""
     activation_checkpointing: bool
     """Compute each block's activations again for the gradient instead of keeping them: less memory, about a third more time."""
-    workers: NonNegativeInt
-    """Processes that put batches together ahead of time."""
-    devices: PositiveInt
+    workers: Annotated[Whole, Field(le=256)]
+    """Processes that put batches together ahead of time, at most 256."""
+    devices: Processors
     """Processes on this machine, one for each device, that share every step's sentences."""
-    nodes: PositiveInt
+    nodes: Processors
     """Machines."""
     strategy: Literal["ddp", "fsdp"]
     """Of several processes. ddp: each holds the whole model. fsdp: in training each holds a share of the base weights, and a block's are brought
     together when it is their turn; the adapter is whole everywhere. Before and after training the model is whole, so one device has to hold it."""
-    checkpoint_every: PositiveInt
+    checkpoint_every: Count
     """Steps between resumable checkpoints."""
 
     @model_validator(mode="after")
@@ -697,7 +759,7 @@ class TrainConfig(Job):
     trainer: TrainerConfig
     train_corpus: Annotated[CorpusConfig | None, BeforeValidator(_a_section)] = None
     """Another corpus to train on: its split train, without the sentences that `corpus` has, too. None: the split train of `corpus`."""
-    cache: Path | None
+    cache: Place | None
     """Folder of what the base model gives on the training sentences; runs share it. None: compute it for each."""
 
     @field_validator("trainer")
@@ -705,6 +767,17 @@ class TrainConfig(Job):
     def _a_device_for_each(cls, trainer: TrainerConfig, info: Any) -> TrainerConfig:
         if trainer.devices > 1 and ":" in info.data.get("device", ""):
             raise ValueError(f"devices is {trainer.devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
+        return trainer
+
+    @field_validator("trainer")
+    @classmethod
+    def _long_enough(cls, trainer: TrainerConfig, info: Any) -> TrainerConfig:
+        optim, loss = info.data.get("optim"), info.data.get("loss")
+        for key, rising in (("optim.warmup_steps", optim and optim.warmup_steps), ("loss.warm_up", loss and loss.warm_up)):
+            if rising and rising > trainer.steps:
+                raise ValueError(
+                    f"steps is {trainer.steps}, fewer than {key} ({rising}), which would never end; give more, or at most {trainer.steps} there"
+                )
         return trainer
 
     @field_validator("train_corpus")
@@ -745,7 +818,7 @@ class OwnTask(Section):
     """A benchmark of the user's, as lm-eval task files."""
 
     kind: Literal["lm_eval"]
-    folder: Path
+    folder: Place
     """Where the task files are; data files are named relative to their YAML."""
     task: str
     """Task name with `{lang}` for the language code."""
@@ -753,7 +826,7 @@ class OwnTask(Section):
     """Columns that together name an item in every language; none: items of different languages do not correspond."""
     facts: bool
     """The key names a fact that your other benchmarks ask, too, so that they are not independent."""
-    split_by: str | None
+    split_by: Text | None
     """Column by which scores are split further, and by which a limited selection is kept in proportion."""
 
 
@@ -763,7 +836,7 @@ class OwnItems(Section):
     kind: Literal["items"]
     path: str
     """File with `{lang}` for the language code."""
-    split_by: str | None
+    split_by: Text | None
     """As above."""
 
     @field_validator("path")
@@ -777,10 +850,15 @@ class OwnItems(Section):
 OwnBenchmark = Annotated[OwnTask | OwnItems, Field(discriminator="kind")]
 
 
+_MOST_OPTIONS = 1_000_000
+
+
 def _number_or_auto(value: object) -> object:
     # Before the union, whose branches would each complain.
     if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"{value!r} is neither auto nor a number of options, from 1 upwards")
+    if isinstance(value, int) and value > _MOST_OPTIONS:
+        raise ValueError(f"{value} options at once are more than any device holds; give at most {_MOST_OPTIONS}, or auto")
     return value
 
 
@@ -789,17 +867,17 @@ class TasksConfig(Section):
 
     benchmarks: tuple[str, ...]
     """Names in the table of benchmarks (`lingact.benchmarks`)."""
-    own: dict[str, OwnBenchmark]
-    """Benchmarks that are not in the table, by the name they shall have."""
+    own: dict[Annotated[str, Field(pattern=r"^\w[\w-]*$")], OwnBenchmark]
+    """Benchmarks that are not in the table, by the name they shall have: letters, digits, `_` and `-`, since files are called by it."""
     missing: Literal["refuse", "skip"]
     """What to do where a benchmark lacks a language."""
     items: Literal["shared", "all"]
     """shared: those that all its languages have, where a benchmark names its items; all: every one, as lm-eval takes them."""
-    limit: PositiveInt | None
+    limit: Count | None
     """Items per benchmark: the same ones in every language and for every model, in proportion to the benchmark's parts. None: all."""
-    fewshot: NonNegativeInt | None
+    fewshot: Annotated[Whole, Field(le=1000)] | None
     """Examples before each question; None: as the task says, mostly none."""
-    batch_size: Annotated[PositiveInt | Literal["auto"], BeforeValidator(_number_or_auto)]
+    batch_size: Annotated[Count | Literal["auto"], BeforeValidator(_number_or_auto)]
     """Options per forward pass. auto: as many as the device should hold, fewer where it does not."""
 
     @field_validator("benchmarks")
@@ -827,7 +905,7 @@ class TasksConfig(Section):
 class LeakageConfig(Section):
     """How benchmark items are compared with the training text."""
 
-    words: Annotated[int, Field(ge=3)]
+    words: Annotated[Count, Field(ge=3, le=1000)]
     """Length of the word sequences looked for; an item shorter than that is looked for as a whole."""
     share: Share
     """Share of an item's sequences from which on it counts as overlapping with the training text."""
@@ -841,9 +919,9 @@ def _as_names(value: object) -> object:
 class EvalConfig(Processes, Seeded):
     """eval.py: it needs no SAE."""
 
-    batch_tokens: PositiveInt
+    batch_tokens: Count
     """Padded tokens per forward pass over the text."""
-    adapter: Annotated[tuple[str, ...], BeforeValidator(_as_names)]
+    adapter: Annotated[tuple[Text, ...], BeforeValidator(_as_names)]
     """Run folders of train.py, sweep folders, PEFT folders, hub ids, W&B artifacts; none: the base model alone."""
     model: ModelConfig
     languages: LanguagesConfig
@@ -853,13 +931,20 @@ class EvalConfig(Processes, Seeded):
     text_split: Literal["train", "dev", "heldout", "all"] | None
     """Which of its sentences; None: leave bits per byte out."""
     leakage: LeakageConfig
-    resamples: PositiveInt
-    confidence: Annotated[float, Field(gt=0, lt=1)]
-    power: Annotated[float, Field(gt=0, lt=1)]
-    """Of the minimum detectable effect."""
-    cache: Path | None
+    resamples: Resamples
+    confidence: Confidence
+    power: Power
+    """Of the minimum detectable effect; from 0.5, below 1."""
+    cache: Place | None
     """Folder of what models have answered; runs share it. None: each keeps its own."""
     tracking: TrackingConfig
+
+    @field_validator("confidence")
+    @classmethod
+    def _enough_resamples(cls, confidence: float, info: Any) -> float:
+        if "resamples" in info.data:
+            check_resamples(info.data["resamples"], confidence)
+        return confidence
 
     @field_validator("text_split")
     @classmethod

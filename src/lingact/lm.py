@@ -1,9 +1,10 @@
 """Load a causal language model, find its blocks, read the residual stream by hooks."""
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lingact.config import ModelConfig
 from lingact.errors import UserError
+from lingact.finite import describe, nonfinite
 from lingact.hub import HubItem, commit_of, from_the_hub
 from lingact.languages import nearest
 from lingact.licences import licence_of
@@ -178,6 +181,7 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
             f"model '{config.name}' lacks {len(missing)} weights, such as {min(missing)}; the files are incomplete or of another architecture"
         )
     model.requires_grad_(False).eval().to(where)
+    _refuse_nonfinite(model, config)
     identity = {
         "name": config.name,
         "revision": commit_of(config.name, config.revision) or config.revision,
@@ -189,6 +193,48 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     if config.bos != "auto":
         _begin_with_bos(tokenizer, config.bos)
     return LanguageModel(model, tokenizer, Tokens(tokenizer, config.context), find_blocks(model, shape.get_text_config().num_hidden_layers), identity)
+
+
+def _refuse_nonfinite(model: nn.Module, config: ModelConfig) -> None:
+    """Refuse weights that are not finite, in the files or because they do not fit the dtype.
+
+    Raises:
+        UserError: with tensor, file and what to do.
+    """
+    saved = {name for name, _ in model.named_parameters()} | set(model.state_dict())
+    spoiled = nonfinite((name, value) for name, value in (*model.named_parameters(), *model.named_buffers()) if name in saved)
+    if not spoiled:
+        return
+    files = _files_of(config, spoiled)
+    said = f"model '{config.name}': {describe(spoiled, {name: str(path) for name, path in files.items()})}"
+    if config.dtype == "float16" and not any(_spoiled_in_file(path, name) for name, path in files.items()):
+        raise UserError(f"{said} in model.dtype=float16, which ends at 65,504; use model.dtype=bfloat16 or float32")
+    raise UserError(
+        f"{said}; nothing that it computes would be a number. The training that wrote it overflowed, or the file is damaged: take another checkpoint "
+        "or revision, or get the file again"
+    )
+
+
+def _files_of(config: ModelConfig, names: Iterable[str]) -> dict[str, Path]:
+    """The file that each of these weights was read from, where it is found under its own name."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+    def here(file: str) -> Path | None:
+        found = cached_file(
+            config.name, file, revision=config.revision, local_files_only=True, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        return Path(found) if found else None
+
+    index = here(SAFE_WEIGHTS_INDEX_NAME)
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index is not None else {}
+    found = {name: here(shards.get(name, SAFE_WEIGHTS_NAME)) for name in names if not shards or name in shards}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _spoiled_in_file(path: Path, name: str) -> bool:
+    with safe_open(path, framework="pt") as file:
+        return name in file.keys() and bool(nonfinite([(name, file.get_tensor(name))]))  # noqa: SIM118 (not a dict)
 
 
 def _begin_with_bos(tokenizer: Any, wanted: bool) -> None:

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from lingact.config import SaeConfig, SaeSet
 from lingact.errors import UserError
+from lingact.finite import describe, nonfinite
 from lingact.lm import LanguageModel
-from lingact.sae_sources import check_release, load_sae
+from lingact.sae_sources import check_release, load_sae, source_of
 
 ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
 """Those with one non-negative activation per latent and token. (Batch-top-k and Matryoshka SAEs are stored as jumprelu.)"""
@@ -122,6 +123,7 @@ def load_dictionaries(spec: SaeSet, layers: tuple[int, ...], lm: LanguageModel) 
         sae = load_sae(spec.release, sae_id, str(lm.device))
         _check_fit(sae, f"{spec.release} {sae_id}", layer, lm)
         dictionaries[layer] = Dictionary(sae, layer)
+        _check_finite(dictionaries[layer], spec.release, sae_id)
     saes = [dictionary.sae for dictionary in dictionaries.values()]
     norms = torch.cat([d.norms for d in dictionaries.values()])
     identity = {
@@ -191,6 +193,21 @@ def _check_fit(sae: SAE[Any], name: str, layer: int, lm: LanguageModel) -> None:
         )
     _check_place(metadata.hook_name, name, layer)
     _check_bos(metadata.prepend_bos, name, lm)
+
+
+def _check_finite(dictionary: Dictionary, release: str, sae_id: str) -> None:
+    """Raise where a weight, or the length of a decoder row, is not finite.
+
+    A JumpReLU threshold of +inf is: nothing exceeds it, so that the latent never fires, which is how a dead latent can be written
+    (`controls.random_dictionaries` does it, too). It takes part in no sum.
+    """
+    weights = {**dictionary.sae.state_dict(), "decoder norms": dictionary.norms}
+    spoiled = nonfinite(weights.items(), may_be_infinite=("threshold",))
+    if spoiled:
+        raise UserError(
+            f"the SAE of layer {dictionary.layer}, {source_of(release, sae_id)}: {describe(spoiled)}; what it measures would not be numbers. The "
+            "training that wrote it overflowed, or the file is damaged: choose other SAEs, leave the layer out in sae.layers, or get the file again"
+        )
 
 
 def _check_place(hook: str | None, name: str, layer: int) -> None:

@@ -214,8 +214,18 @@ def _from_folder(folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]
         )
     try:
         return read(folder, sae_id, device, name)
-    except (json.JSONDecodeError, BadZipFile, OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (json.JSONDecodeError, BadZipFile, OSError, RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, SafetensorError) as error:
         raise UserError(f"the SAE in '{path}' cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+
+def source_of(release: str, sae_id: str) -> str:
+    """Where an SAE's weights were read from, as messages name it: the file, or release and repository."""
+    folder = _folder(release)
+    if folder is None:
+        repository = releases().get(release, {"repo_id": release})["repo_id"]
+        return f"'{sae_id}' of the release '{release}' ({repository})" if repository != release else f"'{sae_id}' of '{release}'"
+    path = folder / sae_id
+    return f"'{next((path / name for name in _WEIGHTS if (path / name).is_file()), path)}'"
 
 
 def _own(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
@@ -277,3 +287,5 @@ _READERS: dict[str, Callable[[Path, str, str, str], "SAE[Any]"]] = {
     "hyperparams.json": functools.partial(_as_released, "llama_scope"),
 }
 """The file that tells a format -> how it is read."""
+_WEIGHTS = (*(name for name in _READERS if name != "hyperparams.json"), "checkpoints/final.safetensors")
+"""Files of weights in these formats."""

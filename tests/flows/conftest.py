@@ -28,7 +28,7 @@ def arguments(small_organism: Path) -> Callable[..., list[str]]:
         "corpus.max_sentences=60",
         "statistics.resamples=100",
     ]
-    short = ["trainer.steps=7", "trainer.sentences=4", "trainer.checkpoint_every=2", "optim.warmup_steps=2", "cache=null"]
+    short = ["trainer.steps=7", "trainer.sentences=4", "trainer.checkpoint_every=2", "optim.warmup_steps=1", "cache=null"]
 
     def of(job: str, folder: Path | None, *overrides: str) -> list[str]:
         where = [f"hydra.run.dir={folder}"] if folder else []

@@ -174,7 +174,7 @@ def test_tables_of_the_further_passes_are_rebuilt_in_some_order(name: str, full:
 
 @pytest.mark.usefixtures("no_model")
 def test_other_resamples_change_intervals_and_no_estimate(full: Path, start: Start, tmp_path: Path) -> None:
-    assert start("analyze", tmp_path / "run", "tracking=none", f"stats={full}", "statistics.resamples=57") == 0
+    assert start("analyze", tmp_path / "run", "tracking=none", f"stats={full}", "statistics.resamples=157") == 0
     for name, estimate in (("gap_by_layer", "gap"), ("gap_by_measure", "gap"), ("confounds", "estimate")):
         ours, theirs = read(tmp_path / "run", name), read(full, name)
         assert ours[estimate].equals(theirs[estimate])

@@ -92,7 +92,7 @@ def test_pairs_train_and_an_evaluation_knows_what_was_read(
     assert set(texts["ml"]) < {row["ml"] for row in rows[60:]}, "what is measured was left out"
 
     write(tmp_path / "text.jsonl", rows)
-    model = [f"model.name={small_organism}/model", "tracking=none", "device=cpu", "cache=null", "resamples=50", "text_split=all"]
+    model = [f"model.name={small_organism}/model", "tracking=none", "device=cpu", "cache=null", "resamples=100", "text_split=all"]
     few = ["languages.high=[]", "languages.low=[ml]", "tasks.benchmarks=[micro_arc]", "tasks.limit=4", f"adapter={tmp_path / 'run'}"]
     assert cli.main("eval", CONF, [*model, *few, f"corpus.path={tmp_path / 'text.jsonl'}", f"hydra.run.dir={tmp_path / 'eval'}"]) == 0
     table = pd.read_csv(tmp_path / "eval/tables/leakage.csv")

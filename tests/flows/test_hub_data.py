@@ -15,7 +15,7 @@ from . import hub
 from .conftest import CONF, ROOT, unused_port
 from .hub_server import HubServer, serving
 
-FEW = ["tracking=none", "device=cpu", "text_split=null", "cache=null", "resamples=50", "languages.high=[]"]
+FEW = ["tracking=none", "device=cpu", "text_split=null", "cache=null", "resamples=100", "languages.high=[]"]
 MANY = """
 import json, sys
 from pathlib import Path

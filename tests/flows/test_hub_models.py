@@ -63,10 +63,10 @@ def process(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Call
     ]
     common += ["languages.high=[]", "languages.low=[hi]", "tracking=none"]
     own = {
-        "analyze": [*common, "statistics.resamples=50"],
+        "analyze": [*common, "statistics.resamples=100"],
         "train": [
             *common,
-            "statistics.resamples=50",
+            "statistics.resamples=100",
             "lang=hi",
             "trainer.steps=2",
             "trainer.sentences=4",
@@ -75,7 +75,7 @@ def process(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Call
             "cache=null",
         ],
         "eval": [text for text in common if not text.startswith("sae")]
-        + ["tasks.limit=2", "tasks.benchmarks=[micro_arc]", "text_split=null", "resamples=50", "cache=null"],
+        + ["tasks.limit=2", "tasks.benchmarks=[micro_arc]", "text_split=null", "resamples=100", "cache=null"],
     }
 
     def run(home: Path, *jobs: tuple[str, list[str]], **more: str) -> subprocess.CompletedProcess[str]:

@@ -118,7 +118,7 @@ def _command_line(files: Path, out: Path, model: str) -> Iterator[subprocess.Pop
 def _arguments(folder: Path, *more: str) -> list[str]:
     asked = [f"tasks.benchmarks=[{','.join((*MICRO, *HUB))}]", "tasks.items=all", f"tasks.batch_size={BATCH}"]
     where = [f"hydra.run.dir={folder}", "languages.high=[]", "languages.low=[ml]", "device=cpu", "tracking=none", "cache=null"]
-    return [*asked, *where, "text_split=null", "resamples=50", *more]
+    return [*asked, *where, "text_split=null", "resamples=100", *more]
 
 
 def _ours(folder: Path, name: str) -> Told:

@@ -21,7 +21,7 @@ def local(organism: Path) -> list[str]:
         "corpus=files",
         f"corpus.path={organism}/corpus.jsonl",
         "corpus.max_sentences=40",
-        "statistics.resamples=50",
+        "statistics.resamples=100",
         "device=cpu",
     ]
 

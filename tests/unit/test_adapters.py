@@ -1,6 +1,7 @@
 """Adapters of every kind on a tiny random Gemma 2: what goes in comes out, the base stays as it is, and strangers are refused."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -475,6 +476,25 @@ def test_damaged_files_are_refused(saved: tuple[Path, Tensor, str]) -> None:
     (folder / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors; only safetensors are read"):
         load_adapter(tiny_model(), str(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, saved: tuple[Path, Tensor, str]) -> None:
+    weights = load_file(saved[0] / "adapter" / WEIGHTS)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    weights[name][3, 2] = value
+    save_file(weights, saved[0] / "adapter" / WEIGHTS)
+    with pytest.raises(UserError, match=rf"adapter: '{re.escape(name)}' in '.*/{WEIGHTS}' holds 1 value that is not finite"):
+        check_adapter(tiny_model(), str(saved[0]))
+
+
+def test_settings_that_are_not_finite_are_refused(saved: tuple[Path, Tensor, str]) -> None:
+    settings = json.loads((saved[0] / "adapter" / "adapter_config.json").read_text())
+    (saved[0] / "adapter" / "adapter_config.json").write_text(
+        json.dumps(settings | {"lora_alpha": float("nan"), "alpha_pattern": {"q_proj": float("inf")}})
+    )
+    with pytest.raises(UserError, match=r"adapter_config\.json' has no finite number in alpha_pattern\.q_proj, lora_alpha; put the right one there"):
+        check_adapter(tiny_model(), str(saved[0]))
 
 
 @pytest.mark.parametrize(

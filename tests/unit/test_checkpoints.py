@@ -56,6 +56,14 @@ def test_what_is_saved_is_loaded(saved: tuple[Path, dict[str, Any]]) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_weights_and_moments_that_are_not_finite_are_refused(saved: tuple[Path, dict[str, Any]]) -> None:
+    path, content = saved
+    moments = [{"state": {0: {"exp_avg": torch.tensor([1.0, float("nan")])}}}]
+    RunCheckpoints(HEADER).save_checkpoint(content | {"optimizer_states": moments}, path)
+    with pytest.raises(UserError, match=r"last\.ckpt': 'optimizer_states\.0\.state\.0\.exp_avg' holds 1 value that is not finite \(1 NaN\)"):
+        RunCheckpoints(HEADER).load_checkpoint(path)
+
+
 def test_any_cut_and_any_changed_byte_is_noticed(saved: tuple[Path, dict[str, Any]]) -> None:
     path, _ = saved
     whole = path.read_bytes()

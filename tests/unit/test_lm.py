@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -145,7 +146,7 @@ def test_blocks_of_gemma_and_of_nothing(lm: LanguageModel) -> None:
 def test_layers_out_of_range_are_refused() -> None:
     one = SaeSet(release="r", id="layer_{layer}")
     assert chosen_layers(SaeConfig(measuring=one, heldout=None, layers="all"), 3) == (0, 1, 2)
-    assert chosen_layers(SaeConfig(measuring=one, heldout=None, layers=(2, 0, 2)), 3) == (0, 2)
+    assert chosen_layers(SaeConfig(measuring=one, heldout=None, layers=(2, 0)), 3) == (0, 2)
     with pytest.raises(UserError, match=r"sae\.layers: \[3, 9\] out of range; the model has layers 0 to 2"):
         chosen_layers(SaeConfig(measuring=one, heldout=None, layers=(1, 3, 9)), 3)
 
@@ -190,6 +191,47 @@ def test_models_that_cannot_be_loaded_are_refused(saved: Path) -> None:
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"model '.*tiny' has no weights in safetensors format, and reading other formats can run code"):
         load_model(model_config(saved), "cpu")
+
+
+def plant(folder: Path, name: str, value: float, *, shards: bool = False) -> None:
+    """Put a value into the first place of one of the saved weights; on the way the file may become two."""
+    weights = load_file(folder / "model.safetensors")
+    weights[name].view(-1)[0] = value
+    if not shards:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    (folder / "model.safetensors").unlink()
+    places = {key: f"model-0000{1 + (key == name)}-of-00002.safetensors" for key in weights}
+    for file in set(places.values()):
+        save_file({key: weights[key] for key, place in places.items() if place == file}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("name", "shards"), [("model.layers.1.mlp.up_proj.weight", False), ("model.norm.weight", True), ("model.embed_tokens.weight", False)]
+)
+def test_weights_that_are_not_finite_are_refused(name: str, shards: bool, value: float, saved: Path) -> None:
+    plant(saved, name, value, shards=shards)
+    file = "model-00002-of-00002" if shards else "model"
+    with pytest.raises(
+        UserError, match=rf"model '.*tiny': '{name}' in '.*tiny/{file}\.safetensors' holds 1 value that is not finite \(1 (NaN|infinite)\)"
+    ):
+        load_model(model_config(saved), "cpu")
+
+
+def test_weights_that_do_not_fit_the_dtype_are_refused_with_one_that_they_fit(saved: Path) -> None:
+    plant(saved, "model.layers.0.self_attn.q_proj.weight", 70000.0)
+    with pytest.raises(
+        UserError,
+        match=r"'model\.layers\.0\.self_attn\.q_proj\.weight' in .* holds 1 value .* \(1 infinite\) in model\.dtype=float16.* use model\.dtype=bfloat16",
+    ):
+        load_model(model_config(saved, dtype="float16"), "cpu")
+    assert load_model(model_config(saved, dtype="bfloat16"), "cpu").identity["dtype"] == "bfloat16"
+    # What is no number in the file is in no dtype.
+    plant(saved, "model.layers.0.self_attn.q_proj.weight", float("nan"))
+    with pytest.raises(UserError, match=r"\(1 NaN\); nothing that it computes would be a number"):
+        load_model(model_config(saved, dtype="float16"), "cpu")
 
 
 @pytest.mark.parametrize(("wanted", "prefix"), [("auto", [2]), (True, [2]), (False, [])])

@@ -205,6 +205,44 @@ def test_saes_made_under_other_habits_are_refused(
         load(tmp_path, lm, (0,))
 
 
+def plant(folder: Path, name: str, value: float) -> None:
+    weights = load_file(folder / "sae_weights.safetensors")
+    weights[name].view(-1)[-1] = value
+    save_file(weights, folder / "sae_weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("W_enc", float("nan"), "'W_enc' holds 1 value that is not finite (1 NaN)"),
+        ("b_enc", float("-inf"), "'b_enc' holds 1 value that is not finite (1 infinite)"),
+        ("threshold", float("nan"), "'threshold' holds 1 value that is not finite (1 NaN)"),
+        ("threshold", float("-inf"), "'threshold' holds 1 value that is not finite (1 infinite)"),
+        ("b_dec", float("inf"), "'b_dec' holds 1 value that is not finite (1 infinite)"),
+        # Its square is beyond float32.
+        ("W_dec", 1e30, "'decoder norms' holds 1 value that is not finite (1 infinite)"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(name: str, value: float, told: str, sae_release: Path, lm: LanguageModel, tmp_path: Path) -> None:
+    shutil.copytree(sae_release, tmp_path / "own")
+    plant(tmp_path / "own/layer_1", name, value)
+    where = f"the SAE of layer 1, '{tmp_path}/own/layer_1/sae_weights.safetensors': "
+    with pytest.raises(UserError, match=re.escape(where + told)):
+        load(tmp_path / "own", lm)
+    load(tmp_path / "own", lm, (0, 2))
+
+
+def test_a_latent_that_nothing_wakes_is_dead_and_no_mistake(sae_release: Path, lm: LanguageModel, x: Tensor, tmp_path: Path) -> None:
+    shutil.copytree(sae_release, tmp_path / "own")
+    plant(tmp_path / "own/layer_1", "threshold", float("inf"))
+    found, _ = load(tmp_path / "own", lm, (1,))
+    features = found[1].encode(x)
+    assert features[:, -1].count_nonzero() == 0
+    assert features[:, :-1].count_nonzero() > 0
+    assert found[1].encode_straight_through(x, 1.0).isfinite().all()
+    assert found[1].decode(features).isfinite().all()
+
+
 def test_waiting_saes_come_back_as_they_were(dictionaries: Dictionaries, x: Tensor) -> None:
     before = {layer: dictionary.encode(x) for layer, dictionary in dictionaries.items()}
     with waiting(dictionaries.values(), decoders_only=True):

@@ -113,6 +113,17 @@ def test_a_folder_of_llama_scope_is_scaled_as_the_release_is(x: torch.Tensor, tm
     assert sae.cfg.normalize_activations == "none"
 
 
+def test_a_norm_of_zero_in_a_folder_of_llama_scope_is_refused(x: torch.Tensor, tmp_path: Path) -> None:
+    folder = tmp_path / "L4R"
+    (folder / "checkpoints").mkdir(parents=True)
+    weights = {"encoder.weight": numbers(4, 3), "encoder.bias": numbers(4), "decoder.weight": numbers(3, 4), "decoder.bias": torch.ones(3)}
+    save_file(weights, folder / "checkpoints/final.safetensors")
+    about = {"d_model": 3, "d_sae": 4, "jump_relu_threshold": 0.5, "hook_point_in": "blocks.4.hook_resid_post"}
+    (folder / "hyperparams.json").write_text(json.dumps(about | {"dataset_average_activation_norm": {"in": 0.0}}))
+    with pytest.raises(UserError, match=r"the SAE in '.*L4R' cannot be read: .*zero"):
+        activations(tmp_path, "L4R", x)
+
+
 def test_a_folder_of_gemma_scope_2(x: torch.Tensor, tmp_path: Path) -> None:
     folder = tmp_path / "resid_post" / "layer_5_width_16k_l0_small"
     folder.mkdir(parents=True)

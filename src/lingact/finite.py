@@ -1,0 +1,65 @@
+"""Whether weights are finite numbers: one pass over them where they lie, without copies of large tensors."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_AT_ONCE = 1 << 22
+"""Values of a tensor that are counted at a time, once it is known that some are not finite."""
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """A tensor that holds values that are not finite."""
+
+    nan: int
+    infinite: int
+
+    def __str__(self) -> str:
+        parts = [f"{self.nan} NaN"] * (self.nan > 0) + [f"{self.infinite} infinite"] * (self.infinite > 0)
+        return " and ".join(parts)
+
+
+def nonfinite(tensors: Iterable[tuple[str, Tensor]], *, may_be_infinite: Collection[str] = ()) -> dict[str, Spoiled]:
+    """The tensors that hold values that are not finite, by name; those of integers hold none.
+
+    A tensor's extremes tell: both are NaN where any value is. They take no memory, unlike `isfinite`, and those of all tensors on a device are
+    fetched together.
+
+    Args:
+        may_be_infinite: names of tensors in which positive infinity has a meaning.
+    """
+    named = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta]
+    by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for name, tensor in named:
+        by_device.setdefault(tensor.device, []).append((name, tensor))
+    found = {}
+    for on_device in by_device.values():
+        extremes = torch.stack([torch.stack(_wide(tensor).aminmax()).double() for _, tensor in on_device]).cpu()
+        for (name, tensor), (low, high) in zip(on_device, extremes.tolist(), strict=True):
+            top = float("inf") if name not in may_be_infinite else None
+            if low != low or low == float("-inf") or high == top:
+                found[name] = _count(tensor)
+    return {name: found[name] for name, _ in named if name in found}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A dtype that has minima: those of a byte have none."""
+    return tensor if tensor.element_size() > 1 else tensor.to(torch.float32)
+
+
+def _count(tensor: Tensor) -> Spoiled:
+    parts = [_wide(part) for part in tensor.reshape(-1).split(_AT_ONCE)]
+    return Spoiled(sum(int(part.isnan().sum()) for part in parts), sum(int(part.isinf().sum()) for part in parts))
+
+
+def describe(found: Mapping[str, Spoiled], files: Mapping[str, str] | None = None) -> str:
+    """The first of the spoiled tensors, with its file where that is known, and how many more there are."""
+    name, first = next(iter(found.items()))
+    file = f" in '{files[name]}'" if files and name in files else ""
+    count = first.nan + first.infinite
+    rest = len(found) - 1
+    more = f", and {rest} more tensor{'s do' if rest > 1 else ' does'}" if rest else ""
+    return f"'{name}'{file} holds {count} value{'s' if count > 1 else ''} that {'are' if count > 1 else 'is'} not finite ({first}){more}"
