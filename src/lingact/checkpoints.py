@@ -178,8 +178,8 @@ class Trained:
 
     sha256: str
     """`adapter_hash` of the adapter in the run folder."""
-    history: list[dict[str, float]]
-    """Every term of every step."""
+    history: list[dict[str, Any]]
+    """Number and every term of every step."""
 
 
 def keep_trained(folder: Path, header: Mapping[str, str], trained: Trained) -> None:
