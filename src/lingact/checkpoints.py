@@ -1,20 +1,29 @@
-"""Checkpoints of a training run: whole or not there, and of this run or refused."""
+"""Checkpoints of a training run, and the adapter that came out of it: whole or not there, and of this run or refused."""
 
+import contextlib
 import hashlib
 import io
+import json
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from lingact import interrupts
 from lingact.errors import UserError
 from lingact.finite import describe, nonfinite
-from lingact.tracking import differences, write_atomically
+from lingact.tracking import differences, full_disk, write_atomically, write_json
 
+CHECKPOINTS = "checkpoints"
+"""Folder in the run's."""
+_LAST, _TRAINED = "last.ckpt", "trained.json"
 _HEADER = "lingact"
-_TRAINED = ("state_dict", "optimizer_states")
+_FINITE_PARTS = ("state_dict", "optimizer_states")
 """Parts of a checkpoint that the training goes on with; callbacks may begin with infinite scores."""
 _DIGEST = hashlib.sha256().digest_size
 
@@ -59,7 +68,7 @@ class RunCheckpoints(TorchCheckpointIO):
         checkpoint = torch.load(io.BytesIO(saved), map_location=map_location, weights_only=True)
         if different := differences(checkpoint[_HEADER], self.header):
             raise UserError(f"'{path}' is a checkpoint of another run ({'; '.join(different)}); {what_to_do}")
-        if spoiled := nonfinite(_tensors({name: checkpoint.get(name) for name in _TRAINED})):
+        if spoiled := nonfinite(_tensors({name: checkpoint.get(name) for name in _FINITE_PARTS})):
             raise UserError(f"'{path}': {describe(spoiled)}; training cannot go on from there. Delete it: the run then starts over")
         return checkpoint
 
@@ -71,3 +80,145 @@ def _tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, value in parts:
         yield from _tensors(value, f"{path}.{name}" if path else str(name))
+def last_checkpoint(folder: Path) -> Path:
+    """Where a run keeps its checkpoint, whether or not there is one yet."""
+    return folder / CHECKPOINTS / _LAST
+
+
+class LastStep(RunCheckpoints):
+    """Holds the state behind the last whole step, and writes it when it is asked to.
+
+    What Lightning hands over refers to the very tensors that are trained. These do not change before the next update, so holding it costs nothing,
+    and it can still be written in the middle of the next step. Before that update it has to be forgotten.
+    """
+
+    def __init__(self, header: Mapping[str, str]) -> None:
+        super().__init__(header)
+        self._held: tuple[dict[str, Any], str | Path] | None = None
+        self._on_disk = True
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:  # noqa: ARG002 (Lightning's)
+        """Hold it."""
+        self._held, self._on_disk = (checkpoint, path), False
+
+    def forget(self) -> None:
+        """The tensors are about to change."""
+        self._held = None
+
+    def write(self) -> None:
+        """Put on disk what is held, unless it is there already or nothing is held."""
+        if self._held is not None and not self._on_disk:
+            super().save_checkpoint(*self._held)
+            self._on_disk = True
+
+
+class Keeper(pl.Callback):
+    """Keeps a checkpoint every so many steps, every so many minutes, at the last step, and when training is interrupted or fails.
+
+    Signals wait from before a step's update until its state is held, so that no half of a step is ever kept.
+
+    Args:
+        checkpoints: also the trainer's plugin.
+        path: of the checkpoint.
+    """
+
+    def __init__(self, checkpoints: LastStep, path: Path, *, every: int, minutes: float) -> None:
+        self._checkpoints, self._path, self._every, self._seconds = checkpoints, path, every, 60 * minutes
+        self._written = time.monotonic()
+        self._holding = False
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:  # noqa: ARG002 (Lightning's)
+        """From here on the state is neither the one nor the other."""
+        interrupts.hold()
+        self._holding = True
+        self._checkpoints.forget()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """The step is whole."""
+        trainer.save_checkpoint(self._path)
+        now = time.monotonic()
+        if trainer.is_global_zero and (trainer.global_step % self._every == 0 or now - self._written >= self._seconds):
+            self._checkpoints.write()
+            self._written = now
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """The step is logged, too."""
+        self._release()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 (Lightning's)
+        """The last step."""
+        if trainer.is_global_zero:
+            self._checkpoints.write()
+        self._release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002 (Lightning's)
+        """Keep the last whole step, if its tensors are still as they were."""
+        if self._holding:
+            self._holding = False
+            interrupts.let_go()
+        if not trainer.is_global_zero or full_disk(exception) is not None:
+            return
+        if isinstance(exception, KeyboardInterrupt):
+            # A second signal must not end this; a full disk is told.
+            with interrupts.held():
+                self._checkpoints.write()
+        else:
+            # What ended the training is what has to be told.
+            with contextlib.suppress(Exception):
+                self._checkpoints.write()
+
+    def _release(self) -> None:
+        if self._holding:
+            self._holding = False
+            interrupts.release()
+
+
+def steps_kept(folder: Path) -> int:
+    """Steps in a run's checkpoint; 0 where there is none that can be read."""
+    try:
+        return torch.load(last_checkpoint(folder), map_location="cpu", weights_only=True)["global_step"]
+    except Exception:  # noqa: BLE001 (of whatever kind: it is for a message)
+        return 0
+
+
+# --- what came out -------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of a training: from here on its adapter is judged, wherever that is, and not trained again."""
+
+    sha256: str
+    """`adapter_hash` of the adapter in the run folder."""
+    history: list[dict[str, Any]]
+    """Number and every term of every step."""
+
+
+def keep_trained(folder: Path, header: Mapping[str, str], trained: Trained) -> None:
+    """Write it down, once the adapter lies in the run folder."""
+    write_json(folder / CHECKPOINTS / _TRAINED, {_HEADER: dict(header), "adapter": trained.sha256, "history": trained.history})
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether the training of a run has come to its end."""
+    return (folder / CHECKPOINTS / _TRAINED).is_file()
+
+
+def recall_trained(folder: Path, header: Mapping[str, str]) -> Trained | None:
+    """What was written down; None before the end of the training.
+
+    Raises:
+        UserError: it is damaged or of another run.
+    """
+    path = folder / CHECKPOINTS / _TRAINED
+    if not path.is_file():
+        return None
+    what_to_do = "put the right one back, or delete it: the run then goes on from its last checkpoint"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        trained, theirs = Trained(kept["adapter"], kept["history"]), kept[_HEADER]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; {what_to_do}") from None
+    if different := differences(theirs, dict(header)):
+        raise UserError(f"'{path}' is of another run ({'; '.join(different)}); {what_to_do}")
+    return trained

@@ -35,19 +35,32 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from lingact import sweep
-from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, TrainConfig, TrainerConfig, judge, validate
+from lingact.config import (
+    SCHEMAS,
+    FilesCorpus,
+    OwnTask,
+    Processes,
+    Section,
+    TasksConfig,
+    TrackingConfig,
+    TrainConfig,
+    TrainerConfig,
+    judge,
+    of_the_run,
+    validate,
+)
+from lingact.environment import RUN_FOLDER, STARTED_BY_US, TEMPORARY, adopted, check_environment, first_process, shape
 from lingact.errors import UserError, out_of_memory
-from lingact.folders import LOCK, TEMPORARY, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, taken
+from lingact.folders import LOCK, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, taken
+from lingact.interrupts import interruptible
 from lingact.languages import nearest
 from lingact.records import read_json_object, read_yaml_object
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
-from lingact.tracking import RUN_FILES, STATUSES, adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
+from lingact.tracking import RUN_FILES, STATUSES, check_tracking, differences, full_disk, read_manifest
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
-_RUN_FOLDER = "LINGACT_RUN_FOLDER"
-"""Environment variable that tells processes started by a run which run that is."""
 _LIST_SAES = "--list-saes"
 _DOES_NOT_COMPOSE = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
@@ -59,7 +72,6 @@ def launch(job: str, conf_dir: Path) -> None:
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     """Run a job. Returns the exit code; a fault of ours passes through as its exception."""
-    adopt_slurm()
     parser = get_args_parser()
     parser.add_argument(_LIST_SAES, action="store_true")
     arguments = parser.parse_intermixed_args(argv)  # flags may stand between overrides
@@ -69,7 +81,10 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
         hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
         return 0
+    first = True
     try:
+        _adopt_environment()
+        first = first_process()
         unused = [name for name in ("config_path", "config_name", "config_dir", "experimental_rerun", "package") if getattr(arguments, name)]
         if unused:
             raise UserError(f"--{unused[0].replace('_', '-')} is not supported; put your options into {conf_dir}")
@@ -82,8 +97,14 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     finally:
         HydraConfig.instance().cfg = None
     if problems:
-        print(f"{job}.py:" if first_process() else f"{job}.py, beside the first process:", *problems, sep="\n  ", file=sys.stderr)
+        print(f"{job}.py:" if first else f"{job}.py, beside the first process:", *problems, sep="\n  ", file=sys.stderr)
     return 2 if problems else 0
+
+
+def _adopt_environment() -> None:
+    """Judge what a launcher says, and give it torchrun's names."""
+    check_environment(os.environ)
+    os.environ.update(adopted(os.environ))
 
 
 def _list_saes(job: str, overrides: list[str]) -> list[str]:
@@ -166,7 +187,7 @@ def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
     Lightning starts such a process from within the first one's run, with the first one's command: what belongs to the job of a sweep, say, is
     not told by that. The folder is, by the environment. torchrun and srun start all processes at once and name no folder.
     """
-    folder = os.environ.get(_RUN_FOLDER) or (resumed[0].strip("'\"") if resumed else None)
+    folder = os.environ.get(RUN_FOLDER) or (resumed[0].strip("'\"") if resumed else None)
     with _silence():
         if folder is not None:
             _resume(job, Path(folder), [])
@@ -431,7 +452,7 @@ def _judge_all(job: str, overrides: list[str], multirun: bool, *, look_into_fold
             places.append(_job_folder(judged.composed, folder, number) if multirun else folder)
             config = _read(job, judged.composed, folder) if multirun and judged.config is not None else judged.config
             if judged.config is not None:
-                problems += _not_startable(judged.composed, judged.config) if multirun else []
+                problems += _not_startable(judged.composed, judged.config) if multirun else _misfits_launcher(judged.config)
                 configs.append(judged.config)
             problems += _not_this_run(job, places[-1], config, key) if looks else []
         except UserError as error:
@@ -476,8 +497,8 @@ def _not_startable(composed: DictConfig, config: Section) -> list[str]:
 
     Lightning starts them by repeating the command, which is not ours in a launcher's worker; and only Slurm tells its tasks apart.
     """
-    key, asked = ("trainer.devices", config.trainer) if isinstance(config, TrainConfig) else ("devices", config)
-    assert isinstance(asked, TrainerConfig | Processes)
+    section, asked = _processes(config)
+    key = f"{section}devices"
     launcher, processes = composed.hydra.launcher, asked.devices * asked.nodes
     name = str(launcher._target_).rpartition(".")[2]
     tasks = launcher.tasks_per_node * launcher.nodes if name == "SlurmLauncher" else 1
@@ -485,6 +506,27 @@ def _not_startable(composed: DictConfig, config: Section) -> list[str]:
         return []
     advice = f"hydra/launcher=slurm with hydra.launcher.tasks_per_node={asked.devices} hydra.launcher.nodes={asked.nodes}"
     return [f"{key}: a job needs {processes} processes and this launcher starts {tasks}; leave hydra/launcher out, or use {advice}"]
+
+
+def _processes(config: Section) -> tuple[str, TrainerConfig | Processes]:
+    """Where a job says how many processes it has: the keys' prefix, and the section."""
+    section, asked = ("trainer.", config.trainer) if isinstance(config, TrainConfig) else ("", config)
+    assert isinstance(asked, TrainerConfig | Processes)
+    return section, asked
+
+
+def _misfits_launcher(config: Any) -> list[str]:
+    """The problem with a job's number of processes where a launcher has started this one."""
+    section, asked = _processes(config)
+    if config.plan == "only":
+        return []
+    try:
+        devices, nodes = shape(asked.devices, asked.nodes, os.environ, section=section)
+    except UserError as error:
+        return [str(error)]
+    if isinstance(asked, TrainerConfig) and devices * nodes > asked.sentences:
+        return [f"trainer.sentences: it is {asked.sentences}, fewer than the {devices * nodes} processes that share them; give more, or start fewer"]
+    return []
 
 
 def _job_folder(composed: DictConfig, folder: Path, number: int) -> Path:
@@ -593,6 +635,8 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
         problems, config = _goes_on(job, saved, overrides)
         if problems or config is None:
             raise UserError("\n".join([*problems, f"resume goes on with the configuration of '{folder}'; leave these out, or start a new run"]))
+    if problems := _misfits_launcher(config):
+        raise UserError("\n".join(problems))
     if config.plan == "only":
         _tell_plans([config])
     else:
@@ -622,9 +666,8 @@ def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[lis
 
 
 def _contradictions(saved: dict[str, Any], here: Section) -> list[str]:
-    """Where two configurations cannot be of one run: in anything but the processes that share it."""
-    there, now = ({key: value for key, value in part.items() if key not in Processes.model_fields} for part in (saved, here.model_dump(mode="json")))
-    return differences(there, now)
+    """Where two configurations cannot be of one run: in anything but what belongs to the machine."""
+    return differences(of_the_run(saved), of_the_run(here.model_dump(mode="json")))
 
 
 # --- running -------------------------------------------------------------------------------------------------------------------------------------
@@ -636,10 +679,13 @@ def task(composed: DictConfig) -> float | UserError | None:
     Returns:
         What sweepers optimise; or a UserError, since raising it would make Hydra talk and drop the rest of a sweep's bookkeeping.
     """
-    adopt_slurm()  # submitit may have been asked for several tasks of each job
     start = HydraConfig.get()
     job, folder = str(start.job.config_name), Path(start.runtime.output_dir)
     sweep_folder = Path(start.sweep.dir) if start.mode == RunMode.MULTIRUN else None
+    try:
+        _adopt_environment()  # submitit may have been asked for several tasks of each job
+    except UserError as error:
+        return error
     if not first_process():
         with _silence():
             return _work(job, _read(job, composed, sweep_folder), folder)
@@ -685,11 +731,37 @@ def _work(job: str, config: Section, folder: Path) -> float | None:
         again = f"put it back, or delete manifest.json and write python {job}.py resume={folder}"
         return read_json_object(folder / "summary.json", again).get("objective")
     try:
-        with _sigterm_interrupts(), _told_to_children(folder):
+        with interruptible(), _told_to_children(folder):
             return _run_workflow(job, config, folder)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. To go on: python {job}.py resume={folder}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            print(f"\n{_interrupted(job, config, folder, str(interrupt))} To go on: python {job}.py resume={folder}", file=sys.stderr)
         raise
+
+
+def _interrupted(job: str, config: Any, folder: Path, kept: str) -> str:
+    """How far an interrupted run has come, and what of that is kept.
+
+    Args:
+        kept: what whoever was interrupted knows of that; empty: see what lies in the run folder.
+    """
+    from lingact import passes
+
+    batches = passes.steps_kept(folder / "stats")
+    measured = f"{batches} measured batches" if batches != 1 else "1 measured batch"
+    if job == "train":
+        from lingact.checkpoints import has_trained, steps_kept
+
+        steps = steps_kept(folder)
+        if has_trained(folder):
+            return f"Interrupted after the training; kept: the adapter, {measured}."
+        if steps:
+            return f"Interrupted at step {steps} of {config.trainer.steps}; kept: {steps} steps."
+        base = f"but what the base model has given ('{config.cache}')" if config.cache else "(cache=null)"
+        return f"Interrupted before the first step; kept: nothing {base}."
+    if job == "analyze":
+        return f"Interrupted; kept: {measured}."
+    return f"Interrupted; kept: {kept or 'nothing yet'}."
 
 
 class _NoSpaceError(UserError):
@@ -724,30 +796,11 @@ def _run_workflow(job: str, config: Any, folder: Path) -> float | None:
 @contextlib.contextmanager
 def _told_to_children(folder: Path) -> Iterator[None]:
     """Tell processes that Lightning starts for this run where it lies; and forget what Lightning set for them, or the next run would start none."""
-    names = (_RUN_FOLDER, TEMPORARY, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    before = {name: os.environ[name] for name in names if name in os.environ}
-    os.environ[_RUN_FOLDER] = str(folder.absolute())
-    os.environ[TEMPORARY] = TOKEN
+    before = {name: os.environ[name] for name in STARTED_BY_US if name in os.environ}
+    os.environ |= {RUN_FOLDER: str(folder.absolute()), TEMPORARY: TOKEN}
     try:
         yield
     finally:
-        for name in names:
+        for name in STARTED_BY_US:
             os.environ.pop(name, None)
         os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let a polite kill (schedulers, timeout) end a run like Ctrl-C, so that its status is written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -385,6 +385,25 @@ class Processes(Section):
         return devices
 
 
+_OF_THE_MACHINE = {
+    "": ("device", "devices", "nodes", "cache"),
+    "trainer": (
+        *("devices", "nodes", "strategy", "workers", "micro_batch", "activation_checkpointing"),
+        *("checkpoint_every", "checkpoint_minutes"),
+    ),
+}
+"""Section -> keys that say where and in which portions a run is computed. They change its numbers by their rounding at most, and with dropout its
+draws."""
+
+
+def of_the_run(plain: dict[str, Any]) -> dict[str, Any]:
+    """A job's plain configuration without what belongs to the machine: an interrupted run may go on with other values of that."""
+    kept = {key: value for key, value in plain.items() if key not in _OF_THE_MACHINE[""]}
+    for section in kept.keys() & _OF_THE_MACHINE.keys():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in _OF_THE_MACHINE[section]}
+    return kept
+
+
 Measure = Literal[
     "mean", "mean_active", "firing_rate", "l0", "l2", "top_k", "per_sentence", "per_byte", "per_word", "reference_active", "norm_matched"
 ]
@@ -738,6 +757,8 @@ class TrainerConfig(Section):
     together when it is their turn; the adapter is whole everywhere. Before and after training the model is whole, so one device has to hold it."""
     checkpoint_every: Count
     """Steps between resumable checkpoints."""
+    checkpoint_minutes: PositiveFloat
+    """Minutes, from when on a checkpoint is due all the same. One is also kept at the last step, and when the run is interrupted."""
 
     @model_validator(mode="after")
     def _enough_sentences(self) -> "TrainerConfig":

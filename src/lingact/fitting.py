@@ -1,42 +1,42 @@
 """Run Lightning quietly, with resumable checkpoints that hold the adapter alone."""
 
 import logging
+import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lingact.adapters import attach_adapter, save_adapter
-from lingact.checkpoints import RunCheckpoints
+from lingact.checkpoints import CHECKPOINTS, Keeper, LastStep, last_checkpoint
 from lingact.config import TrainConfig
 from lingact.data import AlignedData
+from lingact.environment import shape
 from lingact.errors import UserError
 from lingact.lm import load_model
 from lingact.module import Diverged, GapModule
-from lingact.ranks import ending
+from lingact.ranks import cluster_environment, ending
 from lingact.tracking import Run
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
-
-CHECKPOINTS = "checkpoints"
-"""Folder in the run's."""
 
 
 def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> "pl.Trainer":
     """Train for `trainer.steps` optimiser steps; goes on from `checkpoints/last.ckpt` if the run folder has one.
 
     Raises:
-        KeyboardInterrupt: the user or the system asked to stop; the last checkpoint stays.
+        KeyboardInterrupt: the user or the system asked to stop; every whole step is kept.
         UserError: the loss is no finite number any more; the adapter as it was before is in `checkpoints/last_good`.
     """
     device = next(module.parameters()).device
-    trainer = _trainer(module, config, run)
-    last = run.folder / CHECKPOINTS / "last.ckpt"
+    last = last_checkpoint(run.folder)
+    trainer = _trainer(module, config, run, last)
     try:
         with _quiet(), ending(lambda: getattr(trainer.strategy.launcher, "procs", [])):
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -57,9 +57,9 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
     return trainer
 
 
-def _trainer(module: GapModule, config: TrainConfig, run: Run) -> "pl.Trainer":
+def _trainer(module: GapModule, config: TrainConfig, run: Run, last: Path) -> "pl.Trainer":
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint, TQDMProgressBar
+    from pytorch_lightning.callbacks import LambdaCallback, TQDMProgressBar
     from pytorch_lightning.loggers import WandbLogger
 
     class Progress(TQDMProgressBar):
@@ -68,17 +68,20 @@ def _trainer(module: GapModule, config: TrainConfig, run: Run) -> "pl.Trainer":
 
     settings = config.trainer
     device = next(module.parameters()).device
-    several = settings.devices * settings.nodes > 1
+    devices, nodes = shape(settings.devices, settings.nodes, os.environ)
+    several = devices * nodes > 1
+    checkpoints = LastStep(run.header)
     # Before the trainer is made, because that has something to say, too.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return pl.Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=settings.devices if settings.devices > 1 or device.index is None else [device.index],
-        num_nodes=settings.nodes,
+        devices=devices if devices > 1 or device.index is None else [device.index],
+        num_nodes=nodes,
         strategy="auto" if not several else "ddp" if module.batch_loss.reaches_all else "ddp_find_unused_parameters_true",
         use_distributed_sampler=False,
-        plugins=[RunCheckpoints(run.header)],
+        plugins=[checkpoints, cluster_environment(nodes)],
+        default_root_dir=run.folder / CHECKPOINTS,  # under Slurm Lightning looks there for checkpoints of its own
         precision=settings.precision,
         max_steps=settings.steps,
         max_epochs=-1,
@@ -86,16 +89,11 @@ def _trainer(module: GapModule, config: TrainConfig, run: Run) -> "pl.Trainer":
         logger=WandbLogger(experiment=run.tracker),
         log_every_n_steps=1,
         enable_model_summary=False,
+        enable_checkpointing=False,
         callbacks=[
             Progress(refresh_rate=1, leave=True),
             LambdaCallback(on_train_start=_own_handler_of_sigterm()),
-            ModelCheckpoint(
-                dirpath=run.folder / CHECKPOINTS,
-                filename="last",
-                every_n_train_steps=settings.checkpoint_every,
-                save_top_k=1,
-                enable_version_counter=False,
-            ),
+            Keeper(checkpoints, last, every=settings.checkpoint_every, minutes=settings.checkpoint_minutes),
         ],
     )
 
@@ -105,7 +103,7 @@ def _quiet() -> Iterator[None]:
     """Without warnings of what is so on purpose, or between libraries."""
     with warnings.catch_warnings():
         # Our loader is its own iterable, and the base model stays in eval mode.
-        for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*exists and is not empty.*"):
+        for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*srun.*"):
             warnings.filterwarnings("ignore", message=message)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # between Lightning and torch
         yield

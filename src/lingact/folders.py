@@ -16,10 +16,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lingact.environment import TEMPORARY
 from lingact.errors import UserError
 
-TEMPORARY = "LINGACT_TEMPORARY"
-"""Environment variable that tells processes started by a run which token its temporary names carry."""
 TOKEN = os.environ.get(TEMPORARY) or secrets.token_hex(8)
 """Part of every temporary name of this process; the manifest keeps it, so that a run that goes on knows what the earlier part left."""
 LOCK = ".lingact.lock"

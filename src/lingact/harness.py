@@ -20,6 +20,7 @@ import pandas as pd
 from torch import nn
 from tqdm import tqdm
 
+from lingact import interrupts
 from lingact.errors import UserError, out_of_memory
 from lingact.lm import LanguageModel
 from lingact.ranks import gathered, rank, told, world
@@ -124,6 +125,8 @@ class Scorer:
         """Options per forward pass. Smaller after the device ran out of memory."""
         self.answers = answers
         """Where answers are kept; None: nowhere."""
+        self.kept = 0
+        """Tasks, each time for one model, whose answers lie there."""
         self._asked_for = batch_size
         self._bar = bar
 
@@ -155,6 +158,7 @@ class Scorer:
         if self.answers and rank() == 0:
             found = {number: kept for number, asked in enumerate(identities) if (kept := self.answers.recall(asked)) is not None}
         found = told(found)
+        self.kept += len(found)
         self._bar.update(sum(len(tasks[number].requests) for number in found))
         self._bar.unpause()
         missing = [number for number in range(len(tasks)) if number not in found]
@@ -164,12 +168,15 @@ class Scorer:
             assert harness is not None
             found[number] = self._answer(harness, tasks[number])
             if self.answers:
-                self.answers.keep(identities[number], found[number])
+                with interrupts.held():
+                    self.answers.keep(identities[number], found[number])
+                    self.kept += 1
         shares = gathered(({number: found[number] for number in own}, self.batch_size))
         self._bar.update(sum(len(tasks[number].requests) for number in set(missing) - set(own)))
         self.batch_size = min(size for _, size in shares)
         for share, _ in shares:
             found |= share
+        self.kept += len(missing) - len(own)
         return [found[number] for number in range(len(tasks))]
 
     def _harness(self, model: nn.Module) -> "_Harness":

@@ -204,16 +204,16 @@ class GapModule(pl.LightningModule):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """History, multiplier and size of the parts travel with the weights."""
-        checkpoint["history"] = self.history
+        """History, multiplier and size of the parts travel with the weights. The history is copied: a checkpoint may be written steps later."""
+        checkpoint["history"] = list(self.history)
         checkpoint["multiplier"] = self.multiplier
         checkpoint["part"] = self.part
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with those of the saved run."""
+        """Go on with those of the saved run; in smaller parts if this machine needs them."""
         self.history = checkpoint["history"]
         self.multiplier = checkpoint["multiplier"]
-        self.part = checkpoint["part"]
+        self.part = min((part for part in (checkpoint["part"], self.part) if part is not None), default=None)
 
     def configure_optimizers(self) -> Any:
         """AdamW on the adapter; linear warm-up, cosine decay to zero."""

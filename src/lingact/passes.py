@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from lingact import ranks
+from lingact import interrupts, ranks
 from lingact.errors import UserError
 from lingact.ranks import rank, told, unite
 from lingact.tracking import write_atomically
@@ -41,8 +41,8 @@ def resumable(  # noqa: PLR0913 (all that a pass is made of)
     steps, and the first one writes it. An interrupted pass goes on with any number of processes.
 
     Args:
-        path: where the state is kept (safetensors), saved every `SAVE_EVERY` seconds and at the end; what is there already is continued.
-            None: nothing is saved.
+        path: where the state is kept (safetensors), saved every `SAVE_EVERY` seconds, when the pass is interrupted (which finishes the step) and at
+            the end; what is there already is continued. None: nothing is saved.
         header: identity of everything the numbers depend on.
         state: arrays that `add` changes in place; of no step yet.
         steps: the same ones in the same order each time.
@@ -62,21 +62,40 @@ def resumable(  # noqa: PLR0913 (all that a pass is made of)
     left = [number for number in range(len(steps)) if number not in done]
     own, inside = (path, set(done)) if place == 0 else (path and _beside(path, place), set())
     saved = time.monotonic()
+
+    def save() -> None:
+        if own is not None:
+            save_state(own, header, state, inside, len(steps))
+
     for start in range(0, len(left), world):
         turn = left[start : start + world]
-        if place < len(turn):
-            add(steps[turn[place]])
-            inside.add(turn[place])
-        bar.update(sum(tokens(steps[number]) for number in turn))
-        if own is not None and start + world < len(left) and time.monotonic() - saved > SAVE_EVERY:
-            save_state(own, header, state, inside, len(steps))
-            saved = time.monotonic()
+        with saved_when_interrupted(save) if own is not None else nullcontext():
+            if place < len(turn):
+                add(steps[turn[place]])
+                inside.add(turn[place])
+            bar.update(sum(tokens(steps[number]) for number in turn))
+            if start + world < len(left) and time.monotonic() - saved > SAVE_EVERY:
+                save()
+                saved = time.monotonic()
     unite(state, merge)
     if path is not None and left and place == 0:
         save_state(path, header, state, range(len(steps)), len(steps))
         # Those of processes that are here now; others' were taken in, and removed, when the pass began.
         for other in range(1, world):
             _beside(path, other).unlink(missing_ok=True)
+
+
+@contextmanager
+def saved_when_interrupted(save: Callable[[], None]) -> Iterator[None]:
+    """Finish the block before a signal interrupts, and then save; half of a step is never saved.
+
+    Raises:
+        KeyboardInterrupt: a signal has arrived.
+    """
+    with interrupts.held():
+        yield
+        if interrupts.waiting():
+            save()
 
 
 def add_up(state: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -155,6 +174,20 @@ def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], to
         for part in parts:  # what was in them is in the whole, and their header says that this run made them
             part.unlink()
     return done
+
+
+def steps_kept(folder: Path) -> int:
+    """Steps of all passes whose states lie below the folder; files that cannot be read have none."""
+    from safetensors import SafetensorError, safe_open
+
+    kept = 0
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                kept += json.loads((file.metadata() or {}).get("steps", "[0, 0]"))[0]
+        except (OSError, SafetensorError, ValueError):
+            continue
+    return kept
 
 
 def _beside(path: Path, place: int) -> Path:

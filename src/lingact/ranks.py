@@ -4,6 +4,7 @@ Lightning starts them, or finds that torchrun or Slurm has; they speak to each o
 Without others beside it a process is the first of one, and everything here does nothing.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,15 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from lingact.environment import shape, started_outside
 from lingact.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins.environments import ClusterEnvironment
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)
 """How long a process waits for the others' parts. One that ends is noticed at once, whatever this is."""
+_GRACE = 10.0
+"""Seconds for the others to save their parts when a run is interrupted."""
 
 
 def rank() -> int:
@@ -129,24 +136,17 @@ def _beside(wait: Callable[[], Any]) -> None:
 # --- how they come together ----------------------------------------------------------------------------------------------------------------------
 
 
-def started_outside() -> bool:
-    """Whether torchrun or Slurm has started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+def cluster_environment(nodes: int) -> "ClusterEnvironment":
+    """What Lightning is told of the processes instead of finding out by itself (see `environment`): torchrun's names, or that it starts them."""
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
-
-def shape(devices: int, nodes: int) -> tuple[int, int]:
-    """Processes on a machine, and machines: as given, or as a launcher outside has started them.
-
-    Raises:
-        UserError: these contradict each other.
-    """
-    if not started_outside():
-        return devices, nodes
-    world = int(os.environ["WORLD_SIZE"])
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if devices * nodes not in (1, world):
-        raise UserError(f"devices={devices}, nodes={nodes}: {world} processes were started from outside; leave these out, or start {devices * nodes}")
-    return local, world // local
+    if started_outside(os.environ):
+        return TorchElasticEnvironment()
+    if nodes == 1 and "LOCAL_RANK" not in os.environ:
+        # Left over from something else: processes of one machine meet on it.
+        os.environ.pop("MASTER_ADDR", None)
+        os.environ.pop("MASTER_PORT", None)
+    return LightningEnvironment()
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def joined(devices: int, nodes: int) -> Iterator[None]:
     Raises:
         UserError: another process has ended.
     """
-    devices, nodes = shape(devices, nodes)
+    devices, nodes = shape(devices, nodes, os.environ)
     if devices * nodes == 1:
         yield
         return
@@ -186,7 +186,11 @@ def _join(devices: int, nodes: int, children: list[subprocess.Popen]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*srun.*")
         strategy = Fabric(
-            accelerator="cpu", devices=devices, num_nodes=nodes, strategy=DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE)
+            accelerator="cpu",
+            devices=devices,
+            num_nodes=nodes,
+            strategy=DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE),
+            plugins=[cluster_environment(nodes)],
         ).strategy
     launcher = strategy.launcher
     assert isinstance(launcher, _SubprocessScriptLauncher)
@@ -214,13 +218,22 @@ def ending(children: Callable[[], list[subprocess.Popen]]) -> Iterator[None]:
     Args:
         children: the list as it is then; Lightning makes a new one when it starts them.
 
+    Where it is interrupted they are asked to end first, so that they save their parts.
+
     They are taken off the list, too. Lightning watches those of its own list, and would kill this process for their deaths some seconds later, in the
     middle of whatever it does then, such as the next job of a sweep.
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         started = children()
+        if isinstance(error, KeyboardInterrupt):
+            for child in started:
+                child.terminate()
+            end = time.monotonic() + _GRACE
+            for child in started:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(max(0.0, end - time.monotonic()))
         for child in started:
             child.kill()
             child.wait()

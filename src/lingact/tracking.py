@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lingact.config import Section, TrackingConfig
+from lingact.config import Section, TrackingConfig, of_the_run
+from lingact.environment import first_process
 from lingact.errors import UserError
 from lingact.folders import TOKEN, leftovers, temporary_beside
 from lingact.wandb_artifacts import has_key
@@ -41,7 +42,6 @@ _PACKAGES = ("torch", "transformers", "sae-lens", "peft", "pytorch-lightning", "
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors has an error of its own, and torch's writer of archives does not say why it failed.
 _FULL_WITHOUT_ERRNO = re.compile(rf"\(os error ({'|'.join(map(str, _FULL))})\)|PytorchStreamWriter failed|unexpected pos \d+")
-_SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "NODE_RANK": "SLURM_NODEID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
 STATUSES = ("running", "complete", "interrupted", "failed")
 """What a manifest says of its run."""
 _PARTS = ("tables", "figures", "stats", "stats/contexts", "stats/yardstick", "checkpoints", "answers", "samples", "results")
@@ -129,21 +129,6 @@ def _hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
-def adopt_slurm() -> None:
-    """Give the ranks of a task that `srun` has started beside others the names that torchrun has for them.
-
-    In the batch script itself, and where a job has one task, there is nothing to adopt.
-    """
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "RANK" not in os.environ:
-        os.environ.update({name: os.environ[theirs] for name, theirs in _SLURM.items()})
-        os.environ["LOCAL_WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", "1")))
-
-
-def first_process() -> bool:
-    """False in the processes that Lightning, torchrun or Slurm started beside the first one of a distributed run."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-
-
 def differences(there: Any, here: Any, prefix: str = "") -> list[str]:
     """Where two configurations or identities differ, a line for each value."""
     if isinstance(there, dict) and isinstance(here, dict):
@@ -167,7 +152,7 @@ class Run:
         self.first = first
         """Whether this process writes; in the others of a distributed run nothing but the training itself has to be done."""
         self._manifest = manifest
-        self._parts: dict[str, Any] = {"configuration": config}
+        self._parts: dict[str, Any] = {"configuration": of_the_run(config)}
 
     def identify(self, **identity: object) -> None:
         """Record who took part (model, SAEs, corpus, adapter, tasks: name, revision, hash) in the manifest.

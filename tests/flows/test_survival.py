@@ -408,5 +408,6 @@ def test_lightning_may_start_processes_beside_each_job_and_none_of_them_talks_or
 
 def test_processes_of_torchrun_write_nothing_beside_the_first(several: Callable[..., Any], tmp_path: Path) -> None:
     command = ("lang=ml", "tracking=none", "hydra.run.dir=run")
-    assert several(*command, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2") == (0, "", "", [f"beside ml {tmp_path}/run"])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert several(*command, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", **meeting) == (0, "", "", [f"beside ml {tmp_path}/run"])
     assert {path.name for path in tmp_path.iterdir()} == {"several.py"}

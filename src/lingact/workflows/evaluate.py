@@ -90,14 +90,17 @@ def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, ca
     found: dict[str, Answered] = {}
     with tqdm(total=options * (1 + len(candidates)), unit=" options", leave=False, dynamic_ncols=True, smoothing=0.1) as bar:
         scorer = Scorer(lm, batch_size, answers, bar)
-        for candidate, sha256 in _in_turn(lm, candidates):
-            name = BASE if candidate is None else candidate.name
-            if candidate is not None:
-                part = "adapter" if len(candidates) == 1 else f"adapter {name}"
-                run.identify(**{part: {"name": candidate.given, "sha256": sha256}})
-            bar.set_description(name)
-            scored = scorer.score(lm.model, placed, sha256)
-            found[name] = Answered(scored, _nats(config, lm, exam.text, sha256, answers, name))
+        try:
+            for candidate, sha256 in _in_turn(lm, candidates):
+                name = BASE if candidate is None else candidate.name
+                if candidate is not None:
+                    part = "adapter" if len(candidates) == 1 else f"adapter {name}"
+                    run.identify(**{part: {"name": candidate.given, "sha256": sha256}})
+                bar.set_description(name)
+                scored = scorer.score(lm.model, placed, sha256)
+                found[name] = Answered(scored, _nats(config, lm, exam.text, sha256, answers, name))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the answers to {scorer.kept} of {len(placed) * (1 + len(candidates))} tasks") from None
     if scorer.batch_size < batch_size:
         note(f"out of memory with {batch_size} options at a time; went on with {scorer.batch_size}")
     return found

@@ -12,8 +12,9 @@ import torch
 
 from lingact import changes
 from lingact.adapter_sources import PRIVATE
-from lingact.adapters import adapter_hash, attach_adapter, save_adapter
+from lingact.adapters import adapter_hash, attach_adapter, load_adapter, save_adapter
 from lingact.batch_loss import BatchLoss
+from lingact.checkpoints import Trained, keep_trained, recall_trained
 from lingact.config import TrainConfig
 from lingact.continuations import continuation_table, repetition_summary
 from lingact.controls import random_dictionaries, reference_sample
@@ -34,6 +35,9 @@ from lingact.terminal import show
 from lingact.tracking import Run, open_run
 from lingact.workflows.instruments import MEASURING, Instruments, set_up
 
+ADAPTER = "adapter"
+"""Folder in the run's."""
+
 
 def run(config: TrainConfig, folder: Path) -> float:
     """Train an adapter, judge it on sentences that it has not seen with both sets of SAEs. Returns the objective, computed on the dev split."""
@@ -48,41 +52,73 @@ def run(config: TrainConfig, folder: Path) -> float:
         text = training_text(config, sentences)
         if stand_ins(config):
             run.identify(training_text=stand_ins(config))
-        # Before the adapter, so that what is frozen is the base model's.
-        loss = batch_loss(config, instruments, sentences, text)
-        instruments.lm.model = attach_adapter(instruments.lm.model, instruments.lm.blocks, config.peft, config.seed)
-        module = GapModule(loss, config.optim, config.trainer, config.seed)
-        batches = AlignedBatches(
-            instruments.lm.tokens,
-            text,
-            sentences=config.trainer.sentences,
-            count=config.trainer.steps,
-            seed=config.seed,
-            workers=config.trainer.workers,
-        )
-        with room_for_training(config, instruments):
-            fit(module, AlignedData(batches), config, run)
-        if not run.first:
-            return math.nan
-        recipe = config.model_dump(mode="json", exclude=PRIVATE)
-        save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"], recipe)
-        run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
+        layers, header = _loss_layers(config, instruments), run.header
+        trained = recall_trained(folder, header)
+        if trained is None or not (folder / ADAPTER).is_dir():
+            trained = train(run, config, instruments, sentences, text)
+            if not run.first:
+                return math.nan
+            keep_trained(folder, header, trained)
+        else:
+            if not run.first:
+                return math.nan
+            put_back(instruments, folder / ADAPTER, trained)
+        run.identify(adapter={"sha256": trained.sha256})
+        run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / ADAPTER)
 
         judged = splits[config.split]
         # The held-out SAEs are read for the table that is told, not for choices.
         meters = instruments.meters if config.split == "heldout" else {MEASURING: instruments.meters[MEASURING]}
         measured = measure_change(instruments, meters, judged, config, folder / "stats")
-        frames, summary = conclude(config, measured, loss.layers)
-        frames["loss"] = pd.DataFrame(module.history)
+        frames, summary = conclude(config, measured, layers)
+        frames["loss"] = pd.DataFrame(trained.history)
         frames["continuations"] = continuation_table(instruments.lm, judged, (*config.lang, config.languages.reference))
         summary |= repetition_summary(frames["continuations"])
-        summary["objective"] = objective(config, instruments, splits["dev"], loss.layers)
+        summary["objective"] = objective(config, instruments, splits["dev"], layers)
         for name, frame in frames.items():
             run.table(name, frame)
         run.summary(summary)
         tell(run, config, frames, instruments.identity, len(judged.ids))
-        show([{"adapter": str(folder / "adapter"), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
+        show([{"adapter": str(folder / ADAPTER), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
+
+
+def train(run: Run, config: TrainConfig, instruments: Instruments, sentences: ParallelCorpus, text: ParallelCorpus) -> Trained:
+    """Train the adapter, which the model carries from then on, and put it into the run folder. Of several processes the first one does that.
+
+    Args:
+        sentences, text: as in `batch_loss`.
+    """
+    # Before the adapter, so that what is frozen is the base model's.
+    loss = batch_loss(config, instruments, sentences, text)
+    lm = instruments.lm
+    lm.model = attach_adapter(lm.model, lm.blocks, config.peft, config.seed)
+    module = GapModule(loss, config.optim, config.trainer, config.seed)
+    batches = AlignedBatches(
+        lm.tokens, text, sentences=config.trainer.sentences, count=config.trainer.steps, seed=config.seed, workers=config.trainer.workers
+    )
+    with room_for_training(config, instruments):
+        fit(module, AlignedData(batches), config, run)
+    if run.first:
+        recipe = config.model_dump(mode="json", exclude=PRIVATE)
+        save_adapter(lm.model, run.folder / ADAPTER, lm.identity["name"], lm.identity["sha256"], recipe)
+    return Trained(adapter_hash(lm.model), module.history)  # pyrefly: ignore[bad-argument-type]
+
+
+def put_back(instruments: Instruments, folder: Path, trained: Trained) -> None:
+    """Put the adapter that an earlier part of the run has trained on the model.
+
+    Raises:
+        UserError: it is another one by now.
+    """
+    lm = instruments.lm
+    lm.model = load_adapter(lm.model, str(folder), base_sha256=lm.identity["sha256"])
+    found = adapter_hash(lm.model)
+    if found != trained.sha256:
+        raise UserError(
+            f"'{folder}' is not the adapter that this run has trained ({trained.sha256[:12]} then, {found[:12]} now); put that back, or delete the "
+            "folder: it is then made again from the last checkpoint"
+        )
 
 
 @contextmanager
