@@ -263,7 +263,9 @@ class Statistics(Section):
 
     pooling: Literal["token", "sentence"]
     resamples: PositiveInt
-    """Paired bootstrap resamples of the sentences."""
+    """Paired bootstrap resamples of the documents, or else of the blocks or sentences."""
+    block: PositiveInt | None
+    """Sentences: where the corpus names no documents, so many neighbouring ones of the source are drawn together; 1 or None: each by itself."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
     early: Literal["third"] | tuple[NonNegativeInt, ...]
     """Layers of the range `early`; third: the first third of the measured ones."""
@@ -841,6 +843,8 @@ class EvalConfig(Processes, Seeded):
     """Which of its sentences; None: leave bits per byte out."""
     leakage: LeakageConfig
     resamples: PositiveInt
+    block: PositiveInt | None
+    """As in `Statistics`, for bits per byte."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
     power: Annotated[float, Field(gt=0, lt=1)]
     """Of the minimum detectable effect."""

@@ -21,6 +21,7 @@ from jaxtyping import Int
 from lingact.config import FilesCorpus, HubCorpus, OnTheHub, PairsCorpus, Splits
 from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
+from lingact.inference import Resampling
 from lingact.languages import LANGUAGES, nearest
 
 _WORD_BOUNDARY, _WORDLIKE = regex.compile(r"(?wV1)\b"), regex.compile(r"[\p{L}\p{N}]")
@@ -32,6 +33,12 @@ ID_COLUMN = "unit"
 def split_in_halves(units: Sequence[str]) -> Int[np.ndarray, " sentence"]:
     """0 where a sentence serves discovery, 1 where it serves confirmation. It follows from the sentence's unit (`ParallelCorpus.units`) alone."""
     return np.array([hashlib.sha256(f"half {unit}".encode()).digest()[0] & 1 for unit in units], np.int64)
+
+
+def sample_places(ids: Sequence[str], at_most: int) -> Int[np.ndarray, " chosen"]:
+    """Places of at most so many sentences, ascending: the first ones in the order of a hash of the ids, so that no order of the file matters."""
+    order = sorted(range(len(ids)), key=lambda place: hashlib.sha256(f"sample {ids[place]}".encode()).digest())
+    return np.array(sorted(order[:at_most]))
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,13 @@ class ParallelCorpus:
         """`split_in_halves` of the units."""
         return split_in_halves(self.units)
 
+    def resampling(self, block: int | None) -> Resampling:
+        """What intervals draw: documents, or else blocks of so many neighbouring sentences, or else sentences."""
+        return Resampling.of(len(self.ids), self.documents, self.rows, block)
+
     def sample(self, at_most: int) -> Int[np.ndarray, " chosen"]:
-        """Places of at most so many sentences, ascending: the first ones in the order of a hash of the ids, so that no order of the file matters."""
-        order = sorted(range(len(self.ids)), key=lambda place: hashlib.sha256(f"sample {self.ids[place]}".encode()).digest())
-        return np.array(sorted(order[:at_most]))
+        """`sample_places` of the ids."""
+        return sample_places(self.ids, at_most)
 
     def select(self, keep: list[int]) -> "ParallelCorpus":
         """The sentences at the given places."""

@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 from lingact.config import LanguagesConfig, Statistics
 from lingact.corpus import ParallelCorpus
-from lingact.inference import interval, sentence_weights, simultaneous_band
+from lingact.inference import Resampling, interval, simultaneous_band
 from lingact.lm import LanguageModel
 from lingact.measure import BASE, measure
 from lingact.measures import Pooling, Ratio, pooled
@@ -24,7 +24,7 @@ from lingact.tables import disparities, layer_table, shuffled_table
 from .sums import stats_of
 
 SEED = 20261122
-SETTINGS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third")
+SETTINGS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third", block=None)
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi", "ml"))
 
 # --- a model with planted gaps -------------------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def held(corpora: int, sentences: int, pooling: Pooling) -> tuple[np.ndarray, fl
     rng = np.random.default_rng(SEED)
     single, every = [], []
     for start in range(0, corpora, TOGETHER):
-        weights = sentence_weights(sentences, RESAMPLES, SEED + start)
+        weights = Resampling.of_sentences(sentences).weights(RESAMPLES, SEED + start)
         own, reference = (pooled(ratio, weights, pooling) for ratio in simulated(rng, TOGETHER, sentences))
         draws = (1 - own / reference).reshape(len(weights), TOGETHER, len(GAPS))
         _, low, high = interval(draws, 0.95)
