@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from lingact.corpus import ParallelCorpus
 from lingact.features import next_token_nll
-from lingact.inference import benjamini_hochberg, holm, interval, p_value, sentence_weights
+from lingact.inference import benjamini_hochberg, holm, interval, p_value
 from lingact.lm import LanguageModel
 from lingact.paired import How, crossed_effects, minimum_detectable_effect
 from lingact.passes import resumable, token_bar
@@ -43,22 +43,24 @@ def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, gro
     """Bits per byte of base and adapter, and the adapter's over the base model's (1: unchanged, less is better), on the same sentences.
 
     Bits per byte compare within a language only, their ratio between languages too. A group's ratio is the mean of its languages', for the same draws
-    of sentences, so that what the languages share counts once.
+    of text, so that what the languages share counts once.
 
-    One seed: paired bootstrap over sentences, p by its standard error; both hold for this adapter. Several: crossed random effects of seeds and
-    sentences on the ratio, linearised per sentence; they hold for the recipe.
+    One seed: paired bootstrap over documents, or else blocks or sentences (`Resampling`), p by its standard error; both hold for this adapter.
+    Several: crossed random effects of seeds and these units on the ratio, linearised per unit; they hold for the recipe.
 
     Args:
         adapters: one for each training seed of a recipe.
         groups: named groups of languages.
 
     Returns:
-        One row per language and group: n (sentences), seeds, base, adapter (bits per byte), estimate (ratio), lo, hi, seed_lo, seed_hi (range of the
-        seeds' ratios), mde (change of the ratio), p (against a ratio of 1), p_holm, p_bh.
+        One row per language and group: n (sentences), resampled (documents, blocks or sentences), units (how many of these), seeds, base, adapter
+        (bits per byte), estimate (ratio), lo, hi, seed_lo, seed_hi (range of the seeds' ratios), mde (change of the ratio), p (against a ratio of
+        1), p_holm, p_bh.
     """
     sizes = {code: sum(len(text.encode()) for text in texts) for code, texts in corpus.texts.items()}
-    linear = {code: np.stack([_linearised(nats[code], base[code]) for nats in adapters]) for code in base}
-    weights = sentence_weights(len(corpus.ids), how.resamples, how.seed)
+    drawn = corpus.resampling(how.block)
+    linear = {code: np.stack([_linearised(drawn.totals(nats[code]), drawn.totals(base[code])) for nats in adapters]) for code in base}
+    weights = drawn.weights(how.resamples, how.seed)
     ratios = {code: (weights @ adapters[0][code]) / (weights @ base[code]) for code in base}
     wholes = {code: (code,) for code in base} | {
         name: members for name, codes in groups.items() if len(members := [code for code in codes if code in base]) > 1
@@ -68,8 +70,10 @@ def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, gro
         values = np.mean([linear[code] for code in members], axis=0)
         if len(adapters) == 1:
             draws = np.mean([ratios[code] for code in members], axis=0)
-            estimate, low, high = interval(draws, how.confidence)
-            p, error, freedom = float(p_value(draws - 1)), float(draws[1:].std(ddof=1)), None
+            estimate, low, high = interval(draws, how.confidence, drawn.clusters)
+            p, error, freedom = float(p_value(draws - 1, drawn.clusters)), float(draws[1:].std(ddof=1)), None
+            if drawn.clusters is not None:  # as in `p_value`
+                error, freedom = error * (drawn.clusters / (drawn.clusters - 1)) ** 0.5, drawn.clusters - 1.0
         else:
             crossed = crossed_effects(values - 1, confidence=how.confidence)
             estimate, low, high = (1 + part for part in (crossed.estimate.value, crossed.estimate.lo, crossed.estimate.hi))
@@ -77,7 +81,9 @@ def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, gro
         alone = members[0] if len(members) == 1 else None
         per_byte = np.log(2) * sizes[alone] if alone else np.nan
         rows.append(
-            {"language": name, "languages": len(members), "n": len(corpus.ids), "seeds": len(adapters)}
+            {"language": name, "languages": len(members)}
+            | drawn.columns
+            | {"seeds": len(adapters)}
             | {"base": base[alone].sum() / per_byte if alone else np.nan}
             | {"adapter": float(np.mean([nats[alone].sum() for nats in adapters])) / per_byte if alone else np.nan}
             | {"estimate": estimate, "lo": low, "hi": high, "seed_lo": values.mean(axis=1).min(), "seed_hi": values.mean(axis=1).max()}
@@ -86,8 +92,8 @@ def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, gro
     return corrected(pd.DataFrame(rows))
 
 
-def _linearised(after: Float[np.ndarray, " sentence"], before: Float[np.ndarray, " sentence"]) -> Float[np.ndarray, " sentence"]:
-    """A value per sentence whose mean is the ratio of the sums and whose spread is the ratio's, to first order (delta method)."""
+def _linearised(after: Float[np.ndarray, " unit"], before: Float[np.ndarray, " unit"]) -> Float[np.ndarray, " unit"]:
+    """A value per unit whose mean is the ratio of the sums and whose spread is the ratio's, to first order (delta method)."""
     ratio = after.sum() / before.sum()
     return ratio + (after - ratio * before) / before.mean()
 
@@ -100,12 +106,13 @@ def corrected(table: pd.DataFrame) -> pd.DataFrame:
 
 def base_bits(base: Nats, corpus: ParallelCorpus, how: How) -> pd.DataFrame:
     """Bits per byte, and per aligned sentence (which compares between languages), of the base model alone."""
-    weights = sentence_weights(len(corpus.ids), how.resamples, how.seed)
+    drawn = corpus.resampling(how.block)
+    weights = drawn.weights(how.resamples, how.seed)
     rows = []
     for code, nats in base.items():
         bits = weights @ nats / np.log(2)
         sizes = np.array([len(text.encode()) for text in corpus.texts[code]], float)
-        for quantity, draws in (("bits_per_byte", bits / (weights @ sizes)), ("bits_per_sentence", bits / len(corpus.ids))):
-            estimate, low, high = interval(draws, how.confidence)
-            rows.append({"language": code, "quantity": quantity, "n": len(corpus.ids), "estimate": estimate, "lo": low, "hi": high})
+        for quantity, draws in (("bits_per_byte", bits / (weights @ sizes)), ("bits_per_sentence", bits / weights.sum(axis=1))):
+            estimate, low, high = interval(draws, how.confidence, drawn.clusters)
+            rows.append({"language": code, "quantity": quantity} | drawn.columns | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lingact.config import LanguagesConfig, Statistics
-from lingact.inference import interval, sentence_weights
+from lingact.inference import Resampling, interval
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
 from lingact.measures import Draws, Stats, quotient, value
 from lingact.tables import named_ranges
@@ -84,12 +84,13 @@ class Change:
 def change(variants: Variants, code: str, languages: LanguagesConfig, settings: Statistics, loss_layers: tuple[int, ...], seed: int) -> Change:
     """Gaps before and after, both against the reference language under the base model, which stays frozen."""
     base, adapter, matched = variants.base, variants.adapter, variants.norm_matched
-    weights = sentence_weights(len(base[code].sentence_ids), settings.resamples, seed)
+    drawn = base[code].resampling(settings.block)
+    weights = drawn.weights(settings.resamples, seed)
     reference = value(base[languages.reference], "mean", weights, settings.pooling)
     own, raised = (value(stats[code], "mean", weights, settings.pooling) for stats in (base, adapter))
     rescaled = value(matched[code], "mean", weights, settings.pooling) if matched is not None else np.full_like(own, np.nan)
     before, after, after_matched = (1 - a / reference for a in (own, raised, rescaled))
-    low, high = (np.atleast_1d(bound) for bound in interval(before, settings.confidence)[1:])
+    low, high = (np.atleast_1d(bound) for bound in interval(before, settings.confidence, drawn.clusters)[1:])
     counted = tuple(row for row, layer in enumerate(base[code].layers) if layer in loss_layers and (low[row] > 0 or high[row] < 0))
     return Change(
         before=before,
@@ -115,38 +116,28 @@ _PER_LAYER = _GAPS | {name: name for name in ("gain", "overshoot", *_BEFORE_AND_
 _OVERALL = {"gap_closed": "closed", "gap_closed_norm_matched": "closed_norm_matched"}
 
 
-def change_table(changes: dict[str, Change], layers: tuple[int, ...], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+def change_table(changes: dict[str, Change], layers: tuple[int, ...], drawn: Resampling, meter: str, confidence: float) -> pd.DataFrame:
     """One row per language, layer and quantity."""
     rows = []
     for code, found in changes.items():
         for quantity, attribute in _PER_LAYER.items():
-            for layer, estimate, low, high in zip(layers, *interval(getattr(found, attribute), confidence), strict=True):  # pyrefly: ignore[no-matching-overload]
-                rows.append(
-                    {
-                        "meter": meter,
-                        "language": code,
-                        "layer": layer,
-                        "quantity": quantity,
-                        "n": sentences,
-                        "estimate": estimate,
-                        "lo": low,
-                        "hi": high,
-                    }
-                )
+            bounds = interval(getattr(found, attribute), confidence, drawn.clusters)
+            for layer, estimate, low, high in zip(layers, *bounds, strict=True):  # pyrefly: ignore[no-matching-overload]
+                row = {"meter": meter, "language": code, "layer": layer, "quantity": quantity} | drawn.columns
+                rows.append(row | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
 
 
-def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]], sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]], drawn: Resampling, meter: str, confidence: float) -> pd.DataFrame:
     """One row per language, range of layers and quantity (means over the range), and the gap closed over the counted layers (range `loss`)."""
     rows = []
     for code, found in changes.items():
         cells = {(label, q): getattr(found, a)[:, members].mean(axis=1) for label, members in ranges.items() for q, a in _PER_LAYER.items()}
         cells |= {("loss", quantity): getattr(found, attribute) for quantity, attribute in _OVERALL.items()}
         for (label, quantity), draws in cells.items():
-            estimate, low, high = interval(draws, confidence)
-            rows.append(
-                {"meter": meter, "language": code, "range": label, "quantity": quantity, "n": sentences, "estimate": estimate, "lo": low, "hi": high}
-            )
+            estimate, low, high = interval(draws, confidence, drawn.clusters)
+            row = {"meter": meter, "language": code, "range": label, "quantity": quantity} | drawn.columns
+            rows.append(row | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
 
 
@@ -166,12 +157,13 @@ def change_summary(changes: dict[str, Change], targets: Sequence[str]) -> dict[s
     return summary
 
 
-def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str, sentences: int, meter: str, confidence: float) -> pd.DataFrame:
+def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str, drawn: Resampling, meter: str, confidence: float) -> pd.DataFrame:
     """One row per retention measure of the reference language."""
     rows = []
     for quantity, draws in kept.items():
-        estimate, low, high = interval(draws, confidence)
-        rows.append({"meter": meter, "language": reference, "quantity": quantity, "n": sentences, "estimate": estimate, "lo": low, "hi": high})
+        estimate, low, high = interval(draws, confidence, drawn.clusters)
+        row = {"meter": meter, "language": reference, "quantity": quantity} | drawn.columns
+        rows.append(row | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
 
 
@@ -184,7 +176,7 @@ def retention(variants: Variants, reference: str, settings: Statistics, seed: in
     `bits_per_byte`: after over base, 1 is unchanged, more is worse. `kl`: KL(base || adapter) in nats per predicted token.
     """
     base, adapter = variants.base[reference], variants.adapter[reference]
-    weights = sentence_weights(len(base.sentence_ids), settings.resamples, seed)
+    weights = base.resampling(settings.block).weights(settings.resamples, seed)
     profiles = [(b.sum(axis=0), a.sum(axis=0)) for b, a in zip(base.profile, adapter.profile, strict=True)]
     cosines = [float(b @ a / (np.linalg.norm(b) * np.linalg.norm(a))) for b, a in profiles]
     ratios = value(adapter, "mean", weights, settings.pooling) / value(base, "mean", weights, settings.pooling)
@@ -216,16 +208,17 @@ def bits_table(measured: Measurement, meter: str, settings: Statistics, seed: in
         if not totals:
             continue
         text = spoken[BASE]
-        count = len(text.sentence_ids)
-        weights = sentence_weights(count, settings.resamples, seed)
+        drawn = text.resampling(settings.block)
+        weights = drawn.weights(settings.resamples, seed)
         bits = {variant: weights @ total for variant, total in totals.items()}
         cells = {(variant, "bits_per_byte"): draws / (weights @ text.bytes) for variant, draws in bits.items()}
-        cells |= {(variant, "bits_per_sentence"): draws / count for variant, draws in bits.items()}
+        cells |= {(variant, "bits_per_sentence"): draws / weights.sum(axis=1) for variant, draws in bits.items()}
         if ADAPTER in bits:
             cells[OVER_BASE, "bits_per_byte"] = bits[ADAPTER] / bits[BASE]
         for (variant, quantity), draws in cells.items():
-            estimate, low, high = interval(draws, settings.confidence)
-            rows.append({"language": code, "variant": variant, "quantity": quantity, "n": count, "estimate": estimate, "lo": low, "hi": high})
+            estimate, low, high = interval(draws, settings.confidence, drawn.clusters)
+            row = {"language": code, "variant": variant, "quantity": quantity} | drawn.columns
+            rows.append(row | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
 
 
@@ -249,12 +242,12 @@ def change_frames(
     by_layer, by_range, kept_rows = [], [], []
     for place, (meter, variants) in enumerate(by_meter.items()):
         first = variants.base[reference]
-        count, ranges = len(first.sentence_ids), named_ranges(first.layers, settings)
+        drawn, ranges = first.resampling(settings.block), named_ranges(first.layers, settings)
         found = {code: change(variants, code, languages, settings, loss_layers, seed) for code in variants.base}
-        by_layer.append(change_table(found, first.layers, count, meter, settings.confidence))
-        by_range.append(change_range_table(found, ranges, count, meter, settings.confidence))
+        by_layer.append(change_table(found, first.layers, drawn, meter, settings.confidence))
+        by_range.append(change_range_table(found, ranges, drawn, meter, settings.confidence))
         kept = retention(variants, reference, settings, seed)
-        kept_rows.append(retention_table(kept, reference, count, meter, settings.confidence))
+        kept_rows.append(retention_table(kept, reference, drawn, meter, settings.confidence))
         numbers = change_summary(found, targets) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
         summary |= {key if place == 0 else f"{meter}/{key}": number for key, number in numbers.items()}
     frames = {"change_by_layer": by_layer, "change_by_range": by_range, "retention": kept_rows}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from lingact import correlation, effects, similarity
@@ -16,6 +17,7 @@ from lingact.figures import gaps as gap_figures
 from lingact.figures import interventions as causal_figures
 from lingact.figures import similarity as similarity_figures
 from lingact.figures.training import change_bars
+from lingact.inference import Resampling
 from lingact.interventions import CausalLosses, Mode, SplicedLosses
 from lingact.language_features import Criteria, features_text, rate_table, strongest_confirmed
 from lingact.measure import Measurement
@@ -57,6 +59,11 @@ class Judgement:
     def how_sure(self) -> dict[str, Any]:
         """Resamples, confidence and seed, for functions that take no configuration."""
         return {"resamples": self.settings.resamples, "confidence": self.settings.confidence, "seed": self.seed}
+
+    def drawn(self, stats: Stats, places: np.ndarray | None = None) -> Resampling:
+        """What is resampled of the sentences that were measured, or of those at some of their places."""
+        whole = next(iter(stats.values())).resampling(self.settings.block)
+        return whole if places is None else whole.part(places)
 
 
 @dataclass(frozen=True)
@@ -120,13 +127,18 @@ def measures(stats: Stats, how: Judgement) -> Chapter:
     )
 
 
-def confounds(stats: Stats, spliced: SplicedLosses | None, how: Judgement, suffix: str = "") -> Chapter:
-    """What else differs between the languages: text, tokenizer, norms, and how well the SAEs fit."""
+def confounds(stats: Stats, spliced: tuple[SplicedLosses, np.ndarray] | None, how: Judgement, suffix: str = "") -> Chapter:
+    """What else differs between the languages: text, tokenizer, norms, and how well the SAEs fit.
+
+    Args:
+        spliced: the losses and the places of their sentences among those that were measured; None: not asked for.
+    """
     table = confound_table(stats, how.settings, how.seed)
     frames, figures = {f"confounds{suffix}": table}, {f"confounds{suffix}": gap_figures.confound_panel(table, how.languages)}
     summary, costs = {}, None
     if spliced is not None:
-        costs = effects.spliced_table(spliced, **how.how_sure)
+        losses, places = spliced
+        costs = effects.spliced_table(losses, how.drawn(stats, places), **how.how_sure)
         frames["spliced"] = costs
         figures["spliced"] = causal_figures.spliced_curves(costs, how.languages)
         rises = costs[costs["quantity"] == "ce_increase"].groupby(["meter", "language"], sort=False)["estimate"].mean()
@@ -159,14 +171,15 @@ def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) 
     """Are translations represented alike, and what tells the languages apart?"""
     first = vectors[how.languages.reference]
     means = {code: own.means() for code, own in vectors.items()}
-    table = similarity.similarity_table(means, first.layers, how.languages.reference, **how.how_sure)
     chosen = first.places
+    drawn = how.drawn(stats, chosen)
+    table = similarity.similarity_table(means, first.layers, how.languages.reference, drawn, **how.how_sure)
     scalars = {
         "activation": {code: (s.activation / s.tokens)[:, chosen] for code, s in stats.items()},
         "residual_norm": {code: (s.norm / s.tokens)[:, chosen] for code, s in stats.items()},
     }
     halves = stats[how.languages.reference].halves[chosen]
-    apart = similarity.separation_table(means, scalars, halves, first.layers, how.languages.reference, **how.how_sure)
+    apart = similarity.separation_table(means, scalars, halves, first.layers, how.languages.reference, drawn, **how.how_sure)
     summary = {
         f"similarity/{quantity}/{code}": float(value)
         for (quantity, code), value in table.groupby(["quantity", "language"], sort=False)["estimate"].mean().items()  # pyrefly: ignore[not-iterable]
@@ -203,7 +216,7 @@ def language_features(
     found, *others = by_meter.values()
     layers = next(iter(stats.values())).layers
     best = strongest_confirmed(found, per_language=per_language)
-    rates = rate_table(best, stats, confidence=how.settings.confidence)
+    rates = rate_table(best, stats, confidence=how.settings.confidence, block=how.settings.block)
     figures = {"feature_counts": feature_figures.feature_counts(found, how.languages, layers)}
     if len(best):
         figures["feature_rates"] = feature_figures.feature_rates(rates, how.languages)
@@ -226,12 +239,12 @@ def language_features(
     )
 
 
-def causal(losses: CausalLosses, mode: Mode, how: Judgement) -> Chapter:
-    """Do the features matter to the model, and to their own language more than to others?"""
+def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: Judgement) -> Chapter:
+    """Do the features matter to the model, and to their own language more than to others? `drawn` is of the losses' sentences."""
     if not losses.arms:
         return Chapter("Causal checks", "No features were chosen, so there was nothing to intervene on.")
-    table = effects.causal_table(losses, **how.how_sure)
-    selectivity = effects.selectivity_table(losses, **how.how_sure)
+    table = effects.causal_table(losses, drawn, **how.how_sure)
+    selectivity = effects.selectivity_table(losses, drawn, **how.how_sure)
     figures = {"dose_response": causal_figures.dose_response(table, mode)}
     if mode == "scale" and (table["dose"] == effects.ABLATION).any():
         figures = {"causal_matrix": causal_figures.causal_matrix(table)} | figures

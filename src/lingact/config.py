@@ -305,7 +305,10 @@ class Statistics(Section):
 
     pooling: Literal["token", "sentence"]
     resamples: Resamples
-    """Paired bootstrap resamples of the sentences, 100 to 100,000; at least one has to lie beyond either end of an interval."""
+    """Paired bootstrap resamples of the documents, or else of the blocks or sentences, 100 to 100,000; at least one has to lie beyond either end of an
+    interval."""
+    block: Count | None = None
+    """Sentences: where the corpus names no documents, so many neighbouring ones of the source are drawn together; 1 or None: each by itself."""
     confidence: Confidence
     """From 0.5, below 1."""
     early: LayerRange
@@ -953,6 +956,8 @@ class EvalConfig(Processes, Seeded):
     """Which of its sentences; None: leave bits per byte out."""
     leakage: LeakageConfig
     resamples: Resamples
+    block: Count | None = None
+    """As in `Statistics`, for bits per byte."""
     confidence: Confidence
     power: Power
     """Of the minimum detectable effect; from 0.5, below 1."""

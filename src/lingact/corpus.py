@@ -20,6 +20,7 @@ from jaxtyping import Int
 from lingact.config import FilesCorpus, HubCorpus, OnTheHub, PairsCorpus, Splits, asset
 from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
+from lingact.inference import Resampling
 from lingact.languages import LANGUAGES, nearest
 from lingact.records import Table, read_delimited, read_lines, read_table, text_problem
 
@@ -34,6 +35,12 @@ DOCUMENT_COLUMN = "document"
 def split_in_halves(units: Sequence[str]) -> Int[np.ndarray, " sentence"]:
     """0 where a sentence serves discovery, 1 where it serves confirmation. It follows from the sentence's unit (`ParallelCorpus.units`) alone."""
     return np.array([hashlib.sha256(f"half {unit}".encode()).digest()[0] & 1 for unit in units], np.int64)
+
+
+def sample_places(ids: Sequence[str], at_most: int) -> Int[np.ndarray, " chosen"]:
+    """Places of at most so many sentences, ascending: the first ones in the order of a hash of the ids, so that no order of the file matters."""
+    order = sorted(range(len(ids)), key=lambda place: hashlib.sha256(f"sample {ids[place]}".encode()).digest())
+    return np.array(sorted(order[:at_most]))
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,13 @@ class ParallelCorpus:
         """`split_in_halves` of the units."""
         return split_in_halves(self.units)
 
+    def resampling(self, block: int | None) -> Resampling:
+        """What intervals draw: documents, or else blocks of so many neighbouring sentences, or else sentences."""
+        return Resampling.of(len(self.ids), self.documents, self.rows, block)
+
     def sample(self, at_most: int) -> Int[np.ndarray, " chosen"]:
-        """Places of at most so many sentences, ascending: the first ones in the order of a hash of the ids, so that no order of the file matters."""
-        order = sorted(range(len(self.ids)), key=lambda place: hashlib.sha256(f"sample {self.ids[place]}".encode()).digest())
-        return np.array(sorted(order[:at_most]))
+        """`sample_places` of the ids."""
+        return sample_places(self.ids, at_most)
 
     def select(self, keep: list[int]) -> "ParallelCorpus":
         """The sentences at the given places."""

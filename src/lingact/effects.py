@@ -1,7 +1,8 @@
 """From summed cross-entropies to tables: what splicing costs, what interventions do, and whether they do it to their own language.
 
 Effects are changes of the cross-entropy in nats per predicted token; positive means that the model predicts worse. Uncertainty is the paired
-bootstrap over sentences (`inference`): it says nothing about which random latents were drawn, for which repeats of an arm are averaged.
+bootstrap over documents, or else blocks or sentences (`inference.Resampling`): it says nothing about which random latents were drawn, for which
+repeats of an arm are averaged. `drawn` is of the sentences that the losses are of.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lingact.inference import holm, interval, p_value, sentence_weights
+from lingact.inference import Resampling, holm, interval, p_value
 from lingact.interventions import ABLATION, NEUTRAL, Arm, CausalLosses, Mode, SplicedLosses
 
 Effects = dict[Arm, dict[str, Float[np.ndarray, " draw"]]]
@@ -18,19 +19,18 @@ Effects = dict[Arm, dict[str, Float[np.ndarray, " draw"]]]
 OWN_MINUS_OTHERS, OWN_MINUS_RANDOM = "own_minus_others", "own_minus_random"
 
 
-def _cells(draws: Float[np.ndarray, " draw"], sentences: int, confidence: float) -> dict[str, float | int]:
-    estimate, low, high = interval(draws, confidence)
-    return {"n": sentences, "estimate": float(estimate), "lo": float(low), "hi": float(high)}
+def _cells(draws: Float[np.ndarray, " draw"], drawn: Resampling, confidence: float) -> dict[str, float | int | str]:
+    estimate, low, high = interval(draws, confidence, drawn.clusters)
+    return drawn.columns | {"estimate": float(estimate), "lo": float(low), "hi": float(high)}
 
 
-def spliced_table(losses: SplicedLosses, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
+def spliced_table(losses: SplicedLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
     """One row per meter, language, layer and quantity.
 
     `ce_increase`: spliced minus base, in nats per predicted token. `loss_recovered`: (zero - spliced) / (zero - base), 1 where splicing costs
     nothing and 0 where it costs as much as zeros; nan where zeros do not cost anything.
     """
-    sentences = len(next(iter(losses.base.values())))
-    weights = sentence_weights(sentences, resamples, seed)
+    weights = drawn.weights(resamples, seed)
     rows = []
     for meter, by_language in losses.spliced.items():
         for code, sums in by_language.items():
@@ -39,7 +39,7 @@ def spliced_table(losses: SplicedLosses, *, resamples: int, confidence: float, s
                 damage = np.where(zero > base, zero - base, np.nan)
                 quantities = {"ce_increase": (spliced - base) / predicted, "loss_recovered": (zero - spliced) / damage}
                 rows += [
-                    {"meter": meter, "language": code, "layer": layer, "quantity": quantity} | _cells(draws, sentences, confidence)
+                    {"meter": meter, "language": code, "layer": layer, "quantity": quantity} | _cells(draws, drawn, confidence)
                     for quantity, draws in quantities.items()
                 ]
     return pd.DataFrame(rows)
@@ -60,15 +60,14 @@ def _named(arm: Arm) -> dict[str, object]:
     return {"owner": arm.owner, "kind": arm.kind, "mode": arm.mode, "dose": arm.dose}
 
 
-def causal_table(losses: CausalLosses, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
+def causal_table(losses: CausalLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
     """One row per arm (owner, kind, mode, dose) and measured language: change of the cross-entropy in nats per predicted token."""
-    sentences = len(next(iter(losses.base.values())))
-    found = effects(losses, sentence_weights(sentences, resamples, seed))
+    found = effects(losses, drawn.weights(resamples, seed))
     cells = [(arm, code, draws) for arm, by_language in found.items() for code, draws in by_language.items()]
-    return pd.DataFrame(_named(arm) | {"measured": code} | _cells(draws, sentences, confidence) for arm, code, draws in cells)
+    return pd.DataFrame(_named(arm) | {"measured": code} | _cells(draws, drawn, confidence) for arm, code, draws in cells)
 
 
-def selectivity_table(losses: CausalLosses, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
+def selectivity_table(losses: CausalLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
     """One row per arm and contrast.
 
     Latents that the user has named belong to no language and have no contrasts.
@@ -77,8 +76,7 @@ def selectivity_table(losses: CausalLosses, *, resamples: int, confidence: float
     latents on the owner minus that of random latents at the same dose. `p` is two-sided, from the bootstrap's standard error and a normal
     approximation; `p_holm` corrects it over the owners, for each kind, mode, dose and contrast.
     """
-    sentences = len(next(iter(losses.base.values())))
-    found = effects(losses, sentence_weights(sentences, resamples, seed))
+    found = effects(losses, drawn.weights(resamples, seed))
     rows = []
     for arm, by_language in ((arm, effect) for arm, effect in found.items() if arm.owner in effect):
         own, others = by_language[arm.owner], [draws for code, draws in by_language.items() if code != arm.owner]
@@ -87,10 +85,10 @@ def selectivity_table(losses: CausalLosses, *, resamples: int, confidence: float
         if arm.kind == "specific" and control in found:
             contrasts[OWN_MINUS_RANDOM] = own - found[control][arm.owner]
         rows += [
-            _named(arm) | {"contrast": name} | _cells(draws, sentences, confidence) | {"p": float(p_value(draws))}
+            _named(arm) | {"contrast": name} | _cells(draws, drawn, confidence) | {"p": float(p_value(draws, drawn.clusters))}
             for name, draws in contrasts.items()
         ]
-    columns = ["owner", "kind", "mode", "dose", "contrast", "n", "estimate", "lo", "hi", "p"]
+    columns = ["owner", "kind", "mode", "dose", "contrast", "n", "resampled", "units", "estimate", "lo", "hi", "p"]
     table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = table.groupby(["kind", "mode", "dose", "contrast"])["p"].transform(lambda p: holm(p.to_numpy()))
     return table
@@ -124,7 +122,7 @@ def causal_text(selectivity: pd.DataFrame, causal: pd.DataFrame, *, confidence: 
         selective = set(raised) & set(_shown(families[_OTHERS], alpha)) & set(_shown(families[_RANDOM], alpha))
         said.append(
             f"Languages whose own loss rises, and lies above both comparisons: {_listed(selective)}. The p-values cover the choice of the "
-            "sentences, not the draw of the random latents."
+            f"{contrasts['resampled'].iloc[0]}, not the draw of the random latents."
         )
     modes: tuple[tuple[Mode, str], ...] = (("scale", "scaled"), ("steer", "added"))
     said += [_monotone_text(specific[specific["mode"] == mode], NEUTRAL[mode], verb) for mode, verb in modes]

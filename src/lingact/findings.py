@@ -46,7 +46,7 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
     Args:
         answered: by name of the model: `BASE`, and every candidate of the recipes.
     """
-    how = How(resamples=config.resamples, confidence=config.confidence, power=config.power, seed=config.seed)
+    how = How(resamples=config.resamples, confidence=config.confidence, power=config.power, seed=config.seed, block=config.block)
     tasks, text = exam.tasks, exam.text
     base = answered[BASE].run.items
     groups = {"high": config.languages.high, "low": config.languages.low}

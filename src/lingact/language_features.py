@@ -14,7 +14,7 @@ from scipy.stats import beta, hypergeom
 
 from lingact.config import LanguagesConfig
 from lingact.errors import UserError
-from lingact.inference import benjamini_hochberg
+from lingact.inference import Resampling, benjamini_hochberg
 from lingact.languages import LANGUAGES
 from lingact.stats import CONFIRMATION, DISCOVERY, FeatureStats
 
@@ -47,7 +47,7 @@ class Criteria:
 _COLUMNS: dict[str, str] = {
     "language": "object", "layer": "int64", "latent": "int64", "nu": "float64", "nu_confirmed": "float64", "lape": "float64",
     "rate": "float64", "rate_other": "float64", "other": "object", "rate_random": "float64", "passed": "bool", "p": "float64", "q": "float64",
-    "confirmed": "bool", "n": "int64",
+    "confirmed": "bool", "n": "int64", "resampled": "object", "units": "int64",
 }  # fmt: skip
 
 
@@ -101,6 +101,8 @@ def find_features(
     stats: Stats,
     random_rates: dict[int, Float[np.ndarray, " d_sae"]] | None,
     criteria: Criteria = Criteria(),
+    *,
+    block: int | None = None,
 ) -> pd.DataFrame:
     """Candidates of every language at every layer, and which of them are confirmed.
 
@@ -112,21 +114,24 @@ def find_features(
         stats: of one meter and variant, at least two languages over the same sentences.
         random_rates: layer -> firing rates on random tokens (`contexts.random_token_rates`); random-token filter after arXiv 2604.03532. None: the
             filter is not applied and `rate_random` is nan.
+        block: as `config.Statistics.block`. Sentences of a document or block are no independent evidence: the test is as strict as if all of them
+            said the same, by so many sentences as `Resampling.effective` says.
 
     Returns:
         One row per language, layer and latent, sorted by language (as in `stats`), layer and falling nu: language, layer, latent, nu (discovery),
         nu_confirmed, lape (discovery), rate and rate_other (per token, confirmation), other (the other language in most of whose sentences the
         latent fires on discovery), rate_random, passed (False: as strong as the candidates, but fires on random tokens too; not tested), p, q,
-        confirmed, n (sentences of the confirmation half).
+        confirmed, n (sentences of the confirmation half), resampled (documents, blocks or sentences), units (how many of these it has).
 
     Raises:
         UserError: fewer than two languages, or a half without sentences.
     """
-    layers, sentences = _check(stats)
+    layers = _check(stats)
+    drawn = _confirming(stats, block)
     rows = []
     for row, layer in enumerate(layers):
         noise = random_rates[layer] if random_rates is not None else None
-        rows += _layer_rows(tuple(stats), layer, _half(stats, row, DISCOVERY), _half(stats, row, CONFIRMATION), noise, criteria, sentences)
+        rows += _layer_rows(tuple(stats), layer, _half(stats, row, DISCOVERY), _half(stats, row, CONFIRMATION), noise, criteria, drawn)
     found = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
     found["q"] = benjamini_hochberg(np.array(found["p"])).tolist()
     found["confirmed"] &= found["q"] <= criteria.alpha
@@ -134,8 +139,14 @@ def find_features(
     return found.sort_values("language", kind="stable", key=lambda column: column.map(order), ignore_index=True)
 
 
-def _check(stats: Stats) -> tuple[tuple[int, ...], int]:
-    """The layers, and the number of sentences in the confirmation half."""
+def _confirming(stats: Stats, block: int | None) -> Resampling:
+    """What stands for itself on the confirmation half."""
+    first = next(iter(stats.values()))
+    return first.resampling(block).part(np.flatnonzero(first.halves == CONFIRMATION))
+
+
+def _check(stats: Stats) -> tuple[int, ...]:
+    """The layers."""
     if len(stats) < 2:
         raise UserError(f"language-specific features need at least two languages to compare, not {len(stats)}; name more languages")
     first = next(iter(stats.values()))
@@ -145,7 +156,7 @@ def _check(stats: Stats) -> tuple[tuple[int, ...], int]:
             f"language-specific features are found on one half of the sentences and confirmed on the other; the halves have {counts[0]} and "
             f"{counts[1]} sentences. Give more sentences, or use measures=core"
         )
-    return first.layers, counts[CONFIRMATION]
+    return first.layers
 
 
 def _layer_rows(
@@ -155,7 +166,7 @@ def _layer_rows(
     confirmation: _Half,
     noise: Float[np.ndarray, " d_sae"] | None,
     criteria: Criteria,
-    sentences: int,
+    drawn: Resampling,
 ) -> list[dict[str, object]]:
     """The rows of one layer; `confirmed` says only whether the language leads on the confirmation half as well."""
     found_nu, confirmed_nu, spread = nu(discovery.mean), nu(confirmation.mean), lape(discovery.rates)
@@ -168,7 +179,7 @@ def _layer_rows(
         chosen = _strongest(eligible, passes, found_nu[place], criteria.per_layer)
         # The strongest other is chosen on discovery as well, so that nothing of the confirmation half is picked for its value.
         others = np.where(np.arange(len(codes))[:, None] == place, -1, discovery.fired[:, chosen]).argmax(axis=0)
-        p = more_sentences_p(confirmation.fired[place, chosen], confirmation.fired[others, chosen], sentences)
+        p = more_sentences_p(*_as_independent(confirmation.fired[place, chosen], confirmation.fired[others, chosen], drawn))
         rows += [
             {
                 "language": code,
@@ -185,8 +196,8 @@ def _layer_rows(
                 "p": chance if passes[latent] else np.nan,
                 "q": np.nan,
                 "confirmed": leads[place, latent] and confirmation.rates[place, latent] > confirmation.rates[other, latent],
-                "n": sentences,
             }
+            | drawn.columns
             for latent, other, chance in zip(chosen, others, p, strict=True)
         ]
     return rows
@@ -224,34 +235,45 @@ def chosen_latents(features: pd.DataFrame, *, per_language: int) -> dict[str, di
     return chosen
 
 
-def rate_table(features: pd.DataFrame, stats: Stats, *, confidence: float = 0.95) -> pd.DataFrame:
+def rate_table(features: pd.DataFrame, stats: Stats, *, confidence: float = 0.95, block: int | None = None) -> pd.DataFrame:
     """How often each feature fires in every language, on the confirmation half: one row per feature and measured language.
 
-    Columns: language, layer, latent (the feature), measured (language), rate (share of tokens), n (sentences), estimate (share of sentences in
-    whose first window it fires), lo, hi (Clopper and Pearson's exact interval of that share). Tokens of a sentence are not independent, so `rate`
-    has no interval of its own.
+    Columns: language, layer, latent (the feature), measured (language), rate (share of tokens), n (sentences), resampled, units, estimate (share
+    of sentences in whose first window it fires), lo, hi (Clopper and Pearson's exact interval of that share; of documents or blocks with the
+    sample size `Resampling.effective`, as Korn and Graubard 1998 do). Tokens of a sentence are not independent, so `rate` has no interval of its own.
     """
     first = next(iter(stats.values()))
-    sentences = int((first.halves == CONFIRMATION).sum())
+    drawn = _confirming(stats, block)
+    sentences = len(drawn.unit)
     halves = {layer: _half(stats, first.layers.index(layer), CONFIRMATION) for layer in features["layer"].unique().tolist()}
     frames = []
     for feature in features[["language", "layer", "latent"]].to_dict("records"):
         half, latent = halves[feature["layer"]], feature["latent"]
         fired = half.fired[:, latent]
-        lo, hi = _exact_interval(fired, sentences, confidence)
-        cells = {"measured": list(stats), "rate": half.rates[:, latent], "n": sentences, "estimate": fired / sentences, "lo": lo, "hi": hi}
+        lo, hi = _exact_interval(fired * (drawn.effective / sentences), drawn.effective, confidence)
+        cells = {"measured": list(stats), "rate": half.rates[:, latent]} | drawn.columns | {"estimate": fired / sentences, "lo": lo, "hi": hi}
         frames.append(pd.DataFrame(feature | cells))
-    columns = ["language", "layer", "latent", "measured", "rate", "n", "estimate", "lo", "hi"]
+    columns = ["language", "layer", "latent", "measured", "rate", "n", "resampled", "units", "estimate", "lo", "hi"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
+def _as_independent(
+    own: Int[np.ndarray, " test"], other: Int[np.ndarray, " test"], drawn: Resampling
+) -> tuple[Int[np.ndarray, " test"], Int[np.ndarray, " test"], int]:
+    """The counts, and the number of sentences, as if so few sentences as `Resampling.effective` says had been read; rounded to the safe side."""
+    count = int(drawn.effective)
+    scale = count / len(drawn.unit)
+    return np.floor(own * scale).astype(np.int64), np.minimum(np.ceil(other * scale).astype(np.int64), count), count
+
+
 def _exact_interval(
-    hits: Int[np.ndarray, " language"], count: int, confidence: float
+    hits: Float[np.ndarray, " language"], count: float, confidence: float
 ) -> tuple[Float[np.ndarray, " language"], Float[np.ndarray, " language"]]:
     tail = (1 - confidence) / 2
     # Beta quantiles are undefined at the ends, where the interval ends at 0 or 1.
-    low = np.where(hits > 0, beta.ppf(tail, hits.clip(min=1), count - hits + 1), 0.0)
-    high = np.where(hits < count, beta.ppf(1 - tail, hits + 1, (count - hits).clip(min=1)), 1.0)
+    missed = count - hits
+    low = np.where(hits > 0, beta.ppf(tail, np.where(hits > 0, hits, 1), missed + 1), 0.0)
+    high = np.where(missed > 0, beta.ppf(1 - tail, hits + 1, np.where(missed > 0, missed, 1)), 1.0)
     return low, high
 
 
@@ -277,7 +299,7 @@ def features_text(features: pd.DataFrame, languages: LanguagesConfig, criteria: 
         ),
         (
             f"On the other half of the sentences ({features['n'].iloc[0]}) {int(tested['confirmed'].sum())} of {len(tested)} are confirmed (Fisher's "
-            f"exact test, false discovery rate {criteria.alpha:.0%})."
+            f"exact test{_scaled(features)}, false discovery rate {criteria.alpha:.0%})."
         ),
     ]
     own = {code: tested[tested["language"] == code] for code in languages.all}
@@ -288,6 +310,13 @@ def features_text(features: pd.DataFrame, languages: LanguagesConfig, criteria: 
         if codes:
             sentences.append(f"No latent of {_any_of([LANGUAGES[code].name for code in codes])} {verdict}.")
     return " ".join(sentences)
+
+
+def _scaled(features: pd.DataFrame) -> str:
+    by = str(features["resampled"].iloc[0])
+    if by == "sentences":
+        return ""
+    return f" on counts as small as if all sentences of one of the {features['units'].iloc[0]} {by} said the same"
 
 
 def _language_text(code: str, found: pd.DataFrame) -> str:

@@ -239,6 +239,8 @@ def _write_index(folder: Path, measured: Measurement, corpus: ParallelCorpus, he
         "top_k": first.top_k_size,
         "piece": list(wanted.piece),
         "sentence_ids": list(corpus.ids),
+        "documents": corpus.documents,
+        "rows": corpus.rows,
         "vectors": {code: v.places.tolist() for code, v in measured.vectors.items()},
     }
     write_json(folder / _INDEX, index)
@@ -256,6 +258,10 @@ def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
     needed = ("header", "keys", "layers", "top_k", "piece", "sentence_ids", "vectors")
     index = read_json_object(path, "delete it and resume the run that wrote it", needed)
     header, layers, ids = index["header"], tuple(index["layers"]), tuple(index["sentence_ids"])
+    # Folders from before documents were known have neither; their sentences are drawn one by one.
+    documents, rows = (None if index.get(key) is None else tuple(index[key]) for key in ("documents", "rows"))
+    halves = split_in_halves(ids if documents is None else documents)
+    sentences = {"sentence_ids": ids, "halves": halves, "documents": documents, "rows": rows}
     keys: list[Key] = [(meter, variant, code) for meter, variant, code in index["keys"]]
     stats: dict[Key, FeatureStats] = {}
     vectors: dict[str, SentenceVectors] = {}
@@ -268,7 +274,7 @@ def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
             prefix = f"{meter}/{variant}/"
             own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
             described = header | {"meter": meter, "variant": variant, "language": code}
-            stats[meter, variant, code] = FeatureStats.from_arrays(described, (ids, split_in_halves(ids)), layers, index["top_k"], own)
+            stats[meter, variant, code] = FeatureStats.from_arrays(described, sentences, layers, index["top_k"], own)
         if code in index["vectors"]:
             places = np.array(index["vectors"][code], np.int64)
             chosen = tuple(ids[place] for place in places)

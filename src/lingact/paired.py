@@ -30,6 +30,8 @@ class How:
     seed: int
     power: float = 0.8
     """Share of the experiments in which an effect of the detectable size would be found."""
+    block: int | None = None
+    """Sentences of text without documents that are drawn together; None: each by itself. Of no meaning for facts."""
 
 
 @dataclass(frozen=True)

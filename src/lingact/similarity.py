@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
-from lingact.inference import interval, sentence_weights
+from lingact.inference import Resampling, interval
 
 Vectors = Float[np.ndarray, "sentence d_model"]
 Kernel = Float[np.ndarray, "sentence sentence"]
@@ -143,11 +143,16 @@ def shuffled_cka(k: Kernel, other: Kernel, partners: Int[np.ndarray, "shuffle se
     return np.array([np.vdot(k, other[np.ix_(partner, partner)]) for partner in partners]) / (scale or np.nan)
 
 
-def jackknife_interval(whole: float, without: Float[np.ndarray, " group"], confidence: float) -> tuple[float, float]:
-    """Normal interval by the delete-a-group jackknife (Kott 2001). For CKA, because a bootstrap would put copies of sentences into the kernel."""
+def jackknife_interval(whole: float, without: Float[np.ndarray, " group"], confidence: float, *, few: bool = False) -> tuple[float, float]:
+    """Normal interval by the delete-a-group jackknife (Kott 2001). For CKA, because a bootstrap would put copies of sentences into the kernel.
+
+    Args:
+        few: documents or blocks were left out, of which there may be few: by Student's t, one degree of freedom less than there are groups.
+    """
     groups = len(without)
     error = np.sqrt((groups - 1) / groups * np.square(without - without.mean()).sum())
-    reach = float(ndtri(0.5 + confidence / 2) * error)
+    upper = 0.5 + confidence / 2
+    reach = float((stdtrit(groups - 1, upper) if few else ndtri(upper)) * error)
     return whole - reach, whole + reach
 
 
@@ -158,15 +163,16 @@ class _Plan(NamedTuple):
     weights: Float[np.ndarray, "draw sentence"]
     left_out: Float[np.ndarray, "sentence group"]
     """Column 0 leaves nothing out."""
+    drawn: Resampling
     confidence: float
 
 
-def _plan(count: int, resamples: int, confidence: float, seed: int) -> _Plan:
+def _plan(drawn: Resampling, resamples: int, confidence: float, seed: int) -> _Plan:
     random = np.random.default_rng([seed, 1])  # not the stream of the resamples
-    partners = np.stack([random.permutation(count) for _ in range(SHUFFLES)])
-    groups = min(JACKKNIFE_GROUPS, count)
-    left_out = np.eye(groups + 1)[1 + random.permutation(count) % groups]
-    return _Plan(partners, sentence_weights(count, resamples, seed), left_out, confidence)
+    partners = np.stack([drawn.shuffled(random) for _ in range(SHUFFLES)])
+    groups = min(JACKKNIFE_GROUPS, drawn.count)
+    left_out = np.eye(groups + 1)[1 + (random.permutation(drawn.count) % groups)[drawn.unit]]
+    return _Plan(partners, drawn.weights(resamples, seed), left_out, drawn, confidence)
 
 
 class _Prepared(NamedTuple):
@@ -185,7 +191,7 @@ def _similarity_rows(own: _Prepared, reference: _Prepared, plan: _Plan) -> list[
     """One row per quantity for one language at one layer."""
     upper = 0.5 + plan.confidence / 2
     cka = debiased_cka(own.kernel, reference.kernel, plan.left_out)
-    lo, hi = np.clip(jackknife_interval(float(cka[0]), cka[1:], plan.confidence), -1, 1)
+    lo, hi = np.clip(jackknife_interval(float(cka[0]), cka[1:], plan.confidence, few=plan.drawn.clusters is not None), -1, 1)
     shuffled = {"cka": shuffled_cka(own.kernel, reference.kernel, plan.partners)}
     rows: list[dict[str, str | float]] = [{"quantity": "cka", "estimate": float(cka[0]), "lo": float(lo), "hi": float(hi)}]
 
@@ -193,7 +199,7 @@ def _similarity_rows(own: _Prepared, reference: _Prepared, plan: _Plan) -> list[
     found = sentence_similarities(own.unit, reference.unit, cosines, np.arange(len(cosines)))
     by_chance = [sentence_similarities(own.unit, reference.unit, cosines, partner) for partner in plan.partners]
     for quantity, values in found.items():
-        estimate, lo, hi = interval(plan.weights @ values / len(values), plan.confidence)
+        estimate, lo, hi = interval(plan.weights @ values / plan.weights.sum(axis=1), plan.confidence, plan.drawn.clusters)
         rows.append({"quantity": quantity, "estimate": float(estimate), "lo": float(lo), "hi": float(hi)})
         shuffled[quantity] = np.array([one[quantity].mean() for one in by_chance])
     for row in rows:
@@ -206,6 +212,7 @@ def similarity_table(
     vectors: dict[str, Float[np.ndarray, "layer sentence d_model"]],
     layers: tuple[int, ...],
     reference: str,
+    drawn: Resampling,
     *,
     resamples: int,
     confidence: float,
@@ -213,30 +220,32 @@ def similarity_table(
 ) -> pd.DataFrame:
     """Similarity of every language to the reference at every layer.
 
-    Intervals: `cka` by the jackknife, the others by a bootstrap over sentences that keeps each language's mean and all candidates of the retrieval
-    in place. The floor of retrieval is 1/n in expectation, that of `cka` (debiased) near 0 at any d_model.
+    Intervals: `cka` by the jackknife, the others by a bootstrap over documents, or else blocks or sentences, that keeps each language's mean and all
+    candidates of the retrieval in place. The jackknife leaves out whole documents or blocks, and shuffled pairs keep them in one piece
+    (`Resampling.shuffled`). The floor of retrieval is 1/n in expectation, that of `cka` (debiased) near 0 at any d_model.
 
     Args:
         vectors: language -> mean residual of each sentence; sentences in the same order everywhere.
         layers: numbers of the layers.
         reference: code of the language that the others are compared with.
+        drawn: what is resampled, of these sentences.
         resamples: of the bootstrap.
         confidence: such as 0.95.
         seed: of resamples, shuffles and jackknife groups.
 
     Returns:
-        One row per language, layer and quantity (`cka`, `retrieval`, `mrr`, `centred_cosine`, `cosine`), with n (sentences), estimate, lo, hi, floor
-        (mean over shuffled pairs) and floor_hi (their upper quantile).
+        One row per language, layer and quantity (`cka`, `retrieval`, `mrr`, `centred_cosine`, `cosine`), with n (sentences), resampled, units,
+        estimate, lo, hi, floor (mean over shuffled pairs) and floor_hi (their upper quantile).
     """
-    plan = _plan(vectors[reference].shape[1], resamples, confidence, seed)
+    plan = _plan(drawn, resamples, confidence, seed)
     rows = []
     for place, layer in enumerate(layers):
         against = _prepared(vectors[reference][place])
         for code in vectors:
             if code != reference:
-                keys = {"language": code, "layer": layer, "n": plan.partners.shape[1]}
+                keys = {"language": code, "layer": layer} | drawn.columns
                 rows += [keys | row for row in _similarity_rows(_prepared(vectors[code][place]), against, plan)]
-    columns = ["language", "layer", "quantity", "n", "estimate", "lo", "hi", "floor", "floor_hi"]
+    columns = ["language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi", "floor", "floor_hi"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -257,7 +266,7 @@ def auc_draws(
 ) -> Float[np.ndarray, " draw"]:
     """Probability that a random sentence of the language scores above a random one of the reference, ties half: Mann-Whitney's U over n^2.
 
-    A resample draws the same sentences for both languages.
+    A resample draws the same text for both languages.
     """
     wins = np.heaviside(own[:, None] - reference[None, :], 0.5)
     return ((weights @ wins) * weights).sum(axis=1) / np.square(weights.sum(axis=1))
@@ -275,6 +284,7 @@ def separation_table(  # noqa: PLR0913 (three inputs of the same axes, and how s
     halves: Int[np.ndarray, " sentence"],
     layers: tuple[int, ...],
     reference: str,
+    drawn: Resampling,
     *,
     resamples: int,
     confidence: float,
@@ -288,26 +298,29 @@ def separation_table(  # noqa: PLR0913 (three inputs of the same axes, and how s
         halves: 0 for sentences on which DiffMean's direction is found, 1 for those on which everything is judged.
         layers: numbers of the layers.
         reference: code of the reference language.
-        resamples: of the bootstrap over sentences, which keeps the direction as found.
+        drawn: what is resampled, of all these sentences.
+        resamples: of the bootstrap, which keeps the direction as found.
         confidence: such as 0.95.
         seed: of the resamples.
 
     Returns:
-        One row per language, layer and quantity (`diffmean`, and each scalar's name): n (sentences of the confirmation half), estimate (AUC: 0.5 is
-        chance; of a scalar, below 0.5 says lower than the reference), lo, hi, effect (Cohen's d, positive: above the reference).
+        One row per language, layer and quantity (`diffmean`, and each scalar's name): n (sentences of the confirmation half), resampled, units (of
+        that half), estimate (AUC: 0.5 is chance; of a scalar, below 0.5 says lower than the reference), lo, hi, effect (Cohen's d, positive:
+        above the reference).
     """
     judged = halves == 1
-    weights = sentence_weights(int(judged.sum()), resamples, seed)
+    drawn = drawn.part(np.flatnonzero(judged))
+    weights = drawn.weights(resamples, seed)
     rows = []
     for code, directions in diffmean_directions(vectors, halves, reference).items():
         values = {"diffmean": tuple(_projections(vectors[one], directions, judged) for one in (code, reference))}
         values |= {name: (of[code][:, judged], of[reference][:, judged]) for name, of in scalars.items()}
         for quantity, (own, base) in values.items():
             for place, layer in enumerate(layers):
-                estimate, lo, hi = interval(auc_draws(own[place], base[place], weights), confidence)
-                keys = {"language": code, "layer": layer, "quantity": quantity, "n": weights.shape[1]}
+                estimate, lo, hi = interval(auc_draws(own[place], base[place], weights), confidence, drawn.clusters)
+                keys = {"language": code, "layer": layer, "quantity": quantity} | drawn.columns
                 rows.append(keys | {"estimate": float(estimate), "lo": float(lo), "hi": float(hi), "effect": cohens_d(own[place], base[place])})
-    return pd.DataFrame(rows, columns=["language", "layer", "quantity", "n", "estimate", "lo", "hi", "effect"])
+    return pd.DataFrame(rows, columns=["language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi", "effect"])
 
 
 def _projections(

@@ -14,6 +14,7 @@ from torch import Tensor
 from lingact.corpus import ParallelCorpus, word_count
 from lingact.errors import UserError
 from lingact.features import rescaled_to, token_activation
+from lingact.inference import Resampling
 from lingact.passes import refuse_strangers
 from lingact.sae import Dictionaries
 from lingact.tokens import TokenBatch
@@ -86,6 +87,10 @@ class FeatureStats:
     """Sum over kept tokens of KL(base || adapter) in nats of the prediction of that token, where both were computed."""
     predicted: Int[np.ndarray, " sentence"] | None = None
     """Tokens in `nll` and `kl`."""
+    documents: tuple[str, ...] | None = None
+    """The document of each sentence (`ParallelCorpus.documents`)."""
+    rows: tuple[int, ...] | None = None
+    """Its place in the source (`ParallelCorpus.rows`); None: not kept."""
 
     @classmethod
     def empty(  # noqa: PLR0913 (a constructor)
@@ -133,7 +138,13 @@ class FeatureStats:
             nll=np.zeros(count) if language_model else None,
             kl=np.zeros(count) if language_model else None,
             predicted=np.zeros(count, np.int64) if language_model else None,
+            documents=corpus.documents,
+            rows=corpus.rows,
         )
+
+    def resampling(self, block: int | None) -> Resampling:
+        """What intervals draw: documents, or else blocks of so many neighbouring sentences, or else sentences."""
+        return Resampling.of(len(self.sentence_ids), self.documents, self.rows, block)
 
     def count_tokens(self, batch: TokenBatch, partial: Bool[Tensor, " vocabulary"]) -> None:
         """Count the windows and kept tokens of a batch; `partial` marks the vocabulary's parts of characters."""
@@ -224,28 +235,34 @@ class FeatureStats:
             UserError: they are of different models, SAEs, corpora, languages or layers.
         """
         refuse_strangers(other.header, self.header, "one of the statistics")
-        if (self.sentence_ids, self.layers, self.top_k_size) != (other.sentence_ids, other.layers, other.top_k_size):
+        if self._sentences() != other._sentences() or (self.layers, self.top_k_size) != (other.layers, other.top_k_size):
             raise UserError("these statistics do not belong together; they cover other sentences or layers, or another top k")
         mine, theirs = self.arrays(), other.arrays()
         if mine.keys() != theirs.keys():
             raise UserError("these statistics do not belong together; only one of them has language-model losses or measures by the reference")
         merged = {name: mine[name] if name in GIVEN else mine[name] + theirs[name] for name in mine}
-        return self.from_arrays(self.header, (self.sentence_ids, self.halves), self.layers, self.top_k_size, merged)
+        return self.from_arrays(self.header, self._sentences() | {"halves": self.halves}, self.layers, self.top_k_size, merged)
+
+    def _sentences(self) -> dict[str, Any]:
+        return {"sentence_ids": self.sentence_ids, "documents": self.documents, "rows": self.rows}
 
     @classmethod
     def from_arrays(
         cls,
         header: dict[str, str],
-        sentences: tuple[tuple[str, ...], Int[np.ndarray, " sentence"]],
+        sentences: dict[str, Any],
         layers: tuple[int, ...],
         top_k_size: int,
         arrays: dict[str, np.ndarray],
     ) -> "FeatureStats":
-        """From what `arrays` gave."""
+        """From what `arrays` gave.
+
+        Args:
+            sentences: `sentence_ids`, `halves`, `documents` and `rows`.
+        """
         plain: dict[str, Any] = {name: array for name, array in arrays.items() if "." not in name}
         per_layer: dict[str, Any] = {name: [arrays[f"{name}.{layer}"] for layer in layers] for name in _PER_LATENT}
-        ids, halves = sentences
-        return cls(header=header, sentence_ids=ids, halves=halves, layers=layers, top_k_size=top_k_size, **plain, **per_layer)
+        return cls(header=header, layers=layers, top_k_size=top_k_size, **sentences, **plain, **per_layer)
 
 
 def add_batch(

@@ -1,10 +1,11 @@
 """From raw statistics to tidy tables of gaps: one row per observation, with n, estimate and interval. Pure functions.
 
-Uncertainty is a paired bootstrap over sentence ids: a resample draws the same sentences for every language (`inference`).
+Uncertainty is a paired bootstrap over documents, or else blocks or sentences (`inference.Resampling`): a resample draws the same ones for every
+language. Columns of every table with intervals: n (sentences), resampled (documents, blocks or sentences) and units (how many of these).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import comb
 
@@ -15,7 +16,7 @@ from scipy.stats import binom
 
 from lingact.config import LanguagesConfig, Statistics
 from lingact.errors import UserError
-from lingact.inference import benjamini_hochberg, effect_size, holm, interval, p_value, sentence_weights, simultaneous_band
+from lingact.inference import Resampling, benjamini_hochberg, effect_size, holm, interval, p_value, simultaneous_band, wider
 from lingact.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Draws, Stats, Terms, available, pooled, quotient, value
 
 MAIN = "mean"
@@ -54,10 +55,13 @@ class Disparities:
     activations: dict[str, Draws]
     gaps: dict[str, Draws]
     """Language, or group: `low` and `high` against the reference, `low_vs_high`."""
-    sentences: int
+    drawn: Resampling
+    """Of the sentences that count."""
     confidence: float
     effects: dict[str, Float[np.ndarray, " layer"]] = field(default_factory=dict)
     """Language -> Cohen's d_z of the reference minus the language over sentences: with the sign of the gap. Groups have none."""
+    by_sentence: dict[str, Draws] | None = None
+    """`gaps` with sentences drawn by themselves, to see how much wider intervals are by documents or blocks. None: that is what was drawn."""
 
 
 def disparities(stats: Stats, languages: LanguagesConfig, settings: Statistics, seed: int, measure: str = MAIN) -> Disparities:
@@ -66,13 +70,19 @@ def disparities(stats: Stats, languages: LanguagesConfig, settings: Statistics, 
     Args:
         measure: what A is, a name of `measures.MEASURES`.
     """
-    weights = sentence_weights(len(stats[languages.reference].sentence_ids), settings.resamples, seed)
-    return _disparities(stats, languages, settings, weights, measure)
+    drawn = stats[languages.reference].resampling(settings.block)
+    found = _disparities(stats, languages, settings, (drawn, drawn.weights(settings.resamples, seed)), measure)
+    if drawn.by == "sentences":
+        return found
+    single = drawn.by_sentence()
+    alone = _disparities(stats, languages, settings, (single, single.weights(settings.resamples, seed)), measure)
+    return replace(found, by_sentence=alone.gaps)
 
 
 def _disparities(
-    stats: Stats, languages: LanguagesConfig, settings: Statistics, weights: Float[np.ndarray, "draw sentence"], measure: str
+    stats: Stats, languages: LanguagesConfig, settings: Statistics, drawing: tuple[Resampling, Float[np.ndarray, "draw sentence"]], measure: str
 ) -> Disparities:
+    drawn, weights = drawing
     ratios = {code: MEASURES[measure](s) for code, s in stats.items()}
     own = {code: ratio.per_sentence() for code, ratio in ratios.items()}
     activations = {code: pooled(ratio, weights, settings.pooling) for code, ratio in ratios.items()}
@@ -83,7 +93,7 @@ def _disparities(
         ranges=named_ranges(stats[languages.reference].layers, settings),
         activations=activations,
         gaps=gaps,
-        sentences=int(ratios[languages.reference].counted.sum()),
+        drawn=drawn.part(np.flatnonzero(ratios[languages.reference].counted)),
         confidence=settings.confidence,
         effects={code: effect_size(own[languages.reference] - own[code]) for code in stats if code != languages.reference},
     )
@@ -106,16 +116,18 @@ def layer_table(found: Disparities) -> pd.DataFrame:
     """One row per language or group and layer.
 
     `lo`, `hi`: percentile interval of this gap alone. `band_lo`, `band_hi`: band that holds a language's gaps at all layers at once.
-    `effect`: `Disparities.effects`. `p`: against no gap, corrected by Holm and by Benjamini-Hochberg over languages and layers.
+    `effect`: `Disparities.effects`. `p`: against no gap, corrected by Holm and by Benjamini-Hochberg over languages and layers. `wider`: the
+    standard error over that by sentences; 1 where sentences are drawn.
     """
-    frames = []
+    frames, clusters = [], found.drawn.clusters
     for name, draws in found.gaps.items():
-        gap, low, high = interval(draws, found.confidence)
-        band_low, band_high = simultaneous_band(draws, found.confidence)
+        gap, low, high = interval(draws, found.confidence, clusters)
+        band_low, band_high = simultaneous_band(draws, found.confidence, clusters)
         undefined = np.full(len(found.layers), np.nan)
         own = found.activations[name][0] if name in found.activations else undefined
-        columns = {"name": name, "layer": found.layers, "n": found.sentences, "activation": own, "gap": gap, "lo": low, "hi": high}
-        columns |= {"band_lo": band_low, "band_hi": band_high, "effect": found.effects.get(name, undefined), "p": p_value(draws)}
+        columns = {"name": name, "layer": found.layers} | found.drawn.columns | {"activation": own, "gap": gap, "lo": low, "hi": high}
+        columns |= {"band_lo": band_low, "band_hi": band_high, "effect": found.effects.get(name, undefined), "p": p_value(draws, clusters)}
+        columns |= {"wider": 1.0 if found.by_sentence is None else wider(draws, found.by_sentence[name])}
         frames.append(pd.DataFrame(columns))
     table = pd.concat(frames, ignore_index=True)
     families = table.groupby(table["name"].isin(GROUPS))["p"]
@@ -130,16 +142,18 @@ def range_table(found: Disparities) -> pd.DataFrame:
     """One row per language or group and range of layers: mean of the per-layer gaps, and their maximum.
 
     `p` is of the mean against no gap, corrected by Holm over languages and ranges; the maximum of noisy gaps is not 0 where all gaps are,
-    so it has none.
+    so it has none. `wider` as in `layer_table`.
     """
-    rows = []
+    rows, clusters = [], found.drawn.clusters
     for name, draws in found.gaps.items():
         for label, members in found.ranges.items():
-            for statistic, reduced in (("mean", draws[:, members].mean(axis=1)), ("max", draws[:, members].max(axis=1))):
-                gap, low, high = interval(reduced, found.confidence)
-                p = float(p_value(reduced)) if statistic == "mean" else np.nan
-                row = {"name": name, "range": label, "statistic": statistic, "n": found.sentences, "gap": gap, "lo": low, "hi": high, "p": p}
-                rows.append(row)
+            for statistic, reduce in (("mean", np.mean), ("max", np.max)):
+                reduced = reduce(draws[:, members], axis=1)
+                gap, low, high = interval(reduced, found.confidence, clusters)
+                p = float(p_value(reduced, clusters)) if statistic == "mean" else np.nan
+                times = 1.0 if found.by_sentence is None else float(wider(reduced, reduce(found.by_sentence[name][:, members], axis=1)))
+                row = {"name": name, "range": label, "statistic": statistic} | found.drawn.columns
+                rows.append(row | {"gap": gap, "lo": low, "hi": high, "p": p, "wider": times})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=table.groupby(table["name"].isin(GROUPS))["p"].transform(_over(holm)))
 
@@ -147,7 +161,7 @@ def range_table(found: Disparities) -> pd.DataFrame:
 def grouping_p(found: Disparities, languages: LanguagesConfig) -> float:
     """Exact p of the difference between the two groups' mean gaps over all layers, over all ways to split the languages into groups of these sizes.
 
-    The bootstrap's intervals cover the choice of sentences; this covers which languages happen to be in which group. nan without two groups, or where
+    The bootstrap's intervals cover the choice of text; this covers which languages happen to be in which group. nan without two groups, or where
     more than 10,000 splits would have to be gone through.
     """
     codes, size = (*languages.low, *languages.high), len(languages.low)
@@ -175,8 +189,9 @@ def measure_table(stats: Stats, languages: LanguagesConfig, settings: Statistics
     At a range of layers, `value`, `reference_value` and `gap` are means over its layers; `reference_value` of `low_vs_high` is the high group's.
     """
     measures = [name for name in MEASURES if all(name in available(s) for s in stats.values())]
-    weights = sentence_weights(len(stats[languages.reference].sentence_ids), settings.resamples, seed)
-    frames = [_measure_rows(_disparities(stats, languages, settings, weights, measure), languages).assign(measure=measure) for measure in measures]
+    drawn = stats[languages.reference].resampling(settings.block)
+    drawing = (drawn, drawn.weights(settings.resamples, seed))
+    frames = [_measure_rows(_disparities(stats, languages, settings, drawing, measure), languages).assign(measure=measure) for measure in measures]
     table = pd.concat(frames, ignore_index=True)
     return table[["measure", *table.columns.drop("measure")]]
 
@@ -190,9 +205,9 @@ def _measure_rows(found: Disparities, languages: LanguagesConfig) -> pd.DataFram
 
     frames = []
     for name, (one, other) in _contrasts(levels, languages.reference).items():
-        gap, low, high = interval(by_place(found.gaps[name]), found.confidence)
+        gap, low, high = interval(by_place(found.gaps[name]), found.confidence, found.drawn.clusters)
         own, others = by_place(levels[one][:1])[0], by_place(levels[other][:1])[0]
-        columns = {"name": name, "place": list(members), "n": found.sentences, "value": own, "reference_value": others}
+        columns = {"name": name, "place": list(members)} | found.drawn.columns | {"value": own, "reference_value": others}
         frames.append(pd.DataFrame(columns | {"gap": gap, "lo": low, "hi": high}))
     return pd.concat(frames, ignore_index=True)
 
@@ -202,18 +217,17 @@ def confound_table(stats: Stats, settings: Statistics, seed: int) -> pd.DataFram
 
     One row per language, layer (none where it is of the text) and quantity.
     """
-    count = len(next(iter(stats.values())).sentence_ids)
-    weights = sentence_weights(count, settings.resamples, seed)
+    drawn = next(iter(stats.values())).resampling(settings.block)
+    weights = drawn.weights(settings.resamples, seed)
     frames = []
     for code, s in stats.items():
         for quantity in (*CONFOUNDS, *LAYER_CONFOUNDS):
             if quantity == "bits_per_sentence" and s.nll is None:
                 continue
-            estimate, low, high = interval(value(s, quantity, weights, "token"), settings.confidence)
+            estimate, low, high = interval(value(s, quantity, weights, "token"), settings.confidence, drawn.clusters)
             layers = pd.array(s.layers if quantity in LAYER_CONFOUNDS else [None], dtype="Int64")
-            frames.append(
-                pd.DataFrame({"language": code, "layer": layers, "quantity": quantity, "n": count, "estimate": estimate, "lo": low, "hi": high})
-            )
+            columns = {"language": code, "layer": layers, "quantity": quantity} | drawn.columns
+            frames.append(pd.DataFrame(columns | {"estimate": estimate, "lo": low, "hi": high}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -222,19 +236,23 @@ def shuffled_table(
 ) -> pd.DataFrame:
     """A control without a gap to find: in each sentence, a fair coin decides which text is the language's and which the reference's.
 
+    All sentences of a document or block follow one coin: swapped one by one, they would have no dependence left to resample.
+
     Of so many intervals about `1 - confidence` (`expected`) should exclude 0. One row per language, and for `all` of them together, and scope:
     every layer by itself (`layer`), or the mean of the gaps over layers (`mean`). Layers of one shuffle go together, so `allowed`, the 97.5 %
     quantile of a binomial distribution, is given for `mean` alone, where the tests are independent.
     """
     reference = MEASURES[measure](stats[languages.reference]).terms(settings.pooling)
-    layers, sentences = reference[0].shape
-    weights = sentence_weights(sentences, min(settings.resamples, _SHUFFLED_RESAMPLES), seed)
+    layers = len(reference[0])
+    drawn = stats[languages.reference].resampling(settings.block)
+    weights = drawn.weights(min(settings.resamples, _SHUFFLED_RESAMPLES), seed)
     coins = np.random.default_rng(seed).spawn(1)[0]  # independent of what drew the weights
     significant: dict[str, dict[str, int]] = {}
     for code in (code for code in stats if code != languages.reference):
         own = MEASURES[measure](stats[code]).terms(settings.pooling)
-        gaps = _shuffled_gaps(own, reference, coins.random((shuffles, sentences)) < 0.5, weights)
-        significant[code] = {"layer": _excluding_zero(gaps, settings.confidence), "mean": _excluding_zero(gaps.mean(axis=2), settings.confidence)}
+        gaps = _shuffled_gaps(own, reference, (coins.random((shuffles, drawn.count)) < 0.5)[:, drawn.unit], weights)
+        sure = {"confidence": settings.confidence, "clusters": drawn.clusters}
+        significant[code] = {"layer": _excluding_zero(gaps, **sure), "mean": _excluding_zero(gaps.mean(axis=2), **sure)}
     pairs = dict.fromkeys(significant, 1) | {ALL: len(significant)}
     significant[ALL] = {scope: sum(counts[scope] for counts in significant.values()) for scope in ("layer", "mean")}
 
@@ -245,7 +263,7 @@ def shuffled_table(
     )
     expected = 1 - settings.confidence
     allowed = np.where(table["scope"] == "mean", binom.ppf(0.975, table["tests"], expected), np.nan)
-    return table.assign(share=table["significant"] / table["tests"], expected=expected, allowed=allowed)
+    return table.assign(share=table["significant"] / table["tests"], expected=expected, allowed=allowed, **drawn.columns)
 
 
 def _shuffled_gaps(
@@ -262,7 +280,7 @@ def _shuffled_gaps(
     return 1 - quotient(quotient(numerator, denominator), quotient(other_numerator, other_denominator))
 
 
-def _excluding_zero(gaps: Float[np.ndarray, "draw ..."], confidence: float) -> int:
+def _excluding_zero(gaps: Float[np.ndarray, "draw ..."], *, confidence: float, clusters: int | None) -> int:
     """How many of the gaps have an interval on one side of 0."""
-    _, low, high = interval(gaps, confidence)
+    _, low, high = interval(gaps, confidence, clusters)
     return int(((low > 0) | (high < 0)).sum())

@@ -111,7 +111,7 @@ def test_tables_are_tidy(name: str, analyzed: Path) -> None:
 
 def test_tables_can_be_rebuilt_from_the_saved_statistics(analyzed: Path) -> None:
     stats = load_measurement(analyzed / "stats")[0].of("measuring", "base")
-    settings = Statistics(pooling="token", resamples=100, confidence=0.95, early="third", deep="third")
+    settings = Statistics(pooling="token", resamples=100, confidence=0.95, early="third", deep="third", block=None)
     rebuilt = tables.layer_table(tables.disparities(stats, PAPER, settings, seed=0))
     pd.testing.assert_frame_equal(rebuilt, pd.read_csv(analyzed / "tables" / "gap_by_layer.csv"), check_dtype=False)
     hindi, english = (stats[code].activation[1].sum() / stats[code].tokens.sum() for code in ("hi", "en"))

@@ -286,7 +286,7 @@ def config(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder:
     own = {"kind": "lm_eval", "folder": folder, "key": ["id"], "facts": True, "split_by": "kind"}
     return EvalConfig.model_validate(
         {
-            "seed": 1, "device": "cpu", "batch_tokens": 512, "adapter": None, "resamples": 200, "confidence": 0.95, "power": 0.8,
+            "seed": 1, "device": "cpu", "batch_tokens": 512, "adapter": None, "resamples": 200, "block": None, "confidence": 0.95, "power": 0.8,
             "cache": tmp_path / "cache", "leakage": {"words": 8, "share": 0.5}, "text_split": "all",
             "corpus": {"kind": "files", "path": tmp_path / "text.jsonl", "max_sentences": None, "splits": {"train": 0.4, "dev": 0.3, "heldout": 0.3}},
             "model": {"name": str(tmp_path / "model"), "revision": None, "dtype": "float32", "attention": "eager", "context": 256},

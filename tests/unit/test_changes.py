@@ -6,11 +6,12 @@ import pytest
 from lingact import changes
 from lingact.changes import Variants
 from lingact.config import LanguagesConfig, Statistics
+from lingact.inference import Resampling
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
 
 from .sums import four, random_stats, stats_of
 
-SETTINGS = Statistics(pooling="token", resamples=500, confidence=0.9, early="third", deep="third")
+SETTINGS = Statistics(pooling="token", resamples=500, confidence=0.9, early="third", deep="third", block=None)
 LANGUAGES = LanguagesConfig(reference="en", high=("es", "it"), low=("hi",))
 LAYERS = (0, 2)
 
@@ -87,9 +88,11 @@ def test_change_by_hand() -> None:
     only = changes.change(Variants(before, after, matched), "hi", LANGUAGES, SETTINGS, (2,), seed=0)
     assert only.counted == (1,)
     assert only.closed[0] == pytest.approx(1 - 0.1 / 0.25)
-    by_layer = changes.change_table(by_language, LAYERS, 3, "m", 0.9).set_index(["layer", "quantity"]).estimate
+    by_layer = changes.change_table(by_language, LAYERS, Resampling.of_sentences(3), "m", 0.9).set_index(["layer", "quantity"]).estimate
     assert by_layer[2, "gap_after"] == pytest.approx(0.1)
-    by_range = changes.change_range_table(by_language, {"all": [0, 1]}, 3, "m", 0.9).set_index(["range", "quantity"]).estimate
+    by_range = (
+        changes.change_range_table(by_language, {"all": [0, 1]}, Resampling.of_sentences(3), "m", 0.9).set_index(["range", "quantity"]).estimate
+    )
     assert by_range["all", "gap_before"] == pytest.approx(0.125)
     assert by_range["loss", "gap_closed"] == pytest.approx(0.6)
 
@@ -104,7 +107,7 @@ def test_fvu_and_l0_are_given_over_base_with_paired_intervals() -> None:
     )
     variants = Variants({"en": base, "hi": base}, {"en": base, "hi": after}, None)
     found = {"hi": changes.change(variants, "hi", LANGUAGES, SETTINGS, LAYERS, seed=0)}
-    table = changes.change_table(found, LAYERS, 30, "m", 0.9).set_index(["quantity", "layer"])[["estimate", "lo", "hi"]]
+    table = changes.change_table(found, LAYERS, Resampling.of_sentences(30), "m", 0.9).set_index(["quantity", "layer"])[["estimate", "lo", "hi"]]
     np.testing.assert_allclose(np.array(table.loc["fvu_ratio"], float), [[1.1] * 3, [1.5] * 3])
     np.testing.assert_allclose(np.array(table.loc["l0_ratio"], float), [[0.5] * 3, [1.25] * 3])
     assert (table.loc["fvu_after", "hi"] - table.loc["fvu_after", "lo"] > 0.05).all()
@@ -136,7 +139,7 @@ def test_retention_by_hand() -> None:
     assert {name: draws[0] for name, draws in found.items()} == pytest.approx(
         {"activation": (0.9 + 1.2) / 2, "activation_worst_layer": 0.2, "profile": (1 + 24 / 25) / 2, "bits_per_byte": 1.5, "kl": 0.2}
     )
-    table = changes.retention_table(found, "en", 2, "m", 0.9).set_index("quantity")
+    table = changes.retention_table(found, "en", Resampling.of_sentences(2), "m", 0.9).set_index("quantity")
     assert table.estimate.tolist() == pytest.approx([1.05, 0.2, 0.98, 1.5, 0.2])
     assert table.loc["profile", ["lo", "hi"]].isna().all(), "profiles are not kept by sentence: there is nothing to resample"
     resampled = table.drop("profile")
@@ -153,7 +156,7 @@ def test_without_norm_matched_statistics_what_is_made_of_them_is_undefined() -> 
     assert np.isnan(alone.closed_norm_matched).all()
     np.testing.assert_array_equal(alone.after, together.after)
     np.testing.assert_array_equal(alone.closed, together.closed)
-    table = changes.change_table({"hi": alone}, LAYERS, 3, "m", 0.9).set_index("quantity")
+    table = changes.change_table({"hi": alone}, LAYERS, Resampling.of_sentences(3), "m", 0.9).set_index("quantity")
     assert table.loc["gap_after_norm_matched", ["estimate", "lo", "hi"]].isna().all(axis=None)
     assert table.loc["gap_after", ["estimate", "lo", "hi"]].notna().all(axis=None)
 

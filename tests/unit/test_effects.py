@@ -10,7 +10,7 @@ from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
 from lingact.effects import causal_table, causal_text, is_monotone, selectivity_table, spliced_table
-from lingact.inference import sentence_weights
+from lingact.inference import Resampling
 from lingact.interventions import Arm, CausalLosses, SplicedLosses
 
 SETTINGS: dict[str, Any] = {"resamples": 400, "confidence": 0.9, "seed": 3}
@@ -28,6 +28,10 @@ def causal(effects: dict[tuple[str, str, str, float], dict[str, float]], *, nois
         for code in codes
     }
     return CausalLosses(tuple(Arm(*key) for key in effects), predicted, base, nll)
+
+
+def drawn(losses: CausalLosses | SplicedLosses) -> Resampling:
+    return Resampling.of_sentences(len(next(iter(losses.base.values()))))
 
 
 def cell(table: pd.DataFrame, **where: Any) -> Any:
@@ -48,8 +52,8 @@ def test_splicing_by_hand() -> None:
         zero={"en": np.stack([base + 4 * PREDICTED, base - 1])},
         spliced={"measuring": {"en": np.stack([base + PREDICTED, [2.0, 3.0, 7.0]])}},
     )
-    table = spliced_table(losses, **SETTINGS)
-    assert list(table.columns) == ["meter", "language", "layer", "quantity", "n", "estimate", "lo", "hi"]
+    table = spliced_table(losses, drawn(losses), **SETTINGS)
+    assert list(table.columns) == ["meter", "language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi"]
     # One nat per token in every sentence: no uncertainty. Zeros cost four.
     constant = cell(table, layer=1, quantity="ce_increase")
     assert constant[["n", "estimate", "lo", "hi"]].tolist() == pytest.approx([3, 1, 1, 1])
@@ -68,15 +72,15 @@ def test_the_interval_of_an_effect_is_the_paired_bootstrap_of_a_ratio_of_sums() 
     draws = {}
     for code in ("en", "es", "hi"):
         change = losses.nll[code][0] - losses.base[code]
-        draws[code] = np.array([(w * change).sum() / (w * losses.predicted[code]).sum() for w in sentence_weights(40, 400, 3)])
-    table = causal_table(losses, **SETTINGS)
-    assert list(table.columns) == ["owner", "kind", "mode", "dose", "measured", "n", "estimate", "lo", "hi"]
+        draws[code] = np.array([(w * change).sum() / (w * losses.predicted[code]).sum() for w in Resampling.of_sentences(40).weights(400, 3)])
+    table = causal_table(losses, drawn(losses), **SETTINGS)
+    assert list(table.columns) == ["owner", "kind", "mode", "dose", "measured", "n", "resampled", "units", "estimate", "lo", "hi"]
     for code, own in draws.items():
         row = cell(table, measured=code)
         assert row[["n", "estimate"]].tolist() == pytest.approx([40, own[0]])
         assert row[["lo", "hi"]].tolist() == pytest.approx(np.quantile(own[1:], [0.05, 0.95]))
     paired = draws["es"] - (draws["en"] + draws["hi"]) / 2
-    row = cell(selectivity_table(losses, **SETTINGS), contrast="own_minus_others")
+    row = cell(selectivity_table(losses, drawn(losses), **SETTINGS), contrast="own_minus_others")
     assert row[["estimate", "lo", "hi"]].tolist() == pytest.approx([paired[0], *np.quantile(paired[1:], [0.05, 0.95])])
 
 
@@ -89,7 +93,7 @@ def test_contrasts_by_hand() -> None:
             ("hi", "diffmean", "scale", 0.0): {"en": 0.0, "es": 0.2, "hi": 0.0},
         }
     )
-    table = selectivity_table(losses, **SETTINGS)
+    table = selectivity_table(losses, drawn(losses), **SETTINGS)
     contrasts = {(row.owner, row.kind, row.dose, row.contrast): row.estimate for row in table.itertuples()}
     assert contrasts == {
         ("es", "specific", 0, "own_minus_others"): pytest.approx(0.5),
@@ -110,7 +114,7 @@ def test_repeats_of_an_arm_are_averaged() -> None:
         losses.base,
         {code: np.concatenate([nll, nll + 0.6 * losses.predicted[code]]) for code, nll in losses.nll.items()},
     )
-    table = causal_table(twice, **SETTINGS)
+    table = causal_table(twice, drawn(twice), **SETTINGS)
     assert table["estimate"].tolist() == pytest.approx([0.4, 0.5])
 
 
@@ -118,7 +122,7 @@ def test_p_is_that_of_a_normal_distribution_and_holm_corrects_over_owners() -> N
     codes = ("en", "es", "hi", "it")
     effects = {(owner, "specific", "scale", 0.0): {code: 0.12 * number * (code == owner) for code in codes} for number, owner in enumerate(codes)}
     losses = causal(effects | {("en", "specific", "scale", 2.0): dict.fromkeys(codes, 0.0)}, noise=0.4)
-    table = selectivity_table(losses, **SETTINGS)
+    table = selectivity_table(losses, drawn(losses), **SETTINGS)
     family = table[table["dose"] == 0]
     assert family["p"].is_monotonic_decreasing
     _, corrected, _, _ = multipletests(family["p"], method="holm")
@@ -155,7 +159,7 @@ def test_growth_away_from_the_neutral_dose(doses: list[float], estimates: list[f
 
 
 def said(losses: CausalLosses) -> str:
-    return causal_text(selectivity_table(losses, **SETTINGS), causal_table(losses, **SETTINGS), confidence=0.9)
+    return causal_text(selectivity_table(losses, drawn(losses), **SETTINGS), causal_table(losses, drawn(losses), **SETTINGS), confidence=0.9)
 
 
 def test_the_text_counts_languages_and_says_nulls() -> None:
@@ -167,7 +171,7 @@ def test_the_text_counts_languages_and_says_nulls() -> None:
         for dose, cost in ((2.0, 0.1), (4.0, 0.4 if owner == "es" else 0.0)):
             effects[owner, "specific", "scale", dose] = dict.fromkeys(codes, cost)
     losses = causal(effects, noise=0.05)
-    table, text = causal_table(losses, **SETTINGS), said(losses)
+    table, text = causal_table(losses, drawn(losses), **SETTINGS), said(losses)
     mean = np.mean([cell(table, owner=code, kind="specific", dose=0.0, measured=code)["estimate"] for code in codes])
     assert f"raises its own loss for 2 of 3 languages (es, hi) (90% intervals above 0); the mean change is +{mean:.3g} nats" in text
     assert "This change lies above the mean change of the other languages for 2 of 3 languages (es, hi) and falls short of it for 0 of 3" in text

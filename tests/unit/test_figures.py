@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lingact.config import LanguagesConfig
 from lingact.figures import gaps, training
+from lingact.inference import Resampling
 from lingact.tables import Disparities
 
 LANGUAGES = LanguagesConfig(reference="en", high=("zh", "es"), low=("ml", "hi"))
@@ -23,7 +24,7 @@ def found(layers: int) -> Disparities:
     gaps |= {"low": (gaps["ml"] + gaps["hi"]) / 2, "high": (gaps["zh"] + gaps["es"]) / 2}
     gaps["low_vs_high"] = 1 - (1 - gaps["low"]) / (1 - gaps["high"])
     activations = {"en": np.full((200, layers), 10.0)} | {code: 10 * (1 - gaps[code]) for code in ("zh", "es", "ml", "hi")}
-    return Disparities(tuple(range(layers)), {"all": list(range(layers))}, activations, gaps, 50, 0.95)
+    return Disparities(tuple(range(layers)), {"all": list(range(layers))}, activations, gaps, Resampling.of_sentences(50), 0.95)
 
 
 def confounds(layers: int, growth: float = 1.0) -> pd.DataFrame:

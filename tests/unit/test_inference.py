@@ -12,16 +12,16 @@ from lingact.errors import UserError
 
 
 def test_resamples_draw_as_many_sentences_as_there_are_and_the_seed_decides() -> None:
-    weights = inference.sentence_weights(7, 50, 3)
+    weights = inference.Resampling.of_sentences(7).weights(50, 3)
     assert weights[0].tolist() == [1] * 7
     assert weights.shape == (51, 7)
     assert set(weights.sum(1)) == {7}
-    assert np.array_equal(weights, inference.sentence_weights(7, 50, 3))
-    assert not np.array_equal(weights, inference.sentence_weights(7, 50, 4))
+    assert np.array_equal(weights, inference.Resampling.of_sentences(7).weights(50, 3))
+    assert not np.array_equal(weights, inference.Resampling.of_sentences(7).weights(50, 4))
 
 
 def test_a_sentence_is_drawn_as_often_as_with_replacement() -> None:
-    drawn = inference.sentence_weights(20, 20_000, 0)[1:]
+    drawn = inference.Resampling.of_sentences(20).weights(20_000, 0)[1:]
     expected = stats.binom.pmf(np.arange(5), 20, 1 / 20)
     shares = [(drawn == times).mean() for times in range(5)]
     assert shares == pytest.approx(expected, abs=0.004)
@@ -29,7 +29,7 @@ def test_a_sentence_is_drawn_as_often_as_with_replacement() -> None:
 
 def test_a_single_sentence_is_refused() -> None:
     with pytest.raises(UserError, match="1 sentence is too few for an interval; give at least two sentences in the split"):
-        inference.sentence_weights(1, 10, 0)
+        inference.Resampling.of_sentences(1).weights(10, 0)
 
 
 def test_the_interval_is_made_of_percentiles_of_the_resamples_alone() -> None:
@@ -88,7 +88,7 @@ def test_p_without_spread_is_certain_and_of_nothing_is_undefined() -> None:
 
 def test_p_of_the_bootstrap_of_a_mean_is_nearly_that_of_the_z_test() -> None:
     x = np.random.default_rng(2).normal(0.2, 1, 200)
-    draws = inference.sentence_weights(200, 20_000, 0) @ x / 200
+    draws = inference.Resampling.of_sentences(200).weights(20_000, 0) @ x / 200
     expected = 2 * stats.norm.sf(x.mean() / (x.std() / 200**0.5))  # the SE of resampling has n, not n - 1, below the line
     assert float(inference.p_value(draws)) == pytest.approx(expected, rel=0.1)
 

@@ -236,7 +236,7 @@ def test_one_language_or_one_half_is_the_users_to_mend(silent: dict[str, Feature
 
 def rows(*entries: tuple[str, int, int, float, bool, bool]) -> pd.DataFrame:
     names = ("language", "layer", "latent", "nu", "passed", "confirmed")
-    return pd.DataFrame([dict(zip(names, entry, strict=True)) for entry in entries]).assign(n=80, rate_random=0.0)
+    return pd.DataFrame([dict(zip(names, entry, strict=True)) for entry in entries]).assign(n=80, resampled="sentences", units=80, rate_random=0.0)
 
 
 SOME = rows(

@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 from lingact.config import LanguagesConfig, Statistics
 from lingact.corpus import ParallelCorpus
-from lingact.inference import interval, sentence_weights, simultaneous_band
+from lingact.inference import Resampling, interval, simultaneous_band
 from lingact.lm import LanguageModel
 from lingact.measure import BASE, measure
 from lingact.measures import Pooling, Ratio, pooled
@@ -24,7 +24,7 @@ from lingact.tables import disparities, layer_table, shuffled_table
 from .sums import stats_of
 
 SEED = 20261122
-SETTINGS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third")
+SETTINGS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third", block=None)
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi", "ml"))
 
 # --- a model with planted gaps -------------------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def held(corpora: int, sentences: int, pooling: Pooling) -> tuple[np.ndarray, fl
     rng = np.random.default_rng(SEED)
     single, every = [], []
     for start in range(0, corpora, TOGETHER):
-        weights = sentence_weights(sentences, RESAMPLES, SEED + start)
+        weights = Resampling.of_sentences(sentences).weights(RESAMPLES, SEED + start)
         own, reference = (pooled(ratio, weights, pooling) for ratio in simulated(rng, TOGETHER, sentences))
         draws = (1 - own / reference).reshape(len(weights), TOGETHER, len(GAPS))
         _, low, high = interval(draws, 0.95)
@@ -170,6 +170,92 @@ def test_of_30_sentences_they_hold_it_a_little_less_often() -> None:
     assert 0.87 <= every <= 0.96
 
 
+# --- documents -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def sizes_of_documents(rng: np.random.Generator, documents: int, sentences: int) -> np.ndarray:
+    """Unequal sizes: of 1,997 sentences in 123 documents most have 5 to 30, as in NTREX."""
+    return 1 + rng.multinomial(sentences - documents, rng.dirichlet(np.full(documents, 4.0)))
+
+
+def documented(rng: np.random.Generator, corpora: int, unit: np.ndarray, shared: float) -> tuple[Ratio, Ratio]:
+    """As `simulated`, with this share of each variance in what all sentences of a document have in common."""
+
+    def normal(*shape: int) -> np.ndarray:
+        own, common = rng.normal(size=(*shape, len(unit))), rng.normal(size=(*shape, unit[-1] + 1))[..., unit]
+        return shared**0.5 * common + (1 - shared) ** 0.5 * own
+
+    length, of_sentence, of_layer = rng.normal(3, 0.5, (corpora, 1, len(unit))), normal(corpora, 1), normal(corpora, len(GAPS))
+    heaps = []
+    for mean in (1 - GAPS, np.ones(len(GAPS))):
+        own = 0.5**0.5 * of_sentence + 0.3**0.5 * of_layer + 0.2**0.5 * normal(corpora, len(GAPS))
+        level = (mean[:, None] * np.exp(0.5 * own - 0.5**2 / 2)).reshape(-1, len(unit))
+        tokens = 1 + np.floor(np.exp(length + rng.normal(0, 0.2, length.shape)))
+        tokens = np.broadcast_to(tokens, (corpora, len(GAPS), len(unit))).reshape(-1, len(unit))
+        heaps.append(Ratio(tokens * level, tokens, np.ones(len(unit), bool)))
+    return heaps[0], heaps[1]
+
+
+def held_by(
+    drawn_of: Callable[[np.ndarray], Resampling], corpora: int, documents: int, sentences: int, *, shared: float = 0.3
+) -> tuple[float, float]:
+    """How often the 95 % interval of a layer's gap holds it, mean over layers, and how often the band holds them all.
+
+    Args:
+        drawn_of: from the number of each sentence's document to what is resampled.
+    """
+    rng, together = np.random.default_rng(SEED), TOGETHER // 2
+    single, every = [], []
+    for start in range(0, corpora, together):
+        unit = np.repeat(np.arange(documents), sizes_of_documents(rng, documents, sentences))
+        drawn = drawn_of(unit)
+        weights = drawn.weights(RESAMPLES, SEED + start)
+        own, reference = (pooled(ratio, weights, "token") for ratio in documented(rng, together, unit, shared))
+        draws = (1 - own / reference).reshape(len(weights), together, len(GAPS))
+        _, low, high = interval(draws, 0.95, drawn.clusters)
+        single.append((low <= GAPS) & (high >= GAPS))
+        bands = np.array([simultaneous_band(draws[:, corpus], 0.95, drawn.clusters) for corpus in range(together)])
+        every.append(((bands[:, 0] <= GAPS) & (bands[:, 1] >= GAPS)).all(axis=1))
+    return float(np.concatenate(single).mean()), float(np.concatenate(every).mean())
+
+
+def by_documents(unit: np.ndarray) -> Resampling:
+    return Resampling.of(len(unit), tuple(map(str, unit)), None, None)
+
+
+def by_sentences(unit: np.ndarray) -> Resampling:
+    return Resampling.of_sentences(len(unit))
+
+
+def by_blocks(size: int) -> Callable[[np.ndarray], Resampling]:
+    return lambda unit: Resampling.of(len(unit), None, None, size)
+
+
+def test_where_sentences_share_documents_only_intervals_by_documents_hold_the_truth() -> None:
+    single, every = held_by(by_documents, 600, 40, 400)
+    assert 0.93 <= single <= 0.97
+    assert 0.91 <= every <= 0.97
+    single, every = held_by(by_sentences, 200, 40, 400)
+    assert single < 0.8
+    assert every < 0.6
+
+
+def test_intervals_of_ten_documents_are_expanded_enough() -> None:
+    single, every = held_by(by_documents, 600, 10, 100)
+    assert 0.92 <= single <= 0.97
+    assert 0.89 <= every <= 0.97
+
+
+def test_blocks_of_neighbours_come_near_where_the_documents_are_not_known() -> None:
+    single, _ = held_by(by_blocks(20), 300, 40, 400)
+    assert 0.88 <= single <= 0.97
+
+
+def test_independent_sentences_lose_nothing_by_documents() -> None:
+    single, _ = held_by(by_documents, 600, 40, 400, shared=0.0)
+    assert 0.93 <= single <= 0.97
+
+
 def test_shuffled_labels_are_called_significant_as_often_as_chance_allows() -> None:
     rng = np.random.default_rng(SEED)
     languages = LanguagesConfig(reference="en", high=(), low=("hi",))
@@ -182,3 +268,19 @@ def test_shuffled_labels_are_called_significant_as_often_as_chance_allows() -> N
     significant, tests, by_layer = (np.array(column) for column in zip(*counts, strict=True))
     assert binom.ppf(0.025, tests.sum(), 0.05) <= significant.sum() <= binom.ppf(0.975, tests.sum(), 0.05)
     assert 0.03 <= by_layer.mean() <= 0.07
+
+
+def test_shuffled_labels_of_documents_are_called_significant_as_often_as_chance_allows() -> None:
+    """Swapped sentence by sentence and drawn by documents, or swapped by documents and drawn by sentences, they would not be."""
+    rng = np.random.default_rng(SEED)
+    languages = LanguagesConfig(reference="en", high=(), low=("hi",))
+    counts = []
+    for corpus in range(60):
+        unit = np.repeat(np.arange(40), sizes_of_documents(rng, 40, 400))
+        own, reference = documented(rng, 1, unit, 0.3)
+        names = tuple(map(str, unit))
+        stats = {c: stats_of(r.numerator, r.denominator[0], documents=names) for c, r in (("hi", own), ("en", reference))}
+        table = shuffled_table(stats, languages, SETTINGS.model_copy(update={"resamples": 500}), SEED + corpus).set_index(["name", "scope"])
+        counts.append((table.loc[("all", "mean"), "significant"], table.loc[("all", "mean"), "tests"]))
+    significant, tests = np.array(counts).sum(axis=0)
+    assert binom.ppf(0.025, tests, 0.05) <= significant <= binom.ppf(0.975, tests, 0.05)

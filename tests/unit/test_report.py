@@ -15,6 +15,7 @@ from PIL import Image
 
 from lingact import tables
 from lingact.config import AnalyzeConfig, EvalConfig, LanguagesConfig, TrainConfig, validate
+from lingact.inference import Resampling
 from lingact.report import evaluation, gaps, training
 from lingact.report.page import Card, Section, measured_facts, run_facts, write_report
 from lingact.report.words import reading_gaps
@@ -38,7 +39,7 @@ JOB: dict[str, Any] = {
     "sae": {"measuring": {"release": "r", "id": "layer_{layer}"}, "heldout": None, "layers": "all"},
     "corpus": {"kind": "files", "path": HOSTILE, "max_sentences": None, "splits": {"train": 0.5, "dev": 0.25, "heldout": 0.25}},
     "languages": LANGUAGES,
-    "statistics": {"pooling": "token", "resamples": 1000, "confidence": 0.95, "early": "third", "deep": "third"},
+    "statistics": {"pooling": "token", "resamples": 1000, "block": None, "confidence": 0.95, "early": "third", "deep": "third"},
     "tracking": {"mode": "disabled", "project": "p", "entity": None, "group": None, "tags": []},
 }
 TRAIN = JOB | {
@@ -77,6 +78,7 @@ EVAL = {key: JOB[key] for key in ("seed", "device", "batch_tokens", "model", "co
     "text_split": None,
     "leakage": {"words": 8, "share": 0.5},
     "resamples": 1000,
+    "block": None,
     "confidence": 0.95,
     "power": 0.8,
     "cache": None,
@@ -127,7 +129,7 @@ def found() -> Disparities:
     gaps |= {"low": np.mean([gaps[code] for code in ("ml", "hi", "id")], axis=0), "high": gaps["zh"]}
     gaps["low_vs_high"] = 1 - (1 - gaps["low"]) / (1 - gaps["high"])
     activations = {"en": np.full((500, 4), 10.0)} | {code: 10 * (1 - gaps[code]) for code in where}
-    return Disparities((0, 1, 2, 3), {"early": [0], "deep": [3], "all": [0, 1, 2, 3]}, activations, gaps, 9, 0.95)
+    return Disparities((0, 1, 2, 3), {"early": [0], "deep": [3], "all": [0, 1, 2, 3]}, activations, gaps, Resampling.of_sentences(9), 0.95)
 
 
 def change_frames(codes: tuple[str, ...] = ("ml", "hi"), closed: tuple[float, float, float] = (0.8, 0.7, 0.9)) -> dict[str, pd.DataFrame]:
@@ -340,7 +342,7 @@ def test_repetition_is_told_without_a_claim(share: float, shares: str, said: str
 
 def test_continuations_stand_on_the_page_as_text(folder: Path) -> None:
     pages = [training.continuation_section(continuations(0.3))]
-    html = training.write_training(folder, validate(TrainConfig, TRAIN), pages, IDENTITY, 9).read_text(encoding="utf-8")
+    html = training.write_training(folder, validate(TrainConfig, TRAIN), pages, IDENTITY, Resampling.of_sentences(9)).read_text(encoding="utf-8")
     assert "<script" not in html
     assert html.count("<bdi>مرحبا &lt;b&gt;<mark>രണ്ട്</mark></bdi>") == 4  # bdi: the order of a script from right to left is its own
     text = Page(html).text
@@ -357,8 +359,8 @@ def written_page(folder: Path) -> str:
     card = Card(HOSTILE, None, ["a fact"], [("ml 3.0", HOSTILE, "tok", "after")])
     section = Section("Gaps", {"gap_heatmap": folder / "gap_heatmap.png"}, {"By layer": wide, HOSTILE: sentences}, cards=[card])
     config = validate(AnalyzeConfig, ANALYZE)
-    facts = measured_facts(folder, config, IDENTITY, 9)
-    path = write_report(folder, "Gaps", "lead", [section], facts, reading=reading_gaps(config.statistics))
+    facts = measured_facts(folder, config, IDENTITY, Resampling.of_sentences(9))
+    path = write_report(folder, "Gaps", "lead", [section], facts, reading=reading_gaps(config.statistics, Resampling.of_sentences(9)))
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -415,7 +417,9 @@ def test_training_page(folder: Path) -> None:
     frames = change_frames()
     text = training.training_text(frames, ("ml",), "en")
     page = Section("Held-out sentences", {}, training.train_tables(frames, ("ml",), "en"), text)
-    html = Page(training.write_training(folder, validate(TrainConfig, TRAIN), [page], IDENTITY, 9).read_text(encoding="utf-8"))
+    html = Page(
+        training.write_training(folder, validate(TrainConfig, TRAIN), [page], IDENTITY, Resampling.of_sentences(9)).read_text(encoding="utf-8")
+    )
     assert html.text.count("80% [70%, 90%] of the gap was closed") == 2
     assert "Closing the activation gap of Malayalam" in html.text
     assert "Languages that were not trained" in html.text

@@ -7,6 +7,7 @@ import pytest
 
 from lingact.config import AnalyzeConfig, LanguagesConfig, validate
 from lingact.contexts import Context
+from lingact.inference import Resampling
 from lingact.report import analysis as words
 
 from .test_report import ANALYZE
@@ -279,7 +280,7 @@ def test_the_correlation_lead_leaves_out_what_is_undefined() -> None:
 
 def answers(parts: tuple[str, ...] = (), *, heldout: bool = False, windows: tuple[float, float] = (1.0, 1.0), **other: Any) -> dict[str, str]:
     config = validate(AnalyzeConfig, ANALYZE | other | {"measures": ANALYZE["measures"] | {"parts": parts}})
-    table = words.reviewer_table(config, heldout=heldout, windows=dict(zip(("en", "ml"), windows, strict=True)))
+    table = words.reviewer_table(config, Resampling.of_sentences(9), heldout=heldout, windows=dict(zip(("en", "ml"), windows, strict=True)))
     assert table["question"].is_unique
     return dict(zip(table["question"], table["answer"], strict=True))
 

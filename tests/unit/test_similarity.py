@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lingact.inference import Resampling
 from lingact.similarity import (
     auc_draws,
     cohens_d,
@@ -70,7 +71,7 @@ def both(seed: int = 0, noise: float = 0.1, layers: int = 2) -> dict[str, np.nda
 
 
 def table(vectors: dict[str, np.ndarray], resamples: int = 200, seed: int = 0) -> pd.DataFrame:
-    found = similarity_table(vectors, (4, 7), "en", resamples=resamples, confidence=0.95, seed=seed)
+    found = similarity_table(vectors, (4, 7), "en", Resampling.of_sentences(len(vectors["en"][0])), resamples=resamples, confidence=0.95, seed=seed)
     return found.set_index(["language", "layer", "quantity"]).sort_index()
 
 
@@ -245,7 +246,9 @@ def test_a_shifted_language_is_told_apart_and_an_unshifted_one_is_not() -> None:
     vectors = {"en": base, "far": base + 0.3 * random.normal(size=base.shape) + shift, "near": random.normal(size=base.shape)}
     loud = {"norm": {code: np.linalg.norm(x, axis=2) for code, x in vectors.items()}, "flat": {code: np.ones((1, 200)) for code in vectors}}
     halves = np.arange(200) % 2
-    found = separation_table(vectors, loud, halves, (5,), "en", resamples=200, confidence=0.95, seed=0).set_index(["language", "quantity"])
+    found = separation_table(
+        vectors, loud, halves, (5,), "en", Resampling.of_sentences(len(halves)), resamples=200, confidence=0.95, seed=0
+    ).set_index(["language", "quantity"])
     assert found.loc[("far", "diffmean"), "lo"] > 0.95
     assert found.loc[("far", "diffmean"), "effect"] > 3
     assert found.loc[("near", "diffmean"), "lo"] < 0.5 < found.loc[("near", "diffmean"), "hi"]
@@ -258,7 +261,9 @@ def test_a_shifted_language_is_told_apart_and_an_unshifted_one_is_not() -> None:
 def test_a_scalar_below_the_reference_has_an_auc_below_half() -> None:
     vectors = both()
     scalars = {"activation": {"en": np.full((2, COUNT), 2.0), "near": np.full((2, COUNT), 1.0), "far": np.full((2, COUNT), 3.0)}}
-    found = separation_table(vectors, scalars, np.arange(COUNT) % 2, (0, 1), "en", resamples=20, confidence=0.9, seed=0)
+    found = separation_table(
+        vectors, scalars, np.arange(COUNT) % 2, (0, 1), "en", Resampling.of_sentences(COUNT), resamples=20, confidence=0.9, seed=0
+    )
     activation = found[found["quantity"] == "activation"].set_index(["language", "layer"])["estimate"]
     assert activation["near", 0] == 0
     assert activation["far", 1] == 1

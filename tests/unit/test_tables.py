@@ -9,13 +9,13 @@ from statsmodels.stats.multitest import multipletests
 from lingact import tables
 from lingact.config import LanguagesConfig, Statistics
 from lingact.errors import UserError
-from lingact.inference import interval, sentence_weights
+from lingact.inference import Resampling, interval
 from lingact.measures import MEASURES, value
 from lingact.stats import FeatureStats
 
 from .sums import four, random_stats, stats_of
 
-SETTINGS = Statistics(pooling="token", resamples=500, confidence=0.9, early="third", deep="third")
+SETTINGS = Statistics(pooling="token", resamples=500, confidence=0.9, early="third", deep="third", block=None)
 LANGUAGES = LanguagesConfig(reference="en", high=("es", "it"), low=("hi",))
 
 
@@ -105,7 +105,24 @@ def noisy(count: int = 40) -> dict[str, FeatureStats]:
 
 def test_a_layer_table_corrects_languages_and_groups_as_families_of_their_own() -> None:
     table = tables.layer_table(tables.disparities(noisy(), LANGUAGES, SETTINGS, seed=3))
-    assert list(table) == ["name", "layer", "n", "activation", "gap", "lo", "hi", "band_lo", "band_hi", "effect", "p", "p_holm", "p_bh"]
+    assert list(table) == [
+        "name",
+        "layer",
+        "n",
+        "resampled",
+        "units",
+        "activation",
+        "gap",
+        "lo",
+        "hi",
+        "band_lo",
+        "band_hi",
+        "effect",
+        "p",
+        "wider",
+        "p_holm",
+        "p_bh",
+    ]
     groups = table["name"].isin(["low", "high", "low_vs_high"])
     for family in (table[groups], table[~groups]):
         assert len(family) == 9
@@ -155,7 +172,7 @@ def test_a_table_of_measures_holds_the_gap_in_each_of_them(pooling: str) -> None
     settings = SETTINGS.model_copy(update={"pooling": pooling})
     stats = {code: full(seed, scale) for seed, (code, scale) in enumerate({"en": 1.0, "es": 0.5, "it": 2.0, "hi": 0.8}.items())}
     table = tables.measure_table(stats, LANGUAGES, settings, seed=4)
-    assert list(table) == ["measure", "name", "place", "n", "value", "reference_value", "gap", "lo", "hi"]
+    assert list(table) == ["measure", "name", "place", "n", "resampled", "units", "value", "reference_value", "gap", "lo", "hi"]
     assert len(table) == len(MEASURES) * 6 * (3 + 3)
     by = table.set_index(["measure", "name", "place"]).sort_index()
     once = np.ones((1, 24))
@@ -187,7 +204,7 @@ def test_measures_that_some_language_lacks_are_left_out() -> None:
 def test_confounds_by_hand() -> None:
     base = stats_of([[10.0, 10.0]], [4, 2], words=np.array([1, 2]), partial=np.array([3, 0]))
     confounds = tables.confound_table({"en": base}, SETTINGS, 0)
-    assert list(confounds) == ["language", "layer", "quantity", "n", "estimate", "lo", "hi"]
+    assert list(confounds) == ["language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi"]
     of_text = confounds[confounds.layer.isna()].set_index("quantity").estimate
     assert of_text.to_dict() == pytest.approx(
         {"fertility": 2, "tokens_per_sentence": 3, "bytes_per_sentence": 6, "windows_per_sentence": 1, "partial_share": 0.5}
@@ -212,7 +229,7 @@ def test_shuffling_swaps_whole_sentences() -> None:
     rng = np.random.default_rng(0)
     own, other = ((rng.gamma(5, 1, (3, 6)), rng.integers(1, 9, (1, 6)).astype(float)) for _ in range(2))
     swapped = rng.random((4, 6)) < 0.5
-    weights = sentence_weights(6, 5, 0)
+    weights = Resampling.of_sentences(6).weights(5, 0)
     found = tables._shuffled_gaps(own, other, swapped, weights)
     assert found.shape == (6, 4, 3)
     for draw, shuffle, layer in np.ndindex(found.shape):

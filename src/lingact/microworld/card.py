@@ -18,7 +18,7 @@ from lingact.changes import bits_table
 from lingact.config import LanguagesConfig, ModelConfig, SaeSet, Statistics, TasksConfig, asset
 from lingact.corpus import ParallelCorpus
 from lingact.harness import Scorer
-from lingact.inference import interval, sentence_weights
+from lingact.inference import interval
 from lingact.lm import LanguageModel, load_model
 from lingact.measure import BASE, Wanted, measure
 from lingact.microworld import LANGUAGES, world
@@ -29,7 +29,7 @@ from lingact.tasks import load_tasks
 from lingact.tracking import write_atomically, write_json
 
 PAPER_LANGUAGES = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
-STATISTICS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third")
+STATISTICS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third", block=None)
 SEED = 0
 _ITEMS = {"key": ["id"], "facts": True, "split_by": "kind"}
 _EVERYTHING = {"missing": "refuse", "items": "all", "limit": None, "fewshot": None, "batch_size": 256}
@@ -70,13 +70,14 @@ def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus
     stats = measured.of(next(iter(saes)), BASE)
     bits = bits_table(measured, next(iter(saes)), STATISTICS, SEED)
     confounds = pd.concat([confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(meter=name) for name in saes], ignore_index=True)
-    weights = sentence_weights(len(corpus.ids), STATISTICS.resamples, SEED)
-    per_sentence = {code: weights @ np.asarray(s.nll) / np.log(2) / len(corpus.ids) for code, s in stats.items()}
+    drawn = corpus.resampling(STATISTICS.block)
+    weights = drawn.weights(STATISTICS.resamples, SEED)
+    per_sentence = {code: weights @ np.asarray(s.nll) / np.log(2) / weights.sum(axis=1) for code, s in stats.items()}
     high = np.mean([per_sentence[code] for code in PAPER_LANGUAGES.high], axis=0)
     rows = []
     for code in PAPER_LANGUAGES.low:
-        estimate, low, top = interval(per_sentence[code] - high, STATISTICS.confidence)
-        rows.append({"language": code, "n": len(corpus.ids), "estimate": estimate, "lo": low, "hi": top})
+        estimate, low, top = interval(per_sentence[code] - high, STATISTICS.confidence, drawn.clusters)
+        rows.append({"language": code} | drawn.columns | {"estimate": estimate, "lo": low, "hi": top})
     return bits, pd.DataFrame(rows), confounds
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lingact.config import asset
 from lingact.folders import make_folders, taken
-from lingact.inference import interval, sentence_weights
+from lingact.inference import interval
 from lingact.measure import BASE, Measurement, measure
 from lingact.measures import Pooling, value
 from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_organism, load_rows, load_saes
@@ -58,18 +58,20 @@ def declared_grid(recipe: Recipe) -> list[Cell]:
 def gaps(name: str, measured: Measurement) -> pd.DataFrame:
     """Gap of every language by every measure: mean over layers with interval, and at how many layers the interval excludes 0, by sign."""
     stats = measured.of("sae", BASE)
-    count = len(next(iter(stats.values())).sentence_ids)
-    weights = sentence_weights(count, STATISTICS.resamples, SEED)
+    drawn = next(iter(stats.values())).resampling(STATISTICS.block)
+    weights = drawn.weights(STATISTICS.resamples, SEED)
     rows = []
     for measure_name, (chosen, pooling) in MEASURES.items():
         values = {code: value(s, chosen, weights, pooling) for code, s in stats.items()}
         reference = values[PAPER_LANGUAGES.reference]
         for code in (*PAPER_LANGUAGES.high, *PAPER_LANGUAGES.low):
             draws = 1 - values[code] / reference
-            _, low, high = interval(draws, STATISTICS.confidence)
-            mean, mean_low, mean_high = interval(draws.mean(axis=1), STATISTICS.confidence)
+            _, low, high = interval(draws, STATISTICS.confidence, drawn.clusters)
+            mean, mean_low, mean_high = interval(draws.mean(axis=1), STATISTICS.confidence, drawn.clusters)
             rows.append(
-                {"recipe": name, "measure": measure_name, "language": code, "n": count, "layers": draws.shape[1]}
+                {"recipe": name, "measure": measure_name, "language": code}
+                | drawn.columns
+                | {"layers": draws.shape[1]}
                 | {"short": int((low > 0).sum()), "above": int((high < 0).sum())}
                 | {"gap": float(mean), "lo": float(mean_low), "hi": float(mean_high)}
             )
@@ -122,7 +124,7 @@ def readable(found: pd.DataFrame) -> str:
     return f"""# Activation gaps of the organism over the declared grid
 
 Gap against English, mean over all layers, on the whole aligned corpus ({int(found.n.iloc[0])} sentences). Positive: the language activates the SAEs less than
-English. `*`: the 95 % interval (paired bootstrap over sentences) excludes 0. Found on this organism alone.
+English. `*`: the 95 % interval (paired bootstrap over {found.resampled.iloc[0]}) excludes 0. Found on this organism alone.
 
 {markdown_table(wide)}
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from lingact.config import AnalyzeConfig, LanguagesConfig
 from lingact.contexts import Context
+from lingact.inference import Resampling
 from lingact.measures import Stats
 from lingact.report.page import Card
 from lingact.report.words import GROUPS, MEASURES, listed, meter_title, name_of, verdict, with_interval
@@ -392,10 +393,18 @@ def _sentences_seen(config: AnalyzeConfig) -> str:
     return f"split={config.split}: none of them, if the adapter was trained with lingact on this corpus"
 
 
-def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: Mapping[str, float]) -> pd.DataFrame:
+_DEPENDENCE = {
+    "documents": "whole documents are resampled, the same ones in every language",
+    "blocks": "blocks of neighbouring sentences are resampled, the same ones in every language; that documents may be longer is not covered",
+    "sentences": "the same sentences are resampled in every language; that they may share documents is not covered",
+}
+
+
+def reviewer_table(config: AnalyzeConfig, drawn: Resampling, *, heldout: bool, windows: Mapping[str, float]) -> pd.DataFrame:
     """The objections that such analyses meet, and where this run answers them, or that it does not.
 
     Args:
+        drawn: what was resampled.
         heldout: a second set of SAEs took part.
         windows: language -> windows per sentence.
     """
@@ -428,8 +437,8 @@ def reviewer_table(config: AnalyzeConfig, *, heldout: bool, windows: Mapping[str
         ("BOS and massive activations", "BOS, padding and all special tokens are left out; no filter of large norms is applied"),
         ("Fertility, bytes, byte fallback", "gaps per token, sentence, byte and word side by side; fertility and fallback among the confounds"),
         (
-            "Tokens of a sentence are not independent",
-            "the same sentences are resampled in every language; that they may share documents is not covered",
+            "Tokens of a sentence, and sentences of a document, are not independent",
+            _DEPENDENCE[drawn.by],
         ),
         (
             "Mean-pooled cosine grows with length and anisotropy",

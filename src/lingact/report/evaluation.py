@@ -186,9 +186,12 @@ def _verdict(pooled: pd.DataFrame, config: EvalConfig) -> str:
 def _bits_verdict(bits: pd.DataFrame, config: EvalConfig) -> str:
     single = bits[bits["languages"] == 1]
     better, worse = (list(single.loc[side, "language"]) for side in (single["hi"] < 1, single["lo"] > 1))
+    by, units = bits["resampled"].iloc[0], bits["units"].iloc[0]
+    drawn = by if by == "sentences" else f"{units} {by}"
     return (
         f"Held-out text is a finer measure, and another: the adapter needs fewer bits per byte in {listed(better)} and more in {listed(worse)}, by "
-        f"intervals that exclude 1; a change of {single['mde'].min():.2%} to {single['mde'].max():.2%} would have been found in {config.power:.0%}."
+        f"intervals over {drawn} that exclude 1; a change of {single['mde'].min():.2%} to {single['mde'].max():.2%} would have been found in "
+        f"{config.power:.0%}."
     )
 
 

@@ -65,6 +65,7 @@ def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: Languag
         if codes:
             sentences.append(f"At more than half of the {count} layers, of {len(codes)} {group} languages {'; '.join(parts)}.")
     sentences.append(f"A layer counts where the language's {confidence:.0%} band, simultaneous over layers, excludes 0.")
+    sentences += _how_much_wider(layers, ranges)
     overall = ranges[(ranges["name"] == "low_vs_high") & (ranges["range"] == "all") & (ranges["statistic"] == "mean")]
     for cell in overall.to_dict("records"):
         sentences.append(
@@ -73,11 +74,22 @@ def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: Languag
         )
         if not pd.isna(chance):
             sentences.append(
-                f"That interval covers the choice of sentences, not of languages: {chance:.0%} of all ways to split these languages into groups of "
-                "these "
-                "sizes give mean gaps at least as far apart."
+                f"That interval covers the choice of {cell['resampled']}, not of languages: {chance:.0%} of all ways to split these languages into "
+                "groups of these sizes give mean gaps at least as far apart."
             )
     return " ".join(sentences)
+
+
+def _how_much_wider(layers: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
+    """How many times as large standard errors are as if every sentence stood for itself; nothing where it does."""
+    by = str(layers["resampled"].iloc[0])
+    if by == "sentences" or layers["wider"].isna().all():
+        return []
+    means = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")].set_index("name")["wider"]
+    groups = ", ".join(f"{means[group]:.2f} of the {title} group" for group, title in GROUPS.items() if group in means.index)
+    aside = f"; of the mean over layers {groups}" if groups else ""
+    times = f"{layers['wider'].median():.2f} times those by sentences (median over languages, groups and layers){aside}"
+    return [f"Drawn by {by}, standard errors are {times}."]
 
 
 def wide_layers(layers: pd.DataFrame) -> pd.DataFrame:

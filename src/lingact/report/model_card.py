@@ -203,10 +203,12 @@ def _plain(value: object) -> str:
 
 def _of_training(config: Mapping[str, Any], caution: str, tables: Mapping[str, pd.DataFrame]) -> _Results:
     settings, reference = config["statistics"], config["languages"]["reference"]
-    count = tables["change_by_range"]["n"].iloc[0]
+    first = tables["change_by_range"].iloc[0]
+    count, by = first["n"], first.get("resampled", "sentences")  # tables of earlier versions do not say; they drew sentences
+    drawn = by if by == "sentences" else f"{first['units']} {by}"
     lead = (
         f"Base model and adapter on {count} aligned sentences of the split `{config['split']}`, {_SPLITS[config['split']]}. Brackets hold the "
-        f"{settings['confidence']:.0%} interval of a paired bootstrap over sentences ({settings['resamples']:,} resamples). A gap is 1 minus a "
+        f"{settings['confidence']:.0%} interval of a paired bootstrap over {drawn} ({settings['resamples']:,} resamples). A gap is 1 minus a "
         f"language's SAE activation over that of {name_of(reference)} under the base model, on translations of the same sentences: positive where "
         "the language falls short, negative where it lies above. Gap closed is the share of it that is gone, over the layers of the loss. "
         "Norm-matched: with residuals as loud as the base model's, so that loudness alone closes nothing. FVU is the share of variance that the SAEs "
@@ -280,7 +282,7 @@ def _limits(config: Mapping[str, Any], manifest: Mapping[str, Any], exam: Exam |
             "model, and raw activation grows with mere loudness. Compare the norm-matched gap, the held-out SAEs and the benchmarks."
         ),
         (
-            f"Intervals cover the choice of sentences and items. This is one training run (seed {config['seed']}): what another seed, corpus or base "
+            f"Intervals cover the choice of text and items. This is one training run (seed {config['seed']}): what another seed, corpus or base "
             "model would give is not in them."
         ),
         (

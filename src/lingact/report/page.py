@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lingact.config import Job
+from lingact.inference import Resampling
 from lingact.tracking import DPI, read_manifest, write_atomically
 
 _LONG = 30
@@ -93,11 +94,12 @@ def _joined(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def measured_facts(folder: Path, config: Job, identity: Mapping[str, str], sentences: int) -> dict[str, str]:
+def measured_facts(folder: Path, config: Job, identity: Mapping[str, str], drawn: Resampling) -> dict[str, str]:
     """`run_facts`, and how it was measured."""
     settings = config.statistics
     return run_facts(folder) | {
-        "sentences measured": str(sentences),
+        "sentences measured": str(len(drawn.unit)),
+        "resampled": str(drawn),
         "context": f"{identity['context']} tokens" if "context" in identity else "",
         "masking": identity.get("masking", ""),
         "pooling": settings.pooling,

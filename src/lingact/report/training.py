@@ -9,6 +9,7 @@ import pandas as pd
 
 from lingact.changes import OVER_BASE
 from lingact.config import TrainConfig
+from lingact.inference import Resampling
 from lingact.measure import ADAPTER, BASE
 from lingact.report.page import Card, Section, measured_facts, write_report
 from lingact.report.words import Cells, cells_by, meter_title, name_of, reading_gaps, share_of, with_interval
@@ -253,9 +254,9 @@ def _continuation_text(table: pd.DataFrame) -> str:
     return said + (f" In these texts the adapter repeats itself more than the base model: {', '.join(more)}." if more else "")
 
 
-def write_training(folder: Path, config: TrainConfig, pages: Sequence[Section], identity: Mapping[str, str], sentences: int) -> Path:
+def write_training(folder: Path, config: TrainConfig, pages: Sequence[Section], identity: Mapping[str, str], drawn: Resampling) -> Path:
     """The report of train.py; the sections' texts lead the page."""
     title = f"Closing the activation gap of {', '.join(map(name_of, config.lang))}"
     lead = "\n\n".join(page.text for page in pages if page.text)
-    facts = measured_facts(folder, config, identity, sentences)
-    return write_report(folder, title, lead, [replace(page, text="") for page in pages], facts, reading=reading_gaps(config.statistics))
+    facts = measured_facts(folder, config, identity, drawn)
+    return write_report(folder, title, lead, [replace(page, text="") for page in pages], facts, reading=reading_gaps(config.statistics, drawn))

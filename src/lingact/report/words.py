@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lingact.config import Statistics
+from lingact.inference import FEW, Resampling
 from lingact.languages import LANGUAGES
 
 Cells = dict[tuple[Any, ...], dict[Any, Any]]
@@ -56,13 +57,43 @@ def listed(codes: Sequence[str]) -> str:
     return f"{len(codes)} ({', '.join(map(name_of, codes))})" if codes else "none"
 
 
-def how_sure(confidence: float, resamples: int, unit: str) -> str:
-    """What the brackets mean."""
+def text_of(drawn: Resampling, split: str = "") -> str:
+    """How much text, and what of it is resampled: `300 sentences`, `300 sentences (dev), intervals by paired bootstrap over 40 documents`."""
+    sentences = f"{len(drawn.unit)} sentences{f' ({split})' if split else ''}"
+    return sentences if drawn.by == "sentences" else f"{sentences}, intervals by paired bootstrap over {drawn}"
+
+
+def cautions_of(drawn: Resampling, block: int | None, key: str = "statistics.block") -> list[str]:
+    """What a reader has to know of what was resampled; the same sentences on the terminal and on the page.
+
+    Args:
+        block: as it was given, under this key of the configuration.
+    """
+    found = []
+    if block is not None and drawn.by == "documents":
+        found.append(f"{key}={block} has no effect: the corpus says which document each sentence is of, and documents are drawn")
+    if drawn.count < FEW:
+        units = {"documents": "documents", "blocks": "blocks of neighbouring sentences"}.get(drawn.by, drawn.by)
+        found.append(f"intervals from so few as {drawn.count} {units} are rough: they may hold the truth less often than they say")
+    return found
+
+
+def how_sure(confidence: float, resamples: int, unit: str, drawn: str = "") -> str:
+    """What the brackets mean.
+
+    Args:
+        unit: what is resampled, such as documents.
+        drawn: with how many there are, such as 123 documents; empty: the unit alone.
+    """
     return (
-        f"Brackets, bands and bars hold the {confidence:.0%} interval of a paired bootstrap over {unit} ({resamples:,} resamples), which draws "
-        f"the same {unit} for all that is compared. Each interval speaks for itself alone: where many are shown, about {1 - confidence:.0%} of "
+        f"Brackets, bands and bars hold the {confidence:.0%} interval of a paired bootstrap over {drawn or unit} ({resamples:,} resamples), which "
+        f"draws the same {unit} for all that is compared. Each interval speaks for itself alone: where many are shown, about {1 - confidence:.0%} of "
         "them exclude 0 even if nothing is there."
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def verdict(row: Mapping[Any, Any]) -> str:
@@ -88,8 +119,22 @@ MEASURES = {
 """Measures of activation as they are called in sentences."""
 
 
-def reading_gaps(settings: Statistics, measure: str = "mean") -> list[str]:
-    """How to read gaps, with the cautions."""
+_DEPENDENCE = {
+    "documents": "Documents are resampled whole, so the sentences of one may depend on each other; what documents share, such as a source or a "
+    "template, is not covered.",
+    "blocks": "Blocks of neighbouring sentences are resampled whole, so neighbours may depend on each other; where dependence reaches further than a "
+    "block, intervals are too narrow.",
+    "sentences": "Sentences are resampled as if independent: where they share a document or a template, intervals are too narrow (a column "
+    "'document' in the corpus, or statistics.block, draws more than single sentences).",
+}
+
+
+def reading_gaps(settings: Statistics, drawn: Resampling, measure: str = "mean") -> list[str]:
+    """How to read gaps, with the cautions.
+
+    Args:
+        drawn: what was resampled of the measured sentences.
+    """
     mean = "over all tokens" if settings.pooling == "token" else "within each sentence, then over sentences"
     return [
         (
@@ -97,13 +142,12 @@ def reading_gaps(settings: Statistics, measure: str = "mean") -> list[str]:
             "language on "
             "the same sentences. Positive: the language falls short. Negative: it lies above. 0: no difference."
         ),
-        how_sure(settings.confidence, settings.resamples, "sentences"),
+        " ".join([how_sure(settings.confidence, settings.resamples, drawn.by, str(drawn)), *map(_sentence, cautions_of(drawn, settings.block))]),
         (
             "Cautions. Means are per token, and languages need different numbers of tokens to say the same (fertility), so a gap can come from the "
             "tokenizer. An SAE that fits a language worse (higher FVU) misreads its activation: less may mean a poorer dictionary, not weaker "
-            "features. Sentences are resampled as if independent: where they share a document or a template, intervals are too narrow. Intervals "
-            "cover "
-            "the choice of sentences, never that of languages. Raw activation grows with the norm of the residual, so mere loudness inflates it; "
+            f"features. {_DEPENDENCE[drawn.by]} Intervals cover "
+            f"the choice of {drawn.by}, never that of languages. Raw activation grows with the norm of the residual, so mere loudness inflates it; "
             "compare the norms. All was found on this "
             "model, these SAEs and this corpus, and holds for no other without being measured there."
         ),

@@ -16,11 +16,20 @@ from lingact.measures import Stats
 from lingact.records import read_yaml_object
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
-from lingact.report.words import name_of, reading_gaps
+from lingact.report.words import cautions_of, name_of, reading_gaps, text_of
 from lingact.terminal import note, show
 from lingact.tracking import Run, first_process, open_run, read_manifest
 from lingact.workflows.instruments import MEASURING
-from lingact.workflows.observe import RANDOM, Observations, criteria, observe, recall
+from lingact.workflows.observe import (
+    RANDOM,
+    Observations,
+    causal_places,
+    criteria,
+    observe,
+    recall,
+    refuse_blocks_without_places,
+    spliced_places,
+)
 
 
 def run(config: AnalyzeConfig, folder: Path) -> None:
@@ -91,7 +100,8 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
         chapter, found[meter] = chapters.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
         yield chapter if meter == MEASURING else _aside(chapter, meter)
     yield chapters.measures(stats, how)
-    yield chapters.confounds(stats, seen.spliced, how)
+    first = stats[config.languages.reference]
+    yield chapters.confounds(stats, None if seen.spliced is None else (seen.spliced, spliced_places(config, first.sentence_ids)), how)
     yield chapters.controls(found, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
     alike = None
     if measured.vectors:
@@ -101,7 +111,8 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
         cards = (seen.contexts or [], seen.links or {}, measures.features.cards)
         yield chapters.language_features(seen.features, cards, stats, how, criteria(measures.features))
     if seen.causal is not None:
-        yield chapters.causal(seen.causal, measures.causal.mode, how)
+        drawn = how.drawn(stats, causal_places(config, first.sentence_ids, first.halves))
+        yield chapters.causal(seen.causal, drawn, measures.causal.mode, how)
     if scores is not None:
         shares = config.model.training_shares
         yield chapters.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)
@@ -128,16 +139,18 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
         summary |= chapter.summary
     run.summary(summary)
     windows = {code: float(measured.stats[key].windows.mean()) for key in measured.stats if (code := key[2])}
-    asked = reviewer_table(config, heldout="heldout" in measured.meters, windows=windows)
+    drawn = first.resampling(config.statistics.block)
+    asked = reviewer_table(config, drawn, heldout="heldout" in measured.meters, windows=windows)
     sections.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
-    count = len(first.sentence_ids)
     lead = "\n\n".join(chapter.lead for chapter in told if chapter.lead)
     title = title or f"Activation gaps against {name_of(config.languages.reference)}"
-    facts = measured_facts(run.folder, config, first.header, count)
-    page = write_report(run.folder, title, lead, sections, facts, reading=reading_gaps(config.statistics, config.measures.gap))
+    facts = measured_facts(run.folder, config, first.header, drawn)
+    page = write_report(run.folder, title, lead, sections, facts, reading=reading_gaps(config.statistics, drawn, config.measures.gap))
     for chapter in told:
         for caption, table in chapter.printed.items():
-            show([{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")], title=f"{caption}, {count} sentences")
+            show([{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")], title=f"{caption}, {text_of(drawn)}")
+    for caution in cautions_of(drawn, config.statistics.block):
+        note(caution)
     show([{"run folder": str(run.folder), "report": str(page)}])
 
 
@@ -156,6 +169,7 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
             raise UserError(f"compare: '{path}' holds piece {place + 1} of {count} only; compare runs of the whole, measured without piece=")
     paths = (str(config.compare[0]), str(config.compare[1]))
     refuse_incomparable(before, after, paths)
+    refuse_blocks_without_places(before, config.statistics.block, paths[0])
     adapted = ADAPTER in after.variants
     by_meter = {}
     for meter in (meter for meter in before.meters if meter in after.meters and meter != RANDOM):

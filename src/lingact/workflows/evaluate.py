@@ -18,11 +18,11 @@ from lingact.errors import UserError
 from lingact.figures import evaluation as figures
 from lingact.findings import BASE, Answered, Exam, find
 from lingact.harness import Answers, Scorer, batch_size_for, identity_of, results
-from lingact.inference import check_enough
 from lingact.lm import LanguageModel, load_model
 from lingact.ranks import joined, rank, told
 from lingact.recipes import Candidate, Recipe, find_recipes
 from lingact.report import evaluation as report
+from lingact.report.words import cautions_of
 from lingact.tasks import Placed, load_tasks
 from lingact.terminal import note, show
 from lingact.tracking import Run, open_run, write_atomically, write_json
@@ -77,7 +77,7 @@ def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
     if config.text_split is None:
         return None
     corpus = load_corpus(config.corpus, config.languages.all).split(config.text_split, config.corpus.splits)
-    check_enough(len(corpus.ids))
+    corpus.resampling(config.block).check_enough()
     return corpus
 
 
@@ -160,6 +160,8 @@ def conclude(run: Run, config: EvalConfig, exam: Exam, recipes: Sequence[Recipe]
     summary = scores.summary(tables["accuracy"], tables.get("differences"), tables.get("bits"), [recipe.label for recipe in recipes])
     run.summary(summary)
     notices = report.notices(config, exam.tasks, answered[BASE].run.truncated, tables)
+    if exam.text is not None:
+        notices += [f"bits per byte: {caution}" for caution in cautions_of(exam.text.resampling(config.block), config.block, "block")]
     written = tell(run, config, tables, notices, recipes)
     show([{"run folder": str(run.folder), "report": str(written)}])
     return summary.get("acc/all/all/delta", summary.get(f"acc/all/{config.languages.reference}/delta"))

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lingact.adapters import adapter_hash, base_behaviour, load_adapter
 from lingact.config import AnalyzeConfig, FeaturesConfig
 from lingact.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
 from lingact.controls import random_dictionaries, reference_sample
-from lingact.corpus import ParallelCorpus, load_corpus, split_in_halves
+from lingact.corpus import ParallelCorpus, load_corpus, sample_places
 from lingact.errors import UserError
-from lingact.inference import check_enough
 from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
 from lingact.language_features import Criteria, chosen_latents, find_features
 from lingact.lm import LanguageModel
@@ -59,7 +58,7 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     """
     instruments = set_up(run, config, load_corpus(config.corpus, config.languages.all))
     corpus = instruments.corpus.split(config.split, config.corpus.splits)
-    check_enough(len(corpus.ids))
+    _check_enough(config, corpus)
     named_ranges(instruments.layers, config.statistics)
     _check_causal(config, instruments)
     for texts in corpus.texts.values():
@@ -111,7 +110,7 @@ def _further(
         tokens = measures.features.random_tokens
         searched = {meter: meters[meter] for meter in (MEASURING, RANDOM) if meter in meters}
         rates = random_token_rates(lm, searched, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
-        features = found_features(measured, measures.features, rates)
+        features = found_features(measured, config, rates)
         shown: dict[int, list[int]] = {}
         for by_layer in chosen_latents(features[MEASURING], per_language=measures.features.cards).values():
             for layer, latents in by_layer.items():
@@ -122,23 +121,39 @@ def _further(
             write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
             save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
     if "spliced" in parts:
-        some = corpus.select(corpus.sample(measures.spliced.sentences).tolist())
+        some = corpus.select(spliced_places(config, corpus.ids).tolist())
         spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if meter != RANDOM}, some, path=folder / _NAMES["spliced"], **given)
     if "causal" in parts:
-        # Not those on which latents and directions were chosen.
-        other = corpus.select(np.flatnonzero(corpus.halves == CONFIRMATION).tolist())
-        some = other.select(other.sample(measures.causal.sentences).tolist())
+        some = corpus.select(causal_places(config, corpus.ids, corpus.halves).tolist())
         interventions = list(planned_interventions(config, measured, features[MEASURING] if features else None))
         causal = causal_losses(lm, saes, some, interventions, path=folder / _NAMES["causal"], **given)
     return Observations(measured, features, contexts, links, spliced, causal)
 
 
-def found_features(
-    measured: Measurement, settings: FeaturesConfig, rates: dict[str, dict[int, Float[np.ndarray, " d_sae"]]]
-) -> dict[str, pd.DataFrame]:
+def _check_enough(config: AnalyzeConfig, corpus: ParallelCorpus) -> None:
+    """Refuse text that is too little for intervals, of the half on which findings are confirmed, too, where anything is."""
+    drawn = corpus.resampling(config.statistics.block)
+    drawn.check_enough()
+    if {"similarity", "features", "causal", "by_reference"} & set(config.measures.parts):
+        drawn.part(np.flatnonzero(corpus.halves == CONFIRMATION)).check_enough("in the confirmation half, or use measures=core")
+
+
+def spliced_places(config: AnalyzeConfig, ids: tuple[str, ...]) -> Int[np.ndarray, " chosen"]:
+    """Places of the sentences into which reconstructions are spliced."""
+    return sample_places(ids, config.measures.spliced.sentences)
+
+
+def causal_places(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.ndarray, " sentence"]) -> Int[np.ndarray, " chosen"]:
+    """Places of the sentences on which interventions are tried; none of those on which latents and directions were chosen."""
+    others = np.flatnonzero(halves == CONFIRMATION)
+    return others[sample_places([ids[place] for place in others], config.measures.causal.sentences)]
+
+
+def found_features(measured: Measurement, config: AnalyzeConfig, rates: dict[str, dict[int, Float[np.ndarray, " d_sae"]]]) -> dict[str, pd.DataFrame]:
     """`find_features` by meter, with the random-token rates of each."""
+    chosen, block = criteria(config.measures.features), config.statistics.block
     # The measuring meter first, whatever the order of the rates.
-    return {meter: find_features(measured.of(meter, BASE), rates[meter], criteria(settings)) for meter in measured.meters if meter in rates}
+    return {meter: find_features(measured.of(meter, BASE), rates[meter], chosen, block=block) for meter in measured.meters if meter in rates}
 
 
 def _kept_rates(folder: Path) -> dict[str, dict[int, Float[np.ndarray, " d_sae"]]]:
@@ -241,11 +256,26 @@ def _directions(measured: Measurement, reference: str) -> dict[str, dict[int, np
         return {}
     found = next(iter(measured.vectors.values()))
     means = {code: vectors.means() for code, vectors in measured.vectors.items()}
-    directions = diffmean_directions(means, split_in_halves(found.sentence_ids), reference)
+    halves = next(iter(measured.stats.values())).halves[found.places]
+    directions = diffmean_directions(means, halves, reference)
     return {code: dict(zip(found.layers, by_layer, strict=True)) for code, by_layer in directions.items()}
 
 
 # --- from what is kept ---------------------------------------------------------------------------------------------------------------------------
+
+
+def refuse_blocks_without_places(measured: Measurement, block: int | None, path: str) -> None:
+    """Statistics from before sentences' places in the source were kept do not say which are neighbours.
+
+    Raises:
+        UserError: so it is, and blocks are asked for.
+    """
+    first = next(iter(measured.stats.values()))
+    if block is not None and first.documents is None and first.rows is None:
+        raise UserError(
+            f"statistics.block={block}: the statistics in '{path}' do not say which sentences are neighbours (an earlier version made them); "
+            "measure again, or leave it out"
+        )
 
 
 def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
@@ -261,10 +291,11 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
         listed = ", ".join(f"{folder}: {place + 1}/{of}" for folder, (place, of) in zip(folders, pieces, strict=True))
         raise UserError(f"stats: these are not the pieces of one analysis, each once ({listed}); name every piece from 1/{count} to {count}/{count}")
     measured = reduce(Measurement.merge, (measurement for measurement, _ in found))
+    refuse_blocks_without_places(measured, config.statistics.block, str(folders[0]))
     folder, parts = folders[0] / "stats", config.measures.parts
     features = contexts = links = None
     if "features" in parts:
-        features = found_features(measured, config.measures.features, _kept_rates(folder))
+        features = found_features(measured, config, _kept_rates(folder))
         contexts = load_contexts(folder / _NAMES["contexts"])
         links = _links(folder / "links.json")
     return Observations(

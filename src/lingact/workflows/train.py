@@ -24,14 +24,15 @@ from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
 from lingact.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
-from lingact.inference import check_enough
+from lingact.inference import Resampling
 from lingact.measure import Measurement, Wanted, measure
 from lingact.module import GapModule
 from lingact.report import training as report
 from lingact.report.page import Section
+from lingact.report.words import cautions_of, text_of
 from lingact.sae import Dictionaries, waiting
 from lingact.tables import named_ranges
-from lingact.terminal import show
+from lingact.terminal import note, show
 from lingact.tracking import Run, open_run
 from lingact.workflows.instruments import MEASURING, Instruments, set_up
 
@@ -45,7 +46,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         corpus = load_corpus(config.corpus, config.languages.all)
         splits = {name: corpus.split(name, config.corpus.splits) for name in ("dev", "heldout")}
         for name in ("dev", "heldout"):
-            check_enough(len(splits[name].ids))
+            splits[name].resampling(config.statistics.block).check_enough(f"in the split '{name}'")
         sentences = training_sentences(run, config, corpus)
         instruments = set_up(run, config, corpus)
         named_ranges(instruments.layers, config.statistics)
@@ -78,7 +79,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         for name, frame in frames.items():
             run.table(name, frame)
         run.summary(summary)
-        tell(run, config, frames, instruments.identity, len(judged.ids))
+        tell(run, config, frames, instruments.identity, judged.resampling(config.statistics.block))
         show([{"adapter": str(folder / ADAPTER), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
 
@@ -133,21 +134,24 @@ def room_for_training(config: TrainConfig, instruments: Instruments) -> Iterator
         yield
 
 
-def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], sentences: int) -> None:
+def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], drawn: Resampling) -> None:
     """The page and the terminal's tables."""
     reference = config.languages.reference
     shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
-    drawn = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
+    plotted = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
     page = Section(
         f"Sentences of the {config.split} split",
-        {name: run.figure(name, figure) for name, figure in drawn.items()},
+        {name: run.figure(name, figure) for name, figure in plotted.items()},
         report.train_tables(frames, config.lang, reference),
         "\n\n".join(text for text in (report.loss_text(config, stand_ins(config)), report.training_text(frames, config.lang, reference)) if text),
     )
-    report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, sentences)
-    show(report.train_rows(frames, config.lang), title=f"{sentences} sentences ({config.split}); gaps against {reference} frozen at the base model")
+    report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, drawn)
+    title = f"{text_of(drawn, config.split)}; gaps against {reference} frozen at the base model"
+    show(report.train_rows(frames, config.lang), title=title)
     show(report.retention_rows(frames), title=f"Retention of {reference}")
     show(report.bits_rows(frames, (*config.lang, reference)), title="Bits per byte (compare within a language only)")
+    for caution in cautions_of(drawn, config.statistics.block):
+        note(caution)
 
 
 def batch_loss(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, text: ParallelCorpus) -> BatchLoss:
