@@ -760,7 +760,7 @@ class TrainerConfig(Section):
     together when it is their turn; the adapter is whole everywhere. Before and after training the model is whole, so one device has to hold it."""
     checkpoint_every: Count
     """Steps between resumable checkpoints."""
-    checkpoint_minutes: PositiveFloat
+    checkpoint_minutes: Factor = 1.0
     """Minutes, from when on a checkpoint is due all the same. One is also kept at the last step, and when the run is interrupted."""
 
     @model_validator(mode="after")
