@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from lingact import changes
-from lingact.adapter_sources import PRIVATE
+from lingact.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
 from lingact.adapters import adapter_hash, attach_adapter, save_adapter
 from lingact.batch_loss import BatchLoss
 from lingact.config import TrainConfig
@@ -66,7 +66,7 @@ def run(config: TrainConfig, folder: Path) -> float:
             return math.nan
         recipe = config.model_dump(mode="json", exclude=PRIVATE)
         save_adapter(instruments.lm.model, folder / "adapter", instruments.lm.identity["name"], instruments.lm.identity["sha256"], recipe)
-        run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / "adapter")
+        run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", [folder / "adapter" / name for name in (SETTINGS, WEIGHTS, IDENTITY)])
 
         judged = splits[config.split]
         # The held-out SAEs are read for the table that is told, not for choices.
