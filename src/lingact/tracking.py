@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,13 +209,14 @@ class Run:
         self.tracker.summary.update(finite)
         return finite
 
-    def artifact(self, name: str, kind: str, folder: Path) -> None:
-        """Log a folder as a W&B artifact."""
+    def artifact(self, name: str, kind: str, files: Iterable[Path]) -> None:
+        """Log files as a W&B artifact."""
         import wandb
 
         artifact = wandb.Artifact(name, type=kind)
-        for file in sorted(folder.iterdir()):  # `add_dir` would announce itself on the terminal
-            artifact.add_file(str(file), name=file.name)
+        for file in files:  # `add_dir` would announce itself on the terminal
+            # Mutable ones are copied into the user's home first, and stay there until they are uploaded.
+            artifact.add_file(str(file.absolute()), name=file.name, policy="immutable")
         self.tracker.log_artifact(artifact)
 
     def close(self, status: str, seconds: float) -> None:

@@ -42,6 +42,7 @@ from lingact.adapters import (
 from lingact.config import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, TrainConfig, VeraAdapter, validate
 from lingact.errors import UserError
 from lingact.lm import find_blocks
+from tests.tree import plant, snapshot
 
 CONF = Path(__file__).parents[2] / "conf"
 PLACES: dict[str, Any] = {"targets": ("q_proj", "up_proj", "down_proj"), "layers": "all"}
@@ -403,14 +404,33 @@ def test_an_adapter_on_top_of_another_is_not_meant(saved: tuple[Path, Tensor, st
         check_adapter(wrapped, str(saved[0]))
 
 
-def test_saving_again_replaces(saved: tuple[Path, Tensor, str]) -> None:
+def test_another_adapter_in_the_place_is_moved_aside(saved: tuple[Path, Tensor, str]) -> None:
     folder, _, base_hash = saved
-    (folder / "adapter" / "left_over").touch()
+    before = plant(folder / "adapter", "notes.txt")
     fresh = attached(tiny_model(), seed=3)
     save_adapter(fresh, folder / "adapter", "tiny", base_hash)
-    assert [path.name for path in folder.iterdir()] == ["adapter"]
-    assert not (folder / "adapter" / "left_over").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "adapter.before"]
+    assert snapshot(folder / "adapter.before") == before
+    assert not (folder / "adapter" / "notes.txt").exists()
     assert adapter_hash(load_adapter(tiny_model(), str(folder))) == adapter_hash(fresh)
+
+
+@every_kind
+def test_saving_the_same_again_touches_nothing(peft: PeftConfig, tmp_path: Path) -> None:
+    folder, _, base_hash = saved_to(tmp_path / "run", peft)
+    before = plant(folder, "adapter/notes.txt", ".adapter.new.1/x", ".adapter.unfinished")
+    model = load_adapter(tiny_model(), str(folder / "adapter"))
+    save_adapter(model, folder / "adapter", "tiny", base_hash)
+    assert snapshot(folder) == before
+
+
+def test_an_adapter_that_cannot_be_written_leaves_the_one_before(saved: tuple[Path, Tensor, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _, base_hash = saved
+    before = snapshot(folder)
+    monkeypatch.setattr(PeftModel, "save_pretrained", lambda _, place, **__: (Path(place) / "half").touch() or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_adapter(attached(tiny_model(), seed=3), folder / "adapter", "tiny", base_hash)
+    assert snapshot(folder) == before
 
 
 def test_missing_things_are_named(tmp_path: Path) -> None:

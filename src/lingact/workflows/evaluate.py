@@ -139,9 +139,13 @@ def save_samples(folder: Path, placed: Sequence[Placed], answered: dict[str, Ans
     for name, each in answered.items():
         for task, records in each.run.samples.items():
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            write_atomically(folder / "samples" / f"{name}_{task}.jsonl", lines)
+            write_atomically(_samples(folder, name, task), lines)
         model = {"model": "hf", "model_args": f"pretrained={config.model.name},dtype={config.model.dtype}", "limit": config.tasks.limit}
         write_json(folder / "results" / f"{name}.json", results(placed, each.run, model | {"adapter": name}))
+
+
+def _samples(folder: Path, name: str, task: str) -> Path:
+    return folder / "samples" / f"{name}_{task}.jsonl"
 
 
 # --- what it says --------------------------------------------------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def conclude(run: Run, config: EvalConfig, exam: Exam, recipes: Sequence[Recipe]
     tables = find(config, exam, recipes, answered)
     for name, frame in tables.items():
         run.table(name, frame)
-    run.artifact("samples", "samples", run.folder / "samples")
+    run.artifact("samples", "samples", [_samples(run.folder, name, task) for name, each in answered.items() for task in each.run.samples])
     summary = scores.summary(tables["accuracy"], tables.get("differences"), tables.get("bits"), [recipe.label for recipe in recipes])
     run.summary(summary)
     notices = report.notices(config, exam.tasks, answered[BASE].run.truncated, tables)

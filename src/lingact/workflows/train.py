@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from lingact import changes
-from lingact.adapter_sources import PRIVATE
+from lingact.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
 from lingact.adapters import adapter_hash, attach_adapter, load_adapter, save_adapter
 from lingact.batch_loss import BatchLoss
 from lingact.checkpoints import Trained, keep_trained, recall_trained
@@ -65,7 +65,7 @@ def run(config: TrainConfig, folder: Path) -> float:
                 return math.nan
             put_back(instruments, folder / ADAPTER, trained)
         run.identify(adapter={"sha256": trained.sha256})
-        run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", folder / ADAPTER)
+        run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", [folder / ADAPTER / name for name in (SETTINGS, WEIGHTS, IDENTITY)])
 
         judged = splits[config.split]
         # The held-out SAEs are read for the table that is told, not for choices.
