@@ -93,7 +93,11 @@ def test_a_file_under_a_strange_name_is_nobodys(answers: Answers) -> None:
     assert sorted(answers.recall({"model": name}) is None for name in "ab") == [False, True]
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-3], lambda _: b"", lambda whole: b"\xff" + whole], ids=["cut off", "empty", "no text"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[:-3], lambda _: b"", lambda whole: b"\xff" + whole, lambda _: b"[]", lambda _: b"{}"],
+    ids=["cut off", "empty", "no text", "a list", "nothing of it"],
+)
 def test_a_damaged_file_is_refused(damage: Any, answers: Answers) -> None:
     answers.keep({"model": "a"}, {"answers": [[-1.5, True]], "truncated": 0})
     (path,) = kept(answers)
