@@ -364,3 +364,15 @@ def test_the_saes_for_a_model_are_listed(capsys: pytest.CaptureFixture[str]) -> 
     assert "has no SAEs for" in capsys.readouterr().err
     assert cli.main("analyze", CONF, ["--list-saes", "model=gema2_2b"]) == 2
     assert "did you mean 'gemma2_2b'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b"\xff"], ids=["gone", "empty", "a list", "no text"])
+def test_a_complete_run_with_a_damaged_summary(train: Train, runs: Runs, content: bytes | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("lang=ml") == 0
+    [(_, folder)] = runs
+    path = folder / "summary.json"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert train(f"resume={folder}") == 2
+    assert f"'{path}' cannot be read: it is cut off or of something else; put it back, or delete manifest.json and write" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lingact.config import ModelConfig, SaeSet, Shape
+from lingact.errors import UserError
 from lingact.sae_sources import releases, same_model
 from lingact.shapes import linear_modules, shape_of, weights, width_of
 
@@ -115,6 +116,21 @@ def test_what_is_not_on_this_machine_has_the_shape_of_its_preset() -> None:
     config = model_config("gpt2")
     assert shape_of(config) == (config.shape, "conf/model/")
     assert shape_of(config.model_copy(update={"shape": None})) == (None, "not known")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"d_sae": 1, "d_sae": 2}'])
+def test_a_damaged_config_is_refused_with_its_path(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(
+        UserError, match=rf"^'{tmp_path / 'config.json'}' cannot be read: it is cut off or of something else; it belongs to the model"
+    ):
+        shape_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "cfg.json").write_text(content)
+    with pytest.raises(UserError, match=rf"^'{tmp_path / '0' / 'cfg.json'}' cannot be read"):
+        width_of(SaeSet(release=str(tmp_path), id="{layer}"), 8)
+    (tmp_path / "config.json").write_text("{}")
+    assert shape_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))[1] != "its config.json"
 
 
 def test_another_architecture_has_no_shape(tmp_path: Path) -> None:

@@ -325,6 +325,8 @@ def test_a_spliced_pass_that_was_cut_off_goes_on_and_gives_the_same_bits(
     cut_off(10**9)
     continued = run(path)
     cut_off(0)
+    with pytest.raises(UserError, match=r"spliced\.safetensors' holds something else \(KeyError: 'arms'\)"):
+        CausalLosses.load(path)
     for found in (continued, SplicedLosses.load(path), run(path)):
         assert found.layers == whole.layers
         for code in corpus.texts:

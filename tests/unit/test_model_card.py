@@ -8,7 +8,7 @@ import pytest
 
 from lingact.config import TrainConfig, validate
 from lingact.errors import UserError
-from lingact.report.model_card import model_card, read_exam
+from lingact.report.model_card import model_card, read_exam, read_tables
 from lingact.tracking import write_json
 
 from .test_report import TRAIN
@@ -87,3 +87,11 @@ def test_seeds_are_told_by_what_they_are_not_by_their_names(evaluated: Path) -> 
     assert list(found["1"].tables["differences"]["language"]) == ["nan", "ml"]  # codes of languages, not missing values
     with pytest.raises(UserError, match=r"is of 'runs/lang ml_seed0', .*, not of this adapter; name an evaluation of it"):
         read_exam(evaluated, {}, "4")
+
+
+@pytest.mark.parametrize("content", [b"", b'a,b\n1,2,3,4\n"', b"a\n\xff\n"], ids=["empty", "ragged", "no text"])
+def test_a_damaged_table_is_refused_with_its_path(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "accuracy.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"^'.*/tables/accuracy\.csv' cannot be read \(.*\); put it back"):
+        read_tables(tmp_path)

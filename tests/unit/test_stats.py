@@ -268,6 +268,10 @@ def test_unfinished_or_foreign_files_are_refused(lm: LanguageModel, dictionaries
         load_measurement(tmp_path)
     with pytest.raises(UserError, match="holds no statistics"):
         load_measurement(tmp_path / "nowhere")
+    for content in ('{"header": {}', "[]", "{}", '{"keys": 1, "keys": 2}'):
+        (tmp_path / "index.json").write_text(content)
+        with pytest.raises(UserError, match=r"index\.json' cannot be read: it is cut off or of something else"):
+            load_measurement(tmp_path)
 
 
 def test_strangers_do_not_merge(dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:

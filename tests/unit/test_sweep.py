@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lingact import sweep
+from lingact.errors import UserError
 from lingact.figures.sweep import trade_off
 from lingact.tracking import write_json
 
@@ -230,3 +231,13 @@ def test_trade_off_draws_every_point_or_names_it() -> None:
     assert sorted(text.get_text() for text in axes.texts) == ["1, 2", "4"], "a and b lie on top of each other"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1 a", "2 b", "3 c", "4 d"]
     assert figure.legends[0].get_title().get_text() == "squares: controls"
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"[]", b"\xff", b'{"job": 0, "job": 1}'], ids=["cut off", "empty", "a list", "no text", "a key twice"]
+)
+@pytest.mark.parametrize("name", [".jobs/0.json", "0/summary.json", "0/config.yaml"])
+def test_a_damaged_file_is_refused_with_its_path(name: str, content: bytes, methods: Path) -> None:
+    (methods / name).write_bytes(b"a: [" if name.endswith("yaml") and content != b"\xff" else content)
+    with pytest.raises(UserError, match=rf"^'{methods / name}' cannot be read: it is cut off or of something else; "):
+        sweep.report(methods)
