@@ -348,6 +348,11 @@ def _judge_one(job: str, overrides: list[str], sweep_folder: Path | None) -> _Ju
         # A value whose override was refused is not missing on top of that.
         problems += [line for line in str(error).splitlines() if line.partition(":")[0] not in refused]
     problems += _missing_things(job, composed)
+    if config is not None and not problems:
+        from lingact.preflight import problems as before_loading
+
+        launcher = str(composed.hydra.launcher._target_).rpartition(".")[2]
+        problems += before_loading(config, here=launcher == "BasicLauncher")
     return _Judged(composed, None if problems else config, problems)
 
 

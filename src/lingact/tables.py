@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from scipy.stats import binom
 
 from lingact.config import LanguagesConfig, Statistics
-from lingact.errors import UserError
 from lingact.inference import benjamini_hochberg, effect_size, holm, interval, p_value, sentence_weights, simultaneous_band
 from lingact.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Draws, Stats, Terms, available, pooled, quotient, value
+from lingact.preflight import check_ranges
 
 MAIN = "mean"
 """The measure that `gap` means where none is named."""
@@ -35,13 +35,12 @@ def named_ranges(layers: tuple[int, ...], settings: Statistics) -> dict[str, lis
     Raises:
         UserError: a configured range has no measured layer.
     """
+    check_ranges(layers, settings)
     third = max(1, round(len(layers) / 3))
     ranges = {"early": list(range(third)), "deep": list(range(len(layers) - third, len(layers))), "all": list(range(len(layers)))}
     for name, chosen in (("early", settings.early), ("deep", settings.deep)):
         if chosen != "third":
             ranges[name] = [row for row, layer in enumerate(layers) if layer in chosen]
-            if not ranges[name]:
-                raise UserError(f"statistics.{name}: none of the layers {list(chosen)} is measured; measured are {list(layers)}")
     return ranges
 
 

@@ -15,6 +15,7 @@ from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
 from lingact.measures import Stats
+from lingact.preflight import check_analysis
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
 from lingact.report.words import name_of, reading_gaps
@@ -30,13 +31,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
     Raises:
         UserError: anything is missing or does not fit; scores and languages are judged before anything is measured.
     """
-    if len(config.languages.all) == 1:
-        raise UserError(
-            f"languages: there is nothing to compare '{config.languages.reference}' with; name languages in languages.high or languages.low"
-        )
-    ignored = [name for name, given in (("adapter", config.adapter), ("scores", config.scores if config.compare else None)) if given]
-    if (config.compare or config.stats) and ignored:
-        raise UserError(f"{', '.join(ignored)}: takes no part in {'compare' if config.compare else 'stats'}=, which needs no model; leave it out")
+    check_analysis(config)
     if (config.compare or config.stats) and not first_process():
         return None  # nothing to share
     if config.compare:
