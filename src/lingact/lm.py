@@ -190,7 +190,8 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     }
     if config.bos != "auto":
         _begin_with_bos(tokenizer, config.bos)
-    return LanguageModel(model, tokenizer, Tokens(tokenizer, config.context), find_blocks(model, shape.get_text_config().num_hidden_layers), identity)
+    tokens = Tokens(tokenizer, config.context, model.get_input_embeddings().weight.shape[0])
+    return LanguageModel(model, tokenizer, tokens, find_blocks(model, shape.get_text_config().num_hidden_layers), identity)
 
 
 def _refuse_nonfinite(model: nn.Module, config: ModelConfig) -> None:

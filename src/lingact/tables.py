@@ -113,8 +113,9 @@ def layer_table(found: Disparities) -> pd.DataFrame:
         band_low, band_high = simultaneous_band(draws, found.confidence)
         undefined = np.full(len(found.layers), np.nan)
         own = found.activations[name][0] if name in found.activations else undefined
+        effect = np.where(np.isnan(gap), np.nan, found.effects.get(name, undefined))  # of the sentences that are left it would not be the gap's
         columns = {"name": name, "layer": found.layers, "n": found.sentences, "activation": own, "gap": gap, "lo": low, "hi": high}
-        columns |= {"band_lo": band_low, "band_hi": band_high, "effect": found.effects.get(name, undefined), "p": p_value(draws)}
+        columns |= {"band_lo": band_low, "band_hi": band_high, "effect": effect, "p": p_value(draws)}
         frames.append(pd.DataFrame(columns))
     table = pd.concat(frames, ignore_index=True)
     families = table.groupby(table["name"].isin(GROUPS))["p"]

@@ -13,7 +13,7 @@ from lingact.chapters import Chapter, Judgement
 from lingact.config import AnalyzeConfig, Processes, validate
 from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
+from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement, lost_sentence
 from lingact.measures import Stats
 from lingact.preflight import check_analysis
 from lingact.report.analysis import reviewer_table
@@ -127,13 +127,16 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
     asked = reviewer_table(config, heldout="heldout" in measured.meters, windows=windows)
     sections.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
     count = len(first.sentence_ids)
-    lead = "\n\n".join(chapter.lead for chapter in told if chapter.lead)
+    lost = lost_sentence(measured.lost(), config.model.dtype)
+    lead = "\n\n".join(text for text in (lost, *(chapter.lead for chapter in told)) if text)
     title = title or f"Activation gaps against {name_of(config.languages.reference)}"
     facts = measured_facts(run.folder, config, first.header, count)
     page = write_report(run.folder, title, lead, sections, facts, reading=reading_gaps(config.statistics, config.measures.gap))
     for chapter in told:
         for caption, table in chapter.printed.items():
             show([{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")], title=f"{caption}, {count} sentences")
+    if lost:
+        note(lost)
     show([{"run folder": str(run.folder), "report": str(page)}])
 
 

@@ -23,14 +23,14 @@ from lingact.figures import training as figures
 from lingact.fitting import fit
 from lingact.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
 from lingact.inference import check_enough
-from lingact.measure import Measurement, Wanted, measure
+from lingact.measure import Measurement, Wanted, lost_sentence, measure
 from lingact.module import GapModule
 from lingact.preflight import loss_layers, stand_ins
 from lingact.report import training as report
 from lingact.report.page import Section
 from lingact.sae import Dictionaries, waiting
 from lingact.tables import named_ranges
-from lingact.terminal import show
+from lingact.terminal import note, show
 from lingact.tracking import Run, open_run
 from lingact.workflows.instruments import MEASURING, Instruments, set_up
 
@@ -80,7 +80,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         for name, frame in frames.items():
             run.table(name, frame)
         run.summary(summary)
-        tell(run, config, frames, instruments.identity, len(judged.ids))
+        tell(run, config, frames, instruments.identity, measured)
         show([{"adapter": str(folder / "adapter"), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
 
@@ -97,21 +97,26 @@ def room_for_training(config: TrainConfig, instruments: Instruments) -> Iterator
         yield
 
 
-def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], sentences: int) -> None:
+def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], measured: Measurement) -> None:
     """The page and the terminal's tables."""
-    reference = config.languages.reference
+    reference, sentences = config.languages.reference, len(next(iter(measured.stats.values())).sentence_ids)
+    lost = lost_sentence(measured.lost(), config.model.dtype)
     shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
     drawn = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
     page = Section(
         f"Sentences of the {config.split} split",
         {name: run.figure(name, figure) for name, figure in drawn.items()},
         report.train_tables(frames, config.lang, reference),
-        "\n\n".join(text for text in (report.loss_text(config, stand_ins(config)), report.training_text(frames, config.lang, reference)) if text),
+        "\n\n".join(
+            text for text in (lost, report.loss_text(config, stand_ins(config)), report.training_text(frames, config.lang, reference)) if text
+        ),
     )
     report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, sentences)
     show(report.train_rows(frames, config.lang), title=f"{sentences} sentences ({config.split}); gaps against {reference} frozen at the base model")
     show(report.retention_rows(frames), title=f"Retention of {reference}")
     show(report.bits_rows(frames, (*config.lang, reference)), title="Bits per byte (compare within a language only)")
+    if lost:
+        note(lost)
 
 
 def batch_loss(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, text: ParallelCorpus) -> BatchLoss:
