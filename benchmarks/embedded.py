@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from lingact.config import AnalyzeConfig, judge
 from lingact.corpus import ParallelCorpus, load_corpus
 from lingact.lm import LanguageModel, load_model
-from lingact.sae import Dictionaries, chosen_layers, load_dictionaries
+from lingact.preflight import chosen_layers
+from lingact.sae import Dictionaries, load_dictionaries
 from lingact.workflows.instruments import HELDOUT, MEASURING
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

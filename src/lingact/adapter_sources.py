@@ -141,6 +141,11 @@ def find_adapter(adapter: str) -> Path:
     return _from_the_hub(adapter, on_the_hub[1], on_the_hub[2])
 
 
+def lies_elsewhere(adapter: str) -> bool:
+    """Whether it may be on the hub or at W&B, and is no path here."""
+    return not Path(adapter).expanduser().exists() and bool(_IN_WANDB.fullmatch(adapter) or _ON_THE_HUB.fullmatch(adapter))
+
+
 def _from_the_hub(adapter: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -25,7 +25,7 @@ from lingact.config import MOVE_THE_BASE, Ia3Adapter, LohaAdapter, LokrAdapter, 
 from lingact.errors import UserError
 from lingact.folders import put_in_place, temporary_beside
 from lingact.finite import describe, nonfinite
-from lingact.languages import nearest
+from lingact.preflight import check_blocks, check_modules
 
 if TYPE_CHECKING:
     import peft as peft_library
@@ -145,26 +145,18 @@ def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> tuple[
     """
     from transformers.pytorch_utils import Conv1D
 
+    check_blocks(peft, len(blocks))
     layers = range(len(blocks)) if peft.layers == "all" else peft.layers
-    outside = [layer for layer in layers if layer >= len(blocks)]
-    if outside or not layers:
-        raise UserError(f"peft.layers: {', '.join(map(str, outside)) or 'none given'}; the model has the layers 0 to {len(blocks) - 1}")
-    # GPT-2 has its weights the other way round.
     linear = [(n.rsplit(".", 1)[-1], m) for layer in layers for n, m in blocks[layer].named_modules() if isinstance(m, (nn.Linear, Conv1D))]
     known = dict(sorted(linear, key=lambda named: named[0]))
-    chosen = tuple(known) if peft.targets == "all" else peft.targets
-    unknown = [target for target in chosen if target not in known]
-    if unknown or not chosen:
-        raise UserError(
-            f"peft.targets: {', '.join(unknown) or 'none given'}{nearest(unknown[0], list(known)) if unknown else ''} The blocks have the linear "
-            f"modules {', '.join(known)}"
-        )
-    if isinstance(peft, (LohaAdapter, LokrAdapter, OftAdapter)) and any(isinstance(known[name], Conv1D) for name in chosen):
-        raise UserError(f"peft.kind: peft has no {peft.kind} for the modules of {type(model).__name__} (Conv1D); use lora, dora, vera or ia3")
-    if isinstance(peft, OftAdapter):
-        uneven = sorted({f"{name} ({m.in_features})" for name, m in linear if name in chosen and m.in_features % peft.block_size})  # pyrefly: ignore[unsupported-operation]
-        if uneven:
-            raise UserError(f"peft.block_size: {peft.block_size} does not divide the input width of {', '.join(uneven)}; choose a divisor of all")
+    # GPT-2 has its weights the other way round.
+    transposed = [name for name, module in known.items() if isinstance(module, Conv1D)]
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, module in linear:
+        each = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+        # GPT-2 also has two modules of one name: what has to fit has to fit both.
+        sizes[name] = min(sizes.get(name, (each[0], each[1])), (each[0], each[1]))
+    chosen = check_modules(peft, dict(sorted(sizes.items())), transposed=transposed, model=type(model).__name__)
     path = next(name for name, module in model.named_modules() if module is blocks)
     return rf"{re.escape(path)}\.(?:{'|'.join(map(str, layers))})\.(?:.+\.)?", {name: known[name] for name in chosen}
 

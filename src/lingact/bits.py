@@ -10,10 +10,12 @@ from jaxtyping import Float
 
 from lingact.corpus import ParallelCorpus
 from lingact.features import next_token_nll
+from lingact.finite import beyond
 from lingact.inference import benjamini_hochberg, holm, interval, p_value
 from lingact.lm import LanguageModel
 from lingact.paired import How, crossed_effects, minimum_detectable_effect
 from lingact.passes import resumable, token_bar
+from lingact.stats import settled
 from lingact.tokens import TokenBatch
 
 Nats = dict[str, Float[np.ndarray, " sentence"]]
@@ -29,7 +31,7 @@ def sentence_nats(lm: LanguageModel, corpus: ParallelCorpus, *, batch_tokens: in
         _, logits = lm.residuals(batch, (), logits=True)
         assert logits is not None
         nll, _ = next_token_nll(logits, batch)
-        np.add.at(found[code], batch.predicted_sentence.numpy(), nll.double().cpu().numpy())
+        np.add.at(found[code], batch.predicted_sentence.numpy(), settled(nll.double().cpu().numpy()))
 
     with token_bar(sum(lm.tokens.count(texts) for texts in corpus.texts.values()), title) as bar:
         for code, texts in corpus.texts.items():
@@ -37,6 +39,26 @@ def sentence_nats(lm: LanguageModel, corpus: ParallelCorpus, *, batch_tokens: in
             steps = list(lm.tokens.batches(lm.tokens.windows(texts), batch_tokens))
             resumable(None, {}, {"nats": found[code]}, steps, partial(add, code), tokens=TokenBatch.size, bar=bar)
     return found
+
+
+def lost_nats(nats: Mapping[str, Nats], dtype: str) -> str:
+    """One sentence on cross-entropies that are not finite, by model and language; empty where all are.
+
+    Args:
+        nats: by model.
+        dtype: of the model.
+    """
+    places = [
+        f"{name} in {code} ({int(wrong.sum())} of {len(wrong)} sentences)"
+        for name, own in nats.items()
+        for code, values in own.items()
+        if (wrong := ~np.isfinite(values)).any()
+    ]
+    return (
+        f"the cross-entropies of {'; '.join(places)} are not finite in {dtype}, and bits per byte there show '-'. Most likely {beyond(dtype)}"
+        if places
+        else ""
+    )
 
 
 def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, groups: Mapping[str, Sequence[str]], how: How) -> pd.DataFrame:

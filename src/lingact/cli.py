@@ -385,6 +385,11 @@ def _judge_one(job: str, overrides: list[str], sweep_folder: Path | None) -> _Ju
     problems += _side_effects(composed)
     if cache := getattr(config, "cache", None):
         problems += _cannot_be_made(cache, "cache")
+    if config is not None and not problems:
+        from lingact.preflight import problems as before_loading
+
+        launcher = str(composed.hydra.launcher._target_).rpartition(".")[2]
+        problems += before_loading(config, here=launcher == "BasicLauncher")
     return _Judged(composed, None if problems else config, problems)
 
 

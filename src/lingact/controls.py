@@ -110,4 +110,7 @@ def reference_sample(
             residuals, _ = kept_residuals(lm, batch, layers)
             parts.append({layer: x.cpu() for layer, x in residuals.items()})
             bar.update(batch.size())
-    return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
+    sample = {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
+    # A token whose residual is not finite fires nothing; where there are no others, nothing that is measured there will be a number.
+    finite = {layer: x[x.isfinite().all(dim=-1)] for layer, x in sample.items()}
+    return {layer: x if len(x) else torch.zeros_like(sample[layer]) for layer, x in finite.items()}

@@ -55,6 +55,18 @@ def _count(tensor: Tensor) -> Spoiled:
     return Spoiled(sum(int(part.isnan().sum()) for part in parts), sum(int(part.isinf().sum()) for part in parts))
 
 
+def beyond(dtype: str) -> str:
+    """Why activations are not finite, most likely, and what to do.
+
+    Args:
+        dtype: of the passes: a dtype of torch, or a precision of the trainer.
+    """
+    if dtype in ("float16", "16-mixed"):
+        key = "trainer.precision=bf16-mixed or 32-true" if dtype == "16-mixed" else "model.dtype=bfloat16 or float32"
+        return f"float16 ends at 65,504, which residuals of many models exceed; use {key}"
+    return f"they are beyond {dtype}, or the model is damaged; try model.dtype=float32 and look at the model, or leave these layers out in sae.layers"
+
+
 def describe(found: Mapping[str, Spoiled], files: Mapping[str, str] | None = None) -> str:
     """The first of the spoiled tensors, with its file where that is known, and how many more there are."""
     name, first = next(iter(found.items()))

@@ -21,11 +21,13 @@ from lingact.adapters import base_behaviour
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.features import kept_residuals, token_activation
+from lingact.finite import beyond
 from lingact.lm import LanguageModel
 from lingact.losses import fvu, kl_over_top, top_part
-from lingact.measure import ACTIVE_SHARE
+from lingact.measure import ACTIVE_SHARE, dtype_of
 from lingact.passes import token_bar
 from lingact.sae import Dictionaries, weights_digest
+from lingact.sae_sources import ranges
 from lingact.tokens import TokenBatch, Window
 from lingact.tracking import write_atomically
 
@@ -232,8 +234,27 @@ def freeze_reference(lm: LanguageModel, dictionaries: Dictionaries, corpus: Para
         for batch in lm.tokens.batches(lm.tokens.windows(texts), how.batch_tokens):
             _add(found, lm, dictionaries, batch)
             bar.update(batch.size())
+    _refuse_lost(lm, how, code, layers, found.norm, found.total, torch.stack([pre.sum() for pre in found.pre]))
     _save(how.cache, identity, found.tensors())
     return found
+
+
+def _refuse_lost(lm: LanguageModel, how: Freezing, code: str, layers: tuple[int, ...], *by_layer: Tensor) -> None:
+    """Refuse to train towards, or to hold on to, what is no number; measuring goes on where other layers are left, a loss does not.
+
+    Args:
+        by_layer: quantities whose first axis is the layer.
+
+    Raises:
+        UserError: with the layers, the language and what to do.
+    """
+    lost = [layer for row, layer in enumerate(layers) if not all(x[row].isfinite().all() for x in by_layer)]
+    if lost:
+        dtype = how.precision if how.precision == "16-mixed" else dtype_of(lm)
+        raise UserError(
+            f"the base model's residuals or SAE activations behind layer {ranges(lost)} are not finite in {code}, which training would start from. "
+            f"Most likely {beyond(dtype)}"
+        )
 
 
 def _add(found: Reference, lm: LanguageModel, dictionaries: Dictionaries, batch: TokenBatch) -> None:
@@ -273,6 +294,9 @@ def freeze_predictions(lm: LanguageModel, corpus: ParallelCorpus, code: str, how
                 own = batch.predicted_sentence == sentence
                 ids[sentence], scores[sentence] = (x.cpu()[own] for x in found)
             bar.update(batch.size())
+    if any(rows.isnan().any() for rows in scores):
+        dtype = how.precision if how.precision == "16-mixed" else dtype_of(lm)
+        raise UserError(f"the base model's predictions are not finite in {code}, which training would hold on to. Most likely {beyond(dtype)}")
     start = torch.tensor([0, *(len(rows) for rows in ids)]).cumsum(0)
     frozen = Predictions(start, torch.cat(ids).int(), torch.cat(scores))
     _save(how.cache, identity, frozen.tensors())
@@ -303,6 +327,7 @@ def freeze_anchor(lm: LanguageModel, dictionaries: Dictionaries, corpus: Paralle
                 norms[place] = own[sentence == place]
             bar.update(batch.size())
     found = Anchor(torch.tensor([0, *map(len, norms)]).cumsum(0), torch.cat(norms), error, square, residual)
+    _refuse_lost(lm, how, code, layers, found.norm.T, found.error.T)
     _save(how.cache, identity, found.tensors())
     return found
 

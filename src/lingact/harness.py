@@ -4,9 +4,11 @@ lm-eval's parts are driven here one by one as its `evaluate` does it (requests, 
 kept at once. Its answer cache is never used: its key does not name the model.
 """
 
+import copy
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +24,12 @@ from tqdm import tqdm
 
 from lingact import interrupts
 from lingact.errors import UserError, out_of_memory
+from lingact.finite import beyond
 from lingact.lm import LanguageModel
 from lingact.ranks import gathered, rank, told, world
 from lingact.records import read_json_object
 from lingact.tasks import Placed, Question, quiet
+from lingact.tokens import Tokens
 from lingact.tracking import write_atomically
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
     class _Harness(HFLM):
         truncated: int
+        tokens: Tokens | None
 
 
 MOST_AT_ONCE = 64
@@ -143,6 +148,13 @@ class Scorer:
         identities = [identity | {"task": placed.entry.task, "questions": placed.sha256} for placed in tasks]
         rows, samples, truncated = [], {}, 0
         for placed, found in zip(tasks, self._answers(model, tasks, identities), strict=True):
+            lost = sum(math.isnan(score) for score, _ in found["answers"])
+            if lost:
+                dtype = str(self.lm.identity.get("dtype", "float32"))
+                raise UserError(
+                    f"tasks: {lost} of {len(found['answers'])} options of '{placed.entry.task}' have no finite log-likelihood, so that no answer can "
+                    f"be told right or wrong. Most likely {beyond(dtype)}"
+                )
             with quiet():
                 records = _records(placed, found["answers"])
             whose = {"task": placed.entry.task, "benchmark": placed.entry.benchmark, "language": placed.entry.language}
@@ -182,7 +194,9 @@ class Scorer:
     def _harness(self, model: nn.Module) -> "_Harness":
         with quiet():
             settings: dict[str, Any] = {"max_length": self.lm.tokens.context, "batch_size": self.batch_size}
-            return _harness_class()(pretrained=model, tokenizer=self.lm.tokenizer, **settings)  # pyrefly: ignore[bad-argument-type]
+            harness = _harness_class()(pretrained=model, tokenizer=_with_padding(self.lm.tokenizer), **settings)  # pyrefly: ignore[bad-argument-type]
+        harness.tokens = self.lm.tokens
+        return harness
 
     def _answer(self, harness: "_Harness", placed: Placed) -> dict[str, Any]:
         """Log-likelihood of every option in nats and whether it is the likeliest continuation; and how many lost their beginning."""
@@ -209,14 +223,26 @@ def _harness_class() -> "type[_Harness]":
 
     class Harness(HFLM):
         truncated = 0
+        tokens: Tokens | None = None
 
         def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **settings: Any) -> Any:
             for (prompt, option), prompt_ids, option_ids in requests:
+                if self.tokens is not None:
+                    self.tokens.refuse_beyond([*prompt_ids, *option_ids], f"in a question of the benchmark ({(prompt + option)[-60:]!r})")
                 _refuse_unscorable(prompt, option, len(option_ids), self.max_length)
                 self.truncated += len(prompt_ids) + len(option_ids) > self.max_length + 1
             return super()._loglikelihood_tokens(requests, *arguments, **settings)
 
     return Harness  # pyrefly: ignore[bad-return] (it has all that is asked for)
+
+
+def _with_padding(tokenizer: Any) -> Any:
+    """One that has a padding token, which lm-eval would otherwise add to it, with an id beyond the embedding; ours stays as it is."""
+    if tokenizer.pad_token is not None:
+        return tokenizer
+    tokenizer, known = copy.deepcopy(tokenizer), tokenizer.convert_ids_to_tokens(0)
+    tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token or known
+    return tokenizer
 
 
 def _pair(arguments: tuple[Any, ...]) -> tuple[str, str]:

@@ -20,8 +20,9 @@ from lingact.config import ModelConfig
 from lingact.errors import UserError
 from lingact.finite import describe, nonfinite
 from lingact.hub import HubItem, commit_of, from_the_hub
-from lingact.languages import nearest
 from lingact.licences import licence_of
+from lingact.preflight import check_attention, check_context, check_folder, device_missing, no_safetensors
+from lingact.shapes import Facts
 from lingact.tokens import TokenBatch, Tokens
 
 
@@ -141,7 +142,7 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"device: '{device}' is unknown; use auto, cpu, cuda or cuda:N") from None
     if resolved.type == "cuda" and (not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"device: '{device}' is not there; {torch.cuda.device_count()} CUDA devices are visible. Use device=auto or device=cpu")
+        raise UserError(device_missing(device, torch.cuda.device_count()))
     return resolved
 
 
@@ -156,10 +157,7 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     from lingact.adapters import weights_hash
 
     where = resolve_device(device)
-    path = Path(config.name)
-    if path.is_absolute() and not (path / "config.json").is_file():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"model.name: no model in the folder '{path}' (no config.json){nearest(path.name, siblings)}")
+    check_folder(config)
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     licence = licence_of(config.name)
     item = HubItem(f"model '{config.name}'{f' (licence {licence})' if licence else ''}", config.name, "model", "or choose another model.name")
@@ -192,7 +190,8 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     }
     if config.bos != "auto":
         _begin_with_bos(tokenizer, config.bos)
-    return LanguageModel(model, tokenizer, Tokens(tokenizer, config.context), find_blocks(model, shape.get_text_config().num_hidden_layers), identity)
+    tokens = Tokens(tokenizer, config.context, model.get_input_embeddings().weight.shape[0])
+    return LanguageModel(model, tokenizer, tokens, find_blocks(model, shape.get_text_config().num_hidden_layers), identity)
 
 
 def _refuse_nonfinite(model: nn.Module, config: ModelConfig) -> None:
@@ -256,11 +255,9 @@ def _checked_shape(config: ModelConfig) -> PretrainedConfig:
     """
     shape = AutoConfig.from_pretrained(config.name, revision=config.revision, trust_remote_code=config.trust_remote_code)
     text = shape.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
-    if limit is not None and config.context > limit:
-        raise UserError(f"model.context is {config.context}; '{config.name}' takes at most {limit} tokens")
-    if getattr(text, "attn_logit_softcapping", None) and config.attention == "sdpa":
-        raise UserError(f"model.attention: sdpa leaves out the soft caps of '{config.name}'; use model.attention=eager")
+    facts = Facts(positions=getattr(text, "max_position_embeddings", None), soft_caps=bool(getattr(text, "attn_logit_softcapping", None)))
+    check_context(config, facts)
+    check_attention(config, facts)
     return shape
 
 
@@ -280,10 +277,7 @@ def _reasons_of_transformers(config: ModelConfig) -> Iterator[None]:
         raise UserError(f"model '{config.name}' cannot be loaded: {reason}") from error
     except OSError as error:
         if re.search(r"(no file|not appear to have a file) named model\.safetensors", str(error)):
-            raise UserError(
-                f"model '{config.name}' has no weights in safetensors format, and reading other formats can run code; convert it, or choose "
-                "another model or revision"
-            ) from error
+            raise UserError(no_safetensors(config.name)) from error
         if Path(config.name).is_dir():
             raise UserError(f"model '{config.name}' cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         raise

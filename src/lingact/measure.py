@@ -1,5 +1,6 @@
 """One pass over aligned text: every layer, every set of SAEs, base and adapter side by side, into streaming statistics."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -9,17 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lingact.adapters import base_behaviour
 from lingact.corpus import ParallelCorpus, split_in_halves
 from lingact.errors import UserError
 from lingact.features import kept_residuals, next_token_nll, rescaled
+from lingact.finite import beyond
 from lingact.lm import LanguageModel
 from lingact.losses import kl_per_token
 from lingact.passes import add_up, load_state, refuse_strangers, resumable, token_bar
 from lingact.ranks import rank
 from lingact.records import read_json_object
 from lingact.sae import Dictionaries
+from lingact.sae_sources import ranges
 from lingact.stats import DISCOVERY, GIVEN, FeatureStats, SentenceVectors, Yardstick, add_batch
 from lingact.tokens import TokenBatch
 from lingact.tracking import write_json
@@ -83,6 +87,10 @@ class Measurement:
         named = {f"{m}/{v}/{name}": array for (m, v, c), s in self.stats.items() if c == code for name, array in s.arrays().items()}
         return named | (self.vectors[code].arrays() if code in self.vectors else {})
 
+    def lost(self) -> list["Lost"]:
+        """What is not finite, and so nan in every table."""
+        return [found for key in self.stats for found in _lost(key, self.stats[key])]
+
     def merge(self, other: "Measurement") -> "Measurement":
         """The statistics of both, which cover different batches of the same sentences.
 
@@ -96,6 +104,54 @@ class Measurement:
             for code, mine in self.vectors.items()
         }
         return Measurement({key: mine.merge(other.stats[key]) for key, mine in self.stats.items()}, vectors)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Sums of a language that are not finite."""
+
+    what: str
+    """residuals, `SAE activations (meter)` or predictions, of which model."""
+    layers: tuple[int, ...]
+    """Behind which; none for predictions."""
+    language: str
+    sentences: int | None
+    """In which any of them is; None: not known yet."""
+    of: int
+
+
+def _lost(key: Key, stats: FeatureStats) -> Iterator[Lost]:
+    meter, variant, code = key
+    by_residual = np.asarray(~np.isfinite(stats.norm))
+    seen = [stats.activation, stats.l2, stats.top_k, stats.error, *(x for x in (stats.reference_active, stats.norm_matched) if x is not None)]
+    by_sae = np.asarray(~np.isfinite(seen).all(axis=0) & ~by_residual.any(axis=1, keepdims=True))
+    model = {BASE: "", ADAPTER: " with the adapter", NORM_MATCHED: " with the adapter, norm-matched"}[variant]
+    for what, wrong in ((f"residuals{model}", by_residual), (f"activations of the {meter} SAEs{model}", by_sae)):
+        if wrong.any():
+            layers = tuple(layer for layer, row in zip(stats.layers, wrong, strict=True) if row.any())
+            yield Lost(what, layers, code, int(wrong.any(axis=0).sum()), len(stats.sentence_ids))
+    if stats.nll is not None and stats.kl is not None and not np.isfinite(stats.nll + stats.kl).all():
+        yield Lost(f"predictions{model}", (), code, int((~np.isfinite(stats.nll + stats.kl)).sum()), len(stats.sentence_ids))
+
+
+def lost_sentence(lost: Sequence[Lost], dtype: str) -> str:
+    """One sentence on what is not finite, where, and what to do; empty where all is finite.
+
+    Args:
+        dtype: of the model.
+    """
+    groups: dict[tuple[str, tuple[int, ...]], dict[str, str]] = {}
+    for each in lost:
+        # Every set of SAEs reads the same residuals.
+        count = f" ({each.sentences} of {each.of} sentences)" if each.sentences is not None else ""
+        groups.setdefault((each.what, each.layers), {})[each.language] = f"{each.language}{count}"
+    if not groups:
+        return ""
+    places = [
+        f"{what}{f' behind layer {ranges(layers)}' if layers else ''} in {', '.join(languages.values())}"
+        for (what, layers), languages in groups.items()
+    ]
+    return f"Not finite in {dtype}: {'; '.join(places)}. Cells that rest on them show '-'. Most likely {beyond(dtype)}"
 
 
 @torch.no_grad()
@@ -136,6 +192,16 @@ def measure(
                     stats.add_predictions(*predictions[variant])
         if code in measured.vectors:
             measured.vectors[code].add(residuals[BASE], batch)
+        warn(code)
+
+    warned: set[str] = set()
+
+    def warn(code: str) -> None:
+        """Say at once, and once, that numbers are being lost: the pass may take hours. The sums are on the host, so that this costs a look."""
+        lost = [] if warned else [found for key, stats in measured.stats.items() if key[2] == code for found in _lost(key, stats)]
+        if lost:
+            warned.add(code)
+            tqdm.write(f"{lost_sentence([replace(lost[0], sentences=None)], dtype_of(lm))}. The run goes on; Ctrl-C ends it")
 
     def merge(code: str, other: dict[str, np.ndarray]) -> None:
         add_up(measured.arrays(code), {name: array for name, array in other.items() if name.rpartition("/")[2] not in GIVEN})
@@ -150,6 +216,11 @@ def measure(
             described, state = header | {"language": code}, measured.arrays(code)
             resumable(path, described, state, steps, partial(add, code), tokens=TokenBatch.size, bar=bar, merge=partial(merge, code))
     return measured
+
+
+def dtype_of(lm: LanguageModel) -> str:
+    """The model's dtype, as the configuration calls it."""
+    return str(next(lm.model.parameters()).dtype).removeprefix("torch.")
 
 
 def _empty(lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, header: dict[str, str], wanted: Wanted) -> Measurement:

@@ -37,9 +37,10 @@ class Ratio:
     def terms(self, pooling: Pooling) -> Terms:
         """Numerator and denominator of the sentences that count (`token`), or their quotients and 1 (`sentence`)."""
         if pooling == "token":
-            return self.numerator * self.counted.astype(float), self.denominator * self.counted.astype(float)
-        own = self.per_sentence()
-        return np.nan_to_num(own), (~np.isnan(own)).astype(float)
+            return np.where(self.counted, self.numerator, 0.0), np.where(self.counted, self.denominator, 0.0)
+        # A numerator that is not finite is no sentence that takes no part: left out, it would pass for one.
+        defined = np.broadcast_to(self.counted & (self.denominator != 0), self.numerator.shape)
+        return np.where(defined, self.per_sentence(), 0.0), defined.astype(float)
 
 
 Measure = Callable[[FeatureStats], Ratio]

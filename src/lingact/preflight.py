@@ -7,12 +7,12 @@ folder. What is found out again later, from what was really loaded, is found out
 import ctypes
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lingact.adapter_sources import find_adapter
+from lingact.adapter_sources import expand_adapters, find_adapter, lies_elsewhere
 from lingact.config import (
     AnalyzeConfig,
     EvalConfig,
@@ -38,10 +38,11 @@ Config = TrainConfig | AnalyzeConfig | EvalConfig
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def problems(config: Config, *, here: bool) -> list[str]:
+def problems(config: Any, *, here: bool) -> list[str]:
     """Everything that is wrong, a line each.
 
     Args:
+        config: of one of the three jobs.
         here: the job runs on this machine, so that its devices are known.
     """
     found: list[str] = []
@@ -59,11 +60,13 @@ def problems(config: Config, *, here: bool) -> list[str]:
             return found  # no model is loaded
     if here:
         tried(lambda: check_device(config))
-    for adapter in _adapters_here(config):
-        tried(lambda adapter=adapter: find_adapter(adapter))
+    for adapter in tried(lambda: _adapters(config)) or ():
+        if not lies_elsewhere(adapter):
+            tried(lambda adapter=adapter: find_adapter(adapter))
     tried(lambda: check_folder(config.model))
     facts = tried(lambda: facts_of(config.model)) or Facts()
-    tried(lambda: check_model(config.model, facts))
+    tried(lambda: check_context(config.model, facts))
+    tried(lambda: check_attention(config.model, facts))
     if isinstance(config, EvalConfig):
         return found
     layers = _layers(config, facts, tried)
@@ -79,13 +82,11 @@ def problems(config: Config, *, here: bool) -> list[str]:
     return found
 
 
-def _adapters_here(config: Config) -> Iterator[str]:
-    """Those that are folders, or can be nothing else."""
-    given = config.adapter if isinstance(config, EvalConfig) else (config.adapter,) if isinstance(config, AnalyzeConfig) and config.adapter else ()
-    for adapter in given:
-        path = Path(adapter).expanduser()
-        if (path.exists() and not (path / ".jobs").is_dir()) or path.is_absolute():
-            yield adapter
+def _adapters(config: Config) -> list[str]:
+    """Those that are to be loaded, those of a sweep one by one."""
+    if isinstance(config, EvalConfig):
+        return expand_adapters(config.adapter)
+    return [config.adapter] if isinstance(config, AnalyzeConfig) and config.adapter is not None else []
 
 
 def _layers(config: TrainConfig | AnalyzeConfig, facts: Facts, tried: Callable[[Callable[[], Any]], Any]) -> tuple[int, ...] | None:
@@ -95,7 +96,7 @@ def _layers(config: TrainConfig | AnalyzeConfig, facts: Facts, tried: Callable[[
     return None if config.sae.layers == "all" else tuple(sorted(config.sae.layers))
 
 
-# --- the model ---------------------------------------------------------------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------------------------------------------------
 
 
 def check_folder(config: ModelConfig) -> None:
@@ -128,19 +129,26 @@ def _shards(index: Path) -> list[str]:
 
 def no_safetensors(name: str) -> str:
     """The message on a model in another format."""
-    return (
-        f"model '{name}' has no weights in safetensors format, and reading other formats can run code; convert it, or choose another model or revision"
-    )
+    reason = "has no weights in safetensors format, and reading other formats can run code"
+    return f"model '{name}' {reason}; convert it, or choose another model or revision"
 
 
-def check_model(config: ModelConfig, facts: Facts) -> None:
-    """Refuse a context that is too long, and an attention implementation that the model or the dtype does not go with.
+def check_context(config: ModelConfig, facts: Facts) -> None:
+    """Refuse windows that are longer than what the model takes.
+
+    Raises:
+        UserError: with what it takes.
+    """
+    if facts.positions is not None and config.context > facts.positions:
+        raise UserError(f"model.context is {config.context}; '{config.name}' takes at most {facts.positions} tokens")
+
+
+def check_attention(config: ModelConfig, facts: Facts) -> None:
+    """Refuse an attention implementation that the model, this machine or the dtype does not go with.
 
     Raises:
         UserError: with what goes.
     """
-    if facts.positions is not None and config.context > facts.positions:
-        raise UserError(f"model.context is {config.context}; '{config.name}' takes at most {facts.positions} tokens")
     if facts.soft_caps and config.attention == "sdpa":
         raise UserError(f"model.attention: sdpa leaves out the soft caps of '{config.name}'; use model.attention=eager")
     if config.attention == "flash_attention_2":
@@ -150,7 +158,7 @@ def check_model(config: ModelConfig, facts: Facts) -> None:
             raise UserError("model.attention: flash_attention_2 computes in half precision only; use model.dtype=bfloat16, or model.attention=sdpa")
 
 
-# --- the device --------------------------------------------------------------------------------------------------------------------------------------
+# --- the device -------------------------------------------------------------------------------------------------------------------------------------
 
 
 def check_device(config: Seeded) -> None:
@@ -200,7 +208,7 @@ def cuda_devices() -> int | None:
     return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
 
 
-# --- layers and SAEs ---------------------------------------------------------------------------------------------------------------------------------
+# --- layers and SAEs --------------------------------------------------------------------------------------------------------------------------------
 
 
 def chosen_layers(config: SaeConfig, block_count: int) -> tuple[int, ...]:
@@ -328,7 +336,7 @@ def check_causal(config: AnalyzeConfig, layers: Collection[int], widths: dict[in
             raise UserError(f"measures.causal.features: layer {layer} has latents 0 to {widths[layer] - 1}; there is no {wide[0]}")
 
 
-# --- the adapter to be trained -----------------------------------------------------------------------------------------------------------------------
+# --- the adapter to be trained ----------------------------------------------------------------------------------------------------------------------
 
 
 def check_blocks(peft: PeftConfig, count: int) -> None:
@@ -410,7 +418,7 @@ def stand_ins(config: TrainConfig) -> dict[str, str]:
     return found
 
 
-# --- the analysis ------------------------------------------------------------------------------------------------------------------------------------
+# --- the analysis -----------------------------------------------------------------------------------------------------------------------------------
 
 
 def check_analysis(config: AnalyzeConfig) -> None:

@@ -13,10 +13,11 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm import tqdm
 
-from lingact.config import SaeConfig, SaeSet
+from lingact.config import SaeSet
 from lingact.errors import UserError
 from lingact.finite import describe, nonfinite
 from lingact.lm import LanguageModel
+from lingact.preflight import no_threshold, wrong_width
 from lingact.sae_sources import check_release, load_sae, source_of
 
 ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
@@ -61,10 +62,7 @@ class Dictionary:
             UserError: the SAE has no threshold.
         """
         if self.threshold is None:
-            raise UserError(
-                f"loss.gap.gradient=straight_through needs JumpReLU SAEs; layer {self.layer} has '{self.sae.cfg.architecture()}'. Use "
-                "loss.gap.gradient=jumprelu"
-            )
+            raise UserError(no_threshold(self.layer, self.sae.cfg.architecture()))
         pre = self.pre_activations(x)
         gate = pre > self.threshold
         # A latent whose threshold is zero keeps a window of its own: everything the plain gate lets through.
@@ -94,20 +92,6 @@ class Dictionary:
 
 Dictionaries = dict[int, Dictionary]
 """Layer number -> its SAE."""
-
-
-def chosen_layers(config: SaeConfig, block_count: int) -> tuple[int, ...]:
-    """The layers to measure.
-
-    Raises:
-        UserError: a layer the model does not have.
-    """
-    if config.layers == "all":
-        return tuple(range(block_count))
-    beyond = [layer for layer in config.layers if layer >= block_count]
-    if beyond:
-        raise UserError(f"sae.layers: {beyond} out of range; the model has layers 0 to {block_count - 1}")
-    return tuple(sorted(set(config.layers)))
 
 
 def load_dictionaries(spec: SaeSet, layers: tuple[int, ...], lm: LanguageModel) -> tuple[Dictionaries, dict[str, Any]]:
@@ -180,7 +164,7 @@ def _check_fit(sae: SAE[Any], name: str, layer: int, lm: LanguageModel) -> None:
     if kind not in ARCHITECTURES:
         raise UserError(f"SAE {name} is of the kind '{kind}'; lingact reads {', '.join(ARCHITECTURES)}. Choose other SAEs")
     if sae.cfg.d_in != lm.d_model:
-        raise UserError(f"SAE {name} reads vectors of {sae.cfg.d_in}, the model's residual stream has {lm.d_model}; choose SAEs made for this model")
+        raise UserError(wrong_width(name, sae.cfg.d_in, lm.d_model))
     if sae.cfg.normalize_activations == "expected_average_only_in":
         raise UserError(
             f"SAE {name} was trained on inputs divided by their mean norm, which its files do not tell; fold it in first: "

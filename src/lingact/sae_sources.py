@@ -118,7 +118,7 @@ def check_release(release: str, ids: dict[int, str]) -> None:
     Raises:
         UserError: there is no such release, or it lacks an id, with the nearest names or the layers that it has.
     """
-    if _folder(release):
+    if sae_folder(release):
         return
     about = releases().get(release)
     if about is None:
@@ -158,7 +158,7 @@ def load_sae(release: str, sae_id: str, device: str) -> "SAE[Any]":
         # `sae.load_dictionaries` refuses what the first two are about; the third says that the release has a shorter name.
         for about in ("[\\s\\S]*non-empty model_from_pretrained_kwargs", "norm_scaling_factor not found", "You are loading an SAE using the Hugg"):
             warnings.filterwarnings("ignore", message=about, category=UserWarning)
-        folder = _folder(release)
+        folder = sae_folder(release)
         return _from_folder(folder, sae_id, device, folder.name) if folder is not None else _from_release(release, sae_id, device)
 
 
@@ -194,7 +194,8 @@ def _shapes(file: Path) -> dict[str, list[int]]:
 # --- folders -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _folder(release: str) -> Path | None:
+def sae_folder(release: str) -> Path | None:
+    """The folder that a release is; None where it is none."""
     path = Path(release).expanduser()
     return path if path.is_absolute() or path.is_dir() else None
 
@@ -203,6 +204,19 @@ def _from_folder(folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]
     """An SAE from files that lie here, in sae-lens's format or as the releases have them. Some loaders take widths from the repository's name."""
     from safetensors import SafetensorError
 
+    path, read = folder / sae_id, refuse_no_sae(folder, sae_id)
+    try:
+        return read(folder, sae_id, device, name)
+    except (json.JSONDecodeError, BadZipFile, OSError, RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, SafetensorError) as error:
+        raise UserError(f"the SAE in '{path}' cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+
+def refuse_no_sae(folder: Path, sae_id: str) -> Callable[[Path, str, str, str], "SAE[Any]"]:
+    """How the SAE of this id is read.
+
+    Raises:
+        UserError: there is none in the folder, with what there is.
+    """
     path = folder / sae_id
     read = next((reader for name, reader in _READERS.items() if (path / name).is_file()), None)
     if path.name.endswith(".sae.pt") and path.is_file():
@@ -212,15 +226,12 @@ def _from_folder(folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]
         raise UserError(
             f"no SAE in '{path}' (no {', '.join(_READERS)}){nearest(path.name, siblings)} There: {', '.join(sorted(siblings)[:8]) or 'nothing'}"
         )
-    try:
-        return read(folder, sae_id, device, name)
-    except (json.JSONDecodeError, BadZipFile, OSError, RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, SafetensorError) as error:
-        raise UserError(f"the SAE in '{path}' cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    return read
 
 
 def source_of(release: str, sae_id: str) -> str:
     """Where an SAE's weights were read from, as messages name it: the file, or release and repository."""
-    folder = _folder(release)
+    folder = sae_folder(release)
     if folder is None:
         repository = releases().get(release, {"repo_id": release})["repo_id"]
         return f"'{sae_id}' of the release '{release}' ({repository})" if repository != release else f"'{sae_id}' of '{release}'"

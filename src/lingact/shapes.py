@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from lingact.config import ModelConfig, SaeSet, Shape
-from lingact.records import read_json_object
+from lingact.errors import UserError
 
 Number = int | float
 
@@ -83,7 +83,68 @@ def logit_work(shape: Shape) -> Number:
     return 2 * shape.vocabulary * shape.d_model
 
 
+_GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_MODULES = {
+    "gpt2": ("c_attn", "c_proj", "c_fc", "c_proj"),
+    "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+}
+
+
+def module_names(architecture: str) -> tuple[str, ...]:
+    """The last parts of the names of a block's linear modules, in the order of `linear_modules`. GPT-2 calls two of them the same."""
+    return _MODULES.get(architecture, _GATED)
+
+
 # --- where shapes are read -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before it is loaded. None: not known."""
+
+    layers: int | None = None
+    d_model: int | None = None
+    positions: int | None = None
+    """Tokens that it takes at most."""
+    soft_caps: bool = False
+    """Of the attention."""
+    shape: Shape | None = None
+
+
+def facts_of(model: ModelConfig) -> Facts:
+    """From the model's config.json where it is on this machine, else from the preset; nothing is taken as usual that a file leaves out.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = _config_here(model)
+    if path is None:
+        shape = model.shape
+        return Facts() if shape is None else Facts(shape.layers, shape.d_model, shape.positions, shape=shape)
+    told = _read(path)
+    inner = {**told, **told.get("text_config", {})}
+
+    def number(*names: str) -> int | None:
+        return next((value for name in names if isinstance(value := inner.get(name), int) and value > 0), None)
+
+    positions = number("max_position_embeddings", "n_positions")
+    return Facts(
+        number("num_hidden_layers", "n_layer"),
+        number("hidden_size", "n_embd"),
+        positions,
+        bool(inner.get("attn_logit_softcapping")),
+        shape_of(model)[0],
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict) or not isinstance(told.get("text_config", {}), dict):
+        raise UserError(f"model.name: '{path}' cannot be read: it is truncated or not a model's configuration; get it again")
+    return told
 
 
 def shape_of(model: ModelConfig) -> tuple[Shape | None, str]:
@@ -94,10 +155,10 @@ def shape_of(model: ModelConfig) -> tuple[Shape | None, str]:
     """
     path = _config_here(model)
     if path is not None:
-        told = read_json_object(path, f"it belongs to the model '{model.name}': put it back, or download it again")
+        told = _read(path)
         # A model that reads pictures, too, has a configuration for each part; the tower's size is not told there.
         beside = model.shape.beside if model.shape and "text_config" in told else 0
-        with contextlib.suppress(ValidationError):  # a file may leave out what is as usual
+        with contextlib.suppress(ValidationError, TypeError):  # a file may leave out what is as usual
             return _shape_from({**told, **told.get("text_config", {}), "model_type": told.get("model_type")}, beside), f"its {_CONFIG}"
     return model.shape, "conf/model/" if model.shape else "not known"
 
@@ -118,7 +179,8 @@ def _config_here(model: ModelConfig) -> Path | None:
 
 def _shape_from(told: dict[str, Any], beside: int) -> Shape | None:
     """From transformers' names, of which GPT-2 has its own."""
-    architecture: Any = _TRANSFORMERS_NAMES.get(str(told.get("model_type")), told.get("model_type"))
+    named = str(told.get("model_type"))
+    architecture: Any = _TRANSFORMERS_NAMES.get(named, named)
     if architecture not in get_args(Shape.model_fields["architecture"].annotation):
         return None
 

@@ -26,6 +26,11 @@ GIVEN = ("bytes", "words")
 _PER_LATENT = ("firing", "profile", "fired")
 
 
+def settled(sums: np.ndarray) -> np.ndarray:
+    """Infinite sums as nan: no table tells them apart, and arithmetic with infinities warns."""
+    return np.where(np.isfinite(sums), sums, np.nan)
+
+
 @dataclass(frozen=True)
 class Yardstick:
     """What must be known of the reference language before others are measured by it; all from its discovery half."""
@@ -173,7 +178,7 @@ class FeatureStats:
         self._add(self.norm, row, place, exact.norm(dim=-1))
         self._add(self.square, row, place, exact.square().sum(dim=-1))
         self._add(self.error, row, place, (exact - reconstruction.double()).square().sum(dim=-1))
-        self.residual[row] += exact.sum(dim=0).cpu().numpy()
+        self.residual[row] += settled(exact.sum(dim=0).cpu().numpy())
         self._add_latents(row, features, active, batch)
 
     def _add_latents(self, row: int, features: Float[Tensor, "token d_sae"], active: Bool[Tensor, "token d_sae"], batch: TokenBatch) -> None:
@@ -185,7 +190,7 @@ class FeatureStats:
         bins = row_half[kept_row][token] * width + latent
         self.firing[row] += torch.bincount(bins, minlength=2 * width).view(2, width).cpu().numpy()
         values = torch.bincount(bins, weights=features[token, latent].double(), minlength=2 * width)
-        self.profile[row] += values.view(2, width).cpu().numpy()
+        self.profile[row] += settled(values.view(2, width).cpu().numpy())
         first = batch.first.to(latent.device)
         seen = torch.zeros(len(first) * width, dtype=torch.bool, device=latent.device)
         seen[kept_row[token] * width + latent] = True
@@ -210,7 +215,7 @@ class FeatureStats:
 
     @staticmethod
     def _add(target: np.ndarray, row: int, place: np.ndarray, values: Tensor) -> None:
-        np.add.at(target[row], place, values.double().cpu().numpy().astype(target.dtype))
+        np.add.at(target[row], place, settled(values.double().cpu().numpy()).astype(target.dtype))
 
     def add_predictions(self, nll: Float[Tensor, " predicted"], kl: Float[Tensor, " predicted"], sentence: Int[Tensor, " predicted"]) -> None:
         """Add the language-model losses of a batch."""
@@ -218,8 +223,8 @@ class FeatureStats:
         assert self.kl is not None
         assert self.predicted is not None
         place = sentence.cpu().numpy()
-        np.add.at(self.nll, place, nll.double().cpu().numpy())
-        np.add.at(self.kl, place, kl.double().cpu().numpy())
+        np.add.at(self.nll, place, settled(nll.double().cpu().numpy()))
+        np.add.at(self.kl, place, settled(kl.double().cpu().numpy()))
         np.add.at(self.predicted, place, 1)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -314,6 +319,7 @@ class SentenceVectors:
         index = torch.from_numpy(slot[chosen])
         for row, layer in enumerate(self.layers):
             x = residuals[layer].cpu()[where].double()
+            x = torch.where(x.isfinite(), x, torch.nan)
             # index_add over the batch's tokens keeps the order of summation fixed.
             torch.from_numpy(self.total[row]).index_add_(0, index, x)
 

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from scipy.stats import binom
 
 from lingact.config import LanguagesConfig, Statistics
-from lingact.errors import UserError
 from lingact.inference import Resampling, benjamini_hochberg, effect_size, holm, interval, p_value, simultaneous_band, wider
 from lingact.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Draws, Stats, Terms, available, pooled, quotient, value
+from lingact.preflight import check_ranges
 
 MAIN = "mean"
 """The measure that `gap` means where none is named."""
@@ -36,13 +36,12 @@ def named_ranges(layers: tuple[int, ...], settings: Statistics) -> dict[str, lis
     Raises:
         UserError: a configured range has no measured layer.
     """
+    check_ranges(layers, settings)
     third = max(1, round(len(layers) / 3))
     ranges = {"early": list(range(third)), "deep": list(range(len(layers) - third, len(layers))), "all": list(range(len(layers)))}
     for name, chosen in (("early", settings.early), ("deep", settings.deep)):
         if chosen != "third":
             ranges[name] = [row for row, layer in enumerate(layers) if layer in chosen]
-            if not ranges[name]:
-                raise UserError(f"statistics.{name}: none of the layers {list(chosen)} is measured; measured are {list(layers)}")
     return ranges
 
 
@@ -125,8 +124,9 @@ def layer_table(found: Disparities) -> pd.DataFrame:
         band_low, band_high = simultaneous_band(draws, found.confidence, clusters)
         undefined = np.full(len(found.layers), np.nan)
         own = found.activations[name][0] if name in found.activations else undefined
+        effect = np.where(np.isnan(gap), np.nan, found.effects.get(name, undefined))  # of the sentences that are left it would not be the gap's
         columns = {"name": name, "layer": found.layers} | found.drawn.columns | {"activation": own, "gap": gap, "lo": low, "hi": high}
-        columns |= {"band_lo": band_low, "band_hi": band_high, "effect": found.effects.get(name, undefined), "p": p_value(draws, clusters)}
+        columns |= {"band_lo": band_low, "band_hi": band_high, "effect": effect, "p": p_value(draws, clusters)}
         columns |= {"wider": 1.0 if found.by_sentence is None else wider(draws, found.by_sentence[name])}
         frames.append(pd.DataFrame(columns))
     table = pd.concat(frames, ignore_index=True)

@@ -75,23 +75,58 @@ class TokenBatch:
 
 
 class Tokens:
-    """Cuts texts into windows and windows into batches."""
+    """Cuts texts into windows and windows into batches.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
+    Args:
+        context: tokens per window, BOS included.
+        rows: of the model's embedding: larger ids are refused. None: the tokenizer has no others.
+
+    Raises:
+        UserError: the context leaves no room, or BOS is no row of the embedding.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, rows: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.context = context
+        self.rows = rows
         empty = tokenizer("").input_ids
         self.prefix = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and empty[:1] == [tokenizer.bos_token_id] else []
         self.room = context - len(self.prefix)
         if self.room < 1:
             raise UserError(f"model.context is {context}, which leaves no room for text behind the BOS token; give more")
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.refuse_beyond(self.prefix, "at the beginning of every text")
+        # Padding is masked, so any row will do; many tokenizers have no such token, or one beyond the embedding.
+        pad = tokenizer.pad_token_id
+        self.pad = pad if pad is not None and pad >= 0 and (rows is None or pad < rows) else 0
         self.special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long)
+
+    def refuse_beyond(self, ids: Sequence[int], where: str) -> None:
+        """Refuse tokens that the model has no embedding for.
+
+        Args:
+            where: they stand, as messages say it.
+
+        Raises:
+            UserError: with the first of them.
+        """
+        if self.rows is None or max(ids, default=0) < self.rows:
+            return
+        beyond = next(token for token in ids if token >= self.rows)
+        raise UserError(
+            f"the tokenizer gives the token {beyond} ({self.tokenizer.convert_ids_to_tokens(beyond)!r}) {where}, and the model's embedding ends at "
+            f"{self.rows - 1}: the tokenizer is of another model, or was extended without it. Put the model's own tokenizer into its folder"
+        )
+
+    @cached_property
+    def known(self) -> list[int]:
+        """The ids of all tokens that the model has an embedding for, ascending."""
+        return sorted(token for token in set(self.tokenizer.get_vocab().values()) if self.rows is None or token < self.rows)
 
     @cached_property
     def partial(self) -> Bool[Tensor, " vocabulary"]:
         """True on the tokens that stand for a part of a character: byte fallback, or pieces of a byte-level vocabulary."""
-        tokens = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+        # Vocabularies may have holes, so that there are larger ids than tokens.
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(max(self.known, default=-1) + 1)))
         fallback = torch.tensor([bool(re.fullmatch(r"<0x[0-9A-F]{2}>", token or "")) for token in tokens])
         if fallback.any():
             return fallback
@@ -115,6 +150,7 @@ class Tokens:
                 raise UserError(
                     f"sentence {sentence + 1} of the corpus ({texts[sentence]!r}) has no token left after tokenisation; remove it in every language"
                 )
+            self.refuse_beyond(ids, f"in sentence {sentence + 1} of the corpus ({texts[sentence]!r})")
             windows += [Window(sentence, self.prefix + ids[start : start + self.room], first=start == 0) for start in range(0, len(ids), self.room)]
         return windows
 

@@ -24,7 +24,7 @@ from lingact.config import ModelConfig, SaeConfig, SaeSet
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.lm import LanguageModel, captured, find_blocks, load_model, resolve_device
-from lingact.sae import chosen_layers
+from lingact.preflight import chosen_layers
 from lingact.tokens import TokenBatch
 
 SHAPE: dict[str, Any] = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -76,6 +76,56 @@ def test_a_tokenizer_without_special_tokens_gets_none() -> None:
     assert tokens.collate(windows).keep.sum() == 6
 
 
+def spelling(vocabulary: dict[str, int], **special: str) -> Any:
+    """A tokenizer of single letters with these ids; BOS is put in front where there is one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    if "bos_token" in special:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+
+
+@pytest.mark.parametrize(
+    ("pad", "expected"), [({"pad_token": "p"}, 0), ({}, 0), ({"pad_token": "c", "eos_token": "c"}, 2)], ids=["beyond", "none", "also eos"]
+)
+def test_any_padding_will_do(pad: dict[str, str], expected: int) -> None:
+    tokens = Tokens(spelling({"a": 0, "b": 1, "c": 2, "p": 9}, **pad), 8, rows=3)
+    batch = tokens.collate(tokens.windows(["ab", "b"]))
+    assert batch.ids.tolist() == [[0, 1], [1, expected]]
+    assert batch.keep.tolist() == batch.attention.tolist() == [[True, True], [True, False]]
+
+
+def test_padding_beyond_the_embedding_changes_no_residual(lm: Any) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<far>"})
+    assert tokenizer.pad_token_id == 259 == lm.model.get_input_embeddings().weight.shape[0]
+    tokens, texts = Tokens(tokenizer, 64, rows=259), ["A dog.", "Who is there?"]
+    for layer, residual in lm.residuals(tokens.collate(tokens.windows(texts)), (0, 2))[0].items():
+        expected = lm.residuals(lm.tokens.collate(lm.tokens.windows(texts)), (0, 2))[0][layer]
+        assert torch.equal(residual, expected)
+
+
+def test_tokens_beyond_the_embedding_are_refused_by_name() -> None:
+    tokens = Tokens(spelling({"a": 0, "b": 1, "d": 3}), 8, rows=3)
+    assert [window.ids for window in tokens.windows(["ab"])] == [[0, 1]]
+    with pytest.raises(UserError, match=r"gives the token 3 \('d'\) in sentence 2 of the corpus \('ad'\), and the model's embedding ends at 2: the"):
+        tokens.windows(["ab", "ad"])
+    with pytest.raises(UserError, match=r"gives the token 7 \('<s>'\) at the beginning of every text, and the model's embedding ends at 2"):
+        Tokens(spelling({"a": 0, "<s>": 7}, bos_token="<s>"), 8, rows=3)
+
+
+def test_a_vocabulary_with_holes() -> None:
+    tokens = Tokens(spelling({"a": 0, "b": 5, "z": 40}), 8, rows=30)
+    assert tokens.known == [0, 5]
+    assert len(tokens.partial) == 6
+    assert not tokens.partial[tokens.collate(tokens.windows(["ab"])).ids].any()
+
+
 def test_a_batch_moves_whole(tokenizer: Any) -> None:
     batch = Tokens(tokenizer, 8).collate([Window(3, [BOS, 5])])
     moved = batch.to("meta")

@@ -11,8 +11,9 @@ from lingact.chapters import Chapter, Judgement
 from lingact.config import AnalyzeConfig, Processes, validate
 from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
+from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement, lost_sentence
 from lingact.measures import Stats
+from lingact.preflight import check_analysis
 from lingact.records import read_yaml_object
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
@@ -38,13 +39,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
     Raises:
         UserError: anything is missing or does not fit; scores and languages are judged before anything is measured.
     """
-    if len(config.languages.all) == 1:
-        raise UserError(
-            f"languages: there is nothing to compare '{config.languages.reference}' with; name languages in languages.high or languages.low"
-        )
-    ignored = [name for name, given in (("adapter", config.adapter), ("scores", config.scores if config.compare else None)) if given]
-    if (config.compare or config.stats) and ignored:
-        raise UserError(f"{', '.join(ignored)}: takes no part in {'compare' if config.compare else 'stats'}=, which needs no model; leave it out")
+    check_analysis(config)
     if (config.compare or config.stats) and not first_process():
         return None  # nothing to share
     if config.compare:
@@ -142,14 +137,15 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
     drawn = first.resampling(config.statistics.block)
     asked = reviewer_table(config, drawn, heldout="heldout" in measured.meters, windows=windows)
     sections.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
-    lead = "\n\n".join(chapter.lead for chapter in told if chapter.lead)
+    lost = lost_sentence(measured.lost(), config.model.dtype)
+    lead = "\n\n".join(text for text in (lost, *(chapter.lead for chapter in told)) if text)
     title = title or f"Activation gaps against {name_of(config.languages.reference)}"
     facts = measured_facts(run.folder, config, first.header, drawn)
     page = write_report(run.folder, title, lead, sections, facts, reading=reading_gaps(config.statistics, drawn, config.measures.gap))
     for chapter in told:
         for caption, table in chapter.printed.items():
             show([{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")], title=f"{caption}, {text_of(drawn)}")
-    for caution in cautions_of(drawn, config.statistics.block):
+    for caution in (*([lost] if lost else ()), *cautions_of(drawn, config.statistics.block)):
         note(caution)
     show([{"run folder": str(run.folder), "report": str(page)}])
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lingact import scores
 from lingact.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, find_adapter
 from lingact.adapters import adapter_hash, check_adapter, load_adapter, unload_adapter
-from lingact.bits import Nats, sentence_nats
+from lingact.bits import Nats, lost_nats, sentence_nats
 from lingact.config import EvalConfig
 from lingact.corpus import ParallelCorpus, load_corpus
 from lingact.errors import UserError
@@ -166,6 +166,8 @@ def conclude(run: Run, config: EvalConfig, exam: Exam, recipes: Sequence[Recipe]
     notices = report.notices(config, exam.tasks, answered[BASE].run.truncated, tables)
     if exam.text is not None:
         notices += [f"bits per byte: {caution}" for caution in cautions_of(exam.text.resampling(config.block), config.block, "block")]
+    if lost := lost_nats({name: each.nats for name, each in answered.items()}, config.model.dtype):
+        notices.insert(0, lost)
     written = tell(run, config, tables, notices, recipes)
     show([{"run folder": str(run.folder), "report": str(written)}])
     return summary.get("acc/all/all/delta", summary.get(f"acc/all/{config.languages.reference}/delta"))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from lingact.config import AnalyzeConfig, TrainConfig
 from lingact.corpus import ParallelCorpus
 from lingact.lm import LanguageModel, load_model
-from lingact.sae import Dictionaries, chosen_layers, load_dictionaries
+from lingact.preflight import chosen_layers
+from lingact.sae import Dictionaries, load_dictionaries
 from lingact.tracking import Run
 
 MEASURING, HELDOUT = "measuring", "heldout"

@@ -20,6 +20,7 @@ from lingact.language_features import Criteria, chosen_latents, find_features
 from lingact.lm import LanguageModel
 from lingact.measure import BASE, Measurement, Wanted, load_measurement, measure, yardstick
 from lingact.passes import load_state
+from lingact.preflight import check_causal
 from lingact.ranks import joined, rank, told
 from lingact.records import read_json
 from lingact.sae import Dictionaries
@@ -60,7 +61,7 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     corpus = instruments.corpus.split(config.split, config.corpus.splits)
     _check_enough(config, corpus)
     named_ranges(instruments.layers, config.statistics)
-    _check_causal(config, instruments)
+    check_causal(config, instruments.layers, {layer: sae.width for layer, sae in instruments.meters[MEASURING].items()})
     for texts in corpus.texts.values():
         instruments.lm.tokens.windows(texts)  # refuses a text without tokens before anything is measured
     lm, identity = instruments.lm, instruments.identity | {"sentences": corpus.sha256}
@@ -189,19 +190,6 @@ def _random_meter(config: AnalyzeConfig, instruments: Instruments, corpus: Paral
 
 
 # --- interventions -------------------------------------------------------------------------------------------------------------------------------
-
-
-def _check_causal(config: AnalyzeConfig, instruments: Instruments) -> None:
-    """Refuse layers and latents that are not there before anything is measured."""
-    settings, saes = config.measures.causal, instruments.meters[MEASURING]
-    named = {} if isinstance(settings.features, str) else settings.features
-    beyond = [layer for layer in (*named, *(() if settings.layers == "all" else settings.layers)) if layer not in saes]
-    if beyond:
-        raise UserError(f"measures.causal: layers {beyond} are not measured; measured are {list(instruments.layers)}")
-    for layer in named:
-        wide = [latent for latent in named[layer] if latent >= saes[layer].width]
-        if wide:
-            raise UserError(f"measures.causal.features: layer {layer} has latents 0 to {saes[layer].width - 1}; there is no {wide[0]}")
 
 
 def planned_interventions(config: AnalyzeConfig, measured: Measurement, features: pd.DataFrame | None) -> Iterator[Intervention]:

@@ -20,13 +20,12 @@ from lingact.continuations import continuation_table, repetition_summary
 from lingact.controls import random_dictionaries, reference_sample
 from lingact.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.data import AlignedBatches, AlignedData
-from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
 from lingact.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
-from lingact.inference import Resampling
-from lingact.measure import Measurement, Wanted, measure
+from lingact.measure import Measurement, Wanted, lost_sentence, measure
 from lingact.module import GapModule
+from lingact.preflight import loss_layers, stand_ins
 from lingact.report import training as report
 from lingact.report.page import Section
 from lingact.report.words import cautions_of, text_of
@@ -79,7 +78,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         for name, frame in frames.items():
             run.table(name, frame)
         run.summary(summary)
-        tell(run, config, frames, instruments.identity, judged.resampling(config.statistics.block))
+        tell(run, config, frames, instruments.identity, measured)
         show([{"adapter": str(folder / ADAPTER), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
 
@@ -134,23 +133,26 @@ def room_for_training(config: TrainConfig, instruments: Instruments) -> Iterator
         yield
 
 
-def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], drawn: Resampling) -> None:
+def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], measured: Measurement) -> None:
     """The page and the terminal's tables."""
-    reference = config.languages.reference
+    reference, drawn = config.languages.reference, next(iter(measured.stats.values())).resampling(config.statistics.block)
+    lost = lost_sentence(measured.lost(), config.model.dtype)
     shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
     plotted = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
     page = Section(
         f"Sentences of the {config.split} split",
         {name: run.figure(name, figure) for name, figure in plotted.items()},
         report.train_tables(frames, config.lang, reference),
-        "\n\n".join(text for text in (report.loss_text(config, stand_ins(config)), report.training_text(frames, config.lang, reference)) if text),
+        "\n\n".join(
+            text for text in (lost, report.loss_text(config, stand_ins(config)), report.training_text(frames, config.lang, reference)) if text
+        ),
     )
     report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, drawn)
     title = f"{text_of(drawn, config.split)}; gaps against {reference} frozen at the base model"
     show(report.train_rows(frames, config.lang), title=title)
     show(report.retention_rows(frames), title=f"Retention of {reference}")
     show(report.bits_rows(frames, (*config.lang, reference)), title="Bits per byte (compare within a language only)")
-    for caution in cautions_of(drawn, config.statistics.block):
+    for caution in (*([lost] if lost else ()), *cautions_of(drawn, config.statistics.block)):
         note(caution)
 
 
@@ -161,7 +163,7 @@ def batch_loss(config: TrainConfig, instruments: Instruments, corpus: ParallelCo
         corpus: the training sentences as they are.
         text: the languages to train on, as a control may have changed them.
     """
-    lm, layers, reference = instruments.lm, _loss_layers(config, instruments), config.languages.reference
+    lm, layers, reference = instruments.lm, loss_layers(config, instruments.layers), config.languages.reference
     dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in layers}
     if config.loss.control == "random_features":
         sample = reference_sample(lm, corpus.speaking((reference,)), reference, layers, tokens=4096, batch_tokens=config.batch_tokens)
@@ -195,44 +197,11 @@ def raw_terms(history: pd.DataFrame) -> pd.DataFrame:
     return history.filter(regex="^(step|multiplier)$|^loss/raw/").rename(columns=lambda name: name.removeprefix("loss/raw/"))
 
 
-def _loss_layers(config: TrainConfig, instruments: Instruments) -> tuple[int, ...]:
-    chosen = config.loss.gap.layers
-    if chosen == "all":
-        return instruments.layers
-    if not chosen:
-        raise UserError(f"loss.gap.layers: none given; measured are the layers {list(instruments.layers)}")
-    beyond = [layer for layer in chosen if layer not in instruments.layers]
-    if beyond:
-        raise UserError(f"loss.gap.layers: {beyond} out of range; measured are the layers {list(instruments.layers)}")
-    return tuple(sorted(set(chosen)))
-
-
 def _layer_weights(config: TrainConfig, layers: tuple[int, ...]) -> torch.Tensor:
     """Float[" layer"], adding up to 1."""
     given = config.loss.gap.layers
     weights = torch.tensor([given[layer] if isinstance(given, dict) else 1.0 for layer in layers])
     return weights / weights.sum()
-
-
-def stand_ins(config: TrainConfig) -> dict[str, str]:
-    """Target -> the language whose text it is trained on under the control wrong_language: the next one of its group that is no target.
-
-    Where the group has none left, one of the other group. Empty without that control.
-    """
-    if config.loss.control != "wrong_language":
-        return {}
-    languages, found = config.languages, {}
-    for code in config.lang:
-        own, other = (languages.low, languages.high) if code in languages.low else (languages.high, languages.low)
-        after = own.index(code) + 1
-        free = [c for c in (*own[after:], *own[:after], *other) if c not in config.lang and c not in found.values()]
-        if not free:
-            raise UserError(
-                f"loss.control=wrong_language needs as many languages that are no targets as there are targets ({len(config.lang)}), the study has "
-                f"{len(languages.all) - 1 - len(config.lang)}; add some to languages.low or languages.high"
-            )
-        found[code] = free[0]
-    return found
 
 
 def training_sentences(run: Run, config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
