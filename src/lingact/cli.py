@@ -58,6 +58,7 @@ from lingact.records import read_json_object, read_yaml_object
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
 from lingact.tracking import RUN_FILES, STATUSES, check_tracking, differences, full_disk, read_manifest
+from lingact.wandb_limits import shortened
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
@@ -340,7 +341,7 @@ def _read(job: str, composed: DictConfig, sweep_folder: Path | None) -> Section:
     with open_dict(composed):
         composed.pop("hydra", None)
     if sweep_folder is not None and OmegaConf.is_dict(composed.get("tracking")) and composed.tracking.get("group") is None:
-        composed.tracking.group = sweep_folder.name
+        composed.tracking.group = shortened(sweep_folder.name)
     return judge(SCHEMAS[job], composed)
 
 
@@ -361,7 +362,7 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
                 try:
                     check_tracking(section)
                 except UserError as error:
-                    yield f"tracking: {error}"
+                    yield from (f"tracking: {line}" for line in str(error).splitlines())
             case FilesCorpus(path=path) if str(path) != "???" and not path.exists():
                 what = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
                 yield f"{name}.path: '{path}' does not exist; name {what} (options: conf/corpus/)"
@@ -761,7 +762,7 @@ def _interrupted(job: str, config: Any, folder: Path, kept: str) -> str:
         if has_trained(folder):
             return f"Interrupted after the training; kept: the adapter, {measured}."
         if steps:
-            return f"Interrupted at step {steps} of {config.trainer.steps}; kept: {steps} steps."
+            return f"Interrupted at step {steps} of {config.trainer.steps}; kept: {steps} step{'s' if steps > 1 else ''}."
         base = f"but what the base model has given ('{config.cache}')" if config.cache else "(cache=null)"
         return f"Interrupted before the first step; kept: nothing {base}."
     if job == "analyze":

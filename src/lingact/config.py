@@ -48,6 +48,7 @@ from lingact.limits import (
     check_resamples,
     distinct,
 )
+from lingact.wandb_limits import NAME, TAG, name_problem
 
 
 def asset(path: str) -> str:
@@ -328,10 +329,20 @@ class TrackingConfig(Section):
 
     mode: Literal["offline", "online", "disabled"]
     project: str
+    """Up to 128 characters, without any of / \\ # ? % :"""
     entity: str | None
     group: str | None
-    """Defaults to the sweep's folder under multirun."""
+    """Defaults to the sweep's folder under multirun. Up to 128 characters."""
     tags: tuple[str, ...]
+    """Of 1 to 64 characters each."""
+
+    @field_validator("project", "entity", "group", "tags")
+    @classmethod
+    def _names_that_are_taken(cls, given: Any, info: Any) -> Any:
+        for name in given if isinstance(given, tuple) else () if given is None else (given,):
+            if problem := name_problem(info.field_name, name, TAG if info.field_name == "tags" else NAME):
+                raise ValueError(problem)
+        return given
 
 
 def _plan_by_yes_or_no(value: object) -> object:

@@ -21,7 +21,7 @@ from lingact.errors import UserError
 from lingact.lm import load_model
 from lingact.module import Diverged, GapModule
 from lingact.ranks import cluster_environment, ending
-from lingact.tracking import Run
+from lingact.tracking import Run, surviving_tracking
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -62,6 +62,11 @@ def _trainer(module: GapModule, config: TrainConfig, run: Run, last: Path) -> "p
     from pytorch_lightning.callbacks import LambdaCallback, TQDMProgressBar
     from pytorch_lightning.loggers import WandbLogger
 
+    class Tracker(WandbLogger):
+        def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # pyrefly: ignore[bad-override] (Lightning's annotation)
+            with surviving_tracking():
+                super().log_metrics(metrics, step)
+
     class Progress(TQDMProgressBar):
         def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:  # noqa: ARG002 (Lightning's)
             return {name: value for name, value in trainer.progress_bar_metrics.items() if name == "loss"}  # none at first
@@ -86,7 +91,7 @@ def _trainer(module: GapModule, config: TrainConfig, run: Run, last: Path) -> "p
         max_steps=settings.steps,
         max_epochs=-1,
         gradient_clip_val=settings.gradient_clip,
-        logger=WandbLogger(experiment=run.tracker),
+        logger=Tracker(experiment=run.tracker),
         log_every_n_steps=1,
         enable_model_summary=False,
         enable_checkpointing=False,

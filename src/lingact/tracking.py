@@ -19,18 +19,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from tqdm import tqdm
 
+from lingact import interrupts
 from lingact.config import Section, TrackingConfig, of_the_run
 from lingact.environment import first_process
 from lingact.errors import UserError
 from lingact.folders import TOKEN, leftovers, temporary_beside
 from lingact.wandb_artifacts import has_key
+from lingact.wandb_limits import ROWS, artifact_name, shortened, table_key, variable_problems
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,7 +190,9 @@ class Run:
         write_atomically(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False))
         # Empty cells: W&B settles a column's type by its first row and knows None, not pandas' NA.
         rows = frame.astype(object).where(frame.notna(), None)  # pyrefly: ignore[bad-argument-type]
-        self.tracker.log({f"tables/{name}": wandb.Table(dataframe=rows, allow_mixed_types=True)})
+        with surviving_tracking():
+            key = table_key(name, str(self._manifest.get("wandb", "")))
+            self.tracker.log({key: wandb.Table(dataframe=rows.head(ROWS), allow_mixed_types=True)})
 
     def figure(self, name: str, figure: "Figure") -> Path:
         """`figures/<name>.png` and a W&B image. Returns the file."""
@@ -199,25 +204,28 @@ class Run:
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
         path = self.folder / "figures" / f"{name}.png"
         write_atomically(path, buffer.getvalue())
-        self.tracker.log({f"figures/{name}": wandb.Image(str(path))})
+        with surviving_tracking():
+            self.tracker.log({f"figures/{name}": wandb.Image(str(path))})
         return path
 
     def summary(self, values: dict[str, float]) -> dict[str, float]:
         """`summary.json` and the W&B summary, with the same keys. Returns what was written."""
         finite = finite_summary(values)
         write_json(self.folder / "summary.json", finite)
-        self.tracker.summary.update(finite)
+        with surviving_tracking():
+            self.tracker.summary.update(finite)
         return finite
 
-    def artifact(self, name: str, kind: str, files: Iterable[Path]) -> None:
-        """Log files as a W&B artifact."""
+    def artifact(self, parts: Sequence[str], kind: str, files: Iterable[Path]) -> None:
+        """Log files as a W&B artifact, whose name is made of the parts."""
         import wandb
 
-        artifact = wandb.Artifact(name, type=kind)
-        for file in files:  # `add_dir` would announce itself on the terminal
-            # Mutable ones are copied into the user's home first, and stay there until they are uploaded.
-            artifact.add_file(str(file.absolute()), name=file.name, policy="immutable")
-        self.tracker.log_artifact(artifact)
+        with surviving_tracking():
+            artifact = wandb.Artifact(artifact_name(*parts), type=kind)
+            for file in files:  # `add_dir` would announce itself on the terminal
+                # Mutable ones are copied into the user's home first, and stay there until they are uploaded.
+                artifact.add_file(str(file.absolute()), name=file.name, policy="immutable")
+            self.tracker.log_artifact(artifact)
 
     def close(self, status: str, seconds: float) -> None:
         """Write the final status, wall seconds and peak memory."""
@@ -245,16 +253,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Refuse what would make W&B prompt.
+    """Refuse what would make W&B prompt, or stumble when the run is opened.
 
     Raises:
-        UserError: online without a key.
+        UserError: online without a key, or environment variables that the client does not take.
     """
+    problems = list(variable_problems(config.mode))
     if config.mode == "online" and not has_key():
-        raise UserError(
+        problems.append(
             "tracking=wandb needs a Weights & Biases key and none is set; run `wandb login`, set WANDB_API_KEY, or use tracking=offline "
             "(later `wandb sync`) or tracking=none"
         )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+@contextlib.contextmanager
+def surviving_tracking() -> Iterator[None]:
+    """W&B's failures end no run: its files are in the run folder. A full disk does, since these would not fit either."""
+    try:
+        yield
+    except Exception as error:
+        if full_disk(error) is not None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        tqdm.write(f"Weights & Biases did not take something, and the run goes on without it: {reason}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -299,21 +322,24 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
     }
     # Before W&B takes its second: what is in the folder says at once whose it is.
     write_json(folder / "manifest.json", manifest)
-    tracker = wandb.init(
-        # A run that goes on goes on there, too.
-        id=manifest["wandb"],
-        resume="allow" if tracking.mode == "online" else None,
-        mode=tracking.mode,
-        project=tracking.project,
-        entity=tracking.entity,
-        group=tracking.group,
-        tags=[job, *tracking.tags],
-        name=f"{job}-{folder.name}",
-        job_type=job,
-        dir=str(folder),
-        config=plain,
-        settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
-    )
+    try:
+        tracker = wandb.init(
+            # A run that goes on goes on there, too.
+            id=manifest["wandb"],
+            resume="allow" if tracking.mode == "online" else None,
+            mode=tracking.mode,
+            project=tracking.project,
+            entity=tracking.entity,
+            group=tracking.group,
+            tags=[job, *tracking.tags],
+            name=shortened(f"{job}-{folder.name}"),
+            job_type=job,
+            dir=str(folder),
+            config=plain,
+            settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
+        )
+    except (wandb.Error, ValueError) as error:
+        raise UserError(f"tracking: Weights & Biases does not open the run: {error}; or use tracking=offline or tracking=none") from error
     run = Run(folder, plain, manifest, tracker, first=True)
     status = "failed"
     try:
@@ -324,6 +350,7 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
         raise
     finally:
         # Where a full disk ended the run it may take no manifest either; what ended the run is what has to be told.
-        with contextlib.nullcontext() if status == "complete" else contextlib.suppress(OSError):
+        with contextlib.nullcontext() if status == "complete" else contextlib.suppress(OSError), interrupts.held():
             run.close(status, time.monotonic() - started)
-        tracker.finish(exit_code=0 if status == "complete" else 1)
+        with surviving_tracking():
+            tracker.finish(exit_code=0 if status == "complete" else 1)

@@ -28,7 +28,7 @@ _DEFAULT_SERVER = "https://api.forge.coreweave.com"
 
 def has_key() -> bool:
     """Whether the user has a key, told without the client, which would write into the home folder."""
-    return bool(os.environ.get("WANDB_API_KEY") or netrc_key(os.environ.get("WANDB_BASE_URL", _DEFAULT_SERVER)))
+    return bool(os.environ.get("WANDB_API_KEY", "").strip() or netrc_key(os.environ.get("WANDB_BASE_URL", _DEFAULT_SERVER)))
 
 
 def fetch_artifact(adapter: str, *, needed: Sequence[str], wanted: Sequence[str]) -> Path:

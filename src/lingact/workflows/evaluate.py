@@ -160,7 +160,7 @@ def conclude(run: Run, config: EvalConfig, exam: Exam, recipes: Sequence[Recipe]
     tables = find(config, exam, recipes, answered)
     for name, frame in tables.items():
         run.table(name, frame)
-    run.artifact("samples", "samples", [_samples(run.folder, name, task) for name, each in answered.items() for task in each.run.samples])
+    run.artifact(("samples",), "samples", [_samples(run.folder, name, task) for name, each in answered.items() for task in each.run.samples])
     summary = scores.summary(tables["accuracy"], tables.get("differences"), tables.get("bits"), [recipe.label for recipe in recipes])
     run.summary(summary)
     notices = report.notices(config, exam.tasks, answered[BASE].run.truncated, tables)

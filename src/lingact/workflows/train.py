@@ -64,7 +64,7 @@ def run(config: TrainConfig, folder: Path) -> float:
                 return math.nan
             put_back(instruments, folder / ADAPTER, trained)
         run.identify(adapter={"sha256": trained.sha256})
-        run.artifact(f"adapter-{'-'.join(config.lang)}", "adapter", [folder / ADAPTER / name for name in (SETTINGS, WEIGHTS, IDENTITY)])
+        run.artifact(("adapter", *config.lang), "adapter", [folder / ADAPTER / name for name in (SETTINGS, WEIGHTS, IDENTITY)])
 
         judged = splits[config.split]
         # The held-out SAEs are read for the table that is told, not for choices.
