@@ -426,7 +426,7 @@ def _write_page(folder: Path, heading: str, found: Sequence[Table], lines: Seque
         [Section(heading, figures, {table.title: pd.DataFrame(table.rows) for table in found})],
         {"folder": str(folder), "jobs": str(len(jobs))},
         reading=[
-            "Each job has a report of its own, with the intervals over sentences or items.",
+            "Each job has a report of its own, with the intervals over documents, sentences or items.",
             "A range over seeds tells how much the chance in training matters on the same sentences, and nothing else; few seeds show little of it.",
         ],
     )

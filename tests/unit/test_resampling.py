@@ -207,6 +207,17 @@ def test_sentences_that_are_there_four_times_are_no_more_information(pooling: st
     assert found["gap_by_range"]["wider"].median() == pytest.approx(2, rel=0.1)
 
 
+def test_what_is_a_mean_over_sentences_is_divided_by_those_that_were_drawn() -> None:
+    """Documents of 20 sentences and of one: how many sentences a resample has varies, but a constant has no spread."""
+    uneven = ("a",) * 20 + tuple(f"d{place}" for place in range(10))
+    stats = three(uneven, nll=np.full(30, 7.0), tokens=np.full(30, 5))
+    measured = Measurement({("m", variant, code): s for code, s in stats.items() for variant in (BASE, ADAPTER)})
+    bits = bits_table(measured, "m", SETTINGS, 3).query("quantity == 'bits_per_sentence'")
+    np.testing.assert_allclose(bits[["estimate", "lo", "hi"]], 7 / np.log(2))
+    lengths = confound_table(stats, SETTINGS, 3).query("quantity == 'tokens_per_sentence'")
+    np.testing.assert_allclose(lengths[["estimate", "lo", "hi"]], 5)
+
+
 def test_the_order_of_sentences_within_documents_changes_nothing() -> None:
     order = np.concatenate([np.arange(start, start + 3)[::-1] for start in range(0, 30, 3)])
     turned = {}

@@ -15,6 +15,7 @@ from lingact.contexts import Context, load_contexts, neuronpedia_url, random_tok
 from lingact.controls import random_dictionaries, reference_sample
 from lingact.corpus import ParallelCorpus, load_corpus, sample_places
 from lingact.errors import UserError
+from lingact.inference import Resampling
 from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
 from lingact.language_features import Criteria, chosen_latents, find_features
 from lingact.lm import LanguageModel
@@ -59,7 +60,7 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     """
     instruments = set_up(run, config, load_corpus(config.corpus, config.languages.all))
     corpus = instruments.corpus.split(config.split, config.corpus.splits)
-    _check_enough(config, corpus)
+    _check_enough(config, corpus.ids, corpus.halves, corpus.resampling(config.statistics.block))
     named_ranges(instruments.layers, config.statistics)
     check_causal(config, instruments.layers, {layer: sae.width for layer, sae in instruments.meters[MEASURING].items()})
     for texts in corpus.texts.values():
@@ -131,12 +132,23 @@ def _further(
     return Observations(measured, features, contexts, links, spliced, causal)
 
 
-def _check_enough(config: AnalyzeConfig, corpus: ParallelCorpus) -> None:
-    """Refuse text that is too little for intervals, of the half on which findings are confirmed, too, where anything is."""
-    drawn = corpus.resampling(config.statistics.block)
+def _check_enough(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.ndarray, " sentence"], drawn: Resampling) -> None:
+    """Refuse text that is too little for intervals, as a whole or where a part of the analysis reads some of it.
+
+    Raises:
+        UserError: fewer than two documents, blocks or sentences.
+    """
     drawn.check_enough()
-    if {"similarity", "features", "causal", "by_reference"} & set(config.measures.parts):
-        drawn.part(np.flatnonzero(corpus.halves == CONFIRMATION)).check_enough("in the confirmation half, or use measures=core")
+    parts, confirming = config.measures.parts, np.flatnonzero(halves == CONFIRMATION)
+    if {"similarity", "features", "causal", "by_reference"} & set(parts):
+        drawn.part(confirming).check_enough("in the confirmation half, or use measures=core")
+    if "similarity" in parts:
+        chosen = sample_places(ids, config.measures.similarity.sentences)
+        drawn.part(np.intersect1d(chosen, confirming)).check_enough("in the confirmation half of measures.similarity.sentences")
+    if "spliced" in parts:
+        drawn.part(spliced_places(config, ids)).check_enough("among measures.spliced.sentences")
+    if "causal" in parts:
+        drawn.part(causal_places(config, ids, halves)).check_enough("among measures.causal.sentences")
 
 
 def spliced_places(config: AnalyzeConfig, ids: tuple[str, ...]) -> Int[np.ndarray, " chosen"]:
@@ -280,6 +292,8 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
         raise UserError(f"stats: these are not the pieces of one analysis, each once ({listed}); name every piece from 1/{count} to {count}/{count}")
     measured = reduce(Measurement.merge, (measurement for measurement, _ in found))
     refuse_blocks_without_places(measured, config.statistics.block, str(folders[0]))
+    first = next(iter(measured.stats.values()))
+    _check_enough(config, first.sentence_ids, first.halves, first.resampling(config.statistics.block))
     folder, parts = folders[0] / "stats", config.measures.parts
     features = contexts = links = None
     if "features" in parts:
