@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter
 from lingact.config import MOVE_THE_BASE, Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
 from lingact.errors import UserError
-from lingact.folders import put_in_place, temporary_beside
 from lingact.finite import describe, nonfinite
+from lingact.folders import put_in_place, temporary_beside
 from lingact.preflight import check_blocks, check_modules
 
 if TYPE_CHECKING:

@@ -80,6 +80,8 @@ def _tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, value in parts:
         yield from _tensors(value, f"{path}.{name}" if path else str(name))
+
+
 def last_checkpoint(folder: Path) -> Path:
     """Where a run keeps its checkpoint, whether or not there is one yet."""
     return folder / CHECKPOINTS / _LAST

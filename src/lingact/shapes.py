@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lingact.config import ModelConfig, SaeSet, Shape
 from lingact.errors import UserError
+from lingact.records import read_json_object
 
 Number = int | float
 
@@ -138,12 +139,9 @@ def facts_of(model: ModelConfig) -> Facts:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        told = None
-    if not isinstance(told, dict) or not isinstance(told.get("text_config", {}), dict):
-        raise UserError(f"model.name: '{path}' cannot be read: it is truncated or not a model's configuration; get it again")
+    told = read_json_object(path, "it belongs to the model: put it back, or download it again")
+    if not isinstance(told.get("text_config", {}), dict):
+        raise UserError(f"model.name: '{path}' is not a model's configuration: its text_config is no object; download it again")
     return told
 
 

@@ -20,6 +20,7 @@ from lingact.continuations import continuation_table, repetition_summary
 from lingact.controls import random_dictionaries, reference_sample
 from lingact.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.data import AlignedBatches, AlignedData
+from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.fitting import fit
 from lingact.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
@@ -52,7 +53,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         text = training_text(config, sentences)
         if stand_ins(config):
             run.identify(training_text=stand_ins(config))
-        layers, header = _loss_layers(config, instruments), run.header
+        layers, header = loss_layers(config, instruments.layers), run.header
         trained = recall_trained(folder, header)
         if trained is None or not (folder / ADAPTER).is_dir():
             trained = train(run, config, instruments, sentences, text)
