@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
@@ -18,7 +18,7 @@ ITEM = HubItem("model 'a/b'", "a/b", "model", "or leave it out")
 @pytest.fixture
 def blobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the item's files lie in a cache."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--a--b" / "blobs"
     folder.mkdir(parents=True)
     return folder
