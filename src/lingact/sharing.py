@@ -19,7 +19,7 @@ import yaml
 from lingact.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
 from lingact.config import SCHEMAS, asset, validate
 from lingact.errors import UserError
-from lingact.folders import put_in_place, temporary_beside
+from lingact.folders import put_in_place, taken, temporary_beside
 from lingact.hub import ON_THE_HUB, why_offline
 from lingact.licences import licence_of
 from lingact.records import read_json_object
@@ -106,19 +106,20 @@ def write_package(run: Path, name: str, *, exam: Path | None, licence: str | Non
     card = model_card(name, terms, config, manifest, caution, read_tables(run), asked)
 
     folder = run / "hub"
-    unfinished = temporary_beside(folder)
-    unfinished.mkdir()
-    try:
-        shutil.copyfile(adapter / WEIGHTS, unfinished / WEIGHTS)
-        settings = read_json_object(adapter / SETTINGS, "put it back, or train again")
-        write_json(unfinished / SETTINGS, settings | {"base_model_name_or_path": base})
-        write_json(unfinished / IDENTITY, {"base_model": base, "base_sha256": known["model"]["sha256"], "training": config})
-        write_json(unfinished / "manifest.json", manifest)
-        write_atomically(unfinished / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_atomically(unfinished / "README.md", card)
-        return folder, put_in_place(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with taken(run):
+        unfinished = temporary_beside(folder)
+        unfinished.mkdir()
+        try:
+            shutil.copyfile(adapter / WEIGHTS, unfinished / WEIGHTS)
+            settings = read_json_object(adapter / SETTINGS, "put it back, or train again")
+            write_json(unfinished / SETTINGS, settings | {"base_model_name_or_path": base})
+            write_json(unfinished / IDENTITY, {"base_model": base, "base_sha256": known["model"]["sha256"], "training": config})
+            write_json(unfinished / "manifest.json", manifest)
+            write_atomically(unfinished / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            write_atomically(unfinished / "README.md", card)
+            return folder, put_in_place(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _refuse_no_name(name: str) -> None:

@@ -9,10 +9,12 @@ import yaml
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 from transformers import AutoTokenizer
 
+from lingact.folders import taken
 from lingact.microworld import LANGUAGES, world
-from lingact.microworld.build import SMALL, build
+from lingact.microworld.build import SMALL, build, identity, main
 from lingact.microworld.documents import aligned_corpus, benchmark_items, reading
 from lingact.microworld.text import lexicon, problems
+from tests.tree import plant, snapshot, untouched
 
 DOCUMENTS = 400
 
@@ -127,3 +129,32 @@ def test_an_interrupted_build_goes_on_to_the_same_files(small_organism: Path, tm
     )
     assert files.keys() == expected.keys()
     assert [name for name in files if files[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("kind", ["other things", "hidden things", "file", "link"])
+def test_a_folder_of_other_things_is_not_replaced(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mine"
+    match kind:
+        case "other things":
+            plant(out, "thesis.tex", "model/x", ".mine.old.1/x")
+        case "hidden things":
+            plant(out, ".git/config")
+        case "file":
+            plant(tmp_path, "mine")
+        case _:
+            plant(tmp_path, "project/corpus.jsonl", "project/training.json")
+            out.symlink_to("project")
+    before = snapshot(tmp_path)
+    assert main(["--small", f"--out={out}", f"--work={tmp_path / 'work'}"]) == 2
+    assert f"build: --out: '{out}' " in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_two_builds_never_share_a_scratch_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scratch = tmp_path / "work" / identity(SMALL)
+    before = plant(scratch, "model.ckpt")
+    with taken(scratch):
+        assert main(["--small", f"--out={tmp_path / 'out'}", f"--work={tmp_path / 'work'}"]) == 2
+        assert f"'{scratch}' is in use" in capsys.readouterr().err
+    assert untouched(before, scratch)
+    assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter, t
 from lingact.config import asset
 from lingact.errors import UserError
 from lingact.tracking import write_json
+from tests.tree import plant, snapshot
 
 from .conftest import CONF, Start
 from .hub_server import COMMIT, HubServer, serving
@@ -151,6 +152,24 @@ def test_the_card_tells_what_was_found(runs: tuple[Path, Path, list[str]], train
     text = (trained / "hub" / "README.md").read_text()
     assert "**None.** This run's tables are gone" in text
     assert "**None.** No benchmark was asked for this card" in text
+
+
+def test_what_was_edited_is_kept_and_nothing_is_sent_that_lies_beside(trained: Path, server: HubServer, share: Callable[..., str]) -> None:
+    plant(trained, "hub/draft.txt", ".hub.new.1/x")
+    mine = snapshot(trained)
+    assert share(trained, "--dry-run").endswith(f"kept: {trained}/hub.before (what was there before)")
+    card = trained / "hub" / "README.md"
+    card.write_text(card.read_text() + "My own words.")
+    assert share(trained, "--dry-run").endswith(f"kept: {trained}/hub.before_2 (what was there before)")
+    assert (trained / "hub.before_2" / "README.md").read_text().endswith("My own words.")
+    plant(trained, "hub/secret.txt")
+    before = snapshot(trained)
+    assert "kept:" not in share(trained), "the same files stay"
+    assert server.commits == [(NAME, sorted(SENT))]
+    assert snapshot(trained) == before
+    assert {name.replace("hub.before", "hub", 1): told for name, told in before.items() if name.startswith("hub.before/")} == {
+        name: told for name, told in mine.items() if name.startswith("hub/")
+    }
 
 
 def test_the_licence_is_the_base_models(trained: Path, share: Callable[..., str]) -> None:
