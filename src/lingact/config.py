@@ -868,8 +868,8 @@ class OwnTask(Section):
 class OwnItems(Section):
     """A benchmark of the user's, as JSONL: `question`, `choices`, `answer`, and `id` if languages correspond.
 
-    Questions and choices are texts or numbers, asked as they are written. An answer that is a number is the right choice's place from 0; a text is the
-    right choice itself. Where choices are numbers, a number that is the place of one and the value of another is refused.
+    Questions and choices are texts or numbers, asked as they are written. An answer that is a number is the right choice's place from 0; a text is
+    the right choice itself. Where choices are numbers, a number that is the place of one and the value of another is refused.
     """
 
     kind: Literal["items"]

@@ -22,7 +22,7 @@ from lingact.compare import ALL
 from lingact.errors import UserError
 from lingact.inference import benjamini_hochberg, holm
 from lingact.languages import LANGUAGES, language, nearest
-from lingact.records import Table, read_delimited
+from lingact.records import Table, as_name, read_delimited
 
 FEWEST_LANGUAGES = 4
 """A correlation of fewer has less than two residual degrees of freedom."""
@@ -143,7 +143,7 @@ def _scores(rows: Sequence[tuple[str, Mapping[str, str]]], path: Path, *, benchm
             language(row["language"])
             if not row[benchmark]:
                 raise UserError("the benchmark has no name; give one")
-            found.append((row[benchmark], row["language"], _number(row[score], score), _count(row.get("n", ""))))
+            found.append((as_name(row[benchmark]), row["language"], _number(row[score], score), _count(row.get("n", ""))))
         except UserError as error:
             problems.append(f"{path}, {place}: {error}")
     if problems:

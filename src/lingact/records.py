@@ -408,7 +408,7 @@ def read_parquet(path: Path, wanted: Collection[str]) -> Table:
 
     try:
         # Not `read_table`, which makes columns of the names of folders.
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             chosen = [name for name in dict.fromkeys(names) if name in wanted]
             doubled = [name for name in chosen if names.count(name) > 1]
@@ -416,9 +416,12 @@ def read_parquet(path: Path, wanted: Collection[str]) -> Table:
                 raise UserError(f"{path}: {', '.join(doubled)} is the name of more than one column; every column needs a name of its own")
             for name in chosen:
                 _refuse_type(path, name, file.schema_arrow.field(name).type)
-            columns = dict(_decoded(path, file.read(columns=chosen)))
-            count = file.metadata.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+            table = file.read(columns=chosen)
+            if chosen and table.num_rows != file.metadata.num_rows:
+                raise UserError(f"{path} is not a Parquet file that can be read (it says {file.metadata.num_rows} rows and has {table.num_rows})")
+            columns = dict(_decoded(path, table))
+            count = table.num_rows if chosen else min(1, file.metadata.num_rows)
+    except (pyarrow.ArrowException, OSError, LookupError, OverflowError, ValueError) as error:
         said = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{path} is not a Parquet file that can be read ({said[0]})") from None
     rows = [{name: values[place] for name, values in columns.items()} for place in range(count)]

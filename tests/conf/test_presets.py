@@ -130,7 +130,7 @@ def test_a_damaged_config_is_refused_with_its_path(content: str, tmp_path: Path)
     with pytest.raises(UserError, match=rf"^'{tmp_path / '0' / 'cfg.json'}' cannot be read"):
         width_of(SaeSet(release=str(tmp_path), id="{layer}"), 8)
     (tmp_path / "config.json").write_text("{}")
-    assert shape_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))[1] != "its config.json"
+    assert shape_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))[0] is None
 
 
 def test_another_architecture_has_no_shape(tmp_path: Path) -> None:
