@@ -1,5 +1,6 @@
 """Answers that were kept, to whom they belong, and what happens when the device runs out of memory."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -340,3 +341,36 @@ def test_a_letter_may_be_several_tokens(lm: LanguageModel, tmp_path: Path) -> No
     lm.model.set_input_embeddings(nn.Embedding(256_000, 1))
     sizes = [batch_size_for(lm, load(tmp_path, [{"question": letter * 16, "choices": ["no", "yes"], "answer": 0}])) for letter in ("x", "അ")]
     assert sizes == [32, 16], "20 and 52 bytes"
+
+
+# --- what no answer can be told by ---------------------------------------------------------------------------------------------------------------
+
+
+def test_likelihoods_that_are_no_numbers_are_no_answers(lm: LanguageModel, tasks: tuple[Placed, ...]) -> None:
+    lm.model.model.norm.weight.data[0] = float("nan")
+    lm.identity["dtype"] = "float16"
+    with pytest.raises(UserError, match=r"tasks: 9 of 9 options of 'quiz_en' have no finite log-likelihood, .* use model\.dtype=bfloat16 or float32"):
+        score(lm, tasks, None)
+
+
+@pytest.mark.parametrize("pad", [None, "<far>"])
+def test_the_padding_of_the_tokenizer_changes_no_answer(pad: str | None, lm: LanguageModel, tasks: tuple[Placed, ...]) -> None:
+    expected = likelihoods(score(lm, tasks, None))
+    tokenizer: Any = copy.deepcopy(lm.tokenizer)
+    if pad is None:
+        tokenizer.pad_token = None
+    else:
+        tokenizer.add_special_tokens({"pad_token": pad})
+    other = dataclasses.replace(lm, tokenizer=tokenizer, tokens=Tokens(tokenizer, lm.tokens.context, rows=259))
+    before = len(tokenizer), identity_of(other, None)
+    assert likelihoods(score(other, tasks, None)) == expected
+    assert (len(tokenizer), identity_of(other, None)) == before, "lm-eval has added nothing to it"
+
+
+def test_tokens_of_questions_beyond_the_embedding_are_refused(lm: LanguageModel, tmp_path: Path) -> None:
+    tokenizer: Any = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_tokens(["\N{SNOWMAN}"])
+    other = dataclasses.replace(lm, tokenizer=tokenizer, tokens=Tokens(tokenizer, lm.tokens.context, rows=259))
+    tasks = load(tmp_path, [{"question": "Snow \N{SNOWMAN} is", "choices": ["white", "red"], "answer": 0}])
+    with pytest.raises(UserError, match=r"gives the token 259 .* in a question of the benchmark \(.*\), and the model's embedding ends at 258"):
+        score(other, tasks, None)
