@@ -155,19 +155,16 @@ class Keeper(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002 (Lightning's)
         """Keep the last whole step, if its tensors are still as they were."""
-        if self._holding:
-            self._holding = False
+        if not self._holding:
+            interrupts.hold()  # a second signal must not end this
+        self._holding = False
+        try:
+            if trainer.is_global_zero and full_disk(exception) is None:
+                # What ended the training is what has to be told.
+                with contextlib.nullcontext() if isinstance(exception, KeyboardInterrupt) else contextlib.suppress(Exception):
+                    self._checkpoints.write()
+        finally:
             interrupts.let_go()
-        if not trainer.is_global_zero or full_disk(exception) is not None:
-            return
-        if isinstance(exception, KeyboardInterrupt):
-            # A second signal must not end this; a full disk is told.
-            with interrupts.held():
-                self._checkpoints.write()
-        else:
-            # What ended the training is what has to be told.
-            with contextlib.suppress(Exception):
-                self._checkpoints.write()
 
     def _release(self) -> None:
         if self._holding:
