@@ -1,5 +1,7 @@
 """Folders that are taken, temporary names, and what is left alone. Several processes are real ones."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import re
@@ -14,12 +16,13 @@ from typing import Any
 
 import pytest
 
+import lingact
 from lingact.errors import UserError
 from lingact.folders import LOCK, TOKEN, claim, is_temporary, make_folders, move_aside, put_in_place, remove_empty, taken, temporary_beside
 from lingact.tracking import remove_leftovers, write_atomically
 from tests.tree import plant, snapshot, untouched
 
-ROOT = Path(__file__).parents[2]
+SOURCE = Path(lingact.__file__).parents[1]
 FORK = multiprocessing.get_context("fork")
 
 
@@ -90,21 +93,19 @@ def test_only_folders_that_were_made_are_removed_and_only_if_empty(tmp_path: Pat
     assert snapshot(tmp_path).keys() == {"outputs", "outputs/train", "outputs/train/notes.txt"}
 
 
-def test_a_parent_that_another_process_removes_is_made_again(tmp_path: Path) -> None:
-    stop = FORK.Event()
+def test_a_parent_that_another_process_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real, others = tmp_path / "a" / "b" / "run", Path.mkdir, ["a refused run"]
 
-    def remove() -> None:
-        while not stop.is_set():
-            remove_empty([tmp_path / "a" / "b", tmp_path / "a"])
+    def mkdir(path: Path, *given: Any, **more: Any) -> None:
+        if path == folder and others:
+            others.clear()
+            remove_empty([folder.parent, folder.parent.parent])
+        real(path, *given, **more)
 
-    other = FORK.Process(target=remove)
-    other.start()
-    try:
-        made = [claim(tmp_path / "a" / "b" / str(number))[0] for number in range(200)]
-    finally:
-        stop.set()
-        other.join()
-    assert all(folder.is_dir() for folder in made)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert claim(folder)[0] == folder
+    assert folder.is_dir()
+    assert not others
 
 
 def test_a_file_in_the_way_of_a_parent_is_an_error(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ HOLD = "import sys, time; from pathlib import Path; from lingact.folders import 
 
 def hold(folder: Path, then: str = "time.sleep(60)") -> subprocess.Popen[str]:
     """A process that works in the folder."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     process = subprocess.Popen((sys.executable, "-c", HOLD.format(then=then), str(folder)), stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     assert process.stdout.readline() == "in\n"
@@ -235,6 +236,33 @@ def test_of_many_at_once_one_works_at_a_time(tmp_path: Path) -> None:
         return done
 
     assert sum(together(4, work)) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_that_its_last_holder_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, others = fcntl.flock, ["a run that has just ended"]
+
+    def flock(descriptor: int, operation: int) -> None:
+        if others:
+            others.clear()
+            (tmp_path / LOCK).unlink()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with taken(tmp_path):
+        assert (tmp_path / LOCK).exists(), "or else the next one would lock another file"
+        with pytest.raises(UserError, match="is in use"), taken(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_used_without(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with taken(tmp_path):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
