@@ -37,7 +37,7 @@ from lingact import sweep
 from lingact.config import SCHEMAS, FilesCorpus, OwnTask, Processes, Section, TasksConfig, TrackingConfig, TrainConfig, TrainerConfig, judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.languages import nearest
-from lingact.records import read_json_object, read_yaml_object
+from lingact.records import is_there, read_json_object, read_yaml_object
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
 from lingact.tracking import adopt_slurm, check_tracking, differences, first_process, full_disk, read_manifest
@@ -328,7 +328,7 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
                     check_tracking(section)
                 except UserError as error:
                     yield f"tracking: {error}"
-            case FilesCorpus(path=path) if str(path) != "???" and not path.exists():
+            case FilesCorpus(path=path) if str(path) != "???" and not is_there(path):
                 what = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
                 yield f"{name}.path: '{path}' does not exist; name {what} (options: conf/corpus/)"
             case TasksConfig(own=own):
