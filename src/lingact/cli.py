@@ -54,7 +54,7 @@ from lingact.errors import UserError, out_of_memory
 from lingact.folders import LOCK, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, taken
 from lingact.interrupts import interruptible
 from lingact.languages import nearest
-from lingact.records import read_json_object, read_yaml_object
+from lingact.records import is_there, read_json_object, read_yaml_object
 from lingact.sae_sources import sae_rows
 from lingact.terminal import note, show
 from lingact.tracking import RUN_FILES, STATUSES, check_tracking, differences, full_disk, read_manifest
@@ -363,7 +363,7 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
                     check_tracking(section)
                 except UserError as error:
                     yield from (f"tracking: {line}" for line in str(error).splitlines())
-            case FilesCorpus(path=path) if str(path) != "???" and not path.exists():
+            case FilesCorpus(path=path) if str(path) != "???" and not is_there(path):
                 what = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
                 yield f"{name}.path: '{path}' does not exist; name {what} (options: conf/corpus/)"
             case TasksConfig(own=own):

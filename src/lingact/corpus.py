@@ -22,7 +22,7 @@ from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
 from lingact.inference import Resampling
 from lingact.languages import LANGUAGES, nearest
-from lingact.records import Table, read_delimited, read_lines, read_table, text_problem
+from lingact.records import Table, is_there, read_delimited, read_lines, read_table, text_problem
 
 _WORD_BOUNDARY, _WORDLIKE = regex.compile(r"(?wV1)\b"), regex.compile(r"[\p{L}\p{N}]")
 Split = Literal["train", "dev", "heldout", "all"]
@@ -218,8 +218,8 @@ def load_training_text(
 
 def _from_files(config: FilesCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
     path = config.path
-    if not path.exists():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    if not is_there(path):
+        siblings = [entry.name for entry in path.parent.iterdir()] if is_there(path.parent) and path.parent.is_dir() else []
         raise UserError(
             f"corpus.path: '{path}' does not exist{nearest(path.name, siblings)} Give a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
         )
@@ -346,10 +346,10 @@ def _ids(config: HubCorpus, table: Table) -> list[str]:
         return [f"row-{number:06d}" for number in range(1, len(table.rows) + 1)]
     ids = table.names(config.id_column) or []
     if len(ids) < len(table.rows):
-        raise UserError(f"{table.name}: the column '{config.id_column}' holds nothing; mend corpus.id_column")
+        raise UserError(f"{table.name}: the column '{config.id_column}' holds nothing; fix corpus.id_column")
     doubled = [key for key, count in Counter(ids).items() if count > 1]
     if doubled:
-        raise UserError(f"{table.name} has sentence ids more than once: {', '.join(doubled[:5])}; mend corpus.id_column")
+        raise UserError(f"{table.name} has sentence ids more than once: {', '.join(doubled[:5])}; fix corpus.id_column")
     return ids
 
 

@@ -22,7 +22,7 @@ from lingact.compare import ALL
 from lingact.errors import UserError
 from lingact.inference import benjamini_hochberg, holm
 from lingact.languages import LANGUAGES, language, nearest
-from lingact.records import Table, as_name, read_delimited
+from lingact.records import Table, as_name, is_there, read_delimited
 
 FEWEST_LANGUAGES = 4
 """A correlation of fewer has less than two residual degrees of freedom."""
@@ -108,7 +108,7 @@ def _run_scores(folder: Path) -> pd.DataFrame:
 
 
 def _file_scores(path: Path) -> pd.DataFrame:
-    if not path.exists():
+    if not is_there(path):
         raise UserError(f"no scores at {path}: there is no such file or folder")
     table = _read_csv(path)
     benchmark = "task" if "benchmark" not in table.columns and "task" in table.columns else "benchmark"

@@ -94,6 +94,14 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in ended] + ([last] if last else [])
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; also for names that no file can have, at which `Path.exists` raises."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 # --- JSON ----------------------------------------------------------------------------------------------------------------------------------------
 
 

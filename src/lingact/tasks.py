@@ -27,7 +27,7 @@ from lingact.corpus import plain
 from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
 from lingact.languages import LANGUAGES, nearest
-from lingact.records import Numeral, Table, kind_of, read_json_rows
+from lingact.records import Numeral, Table, is_there, kind_of, read_json_rows
 from lingact.selection import Candidates, choose
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _sources(name: str, config: TasksConfig, code: str, files: dict[Path, dict[s
     match config.own.get(name):
         case OwnItems(path=path):
             file = Path(path.replace("{lang}", code))
-            return [_Source(row, file, kin)] if file.is_file() else []
+            return [_Source(row, file, kin)] if is_there(file) and file.is_file() else []
         case OwnTask(folder=folder):
             there = _task_files(folder.absolute(), files)
         case _:

@@ -16,6 +16,7 @@ from lingact.errors import UserError
 from lingact.records import (
     Numeral,
     Table,
+    is_there,
     parse_json,
     read_delimited,
     read_json_object,
@@ -93,6 +94,12 @@ def test_bytes_that_are_no_utf8_text_are_refused(content: bytes, message: str, t
 def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     assert refused(read_text, tmp_path) == f"{tmp_path} cannot be read (Is a directory)"
     assert refused(read_lines, tmp_path / "none") == f"{tmp_path / 'none'} cannot be read (No such file or directory)"
+
+
+def test_names_that_no_file_can_have_are_not_there(tmp_path: Path) -> None:
+    names = ["x" * 300, "a\0b", "none/x", "", "t"]
+    written(tmp_path / "t", "")
+    assert [is_there(tmp_path / name) for name in names] == [False, False, False, True, True]
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------------------------------------
