@@ -91,14 +91,17 @@ def change(variants: Variants, code: str, languages: LanguagesConfig, settings: 
     rescaled = value(matched[code], "mean", weights, settings.pooling) if matched is not None else np.full_like(own, np.nan)
     before, after, after_matched = (1 - a / reference for a in (own, raised, rescaled))
     low, high = (np.atleast_1d(bound) for bound in interval(before, settings.confidence, drawn.clusters)[1:])
+    in_loss = [row for row, layer in enumerate(base[code].layers) if layer in loss_layers]
+    # Of the layers that are left it would not be the closed gap of those in the loss.
+    lost, lost_matched = (bool(np.isnan(draws[0, in_loss]).any()) for draws in (before - after, before - after_matched))
     counted = tuple(row for row, layer in enumerate(base[code].layers) if layer in loss_layers and (low[row] > 0 or high[row] < 0))
     return Change(
         before=before,
         after=after,
         after_norm_matched=after_matched,
         gain=raised / own - 1,
-        closed=gap_closed(before, after, counted),
-        closed_norm_matched=gap_closed(before, after_matched, counted),
+        closed=gap_closed(before, after, () if lost else counted),
+        closed_norm_matched=gap_closed(before, after_matched, () if lost_matched else counted),
         overshoot=overshoot(before, after),
         fvu_before=value(base[code], "fvu", weights, "token"),
         fvu_after=value(adapter[code], "fvu", weights, "token"),

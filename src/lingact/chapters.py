@@ -182,7 +182,7 @@ def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) 
     apart = similarity.separation_table(means, scalars, halves, first.layers, how.languages.reference, drawn, **how.how_sure)
     summary = {
         f"similarity/{quantity}/{code}": float(value)
-        for (quantity, code), value in table.groupby(["quantity", "language"], sort=False)["estimate"].mean().items()  # pyrefly: ignore[not-iterable]
+        for (quantity, code), value in table.groupby(["quantity", "language"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).items()  # pyrefly: ignore[not-iterable]
     }
     return Chapter(
         "Similarity of representations",

@@ -148,13 +148,7 @@ class Scorer:
         identities = [identity | {"task": placed.entry.task, "questions": placed.sha256} for placed in tasks]
         rows, samples, truncated = [], {}, 0
         for placed, found in zip(tasks, self._answers(model, tasks, identities), strict=True):
-            lost = sum(math.isnan(score) for score, _ in found["answers"])
-            if lost:
-                dtype = str(self.lm.identity.get("dtype", "float32"))
-                raise UserError(
-                    f"tasks: {lost} of {len(found['answers'])} options of '{placed.entry.task}' have no finite log-likelihood, so that no answer can "
-                    f"be told right or wrong. Most likely {beyond(dtype)}"
-                )
+            self._refuse_lost(placed, found["answers"])  # also of those that were kept before
             with quiet():
                 records = _records(placed, found["answers"])
             whose = {"task": placed.entry.task, "benchmark": placed.entry.benchmark, "language": placed.entry.language}
@@ -213,7 +207,23 @@ class Scorer:
                 self.batch_size //= 2
                 harness.batch_size_per_gpu = self.batch_size
                 self._bar.n = begun
-        return {"answers": [[float(score), bool(greedy)] for score, greedy in found], "truncated": harness.truncated}
+        answers = [[float(score), bool(greedy)] for score, greedy in found]
+        self._refuse_lost(placed, answers)
+        return {"answers": answers, "truncated": harness.truncated}
+
+    def _refuse_lost(self, placed: Placed, answers: Sequence[Sequence[Any]]) -> None:
+        """Refuse likelihoods that are no numbers: the first option would pass for the best one.
+
+        Raises:
+            UserError: with the task and what to do.
+        """
+        lost = sum(math.isnan(score) for score, _ in answers)
+        if lost:
+            dtype = str(self.lm.identity.get("dtype", "float32"))
+            raise UserError(
+                f"tasks: {lost} of {len(answers)} options of '{placed.entry.task}' have no finite log-likelihood, so that no answer can be told "
+                f"right or wrong. Most likely {beyond(dtype)}"
+            )
 
 
 @functools.cache

@@ -85,6 +85,13 @@ def _written(value: str) -> str:
     return value
 
 
+def _no_number(value: object) -> object:
+    if isinstance(value, (int, float)):
+        # A commit of digits alone, for instance.
+        raise ValueError(f"{str(value).lower()} is read as a number, or as yes or no; if it is a name, quote it inside: \"key='...'\"")
+    return value
+
+
 def _place(value: object) -> object:
     if isinstance(value, (str, Path)):
         # An empty path would be the folder that one happens to be in.
@@ -92,7 +99,7 @@ def _place(value: object) -> object:
     return value
 
 
-Text = Annotated[str, AfterValidator(_written)]
+Text = Annotated[str, BeforeValidator(_no_number), AfterValidator(_written)]
 """Not blank."""
 Place = Annotated[Path, BeforeValidator(_place)]
 

@@ -1,6 +1,6 @@
 """One pass over aligned text: every layer, every set of SAEs, base and adapter side by side, into streaming statistics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -134,7 +134,7 @@ def _lost(key: Key, stats: FeatureStats) -> Iterator[Lost]:
         yield Lost(f"predictions{model}", (), code, int((~np.isfinite(stats.nll + stats.kl)).sum()), len(stats.sentence_ids))
 
 
-def lost_sentence(lost: Sequence[Lost], dtype: str) -> str:
+def lost_sentence(lost: Iterable[Lost], dtype: str) -> str:
     """One sentence on what is not finite, where, and what to do; empty where all is finite.
 
     Args:
@@ -151,7 +151,9 @@ def lost_sentence(lost: Sequence[Lost], dtype: str) -> str:
         f"{what}{f' behind layer {ranges(layers)}' if layers else ''} in {', '.join(languages.values())}"
         for (what, layers), languages in groups.items()
     ]
-    return f"Not finite in {dtype}: {'; '.join(places)}. Cells that rest on them show '-'. Most likely {beyond(dtype)}"
+    return (
+        f"Not finite in {dtype}: {'; '.join(places)}. Cells that rest on them show '-', means in the text leave them out. Most likely {beyond(dtype)}"
+    )
 
 
 @torch.no_grad()

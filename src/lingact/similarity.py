@@ -189,6 +189,10 @@ def _prepared(x: Vectors) -> _Prepared:
 
 def _similarity_rows(own: _Prepared, reference: _Prepared, plan: _Plan) -> list[dict[str, str | float]]:
     """One row per quantity for one language at one layer."""
+    if not (np.isfinite(own.unit).all() and np.isfinite(reference.unit).all()):
+        # Ranks among candidates that are no numbers would still be numbers.
+        nothing = dict.fromkeys(("estimate", "lo", "hi", "floor", "floor_hi"), np.nan)
+        return [{"quantity": quantity, **nothing} for quantity in ("cka", "retrieval", "mrr", "centred_cosine", "cosine")]
     upper = 0.5 + plan.confidence / 2
     cka = debiased_cka(own.kernel, reference.kernel, plan.left_out)
     lo, hi = np.clip(jackknife_interval(float(cka[0]), cka[1:], plan.confidence, few=plan.drawn.clusters is not None), -1, 1)

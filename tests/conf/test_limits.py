@@ -117,6 +117,7 @@ REFUSED = {
     "analyze model.name=''": "model.name: it is blank; give a value, or leave the key as it is",
     "analyze 'model.name=\" \"'": "model.name: it is blank",
     "analyze model.revision=''": "model.revision: it is blank",
+    "analyze model.revision=1234567": "model.revision: 1234567 is read as a number, or as yes or no; if it is a name, quote it inside",
     "analyze sae.measuring.release=''": "sae.measuring.release: it is blank",
     "train cache=''": "cache: it is blank",
     "analyze corpus=files corpus.path=''": "corpus.path: it is blank",
@@ -219,7 +220,7 @@ def test_every_number_has_a_lower_and_an_upper_bound_and_none_may_be_infinite(jo
         judged_by_a_function = any("function" in type(part).__name__.lower() or type(part).__name__.endswith("Validator") for part in metadata)
         if not (ends & {Ge, Gt} and ends & {Le, Lt}) and not (judged_by_a_function and ("layers" in path or path.split(".")[-1] in OF_A_FUNCTION)):
             unbounded.append(path)
-    assert unbounded == []
+    assert unbounded == [], "give these fields a kind of value of lingact.limits, or bounds"
     assert all(section.model_config.get("allow_inf_nan") is False for section in (SCHEMAS[job],))
 
 

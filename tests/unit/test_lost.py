@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from lingact.bits import lost_nats, sentence_nats
+from lingact.changes import Variants, change
 from lingact.config import LanguagesConfig, Statistics
 from lingact.controls import random_dictionaries, reference_sample
 from lingact.corpus import ParallelCorpus
@@ -17,7 +19,10 @@ from lingact.frozen import Freezing, freeze_anchor, freeze_predictions, freeze_r
 from lingact.lm import LanguageModel
 from lingact.measure import Lost, Measurement, Wanted, load_measurement, lost_sentence, measure
 from lingact.measures import Ratio
+from lingact.report.analysis import wide_similarity
+from lingact.report.words import plain
 from lingact.sae import Dictionaries
+from lingact.similarity import similarity_table
 from lingact.tables import confound_table, disparities, layer_table, measure_table, range_table
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi",))
@@ -51,7 +56,7 @@ def test_lost_layers_are_told_and_empty_and_the_others_are_as_they_were(
     assert lost["residuals", "hi"].layers == (1, 2)
     assert 0 < lost["residuals", "en"].sentences <= 12
     said = capsys.readouterr().out
-    assert said.count("Not finite in float16: residuals behind layer 1-2 in en. Cells that rest on them show '-'.") == 1
+    assert said.count("Not finite in float16: residuals behind layer 1-2 in en. Cells that rest on them show '-',") == 1
     assert "use model.dtype=bfloat16 or float32. The run goes on; Ctrl-C ends it" in said
 
     gaps = disparities(found.of("measuring", "base"), LANGUAGES, settings(pooling), 0)
@@ -83,7 +88,7 @@ def test_where_all_is_finite_nothing_is_told(
 
 def test_saes_that_overflow_where_the_residuals_do_not(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
     dictionaries[1].sae.W_enc.data *= 1e38
-    dictionaries[1].sae.threshold.data *= 0
+    dictionaries[1].sae.threshold.data.zero_()
     found = measured(lm, dictionaries, corpus)
     assert {(each.what, each.layers) for each in found.lost()} == {("activations of the measuring SAEs", (1,))}
     assert len(found.lost()) == 3
@@ -96,8 +101,8 @@ def test_the_sentence_by_hand() -> None:
     ]  # fmt: skip
     assert lost_sentence(lost, "float16") == (
         "Not finite in float16: residuals behind layer 15-17 in ml (3 of 40 sentences), hi (40 of 40 sentences); residuals with the adapter behind layer "
-        "4, 17 in ml (1 of 40 sentences); predictions in ml (3 of 40 sentences). Cells that rest on them show '-'. Most likely float16 ends at 65,504, "
-        "which residuals of many models exceed; use model.dtype=bfloat16 or float32"
+        "4, 17 in ml (1 of 40 sentences); predictions in ml (3 of 40 sentences). Cells that rest on them show '-', means in the text leave them out. Most likely float16 "
+        "ends at 65,504, which residuals of many models exceed; use model.dtype=bfloat16 or float32"
     )
     assert "try model.dtype=float32" in lost_sentence(lost, "bfloat16")
 
@@ -143,3 +148,27 @@ def test_a_sentence_that_is_no_number_is_not_one_that_takes_no_part() -> None:
     for pooling in ("token", "sentence"):
         numerator, denominator = Ratio(np.array([[1.0, np.nan, 3.0]]), np.array([[2.0, 2.0, 0.0]]), counted).terms(pooling)
         assert np.isfinite(numerator).all()
+
+
+def test_similarity_of_what_is_no_number_is_none() -> None:
+    vectors = {code: np.random.default_rng(place).standard_normal((2, 12, 5)) for place, code in enumerate(("en", "hi"))}
+    whole = similarity_table(vectors, (0, 1), "en", resamples=100, confidence=0.95, seed=0)
+    vectors["hi"][1, 3] = np.nan
+    found = similarity_table(vectors, (0, 1), "en", resamples=100, confidence=0.95, seed=0)
+    assert found.loc[found["layer"] == 1, ["estimate", "lo", "hi", "floor", "floor_hi"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(found[found["layer"] == 0], whole[whole["layer"] == 0])
+    cells = wide_similarity(found).iloc[0].astype(str).tolist()
+    assert cells.count("-") == 5
+
+
+def test_a_gap_is_not_said_to_be_closed_on_the_layers_that_are_left(loud: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
+    stats = measured(loud, dictionaries, corpus).of("measuring", "base")
+    variants = Variants(stats, stats, stats)
+    of_all, of_the_first = (change(variants, "hi", LANGUAGES, settings("token"), layers, 0) for layers in ((0, 1), (0,)))
+    assert np.isnan(of_all.closed[0])
+    assert np.isnan(of_all.closed_norm_matched[0])
+    assert of_the_first.closed[0] == 0
+
+
+def test_a_number_without_its_interval() -> None:
+    assert (plain(0.126, "+.2f"), plain(float("nan"), "+.2f")) == ("+0.13", "-")

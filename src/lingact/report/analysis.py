@@ -116,7 +116,7 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
 
 def wide_confounds(table: pd.DataFrame) -> pd.DataFrame:
     """A row per language, a column per quantity; those with layers are means over them."""
-    means = table.groupby(["language", "quantity"], sort=False)["estimate"].mean().unstack(sort=False)
+    means = table.groupby(["language", "quantity"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).unstack(sort=False)
     return means.rename(columns=lambda name: name.replace("_", " ")).reset_index()
 
 
@@ -225,8 +225,9 @@ def similarity_text(table: pd.DataFrame, apart: pd.DataFrame, languages: Languag
 
 def wide_similarity(table: pd.DataFrame) -> pd.DataFrame:
     """A row per language, a column per quantity: mean over layers, and the floor."""
-    means = table.groupby(["language", "quantity"], sort=False)[["estimate", "floor"]].mean().reset_index()
-    cells = means.assign(cell=[f"{row.estimate:z.2f} (floor {row.floor:z.2f})" for row in means.itertuples()])
+    # A mean over the layers that are left would not be that over all.
+    means = table.groupby(["language", "quantity"], sort=False)[["estimate", "floor"]].agg(lambda x: x.mean(skipna=False)).reset_index()
+    cells = means.assign(cell=["-" if pd.isna(row.estimate) else f"{row.estimate:z.2f} (floor {row.floor:z.2f})" for row in means.itertuples()])
     wide = cells.pivot_table(index="language", columns="quantity", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
     return wide.rename(columns=_SIMILARITIES).reset_index()
 

@@ -12,7 +12,7 @@ from lingact.config import TrainConfig
 from lingact.inference import Resampling
 from lingact.measure import ADAPTER, BASE
 from lingact.report.page import Card, Section, measured_facts, write_report
-from lingact.report.words import Cells, cells_by, meter_title, name_of, reading_gaps, share_of, with_interval
+from lingact.report.words import Cells, cells_by, meter_title, name_of, plain, reading_gaps, share_of, with_interval
 
 Frames = Mapping[str, pd.DataFrame]
 """The tidy tables of `changes`, by name."""
@@ -29,7 +29,7 @@ def train_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
     for code in codes:
         for meter, own in _by_meter(frames["change_by_range"], code):
             for label in _ranges(frames):
-                gaps = {"before": f"{own[label, 'gap_before']['estimate']:+.2f}"}
+                gaps = {"before": plain(own[label, "gap_before"]["estimate"], "+.2f")}
                 rows.append({"lang": code, "SAEs": meter, "measure": f"gap {label}", **gaps, **_after(own, label), **_cautions(own, label)})
             rows.append({"lang": code, "SAEs": meter, "measure": "gap closed", "before": "", **_closed(own), **_cautions(own, "all")})
     return rows
@@ -90,13 +90,13 @@ def _closed(own: Cells) -> dict[str, str]:
 
 
 def _fit(own: Cells, place: Any) -> dict[str, str]:
-    return {"FVU": f"{own[place, 'fvu_before']['estimate']:.2f}->{own[place, 'fvu_after']['estimate']:.2f}"}
+    return {"FVU": "->".join(plain(own[place, name]["estimate"], ".2f") for name in ("fvu_before", "fvu_after"))}
 
 
 def _cautions(own: Cells, place: Any) -> dict[str, str]:
     return {
         "FVU, after / base": with_interval(own[place, "fvu_ratio"], signed=False),
-        "L0": f"{own[place, 'l0_before']['estimate']:.0f}->{own[place, 'l0_after']['estimate']:.0f}",
+        "L0": "->".join(plain(own[place, name]["estimate"], ".0f") for name in ("l0_before", "l0_after")),
     }
 
 
@@ -118,7 +118,7 @@ def retention_rows(frames: Frames) -> list[dict[str, str]]:
         label, unchanged = names[quantity]
         digits = 4 if quantity == "kl" else 3
         said = {
-            meter: f"{cell['estimate']:.3f}" if quantity == "profile" else with_interval(cell, digits=digits, signed=False)
+            meter: plain(cell["estimate"], ".3f") if quantity == "profile" else with_interval(cell, digits=digits, signed=False)
             for meter, cell in own.items()
         }
         rows.append({"measure": label, "unchanged": unchanged} | said)

@@ -26,6 +26,11 @@ def with_interval(cell: Mapping[Any, Any], key: str = "estimate", *, digits: int
     return f"{estimate:{'+' if signed and estimate else ''}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def plain(value: float, spec: str) -> str:
+    """A number without its interval, or `-` where there is none."""
+    return "-" if pd.isna(value) else format(value, spec)
+
+
 def markdown_table(frame: pd.DataFrame) -> str:
     """A table for a page in Markdown."""
     lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]

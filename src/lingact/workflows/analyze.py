@@ -61,7 +61,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
             show([{"piece": f"{config.piece[0] + 1} of {config.piece[1]}", "statistics": str(folder / "stats")}])
             return None
         told = list(tell(config, seen, scores))
-        publish(run, config, told, seen.measured)
+        publish(run, config, told, seen.measured, lost=lost_sentence(seen.measured.lost(), config.model.dtype))
         if config.adapter is not None and config.split in ("all", "train"):
             note(f"split={config.split} has sentences that the adapter may have been trained on; split=heldout leaves them out")
         return None
@@ -122,8 +122,12 @@ def _aside(chapter: Chapter, meter: str) -> Chapter:
     return replace(chapter, summary={f"{meter}/{key}": value for key, value in chapter.summary.items()})
 
 
-def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Measurement, *, title: str = "") -> None:
-    """Write every chapter's tables and figures, the summary and the page; print the answer."""
+def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Measurement, *, lost: str, title: str = "") -> None:
+    """Write every chapter's tables and figures, the summary and the page; print the answer.
+
+    Args:
+        lost: what is not finite, in one sentence.
+    """
     first = next(iter(measured.stats.values()))
     sections, summary = [], {}
     for chapter in told:
@@ -137,7 +141,6 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
     drawn = first.resampling(config.statistics.block)
     asked = reviewer_table(config, drawn, heldout="heldout" in measured.meters, windows=windows)
     sections.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
-    lost = lost_sentence(measured.lost(), config.model.dtype)
     lead = "\n\n".join(text for text in (lost, *(chapter.lead for chapter in told)) if text)
     title = title or f"Activation gaps against {name_of(config.languages.reference)}"
     facts = measured_facts(run.folder, config, first.header, drawn)
@@ -180,7 +183,9 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
         run.identify(before={"name": paths[0]}, after={"name": paths[1]}, sae=read_manifest(config.compare[0])["identity"]["sae"])
         how = Judgement(config.languages, config.statistics, config.seed)
         chapter = chapters.changed(by_meter, None, next(iter(before.stats.values())).layers, how)
-        publish(run, config, [chapter], before, title=f"From {config.compare[0].name} to {config.compare[1].name}")
+        saved = read_yaml_object(config.compare[0] / "config.yaml", "put it back, or analyse again", needed=("model",))
+        lost = lost_sentence(dict.fromkeys([*before.lost(), *after.lost()]), saved["model"]["dtype"])
+        publish(run, config, [chapter], before, lost=lost, title=f"From {config.compare[0].name} to {config.compare[1].name}")
 
 
 def refuse_incomparable(before: Measurement, after: Measurement, paths: tuple[str, str]) -> None:
