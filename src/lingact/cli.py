@@ -641,6 +641,11 @@ def _run_workflow(job: str, config: Any, folder: Path) -> float | None:
         from lingact.plan import begin  # as late as the workflow: it takes numpy along
 
         begin(config)
+        devices = _processes(config)[1].devices
+        if devices > 1:
+            from lingact.lm import check_devices
+
+            check_devices(config.device, devices)
     workflow = importlib.import_module(_WORKFLOWS[job])
     from safetensors import SafetensorError
 
