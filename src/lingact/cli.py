@@ -629,7 +629,7 @@ def _interrupted(job: str, config: Any, folder: Path, kept: str) -> str:
         return f"Interrupted before the first step; kept: nothing {base}."
     if job == "analyze":
         return f"Interrupted; kept: {measured}."
-    return f"Interrupted; kept: {kept or 'nothing yet'}."
+    return f"Interrupted; kept: {kept or 'the answers to every finished task'}."
 
 
 class _NoSpaceError(UserError):
