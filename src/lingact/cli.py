@@ -767,7 +767,7 @@ def _interrupted(job: str, config: Any, folder: Path, kept: str) -> str:
         return f"Interrupted before the first step; kept: nothing {base}."
     if job == "analyze":
         return f"Interrupted; kept: {measured}."
-    return f"Interrupted; kept: {kept or 'nothing yet'}."
+    return f"Interrupted; kept: {kept or 'the answers to every finished task'}."
 
 
 class _NoSpaceError(UserError):
@@ -779,6 +779,11 @@ def _run_workflow(job: str, config: Any, folder: Path) -> float | None:
         from lingact.plan import begin  # as late as the workflow: it takes numpy along
 
         begin(config)
+        devices = _processes(config)[1].devices
+        if devices > 1:
+            from lingact.lm import check_devices
+
+            check_devices(config.device, devices)
     workflow = importlib.import_module(_WORKFLOWS[job])
     from safetensors import SafetensorError
 

@@ -146,6 +146,17 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def check_devices(device: str, count: int) -> None:
+    """Refuse more processes on this machine than it has GPUs, if they run on these.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    there = torch.cuda.device_count()
+    if count > 1 and there < count and (device == "cuda" or (device == "auto" and torch.cuda.is_available())):
+        raise UserError(f"device: {count} processes need a GPU each, and {there} are visible; start fewer (devices), or use device=cpu")
+
+
 def load_model(config: ModelConfig, device: str) -> LanguageModel:
     """Load a model for measuring: frozen, in eval mode, safetensors only.
 

@@ -9,7 +9,10 @@ from typing import Any
 from lingact.adapter_sources import training_of
 
 _ASIDE = ("seed", "tracking", "cache", "device", "split", "statistics", "batch_tokens")
-_TRAINER_ASIDE = ("micro_batch", "activation_checkpointing", "workers", "devices", "nodes", "strategy", "checkpoint_every")
+_TRAINER_ASIDE = (
+    *("micro_batch", "activation_checkpointing", "workers", "devices", "nodes", "strategy"),
+    *("checkpoint_every", "checkpoint_minutes"),
+)
 """Of a training configuration, what makes no other adapter."""
 _LONGEST = 60
 

@@ -57,7 +57,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         trained = recall_trained(folder, header)
         if trained is None or not (folder / ADAPTER).is_dir():
             trained = train(run, config, instruments, sentences, text)
-            if not run.first:
+            if trained is None:
                 return math.nan
             keep_trained(folder, header, trained)
         else:
@@ -84,8 +84,8 @@ def run(config: TrainConfig, folder: Path) -> float:
         return summary["objective"]
 
 
-def train(run: Run, config: TrainConfig, instruments: Instruments, sentences: ParallelCorpus, text: ParallelCorpus) -> Trained:
-    """Train the adapter, which the model carries from then on, and put it into the run folder. Of several processes the first one does that.
+def train(run: Run, config: TrainConfig, instruments: Instruments, sentences: ParallelCorpus, text: ParallelCorpus) -> Trained | None:
+    """Train the adapter, which the model carries from then on, and put it into the run folder. None in the processes beside the first one.
 
     Args:
         sentences, text: as in `batch_loss`.
@@ -100,9 +100,10 @@ def train(run: Run, config: TrainConfig, instruments: Instruments, sentences: Pa
     )
     with room_for_training(config, instruments):
         fit(module, AlignedData(batches), config, run)
-    if run.first:
-        recipe = config.model_dump(mode="json", exclude=PRIVATE)
-        save_adapter(lm.model, run.folder / ADAPTER, lm.identity["name"], lm.identity["sha256"], recipe)
+    if not run.first:
+        return None
+    recipe = config.model_dump(mode="json", exclude=PRIVATE)
+    save_adapter(lm.model, run.folder / ADAPTER, lm.identity["name"], lm.identity["sha256"], recipe)
     return Trained(adapter_hash(lm.model), module.history)  # pyrefly: ignore[bad-argument-type]
 
 
