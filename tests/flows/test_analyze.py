@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -153,6 +154,43 @@ def test_pieces_put_together_are_the_whole(
     for name in names:
         ours, theirs = (pd.read_csv(folder / "tables" / name) for folder in (tmp_path / "merged", undisturbed))
         pd.testing.assert_frame_equal(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_blocks_are_drawn_from_what_was_measured_by_sentences(
+    undisturbed: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("analyze", tmp_path / "blocks", f"stats=[{undisturbed}]", "statistics.block=4", "tracking=none") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "24 sentences, intervals by paired bootstrap over 6 blocks of neighbouring sentences" in said
+    assert "intervals from so few as 6 blocks of neighbouring sentences are rough" in said
+    one, other = (pd.read_csv(folder / "tables" / "gap_by_range.csv") for folder in (undisturbed, tmp_path / "blocks"))
+    assert set(zip(one["resampled"], one["units"], one["wider"], strict=True)) == {("sentences", 24, 1.0)}
+    assert set(zip(other["resampled"], other["units"], strict=True)) == {("blocks", 6)}
+    assert other["gap"].tolist() == one["gap"].tolist()
+    page = (tmp_path / "blocks" / "report.html").read_text(encoding="utf-8")
+    assert "paired bootstrap over 6 blocks of neighbouring sentences" in page
+    assert (
+        f"Drawn by blocks, standard errors are {pd.read_csv(tmp_path / 'blocks' / 'tables' / 'gap_by_layer.csv')['wider'].median():.2f} times" in page
+    )
+    assert "as if independent" not in page
+
+
+def test_too_few_blocks_are_told_before_anything_is_measured(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start("analyze", tmp_path / "run", *FEW, "statistics.block=1000") == 2
+    assert "24 sentences in 1 block: intervals draw whole blocks of neighbouring sentences" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run" / "stats").exists()
+
+
+def test_statistics_from_before_places_were_kept_have_no_blocks(
+    undisturbed: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = shutil.copytree(undisturbed, tmp_path / "old")
+    index = json.loads((old / "stats" / "index.json").read_text())
+    (old / "stats" / "index.json").write_text(json.dumps({key: value for key, value in index.items() if key not in ("documents", "rows")}))
+    assert start("analyze", tmp_path / "blocks", f"stats=[{old}]", "statistics.block=4", "tracking=none") == 2
+    assert "do not say which sentences are neighbours" in " ".join(capsys.readouterr().err.split())
+    assert start("analyze", tmp_path / "again", f"stats=[{old}]", "tracking=none") == 0
+    assert (tmp_path / "again" / "tables" / "gap_by_layer.csv").read_bytes() == (undisturbed / "tables" / "gap_by_layer.csv").read_bytes()
 
 
 def test_a_piece_is_left_alone_when_it_is_complete(pieces: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
