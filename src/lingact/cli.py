@@ -246,7 +246,8 @@ def _parse(overrides: list[str]) -> tuple[list[Override], dict[str, str]]:
                 problems[text] = f"'{text}': has no key; write key=value"
         except HydraException as error:
             problems[text.partition("=")[0]] = (
-                f"{text or repr(text)}: cannot be read ({_first_line(error)}); write key=value, and quote a value with special characters: \"key='a=b'\""
+                f"{text or repr(text)}: cannot be read ({_first_line(error)}); write key=value, and quote a value with special characters: "
+                "\"key='a=b'\""
             )
     return parsed, problems
 
