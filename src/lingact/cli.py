@@ -5,6 +5,7 @@ Hydra start. A mistake of the user's ends in one message with all problems and e
 """
 
 import contextlib
+import copy
 import importlib
 import itertools
 import os
@@ -13,9 +14,11 @@ import shutil
 import signal
 import sys
 import threading
+import unicodedata
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +26,7 @@ from typing import Annotated, Any
 import hydra
 import yaml
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -63,6 +67,8 @@ from lingact.wandb_limits import shortened
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 _START_FILES = {"config.yaml", "manifest.json", "wandb"}
 _LIST_SAES = "--list-saes"
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, surrogates (bytes that are no UTF-8), line and paragraph separators."""
 _DOES_NOT_COMPOSE = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
@@ -77,20 +83,28 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     parser.add_argument(_LIST_SAES, action="store_true")
     arguments = parser.parse_intermixed_args(argv)  # flags may stand between overrides
     conf_dir = conf_dir.absolute()
-    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
-        if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
-        hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
-        return 0
+    only_shown = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
+    if only_shown and hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
     first = True
     try:
-        _adopt_environment()
+        _refuse_unprintable(arguments.overrides)
+        if not only_shown:
+            _adopt_environment()
         first = first_process()
         unused = [name for name in ("config_path", "config_name", "config_dir", "experimental_rerun", "package") if getattr(arguments, name)]
         if unused:
             raise UserError(f"--{unused[0].replace('_', '-')} is not supported; put your options into {conf_dir}")
         with initialize_config_dir(str(conf_dir), job_name=job, version_base="1.3"):
-            problems = _list_saes(job, arguments.overrides) if arguments.list_saes else _run(job, arguments)
+            if only_shown:
+                problems = list(_compose_what_composes(job, arguments.overrides)[1].values())
+            else:
+                problems = _list_saes(job, arguments.overrides) if arguments.list_saes else _run(job, arguments)
+        if only_shown and not problems:
+            # Hydra reads the command line itself, and only where overrides stand before flags.
+            flags = [text for text in argv if text not in arguments.overrides]
+            sys.argv = [sys.argv[0], *arguments.overrides, *flags]
+            hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
     except UserError as error:
         problems = str(error).splitlines()
     except KeyboardInterrupt:
@@ -106,6 +120,18 @@ def _adopt_environment() -> None:
     """Judge what a launcher says, and give it torchrun's names."""
     check_environment(os.environ)
     os.environ.update(adopted(os.environ))
+
+
+def _refuse_unprintable(overrides: list[str]) -> None:
+    """Raise where an argument would break a message, a manifest or the terminal: no key needs a line break, and no file such a name.
+
+    Raises:
+        UserError: with the arguments, escaped.
+    """
+    odd = [text for text in overrides if any(unicodedata.category(character) in _UNPRINTABLE for character in text)]
+    if odd:
+        why = "holds a line break, another control character or bytes that are not UTF-8; leave them out, and rename a file that is called so"
+        raise UserError("\n".join(f"{text!r}: {why}" for text in odd))
 
 
 def _list_saes(job: str, overrides: list[str]) -> list[str]:
@@ -219,7 +245,10 @@ class _Judged:
 def _compose(job: str, overrides: list[str]) -> DictConfig:
     composer = GlobalHydra.instance().hydra
     assert composer is not None
-    return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
+    try:
+        return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
+    except ValueError as error:  # of a group's value that is no text, such as model=null
+        raise HydraException(str(error)) from error
 
 
 def _multirun_of(job: str, overrides: list[str]) -> tuple[bool, list[str]]:
@@ -239,20 +268,32 @@ def _first_line(error: Exception) -> str:
 
 def _parse(overrides: list[str]) -> tuple[list[Override], dict[str, str]]:
     """The overrides that Hydra's grammar can read, and the problems of the others by their keys."""
+    composer = GlobalHydra.instance().hydra
+    assert composer is not None
     parser = OverridesParser.create()
     parsed, problems = [], {}
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
+            override = parser.parse_override(text)
+            override.config_loader = composer.config_loader  # which knows what glob(...) stands for
+            if override.key_or_group:
+                parsed.append(override)
+            else:
+                problems[text] = f"'{text}': has no key; write key=value"
         except HydraException as error:
             problems[text.partition("=")[0]] = (
-                f"{text}: cannot be read ({_first_line(error)}); write key=value, and quote a value with special characters: \"key='a=b'\""
+                f"{text or repr(text)}: cannot be read ({_first_line(error)}); write key=value, and quote a value with special characters: "
+                "\"key='a=b'\""
             )
     return parsed, problems
 
 
 def _expand(parsed: list[Override]) -> list[list[str]]:
-    """The overrides of each job of a multirun, in Hydra's order. Of a continuous range, which needs another sweeper, its start stands for all."""
+    """The overrides of each job of a multirun, in Hydra's order. Of a continuous range, which needs another sweeper, its start stands for all.
+
+    Raises:
+        UserError: there is no job, since one of them stands for no value.
+    """
     choices: dict[str, list[str]] = {}
     for override in parsed:
         key = override.get_key_element()
@@ -260,6 +301,8 @@ def _expand(parsed: list[Override]) -> list[list[str]]:
             choices[key] = [override.input_line or ""]
         elif override.is_discrete_sweep():
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            if not choices[key]:
+                raise UserError(f"{override.input_line}: stands for no value at all, so that there is no job; name values, as in {key}=1,2")
         else:
             interval = override.value()
             assert isinstance(interval, IntervalSweep)
@@ -288,7 +331,7 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     """Why an override does not compose, in our words: Hydra knows no nearest names."""
     key, text = _key(override), override.input_line or ""
     groups = sorted(group for group in base.hydra.runtime.choices if not group.startswith("hydra/"))
-    value = override.get_value_string()
+    value = text.partition("=")[2]  # of a removal, nothing
     if override.is_sweep_override():
         return f"{text}: several values; write {key}=[{value}] for one job with all of them if {key} takes a list, or add --multirun for one job each"
     group = override.key_or_group
@@ -304,6 +347,8 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     plain = OmegaConf.to_container(base, resolve=False)
     assert isinstance(plain, dict)
     known = [*_leaves({name: node for name, node in plain.items() if name != "hydra" or key.startswith("hydra")}), *groups, "resume"]
+    if key in known and override.is_delete():
+        return f"{text}: cannot be removed; give it another value, or leave it as it is"
     if key in known:
         return f"{text}: {_first_line(error)}"
     section = key.partition(".")[0]
@@ -315,23 +360,46 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
 
 def _compose_what_composes(job: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
     """The composition, and the problems of the overrides left out of it, by their keys."""
-    parsed, problems = _parse(overrides)
+    composed, problems = _composition(GlobalHydra.instance().hydra, job, tuple(overrides))
+    return copy.deepcopy(composed), dict(problems)
+
+
+@lru_cache(maxsize=1)
+def _composition(_composer: Hydra | None, job: str, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    """As above; kept, since a command composes the same twice: to learn whether it is a sweep, and to judge it.
+
+    Args:
+        _composer: the one that composes, by which what another command composed is told apart.
+    """
+    parsed, problems = _parse(list(overrides))
+    failed: Exception | None = None
     try:
         return _compose(job, [override.input_line or "" for override in parsed]), problems
-    except _DOES_NOT_COMPOSE:
-        pass
+    except _DOES_NOT_COMPOSE as error:
+        failed = error
     accepted: list[str] = []
     try:
         composed = _compose(job, accepted)
     except _DOES_NOT_COMPOSE as error:
         raise UserError(f"the files in conf/ do not compose: {_first_line(error)}") from None
     # Groups first: whether a key exists may depend on the option chosen.
-    for override in sorted(parsed, key=lambda override: not _options(override.key_or_group)):
-        try:
-            composed = _compose(job, [*accepted, override.input_line or ""])
-            accepted.append(override.input_line or "")
-        except _DOES_NOT_COMPOSE as error:
-            problems[_key(override)] = _explain(job, override, error, composed)
+    rest = sorted(parsed, key=lambda override: not _options(override.key_or_group))
+    if rest != parsed:
+        failed = None
+    while rest:
+        # By halves to the first one that does not compose: a composition takes a tenth of a second, and most overrides are right.
+        good, bad = 0, len(rest) + (failed is None)
+        while bad - good > 1:
+            middle = bad - 1 if failed is None else (good + bad) // 2
+            try:
+                composed = _compose(job, [*accepted, *(override.input_line or "" for override in rest[:middle])])
+                good = middle
+            except _DOES_NOT_COMPOSE as error:
+                bad, failed = middle, error
+        accepted += [override.input_line or "" for override in rest[:good]]
+        if failed is not None:
+            problems[_key(rest[good])] = _explain(job, rest[good], failed, composed)
+        rest, failed = rest[good + 1 :], None
     return composed, problems
 
 

@@ -47,6 +47,18 @@ def test_folder_with_a_quote_and_a_space(train: Train, runs: Runs, place: Path) 
     assert runs[0][1] == place / "Zoe's run"
 
 
+def test_shown_wherever_its_flag_stands(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--cfg", "job", "seed=7"], ["seed=7", "--cfg", "job"], ["--cfg=job", "seed=7"]):
+        monkeypatch.setattr(sys, "argv", ["analyze.py", *arguments])
+        assert cli.main("analyze", CONF, arguments) == 0
+        assert "seed: 7" in capsys.readouterr().out.splitlines()
+
+
+def test_sweep_over_options_by_a_pattern(train: Train, runs: Runs) -> None:
+    assert train("-m", "lang=ml", "peft=glob(lo*)") == 0
+    assert [config.peft.kind for config, _ in runs] == ["loha", "lokr", "lora"]
+
+
 def test_multirun_is_one_group_and_one_table(train: Train, runs: Runs, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("-m", "lang=ml,hi", "seed=3", "hydra.sweep.dir=grid") == 0
     assert [(config.lang, config.tracking.group, folder) for config, folder in runs] == [

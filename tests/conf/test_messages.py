@@ -34,6 +34,11 @@ MISTAKES = {
     "added_key": f"train lang=ml +loss.gap.sides=two_sided {FILES}",
     "removed_key": f"train lang=ml ~seed {FILES}",
     "wrong_type": f"train lang=ml seed=abc trainer.steps=0 {FILES}",
+    "option_that_is_no_name": "analyze corpus=null model=3 +measures=null",
+    "no_key": "analyze ~ = seed=1",
+    "removal_of_a_part_of_hydra": "analyze ~hydra.callbacks",
+    "sweep_over_nothing": "analyze -m seed=range(0,0)",
+    "shown_with_mistakes": "analyze --cfg job sede=1 model=nope",
     "value_for_a_section": f"train lang=ml loss.gap=3 {FILES}",
     "not_a_choice": f"train lang=ml loss.gap.side=one-sided {FILES}",
     "wrong_split": "analyze split=held_out corpus=files corpus.path=corpus.jsonl",
@@ -93,6 +98,14 @@ def test_message(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "Traceback" not in message
     compare(name, message, place)
     assert sorted(place.rglob("*")) == before, "nothing is written on a mistake"
+
+
+def test_what_cannot_be_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["corpus=files", "corpus.path='new\nline.jsonl'", "tracking.project='\x1b[31m'", "model.name='\u2028'", "resume=\udcff", "seed=1"]
+    assert cli.main("analyze", ROOT / "conf", arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "analyze.py:"
+    assert [line.partition(": holds")[0].strip() for line in lines[1:]] == [repr(text) for text in arguments[1:5]]
 
 
 @pytest.mark.parametrize("name", ["everything_at_once", "multirun", "no_task_folder"])

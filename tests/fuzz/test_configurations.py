@@ -1,0 +1,56 @@
+"""Generated command lines at the door, in one process: a plan or one readable refusal, and no file touched."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from . import configurations
+from .configurations import Command, lay_out
+from .corpora import snapshot
+from .door import complaint, knock, small_run
+from .draw import examples
+
+PARTS = 6
+
+
+@cache
+def all_commands() -> list[Command]:
+    """Three hundred."""
+    return examples(configurations.commands(), 300, lambda command: [(command.job, piece) for piece in command.pieces])
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_door(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    stages = {}
+    for job in configurations.JOBS:
+        stages[job] = tmp_path / job
+        stages[job].mkdir()
+        lay_out(stages[job], job, small_run(job))
+    before = snapshot(tmp_path)
+    wrong = []
+    for command in all_commands()[part::PARTS]:
+        monkeypatch.chdir(stages[command.job])
+        found = complaint(command, knock(command))
+        there = Path.cwd()
+        after = snapshot(tmp_path)
+        if after != before:
+            found = f"{found or ''} touches {sorted(dict(after.items() ^ before.items()))}"
+            before = after
+        if there != stages[command.job]:
+            found = f"{found or ''} changes the working folder to {there}"
+        if found:
+            wrong.append(f"{command.job}.py {list(command.arguments)}\n    {found}")
+    assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
+
+
+def test_examples_do_not_depend_on_what_is_imported() -> None:
+    """The commands of the tests and of the record are those that were tried in one process."""
+    first = all_commands()
+    all_commands.cache_clear()
+    os.urandom(1)
+    assert all_commands() == first
