@@ -10,6 +10,7 @@ from lingact import correlation, effects, similarity
 from lingact.changes import Variants, bits_table, change_frames
 from lingact.config import LanguagesConfig, Statistics
 from lingact.contexts import Context
+from lingact.control_tables import draws_by_layer, draws_by_range, draws_summary, mean_rows, trained_minus_random
 from lingact.figures import correlation as score_figures
 from lingact.figures import features as feature_figures
 from lingact.figures import gaps as gap_figures
@@ -91,7 +92,10 @@ def gaps(stats: Stats, meter: str, how: Judgement, *, measure: str, suffix: str 
         _LARGEST: pd.DataFrame(gap_rows(ranges, how.languages, statistic="max")),
         "Gap by layer (*: the band, simultaneous over layers, excludes 0)": wide_layers(layers),
     }
-    figures = {f"gap_heatmap{suffix}": gap_figures.gap_heatmap(found, how.languages), f"gap_groups{suffix}": gap_figures.group_curves(found)}
+    figures = {
+        f"gap_heatmap{suffix}": gap_figures.gap_heatmap(layers, how.languages, how.settings.confidence),
+        f"gap_groups{suffix}": gap_figures.group_curves(found),
+    }
     frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
     heading = f"Gaps by the {meter_title(meter)} SAEs, measured {MEASURES[measure]}"
     printed = {} if suffix else {f"Activation gap against {how.languages.reference}": next(iter(shown.values()))}
@@ -137,12 +141,41 @@ def confounds(stats: Stats, spliced: SplicedLosses | None, how: Judgement, suffi
     )
 
 
-def controls(by_meter: Mapping[str, Disparities], by_stats: Mapping[str, Stats], how: Judgement, *, measure: str, shuffled: bool) -> Chapter:
-    """Would the same come out where nothing can be there, or with other SAEs?"""
+def random_gaps(by_draw: Sequence[Stats], trained: Disparities, how: Judgement, *, measure: str) -> Chapter:
+    """What SAEs with random directions give, and how far the trained ones are from that.
+
+    Args:
+        by_draw: statistics of each draw of directions.
+        trained: the gaps by the measuring SAEs, in the same measure.
+    """
+    found = [disparities(stats, how.languages, how.settings, how.seed, measure=measure) for stats in by_draw]
+    layers, ranges, apart = draws_by_layer(found), draws_by_range(found), trained_minus_random(trained, found)
+    by_layer = mean_rows(layers)
+    return Chapter(
+        f"Gaps by the random-direction SAEs, measured {MEASURES[measure]}",
+        words.random_text(ranges, apart, how.languages, how.settings.confidence),
+        frames={"gap_by_layer_random": layers, "gap_by_range_random": ranges, "gap_trained_minus_random": apart},
+        figures={"gap_heatmap_random": gap_figures.gap_heatmap(by_layer, how.languages, how.settings.confidence)},
+        shown={
+            "Gap over all layers, draw by draw": words.wide_draws(ranges),
+            "Gap of the trained SAEs minus that of random directions, all layers": words.wide_apart(apart),
+            "Gap by layer, mean over the draws (*: its interval excludes 0)": wide_layers(
+                by_layer.assign(band_lo=by_layer["lo"], band_hi=by_layer["hi"])
+            ),
+        },
+        summary={f"random/{key}": value for key, value in draws_summary(layers, ranges).items()},
+    )
+
+
+def controls(ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, Stats], how: Judgement, *, measure: str, shuffled: bool) -> Chapter:
+    """Would the same come out where nothing can be there, or with other SAEs?
+
+    Args:
+        ranges: set of SAEs -> `tables.range_table`; of random directions, under `random`, that of the mean over the draws.
+    """
     frames, shown, summary = {}, {}, {}
-    others = words.meters_table({meter: range_table(found) for meter, found in by_meter.items()})
-    if len(by_meter) > 1:
-        shown["Mean gap over all layers by each set of SAEs"] = others
+    if len(ranges) > 1:
+        shown["Mean gap over all layers by each set of SAEs"] = words.meters_table(ranges)
         shown["Active latents per token (L0), mean over layers"] = words.l0_table(by_stats)
     table = None
     if shuffled:
@@ -151,7 +184,7 @@ def controls(by_meter: Mapping[str, Disparities], by_stats: Mapping[str, Stats],
         shown["Shuffled language labels, means over layers"] = table[table["scope"] == "mean"].drop(columns=["scope", "layers"])
         every = table[(table["name"] == "all") & (table["scope"] == "mean")]
         summary["control/shuffled/share"] = float(every["share"].iloc[0])
-    text = words.controls_text({meter: range_table(of) for meter, of in by_meter.items()}, table, how.languages)
+    text = words.controls_text(ranges, table, how.languages)
     return Chapter("Controls", text, text, frames, {}, shown, summary=summary)
 
 
@@ -195,7 +228,7 @@ def language_features(
     """Which latents belong to one language?
 
     Args:
-        by_meter: meter -> `language_features.find_features`; the first is told, the others (random directions) are what it is held against.
+        by_meter: meter -> `language_features.find_features`; the first is told, the others (draws of random directions) are what it is held against.
         cards: strongest contexts, links by layer and latent, and how many features of a language get a card.
         criteria: by which they were found.
     """
@@ -207,8 +240,9 @@ def language_features(
     figures = {"feature_counts": feature_figures.feature_counts(found, how.languages, layers)}
     if len(best):
         figures["feature_rates"] = feature_figures.feature_rates(rates, how.languages)
-    tables = {f"language_features{f'_{meter}' if place else ''}": frame for place, (meter, frame) in enumerate(by_meter.items())}
-    tables["language_feature_rates"] = rates
+    tables = {"language_features": found, "language_feature_rates": rates}
+    if others:
+        tables["language_features_random"] = pd.concat([frame.assign(draw=place) for place, frame in enumerate(others, start=1)], ignore_index=True)
     counts = found[found["passed"]].groupby("language", sort=False)["confirmed"].agg(["size", "sum"])
     summary = {}
     for code in how.languages.all:
@@ -216,7 +250,7 @@ def language_features(
             summary[f"features/{code}/{name}"] = float(counts[column].get(code, 0))
     return Chapter(
         "Language-specific features",
-        "\n\n".join([features_text(found, how.languages, criteria)] + [words.random_features_text(found, other) for other in others]),
+        "\n\n".join([features_text(found, how.languages, criteria)] + ([words.random_features_text(found, others)] if others else [])),
         words.features_lead(found, *others),
         tables,
         figures,

@@ -382,6 +382,13 @@ class CausalConfig(Section):
     """Of the confirmation half."""
 
 
+class RandomSaeConfig(Section):
+    """SAEs with random directions, a control."""
+
+    draws: Annotated[int, Field(ge=1, le=100)]
+    """Sets of directions, one SAE for each layer in each set. Their spread goes into the intervals; a single draw says nothing of it. 1 to 100."""
+
+
 class MeasuresConfig(Section):
     """What analyze.py measures."""
 
@@ -393,6 +400,7 @@ class MeasuresConfig(Section):
     features: FeaturesConfig
     spliced: SplicedConfig
     causal: CausalConfig
+    random_sae: RandomSaeConfig
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "MeasuresConfig":

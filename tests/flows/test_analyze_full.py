@@ -70,7 +70,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 TABLES = {
     "gaps": {"gap_by_layer", "gap_by_range"},
     "held-out SAEs": {"gap_by_layer_heldout", "gap_by_range_heldout"},
-    "random_sae": {"gap_by_layer_random", "gap_by_range_random"},
+    "random_sae": {"gap_by_layer_random", "gap_by_range_random", "gap_trained_minus_random"},
     "measures": {"gap_by_measure"},
     "confounds": {"confounds"},
     "shuffled_labels": {"shuffled_labels"},

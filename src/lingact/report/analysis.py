@@ -8,6 +8,7 @@ import pandas as pd
 
 from lingact.config import AnalyzeConfig, LanguagesConfig
 from lingact.contexts import Context
+from lingact.controls import is_random
 from lingact.measures import Stats
 from lingact.report.page import Card
 from lingact.report.words import GROUPS, MEASURES, listed, meter_title, name_of, verdict, with_interval
@@ -132,11 +133,71 @@ def meters_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def l0_table(by_meter: Mapping[str, Stats]) -> pd.DataFrame:
-    """A row per language, a column per set of SAEs: active latents per token, mean over layers. Random SAEs are matched in the reference alone."""
-    columns = {}
+    """A row per language, a column per set of SAEs: active latents per token, mean over layers and over draws of random directions.
+
+    Random SAEs are matched over all languages together, so that the means over the languages agree and the languages need not.
+    """
+    columns: dict[str, dict[str, list[float]]] = {}
     for meter, own in by_meter.items():
-        columns[meter_title(meter)] = {code: float((s.l0.sum(axis=1) / s.tokens.sum()).mean()) for code, s in own.items()}
-    return pd.DataFrame(columns).rename_axis("language").reset_index()
+        for code, s in own.items():
+            columns.setdefault(meter_title(meter), {}).setdefault(code, []).append(float((s.l0.sum(axis=1) / s.tokens.sum()).mean()))
+    means = {title: {code: sum(values) / len(values) for code, values in own.items()} for title, own in columns.items()}
+    return pd.DataFrame(means).rename_axis("language").reset_index()
+
+
+def wide_draws(ranges: pd.DataFrame) -> pd.DataFrame:
+    """A row per draw of random directions and for their mean, a column per language and group: the mean gap over all layers.
+
+    Args:
+        ranges: `control_tables.draws_by_range`.
+    """
+    own = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")]
+    cells = own.assign(cell=[with_interval(row, "gap") for row in own.to_dict("records")], name=own["name"].str.replace("_", " "))
+    wide = cells.pivot_table(index="draw", columns="name", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
+    return wide.reset_index()
+
+
+def wide_apart(apart: pd.DataFrame) -> pd.DataFrame:
+    """A row per language and group: the trained SAEs' gap over all layers, that of random directions, and the difference.
+
+    Args:
+        apart: `control_tables.trained_minus_random`.
+    """
+    own = apart[apart["range"] == "all"]
+    columns = {"name": own["name"].str.replace("_", " "), "trained": own["trained"], "random directions": own["random"]}
+    difference = {"difference": [with_interval(row) for row in own.to_dict("records")], "p (Holm)": own["p_holm"]}
+    return pd.DataFrame(columns | difference).reset_index(drop=True)
+
+
+def random_text(ranges: pd.DataFrame, apart: pd.DataFrame, languages: LanguagesConfig, confidence: float) -> str:
+    """What random directions give on average over the draws, how much the draws differ, and whether the trained SAEs give anything else.
+
+    Args:
+        ranges: `control_tables.draws_by_range`.
+        apart: `control_tables.trained_minus_random`.
+    """
+    own = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")]
+    mean = own[own["draw"] == "mean"].set_index("name")
+    draws, sentences = int(mean["draws"].iloc[0]), []
+    for group, title in GROUPS.items():
+        if group in mean.index:
+            single = own.loc[(own["name"] == group) & (own["draw"] != "mean"), "gap"]
+            spread = f", single draws {single.min():+z.2f} to {single.max():+z.2f}" if draws > 1 else ""
+            sentences.append(f"The {title} group's mean gap over layers is {with_interval(mean.loc[group].to_dict(), 'gap')}{spread}.")
+    covers = (
+        f"Each number is the mean over {draws} draws of directions, and the brackets cover the draw and the sentences (t quantile)."
+        if draws > 1
+        else "This is one draw of directions, and the brackets do not cover the draw."
+    )
+    tested = apart[(apart["range"] == "all") & apart["name"].isin(list(_others(languages)))].set_index("name")
+    sure = tested[tested["p_holm"] < 1 - confidence]
+    larger, smaller = (listed([str(code) for code in sure.index[sign * sure["estimate"] > 0]]) for sign in (1, -1))
+    verdict = (
+        f"Against the trained SAEs on the same sentences: the gap by the trained ones is larger (more positive) for {larger} of {len(tested)} "
+        f"languages and smaller for {smaller} (Holm-corrected p below {1 - confidence:.2g}); for {len(tested) - len(sure)} no difference is shown."
+    )
+    matched = "They fire as often as the trained ones over all languages together, in equal shares of tokens."
+    return " ".join([covers, matched, *sentences, verdict])
 
 
 def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | None, languages: LanguagesConfig) -> str:
@@ -154,7 +215,7 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
         own, checked = overall[meter].loc[codes, "gap"], overall[main].loc[codes, "gap"]
         defined = own.notna() & checked.notna()
         same = int((np.sign(own) == np.sign(checked))[defined].sum())
-        what = "SAEs with random directions, which fire as often in the reference," if meter == "random" else f"The {meter_title(meter)} SAEs"
+        what = "SAEs with random directions, which fire as often over all languages," if is_random(meter) else f"The {meter_title(meter)} SAEs"
         groups = [
             f"{with_interval(overall[meter].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
             f"{with_interval(overall[main].loc[group].to_dict(), 'gap')}"
@@ -162,11 +223,10 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
             if group in overall[meter].index
         ]
         sentences.append(f"{what} give the gap the same sign in {same} of {int(defined.sum())} languages: {'; '.join(groups)}.")
-        if meter == "random":
+        if is_random(meter):
             sentences.append(
-                "This is one draw of directions, and the brackets do not cover the draw. Where such SAEs give a gap of the same sign and size, "
-                "sign and "
-                "size alone are no evidence for learned features; the two are not additive."
+                "Where such SAEs give a gap of the same sign and size, sign and size alone are no evidence for learned features; the two are not "
+                "additive."
             )
     if shuffled is not None:
         every = shuffled[shuffled["name"] == "all"].set_index("scope")
@@ -233,21 +293,23 @@ def wide_similarity(table: pd.DataFrame) -> pd.DataFrame:
 # --- features ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def random_features_text(found: pd.DataFrame, random: pd.DataFrame) -> str:
+def random_features_text(found: pd.DataFrame, random: Sequence[pd.DataFrame]) -> str:
     """How the number of confirmed features compares with that of random directions.
 
     Args:
         found: `language_features.find_features` by the measuring SAEs.
-        random: the same by SAEs with random directions.
+        random: the same by every draw of SAEs with random directions.
     """
-    own, other = (int(frame["confirmed"].sum()) for frame in (found, random))
-    tested = int(random["passed"].sum())
+    own, counts = int(found["confirmed"].sum()), [int(frame["confirmed"].sum()) for frame in random]
+    other, tested = sum(counts) / len(counts), sum(int(frame["passed"].sum()) for frame in random) / len(random)
+    drawn = f" (mean over {len(counts)} draws, which confirm {min(counts)} to {max(counts)})" if len(counts) > 1 else ""
     verdict = (
         "So being confirmed says that a latent tells languages apart, and nothing of what the SAE has learned: random directions do it as well."
         if other >= own
-        else f"So at most {own - other} of the {own} confirmed ones are more than random directions would give."
+        else f"So at most {own - other:g} of the {own} confirmed ones are more than random directions would give."
     )
-    return f"By SAEs with random directions, which fire as often in the reference, the same search confirms {other} of {tested} candidates. {verdict}"
+    searched = "By SAEs with random directions, which fire as often over all languages, the same search confirms"
+    return f"{searched} {other:g} of {tested:g} candidates{drawn}. {verdict}"
 
 
 def features_lead(found: pd.DataFrame, *random: pd.DataFrame) -> str:
@@ -258,7 +320,7 @@ def features_lead(found: pd.DataFrame, *random: pd.DataFrame) -> str:
         return f"No language-specific feature was confirmed ({len(tested)} candidates)."
     where = listed(list(confirmed["language"].unique()))
     told = f"{len(confirmed)} of {len(tested)} candidates for language-specific features were confirmed; languages with any: {where}."
-    return " ".join([told, *(random_features_text(found, other) for other in random)])
+    return f"{told} {random_features_text(found, random)}" if random else told
 
 
 def wide_features(found: pd.DataFrame) -> pd.DataFrame:

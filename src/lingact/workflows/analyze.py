@@ -11,6 +11,8 @@ from lingact import chapters
 from lingact.changes import Variants
 from lingact.chapters import Chapter, Judgement
 from lingact.config import AnalyzeConfig, Processes, validate
+from lingact.control_tables import mean_rows
+from lingact.controls import is_random
 from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
@@ -18,10 +20,11 @@ from lingact.measures import Stats
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
 from lingact.report.words import name_of, reading_gaps
+from lingact.tables import range_table
 from lingact.terminal import note, show
 from lingact.tracking import Run, first_process, open_run, read_manifest
 from lingact.workflows.instruments import MEASURING
-from lingact.workflows.observe import RANDOM, Observations, criteria, observe, recall
+from lingact.workflows.observe import Observations, criteria, observe, recall
 
 
 def run(config: AnalyzeConfig, folder: Path) -> None:
@@ -78,7 +81,9 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
     saved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     given = config.model_dump(mode="json")
     judged = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking", *Processes.model_fields)} | {"piece": "1/1"}
-    return validate(AnalyzeConfig, saved | judged | {"measures": saved["measures"] | {"gap": given["measures"]["gap"]}})
+    # Runs from before there were several draws of random directions have one and do not say so.
+    measures = {"random_sae": {"draws": 1}} | saved["measures"] | {"gap": given["measures"]["gap"]}
+    return validate(AnalyzeConfig, saved | judged | {"measures": measures})
 
 
 def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Chapter]:
@@ -87,13 +92,20 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
     measured, measures = seen.measured, config.measures
     by_meter: dict[str, Stats] = {meter: measured.of(meter, BASE) for meter in measured.meters}
     stats = by_meter[MEASURING]
-    found = {}
+    found, ranges = {}, {}
     for meter, own in by_meter.items():
-        chapter, found[meter] = chapters.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
-        yield chapter if meter == MEASURING else _aside(chapter, meter)
+        if not is_random(meter):
+            chapter, found[meter] = chapters.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
+            ranges[meter] = range_table(found[meter])
+            yield chapter if meter == MEASURING else _aside(chapter, meter)
+    drawn = [own for meter, own in by_meter.items() if is_random(meter)]
+    if drawn:
+        chapter = chapters.random_gaps(drawn, found[MEASURING], how, measure=measures.gap)
+        ranges["random"] = mean_rows(chapter.frames["gap_by_range_random"])
+        yield chapter
     yield chapters.measures(stats, how)
     yield chapters.confounds(stats, seen.spliced, how)
-    yield chapters.controls(found, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
+    yield chapters.controls(ranges, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
     alike = None
     if measured.vectors:
         alike = chapters.alike(measured.vectors, stats, how)
@@ -108,7 +120,7 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
         yield chapters.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)
     if ADAPTER in measured.variants:
         layers = stats[config.languages.reference].layers
-        variants = {meter: Variants.of(measured, meter) for meter in measured.meters if meter != RANDOM}
+        variants = {meter: Variants.of(measured, meter) for meter in measured.meters if not is_random(meter)}
         yield chapters.changed(variants, measured, layers, how)
 
 
@@ -159,7 +171,7 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
     refuse_incomparable(before, after, paths)
     adapted = ADAPTER in after.variants
     by_meter = {}
-    for meter in (meter for meter in before.meters if meter in after.meters and meter != RANDOM):
+    for meter in (meter for meter in before.meters if meter in after.meters and not is_random(meter)):
         changed = after.of(meter, ADAPTER if adapted else BASE)
         # The divergence of a base model from itself says nothing of the step between two runs.
         changed = changed if adapted else {code: replace(stats, kl=None) for code, stats in changed.items()}
@@ -181,8 +193,8 @@ def refuse_incomparable(before: Measurement, after: Measurement, paths: tuple[st
         UserError: with what differs.
     """
     one, other = (next(iter(measurement.stats.values())) for measurement in (before, after))
-    free = {"adapter", "batch_tokens", "sae/random", "meter", "variant", "language"} | ({"model"} if ADAPTER not in after.variants else set())
-    keys = sorted((one.header.keys() | other.header.keys()) - free)
+    free = {"adapter", "batch_tokens", "meter", "variant", "language"} | ({"model"} if ADAPTER not in after.variants else set())
+    keys = sorted(key for key in (one.header.keys() | other.header.keys()) - free if not is_random(key.removeprefix("sae/")))
     differing = [key for key in keys if one.header.get(key) != other.header.get(key)]
     # Other languages make another corpus, too; that they differ says more.
     same = {

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from lingact.adapters import adapter_hash, base_behaviour, load_adapter
 from lingact.config import AnalyzeConfig, FeaturesConfig
 from lingact.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
-from lingact.controls import random_dictionaries, reference_sample
+from lingact.controls import SAMPLE_TOKENS, is_random, pooled_sample, random_dictionaries, random_meter
 from lingact.corpus import ParallelCorpus, load_corpus, split_in_halves
 from lingact.errors import UserError
 from lingact.inference import check_enough
@@ -30,10 +30,6 @@ from lingact.tables import named_ranges
 from lingact.tracking import Run, write_json
 from lingact.workflows.instruments import MEASURING, Instruments, set_up
 
-RANDOM = "random"
-"""Meter of the SAEs with random directions."""
-_SAMPLE_TOKENS = 4096
-"""Tokens of the reference on which the random SAEs are made to fire as often as the trained ones."""
 _NAMES = {"random_rates": "random_tokens.safetensors", "spliced": "spliced.safetensors", "causal": "causal.safetensors", "contexts": "contexts.json"}
 
 
@@ -43,7 +39,7 @@ class Observations:
 
     measured: Measurement
     features: dict[str, pd.DataFrame] | None = None
-    """Meter (measuring; random where there is one) -> `language_features.find_features`."""
+    """Meter (measuring; draws of random directions where there are any) -> `language_features.find_features`."""
     contexts: list[Context] | None = None
     links: dict[tuple[int, int], str] | None = None
     """(layer, latent) -> its page at Neuronpedia, of the features that have contexts."""
@@ -79,8 +75,8 @@ def _passes(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCor
     with base_behaviour(lm.model):
         meters = dict(instruments.meters)
         if "random_sae" in parts:
-            meters[RANDOM] = _random_meter(config, instruments, corpus)
-            identity |= {f"sae/{RANDOM}": f"random directions, seed {config.seed}"}
+            meters |= _random_meters(config, instruments, corpus)
+            identity |= {f"sae/{meter}": f"random directions, seed {config.seed}, matched on all languages" for meter in meters if is_random(meter)}
         by_reference = None
         if "by_reference" in parts:
             given = {"batch_tokens": config.batch_tokens, "identity": identity, "folder": folder / "yardstick"}
@@ -90,6 +86,7 @@ def _passes(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCor
         language_model=config.adapter is not None or "language_model" in parts,
         yardstick=by_reference,
         vectors=config.measures.similarity.sentences if "similarity" in parts else 0,
+        base_alone=frozenset(meter for meter in meters if is_random(meter)),
         top_k=config.measures.top_k,
         piece=config.piece,
     )
@@ -109,7 +106,7 @@ def _further(
     features = contexts = links = spliced = causal = None
     if "features" in parts:
         tokens = measures.features.random_tokens
-        searched = {meter: meters[meter] for meter in (MEASURING, RANDOM) if meter in meters}
+        searched = {meter: own for meter, own in meters.items() if meter == MEASURING or is_random(meter)}
         rates = random_token_rates(lm, searched, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
         features = found_features(measured, measures.features, rates)
         shown: dict[int, list[int]] = {}
@@ -123,7 +120,9 @@ def _further(
             save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
     if "spliced" in parts:
         some = corpus.select(corpus.sample(measures.spliced.sentences).tolist())
-        spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if meter != RANDOM}, some, path=folder / _NAMES["spliced"], **given)
+        spliced = spliced_losses(
+            lm, {meter: own for meter, own in meters.items() if not is_random(meter)}, some, path=folder / _NAMES["spliced"], **given
+        )
     if "causal" in parts:
         # Not those on which latents and directions were chosen.
         other = corpus.select(np.flatnonzero(corpus.halves == CONFIRMATION).tolist())
@@ -162,15 +161,14 @@ def criteria(settings: FeaturesConfig) -> Criteria:
     return Criteria(min_rate=settings.min_rate, per_layer=settings.per_layer, alpha=settings.alpha)
 
 
-def _random_meter(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus):  # noqa: ANN202 (Dictionaries)
-    """SAEs with random directions that fire as often as the measuring ones on the reference's discovery half."""
-    reference = config.languages.reference
+def _random_meters(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus) -> dict[str, Dictionaries]:
+    """Draws of SAEs with random directions that fire as often as the measuring ones on the discovery half of all languages."""
     discovery = [place for place, half in enumerate(corpus.halves) if half == DISCOVERY]
     if not discovery:
         raise UserError(f"none of the {len(corpus.ids)} sentences is in the discovery half; give more sentences, or use measures=core")
-    part = corpus.speaking((reference,)).select(discovery)
-    sample = reference_sample(instruments.lm, part, reference, instruments.layers, tokens=_SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
-    return random_dictionaries(instruments.meters[MEASURING], sample, config.seed)
+    part, draws = corpus.select(discovery), range(1, config.measures.random_sae.draws + 1)
+    sample = pooled_sample(instruments.lm, part, instruments.layers, tokens=SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
+    return {random_meter(draw): random_dictionaries(instruments.meters[MEASURING], sample, config.seed, draw) for draw in draws}
 
 
 # --- interventions -------------------------------------------------------------------------------------------------------------------------------
