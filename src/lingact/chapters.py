@@ -19,7 +19,7 @@ from lingact.figures import similarity as similarity_figures
 from lingact.figures.training import change_bars
 from lingact.interventions import CausalLosses, Mode, SplicedLosses
 from lingact.language_features import Criteria, features_text, rate_table, strongest_confirmed
-from lingact.measure import Measurement
+from lingact.measure import ADAPTER, BASE, Measurement
 from lingact.measures import Stats, available
 from lingact.report import analysis as words
 from lingact.report.gaps import analysis_text, gap_rows, gaps_lead, wide_layers
@@ -124,21 +124,26 @@ def measures(stats: Stats, how: Judgement) -> Chapter:
     )
 
 
-def confounds(stats: Stats, spliced: SplicedLosses | None, how: Judgement, suffix: str = "") -> Chapter:
-    """What else differs between the languages: text, tokenizer, norms, and how well the SAEs fit."""
+def confounds(stats: Stats, spliced: SplicedLosses | None, how: Judgement, suffix: str = "", *, after: SplicedLosses | None = None) -> Chapter:
+    """What else differs between the languages: text, tokenizer, norms, and how well the SAEs fit.
+
+    Args:
+        after: cross-entropies with reconstructions spliced into the adapted model.
+    """
     table = confound_table(stats, how.settings, how.seed)
     frames, figures = {f"confounds{suffix}": table}, {f"confounds{suffix}": gap_figures.confound_panel(table, how.languages)}
     summary, costs = {}, None
     if spliced is not None:
-        costs = effects.spliced_table(spliced, **how.how_sure)
-        frames["spliced"] = costs
+        frames["spliced"] = effects.spliced_table(spliced, after=after, **how.how_sure)
+        costs = effects.of_variant(frames["spliced"], BASE)
         figures["spliced"] = causal_figures.spliced_curves(costs, how.languages)
         rises = costs[costs["quantity"] == "ce_increase"].groupby(["meter", "language"], sort=False)["estimate"].mean()
         summary = {f"spliced/{meter}/{code}": float(value) for (meter, code), value in rises.items()}  # pyrefly: ignore[not-iterable]
-    text = words.confounds_text(table, costs, how.languages)
-    return Chapter(
-        "Confounds: text, norms and the fit of the SAEs", text, "", frames, figures, {"By language": words.wide_confounds(table)}, summary=summary
-    )
+    text, shown = words.confounds_text(table, costs, how.languages), {"By language": words.wide_confounds(table)}
+    if after is not None:
+        text += "\n\n" + words.spliced_change_text(frames["spliced"], how.languages)
+        shown["Rise of the cross-entropy by splicing, before and after tuning, mean over layers"] = words.wide_spliced(frames["spliced"])
+    return Chapter("Confounds: text, norms and the fit of the SAEs", text, "", frames, figures, shown, summary=summary)
 
 
 def random_gaps(by_draw: Sequence[Stats], trained: Disparities, how: Judgement, *, measure: str) -> Chapter:
@@ -260,12 +265,19 @@ def language_features(
     )
 
 
-def causal(losses: CausalLosses, mode: Mode, how: Judgement) -> Chapter:
-    """Do the features matter to the model, and to their own language more than to others?"""
+def causal(losses: CausalLosses, mode: Mode, how: Judgement, *, after: CausalLosses | None = None) -> Chapter:
+    """Do the features matter to the model, and to their own language more than to others? And after tuning?
+
+    Args:
+        after: the same latents of the adapted model edited in the same way.
+    """
     if not losses.arms:
         return Chapter("Causal checks", "No features were chosen, so there was nothing to intervene on.")
-    table = effects.causal_table(losses, **how.how_sure)
-    selectivity = effects.selectivity_table(losses, **how.how_sure)
+    frames = {
+        "causal": effects.causal_table(losses, after=after, **how.how_sure),
+        "selectivity": effects.selectivity_table(losses, after=after, **how.how_sure),
+    }
+    table, selectivity = (effects.of_variant(frame, BASE) for frame in frames.values())
     figures = {"dose_response": causal_figures.dose_response(table, mode)}
     if mode == "scale" and (table["dose"] == effects.ABLATION).any():
         figures = {"causal_matrix": causal_figures.causal_matrix(table)} | figures
@@ -275,11 +287,17 @@ def causal(losses: CausalLosses, mode: Mode, how: Judgement) -> Chapter:
     }
     text = effects.causal_text(selectivity, table, confidence=how.settings.confidence)
     shown = {"Selectivity": words.wide_selectivity(selectivity)}
+    if after is not None:
+        text += "\n\n" + words.causal_change_text(frames["causal"], frames["selectivity"], 1 - how.settings.confidence)
+        shown |= {
+            f"Selectivity, {title}": words.wide_selectivity(effects.of_variant(frames["selectivity"], variant))
+            for title, variant in (("after tuning", ADAPTER), ("after minus before", effects.ADAPTER_MINUS_BASE))
+        }
     return Chapter(
         "Causal checks",
         text,
         words.causal_lead(selectivity, table, 1 - how.settings.confidence),
-        {"causal": table, "selectivity": selectivity},
+        frames,
         figures,
         shown,
         summary=summary,

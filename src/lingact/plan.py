@@ -326,7 +326,7 @@ class _Reading:
     def further(self, config: AnalyzeConfig, tokens: Number, sentences: Number) -> Iterator[Pass]:
         """The passes of their own that `measures.parts` asks for."""
         parts, measures, per_sentence = config.measures.parts, config.measures, self.sizes.text.tokens
-        codes = len(config.languages.all)
+        codes, models = len(config.languages.all), 1 if config.adapter is None else 2
         if "by_reference" in parts:
             yield self.pass_of("yardstick", sentences / 2 * per_sentence)
             yield Pass("by the reference's yardstick", tokens, 0, self.work_of_saes(tokens, 1) / 2)
@@ -334,11 +334,13 @@ class _Reading:
             yield self.pass_of("random tokens and strongest contexts", measures.features.random_tokens + tokens)
         if "spliced" in parts:
             read = min(measures.spliced.sentences, sentences) * per_sentence * codes
-            times = 1 + self.layers * (1 + sum(not meter.random for meter in self.meters))
+            times = models * (1 + self.layers * (1 + sum(not meter.random for meter in self.meters)))
             yield Pass("splicing", read * times, self.sizes.forward(read * times, logits=True), self.work_of_saes(read, 1))
         if "causal" in parts:
             read = min(measures.causal.sentences, sentences / 2) * per_sentence * codes
-            arms = len(measures.causal.doses) * (2 + measures.causal.draws) * (codes if measures.causal.features == "language_specific" else 1)
+            arms = (
+                models * len(measures.causal.doses) * (2 + measures.causal.draws) * (codes if measures.causal.features == "language_specific" else 1)
+            )
             yield Pass("intervening", read * arms, self.sizes.forward(read * arms, logits=True), self.work_of_saes(read * arms, 1) / 2)
 
     def pass_of(self, what: str, tokens: Number, *, passes: int = 1, variants: int = 1, logits: bool = False) -> Pass:

@@ -9,6 +9,8 @@ import pandas as pd
 from lingact.config import AnalyzeConfig, LanguagesConfig
 from lingact.contexts import Context
 from lingact.controls import is_random
+from lingact.effects import ADAPTER_MINUS_BASE
+from lingact.measure import ADAPTER, BASE
 from lingact.measures import Stats
 from lingact.report.page import Card
 from lingact.report.words import GROUPS, MEASURES, listed, meter_title, name_of, verdict, with_interval
@@ -112,6 +114,40 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
             )
     text = " ".join(sentences)
     return text[0].upper() + text[1:]
+
+
+def spliced_change_text(costs: pd.DataFrame, languages: LanguagesConfig) -> str:
+    """What splicing costs the adapted model, against the base model on the same sentences.
+
+    Args:
+        costs: `effects.spliced_table` with the adapted model.
+    """
+    rises = costs[costs["quantity"] == "ce_increase"]
+    means = rises.groupby(["meter", "variant", "language"], sort=False)["estimate"].mean()
+    said = []
+    for meter in dict.fromkeys(rises["meter"]):
+        by_variant = {variant: means[meter, variant] for variant in (BASE, ADAPTER)}
+        change = by_variant[ADAPTER] - by_variant[BASE]
+        apart = rises[(rises["meter"] == meter) & (rises["variant"] == ADAPTER_MINUS_BASE)]
+        sure = int(((apart["lo"] > 0) | (apart["hi"] < 0)).sum())
+        said.append(
+            f"After tuning, putting the {meter_title(str(meter))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
+            f"{_signed(change[languages.reference])} nats per token more than before in {name_of(languages.reference)} and by "
+            f"{_signed(change.drop(languages.reference).min())} to {_signed(change.drop(languages.reference).max())} elsewhere (mean over layers; "
+            f"{sure} of {len(apart)} intervals of single layers and languages exclude 0)."
+        )
+    return " ".join(said)
+
+
+def _signed(value: float) -> str:
+    return f"{round(float(value), 3) + 0.0:+.3f}"
+
+
+def wide_spliced(costs: pd.DataFrame) -> pd.DataFrame:
+    """A row per set of SAEs and language, a column per variant: rise of the cross-entropy in nats per token, mean over layers."""
+    rises = costs[costs["quantity"] == "ce_increase"]
+    means = rises.groupby(["meter", "language", "variant"], sort=False)["estimate"].mean().unstack("variant", sort=False)
+    return means.rename(columns={ADAPTER_MINUS_BASE: "adapter minus base"}).reset_index()
 
 
 def wide_confounds(table: pd.DataFrame) -> pd.DataFrame:
@@ -369,6 +405,36 @@ def causal_lead(selectivity: pd.DataFrame, causal: pd.DataFrame, alpha: float) -
         f"strongly do, for {listed(shown)} of {len(sure)} languages (corrected by Holm)."
     )
     return said + (f" For {listed(without)} no random latents are as frequent and as strong, so that control is missing." if without else "")
+
+
+def causal_change_text(causal: pd.DataFrame, selectivity: pd.DataFrame, alpha: float) -> str:
+    """Whether taking a language's features away does more or less to it after tuning.
+
+    Args:
+        causal: `effects.causal_table` with the adapted model.
+        selectivity: `effects.selectivity_table` with the adapted model.
+    """
+    apart = [table[table["variant"] == ADAPTER_MINUS_BASE] for table in (causal, selectivity)]
+    effect, contrast = (table[(table["kind"] == "specific") & (table["mode"] == "scale") & (table["dose"] == 0)] for table in apart)
+    own = effect[effect["owner"] == effect["measured"]]
+    if own.empty:
+        return "No ablation was run, so nothing is said about what tuning changed in what the features do."
+    more, less = (listed([str(code) for code in own.loc[rows, "owner"]]) for rows in (own["lo"] > 0, own["hi"] < 0))
+    told = (
+        f"The same latents, chosen on the base model, were edited in the adapted one. Taking a language's features away costs it more after tuning "
+        f"than before for {more} of {len(own)} languages, and less for {less} (paired intervals beside 0)."
+    )
+    said = [told]
+    for name, comparison in (("own_minus_others", "the others"), ("own_minus_random", "random latents")):
+        rows = contrast[contrast["contrast"] == name]
+        if len(rows):
+            grown, shrunk = (listed([str(code) for code in rows.loc[(rows["p_holm"] < alpha) & side, "owner"]]) for side in _sides(rows["estimate"]))
+            said.append(f"Its distance from {comparison} grew for {grown} and shrank for {shrunk} (Holm-corrected p below {alpha:.2g}).")
+    return " ".join(said)
+
+
+def _sides(estimates: pd.Series) -> tuple[pd.Series, pd.Series]:
+    return estimates > 0, estimates < 0
 
 
 def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:

@@ -104,7 +104,7 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
         ranges["random"] = mean_rows(chapter.frames["gap_by_range_random"])
         yield chapter
     yield chapters.measures(stats, how)
-    yield chapters.confounds(stats, seen.spliced, how)
+    yield chapters.confounds(stats, seen.spliced, how, after=seen.spliced_after)
     yield chapters.controls(ranges, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
     alike = None
     if measured.vectors:
@@ -114,7 +114,7 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
         cards = (seen.contexts or [], seen.links or {}, measures.features.cards)
         yield chapters.language_features(seen.features, cards, stats, how, criteria(measures.features))
     if seen.causal is not None:
-        yield chapters.causal(seen.causal, measures.causal.mode, how)
+        yield chapters.causal(seen.causal, measures.causal.mode, how, after=seen.causal_after)
     if scores is not None:
         shares = config.model.training_shares
         yield chapters.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lingact.inference import check_enough
 from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
 from lingact.language_features import Criteria, chosen_latents, find_features
 from lingact.lm import LanguageModel
-from lingact.measure import BASE, Measurement, Wanted, load_measurement, measure, yardstick
+from lingact.measure import ADAPTER, BASE, Measurement, Wanted, load_measurement, measure, yardstick
 from lingact.passes import load_state
 from lingact.ranks import joined, rank, told
 from lingact.sae import Dictionaries
@@ -45,6 +45,9 @@ class Observations:
     """(layer, latent) -> its page at Neuronpedia, of the features that have contexts."""
     spliced: SplicedLosses | None = None
     causal: CausalLosses | None = None
+    spliced_after: SplicedLosses | None = None
+    """`spliced` and `causal` of the adapted model, where there is one."""
+    causal_after: CausalLosses | None = None
 
 
 def observe(run: Run, config: AnalyzeConfig) -> Observations:
@@ -92,7 +95,11 @@ def _passes(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCor
     )
     measured = measure(lm, meters, corpus, batch_tokens=config.batch_tokens, identity=identity, wanted=wanted, folder=folder)
     with base_behaviour(lm.model):
-        return _further(config, lm, meters, corpus, measured, folder)
+        seen = _further(config, lm, meters, corpus, measured, folder)
+    if config.adapter is None:
+        return seen
+    spliced, causal = _edited(config, lm, meters, corpus, seen, folder, after=True)
+    return replace(seen, spliced_after=spliced, causal_after=causal)
 
 
 def _further(
@@ -100,10 +107,8 @@ def _further(
 ) -> Observations:
     """The passes of their own, on the base model with the measuring SAEs."""
     saes, parts, measures = meters[MEASURING], config.measures.parts, config.measures
-    shared = next(iter(measured.stats.values())).header
-    identity = {key: value for key, value in shared.items() if key not in ("meter", "variant", "language")}
-    given = {"batch_tokens": config.batch_tokens, "header": identity}
-    features = contexts = links = spliced = causal = None
+    given = {"batch_tokens": config.batch_tokens, "header": _identity(measured)}
+    features = contexts = links = None
     if "features" in parts:
         tokens = measures.features.random_tokens
         searched = {meter: own for meter, own in meters.items() if meter == MEASURING or is_random(meter)}
@@ -118,18 +123,42 @@ def _further(
         if rank() == 0:
             write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
             save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
+    seen = Observations(measured, features, contexts, links)
+    spliced, causal = _edited(config, lm, meters, corpus, seen, folder)
+    return replace(seen, spliced=spliced, causal=causal)
+
+
+def _edited(
+    config: AnalyzeConfig,
+    lm: LanguageModel,
+    meters: dict[str, Dictionaries],
+    corpus: ParallelCorpus,
+    seen: Observations,
+    folder: Path,
+    *,
+    after: bool = False,
+) -> tuple[SplicedLosses | None, CausalLosses | None]:
+    """Cross-entropies of the model with its residual stream edited. `after`: of the adapted model, by the same latents in the same sentences."""
+    parts, measures, measured = config.measures.parts, config.measures, seen.measured
+    given = {"batch_tokens": config.batch_tokens, "header": _identity(measured) | ({"variant": ADAPTER} if after else {})}
+    place = {name: folder / (f"{Path(file).stem}_{ADAPTER}.safetensors" if after else file) for name, file in _NAMES.items()}
+    spliced = causal = None
     if "spliced" in parts:
         some = corpus.select(corpus.sample(measures.spliced.sentences).tolist())
-        spliced = spliced_losses(
-            lm, {meter: own for meter, own in meters.items() if not is_random(meter)}, some, path=folder / _NAMES["spliced"], **given
-        )
+        spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if not is_random(meter)}, some, path=place["spliced"], **given)
     if "causal" in parts:
         # Not those on which latents and directions were chosen.
         other = corpus.select(np.flatnonzero(corpus.halves == CONFIRMATION).tolist())
         some = other.select(other.sample(measures.causal.sentences).tolist())
-        interventions = list(planned_interventions(config, measured, features[MEASURING] if features else None))
-        causal = causal_losses(lm, saes, some, interventions, path=folder / _NAMES["causal"], **given)
-    return Observations(measured, features, contexts, links, spliced, causal)
+        interventions = list(planned_interventions(config, measured, seen.features[MEASURING] if seen.features else None))
+        causal = causal_losses(lm, meters[MEASURING], some, interventions, path=place["causal"], **given)
+    return spliced, causal
+
+
+def _identity(measured: Measurement) -> dict[str, str]:
+    """What all statistics of a measurement depend on."""
+    shared = next(iter(measured.stats.values())).header
+    return {key: value for key, value in shared.items() if key not in ("meter", "variant", "language")}
 
 
 def found_features(
@@ -265,6 +294,9 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
         features = found_features(measured, config.measures.features, _kept_rates(folder))
         contexts = load_contexts(folder / _NAMES["contexts"])
         links = {(layer, j): url for layer, j, url in json.loads((folder / "links.json").read_text(encoding="utf-8"))}
+    after = {name: folder / f"{name}_{ADAPTER}.safetensors" for name in ("spliced", "causal")}
+    # Runs from before the adapted model's residual stream was edited, too, do not have them.
+    there = {name for name, path in after.items() if name in parts and path.is_file()}
     return Observations(
         measured,
         features,
@@ -272,4 +304,6 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
         links,
         SplicedLosses.load(folder / _NAMES["spliced"]) if "spliced" in parts else None,
         CausalLosses.load(folder / _NAMES["causal"]) if "causal" in parts else None,
+        SplicedLosses.load(after["spliced"]) if "spliced" in there else None,
+        CausalLosses.load(after["causal"]) if "causal" in there else None,
     )
