@@ -344,6 +344,17 @@ def benchmarks(
     return Chapter("Benchmark scores", text, words.correlation_lead(table), frames, figures, shown, summary=summary)
 
 
+def recipes(table: pd.DataFrame, confidence: float) -> Chapter:
+    """Training recipes against each other.
+
+    Args:
+        table: `contrasts.recipe_table`.
+        confidence: of its intervals.
+    """
+    text, shown = words.recipes_text(table, confidence), words.wide_recipes(table)
+    return Chapter("Recipes against each other", text, text, {"recipes": table}, {}, shown, printed=dict(list(shown.items())[:2]))
+
+
 def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], how: Judgement) -> Chapter:
     """What an adapter, or the step from one model to another, did to every language.
 

@@ -433,15 +433,15 @@ class AnalyzeConfig(Processes, Job):
     stats: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
     """Runs whose statistics are used instead of measuring."""
     compare: Annotated[tuple[Path, ...], BeforeValidator(_as_list)]
-    """Two runs: before and after."""
+    """Two runs: before and after. Or trained runs and sweeps of them: their recipes against each other."""
     piece: Annotated[tuple[NonNegativeInt, PositiveInt], BeforeValidator(_read_piece), PlainSerializer(lambda piece: f"{piece[0] + 1}/{piece[1]}")]
     """(k, n): the k-th of n parts of the batches, from 0."""
 
     @field_validator("compare")
     @classmethod
-    def _two(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
-        if len(runs) not in (0, 2):
-            raise ValueError(f"{len(runs)} given; name two runs: compare=[BEFORE,AFTER]")
+    def _two_at_least(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
+        if len(runs) == 1 and not (runs[0] / ".jobs").is_dir():
+            raise ValueError("1 given; name two runs: compare=[BEFORE,AFTER], or several runs or a sweep of train.py, whose recipes to compare")
         return runs
 
     @field_validator("piece")

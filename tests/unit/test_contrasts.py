@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lingact import contrasts
 from lingact.changes import Variants, change
 from lingact.config import LanguagesConfig, Statistics
 from lingact.contrasts import Numbers, Trained, pair_table, recipe_table
@@ -15,7 +14,7 @@ from lingact.inference import sentence_weights
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
 from lingact.stats import FeatureStats
 
-from .sums import stats_of
+from .sums import keep, stats_of
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi",))
 SETTINGS = Statistics(pooling="token", resamples=300, confidence=0.95, early="third", deep="third")
@@ -44,20 +43,31 @@ def judged(closed: float, *, seed: int = 0, count: int = SENTENCES, adapter: boo
     return Measurement(stats)
 
 
+class Runs(dict[str, Measurement]):
+    """Run folders by name; what is put in is written into its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def add(self, more: dict[str, Measurement]) -> None:
+        for name, measured in more.items():
+            keep(measured, self.folder / name, next(iter(measured.stats.values())).sentence_ids)
+            self[name] = measured
+
+
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Measurement]:
-    """Run folders by name, as they would be loaded."""
-    found: dict[str, Measurement] = {}
-    monkeypatch.setattr(contrasts, "load_measurement", lambda folder: (found[folder.parent.name], (0, 1)))
-    return found
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    monkeypatch.chdir(tmp_path)
+    return Runs(tmp_path)
 
 
 def trained(recipe: str, name: str, layers: tuple[int, ...] | str = "all", targets: tuple[str, ...] = ("hi",)) -> Trained:
     return Trained(recipe, Path(name), targets, layers)  # pyrefly: ignore[bad-argument-type]
 
 
-def test_a_planted_difference_is_found_with_its_size(runs: dict[str, Measurement]) -> None:
-    runs |= {f"{name}{seed}": judged(closed, seed=seed) for name, closed in (("a", 0.9), ("b", 0.5)) for seed in range(3)}
+def test_a_planted_difference_is_found_with_its_size(runs: Runs) -> None:
+    runs.add({f"{name}{seed}": judged(closed, seed=seed) for name, closed in (("a", 0.9), ("b", 0.5)) for seed in range(3)})
     table = recipe_table([trained(name[0], name) for name in runs], LANGUAGES, SETTINGS, 0).set_index(["language", "quantity"])
     row = table.loc[("hi", "gap_closed")]
     assert row[["one", "other", "meter", "n", "seeds_one", "seeds_other", "covers"]].tolist() == [
@@ -73,9 +83,9 @@ def test_a_planted_difference_is_found_with_its_size(runs: dict[str, Measurement
     assert (table.loc[("hi", "fvu_ratio"), "estimate"], table.loc[("hi", "fvu_ratio"), "p"]) == (0, 1)
 
 
-def test_it_is_paired(runs: dict[str, Measurement]) -> None:
+def test_it_is_paired(runs: Runs) -> None:
     """Each gap closed is uncertain by the base's noise, which both share: their difference is far more certain."""
-    runs |= {"a": judged(0.9), "b": judged(0.8)}
+    runs.add({"a": judged(0.9), "b": judged(0.8)})
     row = recipe_table([trained("a", "a"), trained("b", "b")], LANGUAGES, SETTINGS, 0).set_index(["language", "quantity"]).loc[("hi", "gap_closed")]
     draws = [change(Variants.of(runs[name], "measuring"), "hi", LANGUAGES, SETTINGS, (0, 2), 0).closed for name in ("a", "b")]
     assert [row["lo"], row["hi"]] == pytest.approx(np.quantile((draws[0] - draws[1])[1:], [0.025, 0.975]))
@@ -84,16 +94,16 @@ def test_it_is_paired(runs: dict[str, Measurement]) -> None:
     assert row["covers"] == "sentences"
 
 
-def test_the_same_twice_is_no_difference(runs: dict[str, Measurement]) -> None:
-    runs |= {f"{name}{seed}": judged(0.7, seed=seed) for name in "ab" for seed in range(2)}
+def test_the_same_twice_is_no_difference(runs: Runs) -> None:
+    runs.add({f"{name}{seed}": judged(0.7, seed=seed) for name in "ab" for seed in range(2)})
     table = recipe_table([trained(name[0], name) for name in runs], LANGUAGES, SETTINGS, 0)
     assert not table["estimate"].any()
     assert (table["p"] == 1).all()
     assert (table["p_holm"] == 1).all()
 
 
-def test_gaps_are_closed_over_the_layers_of_all_losses(runs: dict[str, Measurement]) -> None:
-    runs |= {"a": judged(0.9), "b": judged(0.5)}
+def test_gaps_are_closed_over_the_layers_of_all_losses(runs: Runs) -> None:
+    runs.add({"a": judged(0.9), "b": judged(0.5)})
     one, both, every = (recipe_table([trained("a", "a", (0,)), trained("b", "b", layers)], LANGUAGES, SETTINGS, 0) for layers in ((0,), (2,), "all"))
     pd.testing.assert_frame_equal(both, every)
     closed = [table.set_index("quantity").loc["gap_closed", "value_one"] for table in (one, both)]
@@ -101,8 +111,8 @@ def test_gaps_are_closed_over_the_layers_of_all_losses(runs: dict[str, Measureme
     assert closed == pytest.approx(wanted)
 
 
-def test_holm_goes_over_all_pairs_of_recipes_for_the_same_languages(runs: dict[str, Measurement]) -> None:
-    runs |= {"a": judged(0.9), "b": judged(0.8), "c": judged(0.79), "d": judged(0.5)}
+def test_holm_goes_over_all_pairs_of_recipes_for_the_same_languages(runs: Runs) -> None:
+    runs.add({"a": judged(0.9), "b": judged(0.8), "c": judged(0.79), "d": judged(0.5)})
     given = [trained(name, name) for name in "abc"] + [trained("d", "d", targets=("es",))]
     table = recipe_table(given, LANGUAGES, SETTINGS, 0)
     closed = table[table["quantity"] == "gap_closed"]
@@ -111,8 +121,8 @@ def test_holm_goes_over_all_pairs_of_recipes_for_the_same_languages(runs: dict[s
     assert closed["p_holm"].min() == pytest.approx(3 * closed["p"].min())
 
 
-def test_recipes_that_were_not_judged_alike_are_refused(runs: dict[str, Measurement]) -> None:
-    runs |= {"a": judged(0.9), "few": judged(0.9, count=30), "base": judged(0.9, adapter=False), "other": judged(0.9, header={"model": "n"})}
+def test_recipes_that_were_not_judged_alike_are_refused(runs: Runs) -> None:
+    runs.add({"a": judged(0.9), "few": judged(0.9, count=30), "base": judged(0.9, adapter=False), "other": judged(0.9, header={"model": "n"})})
     for name, message in (
         ("few", "'a' and 'few' differ in sentence ids; recipes are compared on one base model"),
         ("other", "'a' and 'other' differ in model; "),
@@ -122,8 +132,8 @@ def test_recipes_that_were_not_judged_alike_are_refused(runs: dict[str, Measurem
             recipe_table([trained("a", "a"), trained("b", name)], LANGUAGES, SETTINGS, 0)
 
 
-def test_a_gap_that_was_not_there_cannot_be_compared(runs: dict[str, Measurement]) -> None:
-    runs |= {name: judged(0.9) for name in "ab"}
+def test_a_gap_that_was_not_there_cannot_be_compared(runs: Runs) -> None:
+    runs.add({name: judged(0.9) for name in "ab"})
     table = recipe_table([trained("a", "a", targets=("es",)), trained("b", "b", targets=("es",))], LANGUAGES, SETTINGS, 0).set_index("quantity")
     assert table.loc["gap_closed", ["estimate", "lo", "hi", "p", "p_holm"]].isna().all()
     assert table.loc["fvu_ratio", "p"] == 1

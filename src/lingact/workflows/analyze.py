@@ -8,15 +8,18 @@ from typing import Any
 import yaml
 
 from lingact import chapters
+from lingact.adapter_sources import expand_adapters, find_adapter
 from lingact.changes import Variants
 from lingact.chapters import Chapter, Judgement
 from lingact.config import AnalyzeConfig, Processes, validate
+from lingact.contrasts import Trained, has_adapter, recipe_table
 from lingact.control_tables import mean_rows
 from lingact.controls import is_random
 from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
 from lingact.measures import Stats
+from lingact.recipes import find_recipes
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
 from lingact.report.words import name_of, reading_gaps
@@ -158,11 +161,13 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
 
 
 def compare(config: AnalyzeConfig, folder: Path) -> None:
-    """What changed from the first run to the second, from their saved statistics.
+    """What changed from the first run to the second, from their saved statistics; or recipe against recipe, where all have measured an adapter.
 
     Raises:
         UserError: they did not measure the same sentences with the same SAEs, or only a piece of them.
     """
+    if len(config.compare) != 2 or any((path / ".jobs").is_dir() for path in config.compare) or all(map(has_adapter, config.compare)):
+        return compare_recipes(config, folder)
     (before, first), (after, second) = (load_measurement(path / "stats") for path in config.compare)
     for path, (place, count) in zip(config.compare, (first, second), strict=True):
         if count > 1:
@@ -184,6 +189,53 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
         how = Judgement(config.languages, config.statistics, config.seed)
         chapter = chapters.changed(by_meter, None, next(iter(before.stats.values())).layers, how)
         publish(run, config, [chapter], before, title=f"From {config.compare[0].name} to {config.compare[1].name}")
+        return None
+
+
+def compare_recipes(config: AnalyzeConfig, folder: Path) -> None:
+    """Trained recipes against each other, on the sentences on which their adapters were judged.
+
+    Raises:
+        UserError: a run has no adapter measured, there is one recipe alone, or they were not judged alike.
+    """
+    trained = find_trained([str(path) for path in config.compare])
+    recipes = list(dict.fromkeys(run.recipe for run in trained))
+    if len(recipes) < 2:
+        raise UserError(f"compare: all {len(trained)} runs are of one recipe, they differ in nothing but the seed; name runs of two recipes at least")
+    table = recipe_table(trained, config.languages, config.statistics, config.seed)
+    if table.empty:
+        raise UserError("compare: no two of these recipes were trained for the same languages, so that there is nothing to compare")
+    first, _ = load_measurement(trained[0].folder / "stats")
+    with open_run("analyze", config, config.tracking, folder) as run:
+        run.identify(recipes={str(place): {"name": each.recipe, "release": str(each.folder)} for place, each in enumerate(trained)})
+        publish(run, config, [chapters.recipes(table, config.statistics.confidence)], first, title=f"{len(recipes)} training recipes compared")
+
+
+def find_trained(given: list[str]) -> list[Trained]:
+    """The adapters of runs and sweeps, with their recipes.
+
+    Raises:
+        UserError: a sweep has no complete training job, a run has measured no adapter, or is given twice.
+    """
+    folders = [Path(name) for name in expand_adapters(given)]
+    without = [str(path) for path in folders if not has_adapter(path)]
+    if without:
+        listed = ", ".join(f"'{name}'" for name in without)
+        raise UserError(
+            f"compare: {listed}: no adapter was measured there; give two runs, before and after, or runs and sweeps of train.py, whose recipes to "
+            "compare"
+        )
+    places = {}
+    for path in folders:
+        adapter = (yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}).get("adapter")
+        places[str(path)] = path / "adapter" if adapter is None else find_adapter(adapter)
+    found = []
+    for recipe in find_recipes(places):
+        for candidate in recipe.candidates:
+            layers = ((candidate.training or {}).get("loss") or {}).get("gap", {}).get("layers", "all")
+            chosen = "all" if layers == "all" else tuple(int(layer) for layer in layers)
+            found.append(Trained(recipe.label, Path(candidate.given), recipe.targets, chosen))
+    return found
 
 
 def refuse_incomparable(before: Measurement, after: Measurement, paths: tuple[str, str]) -> None:
