@@ -1,18 +1,23 @@
 """Recipes against each other: differences that are planted, worked out by hand, or refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
+from lingact import sweep
 from lingact.changes import Variants, change
 from lingact.config import LanguagesConfig, Statistics
 from lingact.contrasts import Numbers, Trained, pair_table, recipe_table
 from lingact.errors import UserError
 from lingact.inference import sentence_weights
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.report import analysis as words
 from lingact.stats import FeatureStats
+from lingact.tracking import write_json
 
 from .sums import keep, stats_of
 
@@ -154,3 +159,59 @@ def test_intervals_cover_the_true_difference(seeds: int) -> None:
         row = pair_table(numbers, dict.fromkeys("ab", frozenset({"hi"})), resampled=80, confidence=0.95).iloc[0]
         hits += row["lo"] <= truth["a"] - truth["b"] <= row["hi"]
     assert 0.92 <= hits / 200 <= 0.985
+
+
+# --- where they are told -------------------------------------------------------------------------------------------------------------------------
+
+
+def job(sweep_folder: Path, number: int, loss: str, seed: int, *, config: dict[str, Any] | None = None) -> None:
+    """A complete training job of a sweep; its statistics are to be put into its folder."""
+    told = {"lang": ["hi"], "seed": seed, "languages": LANGUAGES.model_dump(mode="json"), "statistics": SETTINGS.model_dump(mode="json")}
+    told |= {"loss": {"control": "none", "gap": {"weight": 1.0, "objective": loss, "layers": "all"}}} | (config or {})
+    run = sweep_folder / str(number)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(told))
+    write_json(run / "summary.json", {"gap_closed/hi": 0.5})
+    record = {"job": number, "overrides": {"loss": loss, "seed": str(seed)}, "status": "complete", "problem": None, "folder": str(run)}
+    write_json(sweep_folder / ".jobs" / f"{number}.json", record)
+
+
+def test_a_sweep_ends_with_its_recipes_against_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = Runs(tmp_path)
+    for number, (loss, closed, seed) in enumerate(
+        (loss, closed, seed) for loss, closed in (("profile", 0.9), ("diffmean", 0.5)) for seed in range(2)
+    ):
+        runs.add({str(number): judged(closed, seed=seed)})
+        job(tmp_path, number, loss, seed)
+    sweep.report(tmp_path)
+    table = pd.read_csv(tmp_path / "recipes.csv")
+    given = [trained(f"loss={loss}", str(tmp_path / str(number))) for number, loss in enumerate(["profile"] * 2 + ["diffmean"] * 2)]
+    pd.testing.assert_frame_equal(table, recipe_table(given, LANGUAGES, SETTINGS, 0))
+    row = table[table["quantity"] == "gap_closed"].iloc[0]
+    assert (row["one"], row["other"], row["seeds_one"], row["covers"]) == ("loss=profile", "loss=diffmean", 2, "sentences and seeds")
+    assert row["estimate"] == pytest.approx(0.4, abs=0.05)
+    assert "gap closed by the measuring SAEs: 1 of 1" in " ".join(capsys.readouterr().out.split())
+    assert "Difference in gap closed, norm-matched" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_over_what_is_judged_says_why_there_is_no_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = Runs(tmp_path)
+    runs.add({"0": judged(0.9), "1": judged(0.9, count=30)})
+    for number, loss in enumerate(("profile", "diffmean")):
+        job(tmp_path, number, loss, 0)
+    sweep.report(tmp_path)
+    assert not (tmp_path / "recipes.csv").exists()
+    assert "no paired test between recipes: compare: " in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_one_seed_cannot_tell_is_said() -> None:
+    numbers: dict[str, list[Numbers]] = {
+        name: [{("measuring", "hi", "gap_closed"): value + np.array([0.0, -0.01, 0.01, 0.0])}] for name, value in (("a", 0.9), ("b", 0.5))
+    }
+    table = pair_table(numbers, dict.fromkeys("ab", frozenset({"hi"})), resampled=50, confidence=0.95)
+    text = words.recipes_text(table, 0.95)
+    assert "gap closed by the measuring SAEs: 1 of 1" in text
+    assert "another seed may differ by more than the interval" in text
+    [(title, rows)] = words.wide_recipes(table).items()
+    assert title == "Difference in gap closed"
+    assert rows.to_numpy().tolist() == [["a", "b", "hi", "+0.400 [0.400, 0.400]", "<.001"]]
