@@ -11,6 +11,7 @@ from lingact import correlation, effects, similarity
 from lingact.changes import Variants, bits_table, change_frames
 from lingact.config import LanguagesConfig, Statistics
 from lingact.contexts import Context
+from lingact.control_tables import draws_by_layer, draws_by_range, draws_summary, mean_rows, trained_minus_random
 from lingact.figures import correlation as score_figures
 from lingact.figures import features as feature_figures
 from lingact.figures import gaps as gap_figures
@@ -20,7 +21,7 @@ from lingact.figures.training import change_bars
 from lingact.inference import Resampling
 from lingact.interventions import CausalLosses, Mode, SplicedLosses
 from lingact.language_features import Criteria, features_text, rate_table, strongest_confirmed
-from lingact.measure import Measurement
+from lingact.measure import ADAPTER, BASE, Measurement
 from lingact.measures import Stats, available
 from lingact.report import analysis as words
 from lingact.report.gaps import analysis_text, gap_rows, gaps_lead, wide_layers
@@ -98,7 +99,10 @@ def gaps(stats: Stats, meter: str, how: Judgement, *, measure: str, suffix: str 
         _LARGEST: pd.DataFrame(gap_rows(ranges, how.languages, statistic="max")),
         "Gap by layer (*: the band, simultaneous over layers, excludes 0)": wide_layers(layers),
     }
-    figures = {f"gap_heatmap{suffix}": gap_figures.gap_heatmap(found, how.languages), f"gap_groups{suffix}": gap_figures.group_curves(found)}
+    figures = {
+        f"gap_heatmap{suffix}": gap_figures.gap_heatmap(layers, how.languages, how.settings.confidence),
+        f"gap_groups{suffix}": gap_figures.group_curves(found),
+    }
     frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
     heading = f"Gaps by the {meter_title(meter)} SAEs, measured {MEASURES[measure]}"
     printed = {} if suffix else {f"Activation gap against {how.languages.reference}": next(iter(shown.values()))}
@@ -127,34 +131,72 @@ def measures(stats: Stats, how: Judgement) -> Chapter:
     )
 
 
-def confounds(stats: Stats, spliced: tuple[SplicedLosses, np.ndarray] | None, how: Judgement, suffix: str = "") -> Chapter:
+def confounds(
+    stats: Stats,
+    spliced: tuple[SplicedLosses, np.ndarray] | None,
+    how: Judgement,
+    suffix: str = "",
+    *,
+    after: SplicedLosses | None = None,
+) -> Chapter:
     """What else differs between the languages: text, tokenizer, norms, and how well the SAEs fit.
 
     Args:
         spliced: the losses and the places of their sentences among those that were measured; None: not asked for.
+        after: cross-entropies with reconstructions spliced into the adapted model.
     """
     table = confound_table(stats, how.settings, how.seed)
     frames, figures = {f"confounds{suffix}": table}, {f"confounds{suffix}": gap_figures.confound_panel(table, how.languages)}
     summary, costs = {}, None
     if spliced is not None:
         losses, places = spliced
-        costs = effects.spliced_table(losses, how.drawn(stats, places), **how.how_sure)
-        frames["spliced"] = costs
+        frames["spliced"] = effects.spliced_table(losses, how.drawn(stats, places), after=after, **how.how_sure)
+        costs = effects.of_variant(frames["spliced"], BASE)
         figures["spliced"] = causal_figures.spliced_curves(costs, how.languages)
         rises = costs[costs["quantity"] == "ce_increase"].groupby(["meter", "language"], sort=False)["estimate"].mean()
         summary = {f"spliced/{meter}/{code}": float(value) for (meter, code), value in rises.items()}  # pyrefly: ignore[not-iterable]
-    text = words.confounds_text(table, costs, how.languages)
+    text, shown = words.confounds_text(table, costs, how.languages), {"By language": words.wide_confounds(table)}
+    if after is not None:
+        text += "\n\n" + words.spliced_change_text(frames["spliced"], how.languages)
+        shown["Rise of the cross-entropy by splicing, before and after tuning, mean over layers"] = words.wide_spliced(frames["spliced"])
+    return Chapter("Confounds: text, norms and the fit of the SAEs", text, "", frames, figures, shown, summary=summary)
+
+
+def random_gaps(by_draw: Sequence[Stats], trained: Disparities, how: Judgement, *, measure: str) -> Chapter:
+    """What SAEs with random directions give, and how far the trained ones are from that.
+
+    Args:
+        by_draw: statistics of each draw of directions.
+        trained: the gaps by the measuring SAEs, in the same measure.
+    """
+    found = [disparities(stats, how.languages, how.settings, how.seed, measure=measure) for stats in by_draw]
+    layers, ranges, apart = draws_by_layer(found), draws_by_range(found), trained_minus_random(trained, found)
+    by_layer = mean_rows(layers)
     return Chapter(
-        "Confounds: text, norms and the fit of the SAEs", text, "", frames, figures, {"By language": words.wide_confounds(table)}, summary=summary
+        f"Gaps by the random-direction SAEs, measured {MEASURES[measure]}",
+        words.random_text(ranges, apart, how.languages, how.settings.confidence),
+        frames={"gap_by_layer_random": layers, "gap_by_range_random": ranges, "gap_trained_minus_random": apart},
+        figures={"gap_heatmap_random": gap_figures.gap_heatmap(by_layer, how.languages, how.settings.confidence)},
+        shown={
+            "Gap over all layers, draw by draw": words.wide_draws(ranges),
+            "Gap of the trained SAEs minus that of random directions, all layers": words.wide_apart(apart),
+            "Gap by layer, mean over the draws (*: its interval excludes 0)": wide_layers(
+                by_layer.assign(band_lo=by_layer["lo"], band_hi=by_layer["hi"])
+            ),
+        },
+        summary={f"random/{key}": value for key, value in draws_summary(layers, ranges).items()},
     )
 
 
-def controls(by_meter: Mapping[str, Disparities], by_stats: Mapping[str, Stats], how: Judgement, *, measure: str, shuffled: bool) -> Chapter:
-    """Would the same come out where nothing can be there, or with other SAEs?"""
+def controls(ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, Stats], how: Judgement, *, measure: str, shuffled: bool) -> Chapter:
+    """Would the same come out where nothing can be there, or with other SAEs?
+
+    Args:
+        ranges: set of SAEs -> `tables.range_table`; of random directions, under `random`, that of the mean over the draws.
+    """
     frames, shown, summary = {}, {}, {}
-    others = words.meters_table({meter: range_table(found) for meter, found in by_meter.items()})
-    if len(by_meter) > 1:
-        shown["Mean gap over all layers by each set of SAEs"] = others
+    if len(ranges) > 1:
+        shown["Mean gap over all layers by each set of SAEs"] = words.meters_table(ranges)
         shown["Active latents per token (L0), mean over layers"] = words.l0_table(by_stats)
     table = None
     if shuffled:
@@ -163,7 +205,7 @@ def controls(by_meter: Mapping[str, Disparities], by_stats: Mapping[str, Stats],
         shown["Shuffled language labels, means over layers"] = table[table["scope"] == "mean"].drop(columns=["scope", "layers"])
         every = table[(table["name"] == "all") & (table["scope"] == "mean")]
         summary["control/shuffled/share"] = float(every["share"].iloc[0])
-    text = words.controls_text({meter: range_table(of) for meter, of in by_meter.items()}, table, how.languages)
+    text = words.controls_text(ranges, table, how.languages)
     return Chapter("Controls", text, text, frames, {}, shown, summary=summary)
 
 
@@ -208,7 +250,7 @@ def language_features(
     """Which latents belong to one language?
 
     Args:
-        by_meter: meter -> `language_features.find_features`; the first is told, the others (random directions) are what it is held against.
+        by_meter: meter -> `language_features.find_features`; the first is told, the others (draws of random directions) are what it is held against.
         cards: strongest contexts, links by layer and latent, and how many features of a language get a card.
         criteria: by which they were found.
     """
@@ -220,8 +262,9 @@ def language_features(
     figures = {"feature_counts": feature_figures.feature_counts(found, how.languages, layers)}
     if len(best):
         figures["feature_rates"] = feature_figures.feature_rates(rates, how.languages)
-    tables = {f"language_features{f'_{meter}' if place else ''}": frame for place, (meter, frame) in enumerate(by_meter.items())}
-    tables["language_feature_rates"] = rates
+    tables = {"language_features": found, "language_feature_rates": rates}
+    if others:
+        tables["language_features_random"] = pd.concat([frame.assign(draw=place) for place, frame in enumerate(others, start=1)], ignore_index=True)
     counts = found[found["passed"]].groupby("language", sort=False)["confirmed"].agg(["size", "sum"])
     summary = {}
     for code in how.languages.all:
@@ -229,7 +272,7 @@ def language_features(
             summary[f"features/{code}/{name}"] = float(counts[column].get(code, 0))
     return Chapter(
         "Language-specific features",
-        "\n\n".join([features_text(found, how.languages, criteria)] + [words.random_features_text(found, other) for other in others]),
+        "\n\n".join([features_text(found, how.languages, criteria)] + ([words.random_features_text(found, others)] if others else [])),
         words.features_lead(found, *others),
         tables,
         figures,
@@ -239,12 +282,20 @@ def language_features(
     )
 
 
-def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: Judgement) -> Chapter:
-    """Do the features matter to the model, and to their own language more than to others? `drawn` is of the losses' sentences."""
+def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: Judgement, *, after: CausalLosses | None = None) -> Chapter:
+    """Do the features matter to the model, and to their own language more than to others? And after tuning?
+
+    Args:
+        drawn: of the losses' sentences.
+        after: the same latents of the adapted model edited in the same way.
+    """
     if not losses.arms:
         return Chapter("Causal checks", "No features were chosen, so there was nothing to intervene on.")
-    table = effects.causal_table(losses, drawn, **how.how_sure)
-    selectivity = effects.selectivity_table(losses, drawn, **how.how_sure)
+    frames = {
+        "causal": effects.causal_table(losses, drawn, after=after, **how.how_sure),
+        "selectivity": effects.selectivity_table(losses, drawn, after=after, **how.how_sure),
+    }
+    table, selectivity = (effects.of_variant(frame, BASE) for frame in frames.values())
     figures = {"dose_response": causal_figures.dose_response(table, mode)}
     if mode == "scale" and (table["dose"] == effects.ABLATION).any():
         figures = {"causal_matrix": causal_figures.causal_matrix(table)} | figures
@@ -254,11 +305,17 @@ def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: Judgement) 
     }
     text = effects.causal_text(selectivity, table, confidence=how.settings.confidence)
     shown = {"Selectivity": words.wide_selectivity(selectivity)}
+    if after is not None:
+        text += "\n\n" + words.causal_change_text(frames["causal"], frames["selectivity"], 1 - how.settings.confidence)
+        shown |= {
+            f"Selectivity, {title}": words.wide_selectivity(effects.of_variant(frames["selectivity"], variant))
+            for title, variant in (("after tuning", ADAPTER), ("after minus before", effects.ADAPTER_MINUS_BASE))
+        }
     return Chapter(
         "Causal checks",
         text,
         words.causal_lead(selectivity, table, 1 - how.settings.confidence),
-        {"causal": table, "selectivity": selectivity},
+        frames,
         figures,
         shown,
         summary=summary,
@@ -303,6 +360,17 @@ def benchmarks(
         }
     shown = {"Correlation of the mean gap over all layers with scores": words.wide_correlation(table)}
     return Chapter("Benchmark scores", text, words.correlation_lead(table), frames, figures, shown, summary=summary)
+
+
+def recipes(table: pd.DataFrame, confidence: float) -> Chapter:
+    """Training recipes against each other.
+
+    Args:
+        table: `contrasts.recipe_table`.
+        confidence: of its intervals.
+    """
+    text, shown = words.recipes_text(table, confidence), words.wide_recipes(table)
+    return Chapter("Recipes against each other", text, text, {"recipes": table}, {}, shown, printed=dict(list(shown.items())[:2]))
 
 
 def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], how: Judgement) -> Chapter:

@@ -306,8 +306,8 @@ class Statistics(Section):
 
     pooling: Literal["token", "sentence"]
     resamples: Resamples
-    """Paired bootstrap resamples of the documents, or else of the blocks or sentences, 100 to 100,000; at least one has to lie beyond either end of an
-    interval."""
+    """Paired bootstrap resamples of the documents, or else of the blocks or sentences, 100 to 100,000; at least one has to lie beyond either end of
+    an interval."""
     block: Count | None = None
     """Sentences: where the corpus names no documents, so many neighbouring ones of the source are drawn together; 1 or None: each by itself."""
     confidence: Confidence
@@ -473,6 +473,13 @@ class CausalConfig(Section):
         return doses
 
 
+class RandomSaeConfig(Section):
+    """SAEs with random directions, a control."""
+
+    draws: Annotated[int, Field(ge=1, le=100)]
+    """Sets of directions, one SAE for each layer in each set. Their spread goes into the intervals; a single draw says nothing of it. 1 to 100."""
+
+
 class MeasuresConfig(Section):
     """What analyze.py measures."""
 
@@ -484,6 +491,8 @@ class MeasuresConfig(Section):
     features: FeaturesConfig
     spliced: SplicedConfig
     causal: CausalConfig
+    random_sae: RandomSaeConfig = RandomSaeConfig(draws=1)
+    """Runs from before there were several draws have one and do not say so."""
 
     @field_validator("parts")
     @classmethod
@@ -523,7 +532,7 @@ class AnalyzeConfig(Processes, Job):
     stats: Annotated[tuple[Place, ...], BeforeValidator(_as_list)]
     """Runs whose statistics are used instead of measuring."""
     compare: Annotated[tuple[Place, ...], BeforeValidator(_as_list)]
-    """Two runs: before and after."""
+    """Two runs: before and after. Or trained runs and sweeps of them: their recipes against each other."""
     piece: Annotated[
         tuple[Whole, Annotated[Count, Field(le=100_000)]], BeforeValidator(_read_piece), PlainSerializer(lambda piece: f"{piece[0] + 1}/{piece[1]}")
     ]
@@ -531,9 +540,9 @@ class AnalyzeConfig(Processes, Job):
 
     @field_validator("compare")
     @classmethod
-    def _two(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
-        if len(runs) not in (0, 2):
-            raise ValueError(f"{len(runs)} given; name two runs: compare=[BEFORE,AFTER]")
+    def _two_at_least(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
+        if len(runs) == 1 and not (runs[0] / ".jobs").is_dir():
+            raise ValueError("1 given; name two runs: compare=[BEFORE,AFTER], or several runs or a sweep of train.py, whose recipes to compare")
         if runs:
             distinct(runs, "run")
         return runs

@@ -5,7 +5,8 @@ bootstrap over documents, or else blocks or sentences (`inference.Resampling`): 
 repeats of an arm are averaged. `drawn` is of the sentences that the losses are of.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,14 @@ from jaxtyping import Float
 
 from lingact.inference import Resampling, holm, interval, p_value
 from lingact.interventions import ABLATION, NEUTRAL, Arm, CausalLosses, Mode, SplicedLosses
+from lingact.measure import ADAPTER, BASE
 
 Effects = dict[Arm, dict[str, Float[np.ndarray, " draw"]]]
 """Arm -> measured language -> effect, as draws."""
+Named = dict[tuple[Any, ...], Float[np.ndarray, " draw"]]
+"""What a row of a table is about -> its number, as draws."""
+ADAPTER_MINUS_BASE = "adapter_minus_base"
+"""Stands in the column `variant` for the paired difference."""
 OWN_MINUS_OTHERS, OWN_MINUS_RANDOM = "own_minus_others", "own_minus_random"
 
 
@@ -24,25 +30,50 @@ def _cells(draws: Float[np.ndarray, " draw"], drawn: Resampling, confidence: flo
     return drawn.columns | {"estimate": float(estimate), "lo": float(low), "hi": float(high)}
 
 
-def spliced_table(losses: SplicedLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
+def _by_variant(before: Named, after: Named | None) -> Iterator[tuple[dict[str, str], Named]]:
+    """The draws of the base model; where there are others, those of the adapted model, too, and after minus before on the same resamples.
+
+    Whatever is subtracted has the same keys on both sides: the same latents were edited, in the same sentences.
+    """
+    if after is None:
+        yield {}, before
+        return
+    assert before.keys() == after.keys()
+    for variant, found in ((BASE, before), (ADAPTER, after), (ADAPTER_MINUS_BASE, {key: after[key] - draws for key, draws in before.items()})):
+        yield {"variant": variant}, found
+
+
+def spliced_table(
+    losses: SplicedLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int, after: SplicedLosses | None = None
+) -> pd.DataFrame:
     """One row per meter, language, layer and quantity.
 
     `ce_increase`: spliced minus base, in nats per predicted token. `loss_recovered`: (zero - spliced) / (zero - base), 1 where splicing costs
     nothing and 0 where it costs as much as zeros; nan where zeros do not cost anything.
+
+    Args:
+        after: the same of the adapted model, on the same sentences: rows of both (`variant` base and adapter; "base" above is then the adapted
+            model as it is), and of their paired difference (adapter_minus_base). None: there is no such column.
     """
     weights = drawn.weights(resamples, seed)
-    rows = []
+    by_variant = _by_variant(_spliced(losses, weights), None if after is None else _spliced(after, weights))
+    return pd.DataFrame(
+        variant | {"meter": meter, "language": code, "layer": layer, "quantity": quantity} | _cells(draws, drawn, confidence)
+        for variant, found in by_variant
+        for (meter, code, layer, quantity), draws in found.items()
+    )
+
+
+def _spliced(losses: SplicedLosses, weights: Float[np.ndarray, "draw sentence"]) -> Named:
+    found: Named = {}
     for meter, by_language in losses.spliced.items():
         for code, sums in by_language.items():
             base, predicted = weights @ losses.base[code], weights @ losses.predicted[code]
             for layer, zero, spliced in zip(losses.layers, losses.zero[code] @ weights.T, sums @ weights.T, strict=True):
                 damage = np.where(zero > base, zero - base, np.nan)
-                quantities = {"ce_increase": (spliced - base) / predicted, "loss_recovered": (zero - spliced) / damage}
-                rows += [
-                    {"meter": meter, "language": code, "layer": layer, "quantity": quantity} | _cells(draws, drawn, confidence)
-                    for quantity, draws in quantities.items()
-                ]
-    return pd.DataFrame(rows)
+                found[meter, code, layer, "ce_increase"] = (spliced - base) / predicted
+                found[meter, code, layer, "loss_recovered"] = (zero - spliced) / damage
+    return found
 
 
 def effects(losses: CausalLosses, weights: Float[np.ndarray, "draw sentence"]) -> Effects:
@@ -60,38 +91,68 @@ def _named(arm: Arm) -> dict[str, object]:
     return {"owner": arm.owner, "kind": arm.kind, "mode": arm.mode, "dose": arm.dose}
 
 
-def causal_table(losses: CausalLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
-    """One row per arm (owner, kind, mode, dose) and measured language: change of the cross-entropy in nats per predicted token."""
-    found = effects(losses, drawn.weights(resamples, seed))
-    cells = [(arm, code, draws) for arm, by_language in found.items() for code, draws in by_language.items()]
-    return pd.DataFrame(_named(arm) | {"measured": code} | _cells(draws, drawn, confidence) for arm, code, draws in cells)
+def causal_table(
+    losses: CausalLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int, after: CausalLosses | None = None
+) -> pd.DataFrame:
+    """One row per arm (owner, kind, mode, dose) and measured language: change of the cross-entropy in nats per predicted token.
+
+    Args:
+        after: as in `spliced_table`.
+    """
+    weights = drawn.weights(resamples, seed)
+
+    def cells(of: CausalLosses) -> Named:
+        return {(arm, code): draws for arm, by_language in effects(of, weights).items() for code, draws in by_language.items()}
+
+    return pd.DataFrame(
+        variant | _named(arm) | {"measured": code} | _cells(draws, drawn, confidence)
+        for variant, found in _by_variant(cells(losses), None if after is None else cells(after))
+        for (arm, code), draws in found.items()
+    )
 
 
-def selectivity_table(losses: CausalLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
+def selectivity_table(
+    losses: CausalLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int, after: CausalLosses | None = None
+) -> pd.DataFrame:
     """One row per arm and contrast.
 
     Latents that the user has named belong to no language and have no contrasts.
 
     `own_minus_others`: effect on the owner minus the mean effect on the other languages. `own_minus_random`: effect of the owner's specific
     latents on the owner minus that of random latents at the same dose. `p` is two-sided, from the bootstrap's standard error and a normal
-    approximation; `p_holm` corrects it over the owners, for each kind, mode, dose and contrast.
+    approximation; `p_holm` corrects it over the owners, for each kind, mode, dose and contrast (and variant).
+
+    Args:
+        after: as in `spliced_table`.
     """
-    found = effects(losses, drawn.weights(resamples, seed))
-    rows = []
-    for arm, by_language in ((arm, effect) for arm, effect in found.items() if arm.owner in effect):
-        own, others = by_language[arm.owner], [draws for code, draws in by_language.items() if code != arm.owner]
-        contrasts = {OWN_MINUS_OTHERS: own - np.mean(others, axis=0)} if others else {}
-        control = Arm(arm.owner, "random", arm.mode, arm.dose)
-        if arm.kind == "specific" and control in found:
-            contrasts[OWN_MINUS_RANDOM] = own - found[control][arm.owner]
-        rows += [
-            _named(arm) | {"contrast": name} | _cells(draws, drawn, confidence) | {"p": float(p_value(draws, drawn.clusters))}
-            for name, draws in contrasts.items()
-        ]
-    columns = ["owner", "kind", "mode", "dose", "contrast", "n", "resampled", "units", "estimate", "lo", "hi", "p"]
+    weights = drawn.weights(resamples, seed)
+    rows = [
+        variant | _named(arm) | {"contrast": name} | _cells(draws, drawn, confidence) | {"p": float(p_value(draws, drawn.clusters))}
+        for variant, found in _by_variant(_contrasts(losses, weights), None if after is None else _contrasts(after, weights))
+        for (arm, name), draws in found.items()
+    ]
+    family = [*(["variant"] if after is not None else []), "kind", "mode", "dose", "contrast"]
+    columns = [*family[:-4], "owner", "kind", "mode", "dose", "contrast", "n", "resampled", "units", "estimate", "lo", "hi", "p"]
     table = pd.DataFrame(rows, columns=columns)
-    table["p_holm"] = table.groupby(["kind", "mode", "dose", "contrast"])["p"].transform(lambda p: holm(p.to_numpy()))
+    table["p_holm"] = table.groupby(family)["p"].transform(lambda p: holm(p.to_numpy()))
     return table
+
+
+def _contrasts(losses: CausalLosses, weights: Float[np.ndarray, "draw sentence"]) -> Named:
+    effect, found = effects(losses, weights), {}
+    for arm, by_language in ((arm, own) for arm, own in effect.items() if arm.owner in own):
+        own, others = by_language[arm.owner], [draws for code, draws in by_language.items() if code != arm.owner]
+        if others:
+            found[arm, OWN_MINUS_OTHERS] = own - np.mean(others, axis=0)
+        control = Arm(arm.owner, "random", arm.mode, arm.dose)
+        if arm.kind == "specific" and control in effect:
+            found[arm, OWN_MINUS_RANDOM] = own - effect[control][arm.owner]
+    return found
+
+
+def of_variant(table: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """The rows of a variant, without the column that says so; all rows of a table of the base model alone."""
+    return table[table["variant"] == variant].drop(columns="variant").reset_index(drop=True) if "variant" in table else table
 
 
 # --- what the tables say -------------------------------------------------------------------------------------------------------------------------

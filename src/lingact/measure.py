@@ -34,7 +34,7 @@ ACTIVE_SHARE = 0.01
 """A latent belongs to the reference language if it fires on at least this share of its kept tokens (design section 7)."""
 
 Key = tuple[str, str, str]
-"""(meter, variant, language); a meter is a set of SAEs: measuring, heldout or random."""
+"""(meter, variant, language); a meter is a set of SAEs: measuring, heldout, or a draw of random directions (`controls.random_meter`)."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Wanted:
     """Cross-entropies, and KL(base || adapter); needs the logits."""
     yardstick: Yardstick | None = None
     """Measures by the reference language."""
+    base_alone: frozenset[str] = frozenset()
+    """Sets of SAEs that see the base model alone, whatever else is measured."""
     vectors: int = 0
     """Keep the mean residuals of at most so many sentences, base model only."""
     top_k: int = 10
@@ -240,7 +242,7 @@ def _empty(lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelC
         )
         for code in corpus.texts
         for meter, dictionaries in meters.items()
-        for variant in variants
+        for variant in (variants if meter not in wanted.base_alone else (BASE,))
     }
     layers = tuple(next(iter(meters.values())))
     kept = corpus.texts if wanted.vectors else ()

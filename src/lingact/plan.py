@@ -182,6 +182,8 @@ class _Meter:
     name: str
     width: int
     how: str
+    random: bool = False
+    """It sees the base model alone, and no reconstruction of it is spliced in."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ def _meters(config: TrainConfig | AnalyzeConfig, shape: Shape) -> Iterator[_Mete
             width, how = width_of(spec, shape.d_model)
             yield None if width is None else _Meter(name, width, how)
             if name == "measuring" and width and isinstance(config, AnalyzeConfig) and "random_sae" in config.measures.parts:
-                yield _Meter("random", width, how)
+                yield from (_Meter(f"random {draw}", width, how, random=True) for draw in range(1, config.measures.random_sae.draws + 1))
 
 
 @dataclass(frozen=True)
@@ -290,12 +292,15 @@ class _Reading:
 
     def statistics(self, languages: int, variants: int, sentences: Number) -> Need:
         """Sums in int64 and float64: six per latent, seven per sentence and layer. One language's are copied when they are saved."""
-        per_layer = sum(6 * 8 * meter.width + 7 * 8 * sentences + 8 * self.d for meter in self.meters)
-        return Need(f"statistics of {languages} languages", (languages + 1) * variants * self.layers * per_layer, EXACT)
+        per_layer = sum(self._seen(meter, variants) * (6 * 8 * meter.width + 7 * 8 * sentences + 8 * self.d) for meter in self.meters)
+        return Need(f"statistics of {languages} languages", (languages + 1) * self.layers * per_layer, EXACT)
 
     def work_of_saes(self, tokens: Number, variants: int) -> Number:
         """Encoder and decoder."""
-        return sum(tokens * variants * self.layers * 4 * self.d * meter.width for meter in self.meters)
+        return sum(tokens * self._seen(meter, variants) * self.layers * 4 * self.d * meter.width for meter in self.meters)
+
+    def _seen(self, meter: _Meter, variants: int) -> int:
+        return 1 if meter.random else variants
 
     # --- analysis ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -321,7 +326,7 @@ class _Reading:
     def further(self, config: AnalyzeConfig, tokens: Number, sentences: Number) -> Iterator[Pass]:
         """The passes of their own that `measures.parts` asks for."""
         parts, measures, per_sentence = config.measures.parts, config.measures, self.sizes.text.tokens
-        codes = len(config.languages.all)
+        codes, models = len(config.languages.all), 1 if config.adapter is None else 2
         if "by_reference" in parts:
             yield self.pass_of("yardstick", sentences / 2 * per_sentence)
             yield Pass("by the reference's yardstick", tokens, 0, self.work_of_saes(tokens, 1) / 2)
@@ -329,11 +334,13 @@ class _Reading:
             yield self.pass_of("random tokens and strongest contexts", measures.features.random_tokens + tokens)
         if "spliced" in parts:
             read = min(measures.spliced.sentences, sentences) * per_sentence * codes
-            times = 1 + self.layers * (1 + len(self.meters))
+            times = models * (1 + self.layers * (1 + sum(not meter.random for meter in self.meters)))
             yield Pass("splicing", read * times, self.sizes.forward(read * times, logits=True), self.work_of_saes(read, 1))
         if "causal" in parts:
             read = min(measures.causal.sentences, sentences / 2) * per_sentence * codes
-            arms = len(measures.causal.doses) * (2 + measures.causal.draws) * (codes if measures.causal.features == "language_specific" else 1)
+            arms = (
+                models * len(measures.causal.doses) * (2 + measures.causal.draws) * (codes if measures.causal.features == "language_specific" else 1)
+            )
             yield Pass("intervening", read * arms, self.sizes.forward(read * arms, logits=True), self.work_of_saes(read * arms, 1) / 2)
 
     def pass_of(self, what: str, tokens: Number, *, passes: int = 1, variants: int = 1, logits: bool = False) -> Pass:

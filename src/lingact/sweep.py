@@ -8,19 +8,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lingact.config import LanguagesConfig, Statistics
 from lingact.errors import UserError
 from lingact.records import read_json_object, read_yaml_object
 from lingact.tracking import DPI, first_process, write_atomically, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lingact.report.page import Section
 
 _MAIN = re.compile(
     r"objective|(heldout/)?(norm_matched/)?gap_closed/[^/]+|(heldout/)?fvu_ratio/[^/]+|bits_per_byte/[^/]+|retention/[^/]+"
@@ -80,7 +83,7 @@ def report(folder: Path) -> None:
     `sweep.csv` has a row for each job. Where jobs differ in nothing but `seed`, `over_seeds.csv` has a row for each combination of whatever else was
     varied, and these are what is printed.
     """
-    from lingact.terminal import show
+    from lingact.terminal import note, show
 
     jobs = [_job(record) for record in records(folder)]
     if not jobs:
@@ -99,11 +102,49 @@ def report(folder: Path) -> None:
         missing = [_labels(job, jobs) | {"status": job.status} for job in jobs if not job.complete]
         if missing:
             found.append(Table(f"Not complete, and in no mean: {len(missing)} of {len(jobs)} jobs", missing))
-    written["report"] = _write_page(folder, heading, found, lines, jobs)
+    paired, why_not = recipes(jobs)
+    if paired is not None:
+        written["recipes"] = folder / "recipes.csv"
+        write_atomically(written["recipes"], paired.to_csv(index=False))
+    written["report"] = _write_page(folder, heading, found, lines, jobs, paired)
     show([], title=heading)
     for table in found:
         show(table.rows, title=table.title, fixed=table.fixed)
+    if paired is not None and len(paired):
+        from lingact.report.analysis import recipes_text
+
+        note(recipes_text(paired, _statistics(jobs).confidence) + f" All of them: {written['recipes']}")
+    elif why_not:
+        note(f"no paired test between recipes: {why_not}")
     show([{name: str(path) for name, path in written.items()}])
+
+
+def recipes(jobs: "Sequence[Job]") -> "tuple[pd.DataFrame | None, str]":
+    """Trained recipes against each other (`contrasts.recipe_table`), from the statistics in the jobs' folders.
+
+    Returns:
+        None where no two recipes have been trained for the same languages, or they cannot be compared; then why.
+    """
+    trained = [job for job in jobs if job.complete and job.adapter is None and job.targets and (job.folder / "stats" / "index.json").is_file()]
+    aside = {"seed", "lang"}
+    labels = {job.number: ", ".join(f"{key}={job.overrides.get(key, '')}" for key in varied(jobs) if key not in aside) for job in trained}
+    if len({(label, job.targets) for label, job in zip(labels.values(), trained, strict=True)}) < 2 or len(set(labels.values())) < 2:
+        return None, ""
+    from lingact.contrasts import Trained, recipe_table
+
+    several = len({job.targets for job in trained}) > 1
+    given = [Trained(labels[job.number] + (f" ({','.join(job.targets)})" if several else ""), job.folder, job.targets, job.layers) for job in trained]
+    first = _config(trained[0].folder)
+    try:
+        languages = LanguagesConfig.model_validate(first["languages"])
+        return recipe_table(given, languages, _statistics(trained), first["seed"]), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _statistics(jobs: "Sequence[Job]") -> Statistics:
+    """How the first complete job was judged, which then holds for all."""
+    return Statistics.model_validate(_config(next(job.folder for job in jobs if job.complete and job.adapter is None))["statistics"])
 
 
 # --- jobs ----------------------------------------------------------------------------------------------------------------------------------------
@@ -126,6 +167,9 @@ class Job:
     reference: str = ""
     control: bool = False
     """Of a training job: whether it stands for what the objectives are compared with."""
+    folder: Path = Path()
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    """Of a training job: those of its loss."""
 
     @property
     def complete(self) -> bool:
@@ -149,7 +193,13 @@ def _job(record: Mapping[str, Any]) -> Job:
         tuple(trained.get("lang", ())),
         config["languages"]["reference"] if "languages" in config else "",
         _is_control(config.get("loss", {})),
+        folder,
+        _layers(config.get("loss", {}).get("gap", {}).get("layers", "all")),
     )
+
+
+def _layers(given: Any) -> Literal["all"] | tuple[int, ...]:
+    return "all" if given == "all" else tuple(int(layer) for layer in given)
 
 
 def _is_control(loss: Mapping[str, Any]) -> bool:
@@ -410,7 +460,9 @@ def _table(block: _Block, lines: Sequence[Line]) -> Table | None:
 # --- page ----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _write_page(folder: Path, heading: str, found: Sequence[Table], lines: Sequence[Line], jobs: Sequence[Job]) -> Path:
+def _write_page(
+    folder: Path, heading: str, found: Sequence[Table], lines: Sequence[Line], jobs: Sequence[Job], paired: "pd.DataFrame | None"
+) -> Path:
     """`report.html` of the sweep: its tables and, of training jobs, what they gained against what it cost."""
     import pandas as pd
 
@@ -423,13 +475,22 @@ def _write_page(folder: Path, heading: str, found: Sequence[Table], lines: Seque
         folder,
         f"Sweep over {', '.join(varied(jobs)) or 'nothing'}",
         f"{complete} of {len(jobs)} jobs are complete.",
-        [Section(heading, figures, {table.title: pd.DataFrame(table.rows) for table in found})],
+        [Section(heading, figures, {table.title: pd.DataFrame(table.rows) for table in found}), *_recipe_sections(paired, jobs)],
         {"folder": str(folder), "jobs": str(len(jobs))},
         reading=[
             "Each job has a report of its own, with the intervals over documents, sentences or items.",
             "A range over seeds tells how much the chance in training matters on the same sentences, and nothing else; few seeds show little of it.",
         ],
     )
+
+
+def _recipe_sections(paired: "pd.DataFrame | None", jobs: Sequence[Job]) -> "list[Section]":
+    from lingact.report.analysis import recipes_text, wide_recipes
+    from lingact.report.page import Section
+
+    if paired is None or paired.empty:
+        return []
+    return [Section("Recipes against each other", {}, wide_recipes(paired), recipes_text(paired, _statistics(jobs).confidence))]
 
 
 def _trade_off(lines: Sequence[Line]) -> "pd.DataFrame":

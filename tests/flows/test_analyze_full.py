@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy.stats import spearmanr
 
+from lingact.interventions import CausalLosses
 from lingact.lm import LanguageModel
 from lingact.measure import load_measurement
 from lingact.passes import load_state, save_state
@@ -70,7 +72,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 TABLES = {
     "gaps": {"gap_by_layer", "gap_by_range"},
     "held-out SAEs": {"gap_by_layer_heldout", "gap_by_range_heldout"},
-    "random_sae": {"gap_by_layer_random", "gap_by_range_random"},
+    "random_sae": {"gap_by_layer_random", "gap_by_range_random", "gap_trained_minus_random"},
     "measures": {"gap_by_measure"},
     "confounds": {"confounds"},
     "shuffled_labels": {"shuffled_labels"},
@@ -276,6 +278,65 @@ def test_an_adapter_adds_before_and_after(pair: Pair) -> None:
         one, other = (read(folder, name) for folder in (pair.adapter, pair.base))
         one = one[one["quantity"] != "bits_per_sentence"].reset_index(drop=True) if "quantity" in one else one
         pd.testing.assert_frame_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def edited(pair: Pair, start: Start, runs: Path) -> Path:
+    """The causal checks before and after tuning, and nothing else."""
+    parts = ("measures.parts=[features,spliced,causal,random_sae]", "measures.random_sae.draws=2", *FULL[1:])
+    assert start("analyze", runs / "edited", "tracking=none", *LANGUAGES, "corpus.max_sentences=24", *parts, f"adapter={pair.trained}") == 0
+    return runs / "edited"
+
+
+def test_an_adapter_is_edited_as_the_base_model_is(edited: Path, pair: Pair, start: Start, tmp_path: Path) -> None:
+    losses = {after: CausalLosses.load(edited / "stats" / f"causal{after}.safetensors") for after in ("", "_adapter")}
+    assert losses[""].arms == losses["_adapter"].arms
+    measured = load_measurement(edited / "stats")[0]
+    assert measured.meters == ("measuring", "heldout", "random1", "random2")
+    assert {variant for meter, variant, _ in measured.stats if meter.startswith("random")} == {"base"}
+    by_sentence = {variant: measured.of("measuring", variant)["ml"] for variant in ("base", "adapter")}
+    assert losses[""].base["ml"].sum() != losses["_adapter"].base["ml"].sum()
+    some = [by_sentence["base"].nll.tolist().index(pytest.approx(value, rel=1e-4)) for value in losses[""].base["ml"]]  # pyrefly: ignore
+    assert losses["_adapter"].base["ml"].tolist() == pytest.approx(by_sentence["adapter"].nll[some].tolist(), rel=1e-4)  # pyrefly: ignore
+    for name in ("spliced", "causal", "selectivity"):
+        table = read(edited, name)
+        assert list(dict.fromkeys(table["variant"])) == ["base", "adapter", "adapter_minus_base"]
+        levels = [table.loc[table["variant"] == variant, "estimate"].to_numpy() for variant in dict.fromkeys(table["variant"])]
+        np.testing.assert_allclose(levels[2], levels[1] - levels[0], atol=1e-12)
+        assert np.abs(levels[2]).max() > 0
+    assert "Selectivity, after minus before" in page(edited)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_edits_after_tuning_are_rebuilt_and_runs_without_them_still_open(edited: Path, start: Start, tmp_path: Path) -> None:
+    assert start("analyze", tmp_path / "again", "tracking=none", f"stats={edited}") == 0
+    for name in ("spliced", "causal", "selectivity", "gap_by_range_random", "gap_trained_minus_random"):
+        assert (tmp_path / "again" / "tables" / f"{name}.csv").read_bytes() == (edited / "tables" / f"{name}.csv").read_bytes()
+    old = shutil.copytree(edited, tmp_path / "old")
+    for name in ("spliced", "causal"):
+        (old / "stats" / f"{name}_adapter.safetensors").unlink()
+    as_it_was(old)
+    assert start("analyze", tmp_path / "opened", "tracking=none", f"stats={old}") == 0
+    assert "variant" not in read(tmp_path / "opened", "causal")
+    ranges = read(tmp_path / "opened", "gap_by_range_random")
+    assert list(dict.fromkeys(zip(ranges["draw"], ranges["draws"], strict=True))) == [("1", 1), ("mean", 1)]
+
+
+def as_it_was(run: Path) -> None:
+    """A run folder as it was left before there were several draws of random directions: one, called `random`, and no key that says so."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["measures"]["random_sae"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    index = json.loads((run / "stats" / "index.json").read_text())
+    index["keys"] = [[meter.replace("random1", "random"), variant, code] for meter, variant, code in index["keys"] if meter != "random2"]
+    index["header"]["sae/random"] = index["header"].pop("sae/random1")
+    del index["header"]["sae/random2"]
+    (run / "stats" / "index.json").write_text(json.dumps(index))
+    for path in (run / "stats").glob("*.safetensors"):
+        header, arrays, (done, steps) = load_state(path)
+        header = {key.replace("random1", "random"): value for key, value in header.items() if key != "sae/random2"}
+        arrays = {name.replace("random1/", "random/"): array for name, array in arrays.items() if not name.startswith("random2/")}
+        save_state(path, header, arrays, range(done), steps)
 
 
 @pytest.mark.parametrize("meter", ["measuring", "heldout"])

@@ -69,7 +69,7 @@ def test_two_processes_analyse_as_one_does(arguments: Callable[..., list[str]], 
     assert start("analyze", tmp_path / "one", *FULL) == 0  # meanwhile
     assert process.wait() == 0, log.read_text()
     said = {line.partition(":")[0] for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
-    assert said == {"SAEs", "sampling en", "yardstick en", "measuring", "random tokens", "contexts", "splicing", "intervening"}, (
+    assert said == {"SAEs", "sampling", "yardstick en", "measuring", "random tokens", "contexts", "splicing", "intervening"}, (
         "these bars, and nothing else"
     )
     same_analysis(folder, tmp_path / "one")

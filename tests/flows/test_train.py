@@ -196,7 +196,7 @@ def test_a_sweep_leaves_complete_runs_and_a_table(start: Start, tmp_path: Path) 
     assert [row.get("objective") for row in rows] == [str(summary["objective"]) if "objective" in summary else None for summary in summaries]
 
 
-def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path) -> None:
+def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ("experiment=method_comparison", TARGET, "loss=gap_and_retention,lm_only", "seed=0", "trainer.steps=2", "tracking=none")
     assert start("train", None, *chosen, f"hydra.sweep.dir={tmp_path}") == 0
     rows = pd.read_csv(tmp_path / "sweep.csv")
@@ -206,6 +206,23 @@ def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path) -> None
     held = {"loss/raw/retention", "loss/raw/norm", "loss/raw/fit"}
     assert terms == [held | {"loss/raw/gap", "loss/raw/target_kl"}, held | {"loss/raw/target_lm"}]
     assert not any(str(column).startswith("heldout/") for column in rows), "methods are chosen without the held-out SAEs"
+    tested = pd.read_csv(tmp_path / "recipes.csv")
+    assert set(zip(tested["one"], tested["other"], strict=True)) == {("loss=gap_and_retention", "loss=lm_only")}
+    row = tested[tested["quantity"] == "gap_closed"].iloc[0]
+    assert [row["value_one"], row["value_other"]] == pytest.approx(rows["gap_closed/ml"].tolist())
+    assert row["estimate"] == pytest.approx(rows["gap_closed/ml"][0] - rows["gap_closed/ml"][1])
+    assert "Recipes against each other" in (tmp_path / "report.html").read_text()
+    again = ("tracking=none", "seed=0", f"compare={tmp_path}")
+    assert start("analyze", tmp_path / "compared", *again) == 0
+    by_name = pd.read_csv(tmp_path / "compared" / "tables" / "recipes.csv")
+    same = ["language", "meter", "quantity", "n", "value_one", "estimate", "lo", "hi", "p", "p_holm", "covers"]
+    pd.testing.assert_frame_equal(by_name[same], tested[same])
+    assert start("analyze", tmp_path / "runs", *again[:2], f"compare=[{tmp_path / '0'},{tmp_path / '1'}]") == 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "runs" / "tables" / "recipes.csv"), by_name)
+    capsys.readouterr()
+    assert start("analyze", tmp_path / "alone", *again[:2], f"compare=[{tmp_path / '0'},{tmp_path / '1'},{tmp_path / 'compared'}]") == 2
+    assert "compared': no adapter was measured there; give two runs" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "alone").exists()
 
 
 def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[BatchLoss, AlignedBatches, Reference]:

@@ -1,9 +1,13 @@
 """Statistics written down by hand instead of measured."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lingact.measure import Measurement
+from lingact.passes import save_state
 from lingact.stats import FeatureStats
 
 
@@ -24,6 +28,18 @@ def random_stats(seed: int, *, level: float = 10.0, count: int = 30, layers: int
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 20, count)
     return stats_of(tokens * rng.gamma(20, level / 20, (layers, count)), tokens)
+
+
+def keep(measured: Measurement, run: Path, ids: tuple[str, ...]) -> None:
+    """Write statistics where `measure.load_measurement` finds those of a run. Their headers have meter, variant and language; the rest is shared."""
+    some = next(iter(measured.stats.values()))
+    header = {key: value for key, value in some.header.items() if key not in ("meter", "variant", "language")}
+    (run / "stats").mkdir(parents=True)
+    index = {"header": header, "keys": [list(key) for key in measured.stats], "layers": list(some.layers), "top_k": some.top_k_size}
+    index |= {"piece": [0, 1], "sentence_ids": list(ids), "vectors": {}}
+    (run / "stats" / "index.json").write_text(json.dumps(index))
+    for code in measured.languages:
+        save_state(run / "stats" / f"{code}.safetensors", header | {"language": code}, measured.arrays(code), range(1), 1)
 
 
 def four() -> dict[str, FeatureStats]:

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lingact.controls import cut_for, random_dictionaries, reference_sample
+from lingact.controls import cut_for, is_random, pooled_sample, random_dictionaries, random_meter
 from lingact.corpus import ParallelCorpus
 from lingact.lm import LanguageModel
 from lingact.sae import Dictionaries, Dictionary
@@ -77,9 +76,9 @@ def test_seed_and_layer_determine_the_directions_and_nothing_else_does(dictionar
     assert torch.equal(first[1].sae.W_enc, alone[1].sae.W_enc)
     torch.random.set_rng_state(before)
     other = random_dictionaries(dictionaries, sample, seed=4)
-    unit = [torch.nn.functional.normalize(d.sae.W_dec, dim=-1) for d in (first[1], first[2], other[1])]
-    assert not torch.allclose(unit[0], unit[1])
-    assert not torch.allclose(unit[0], unit[2])
+    again = random_dictionaries(dictionaries, sample, seed=3, draw=2)
+    unit = [torch.nn.functional.normalize(d.sae.W_dec, dim=-1) for d in (first[1], first[2], other[1], again[1])]
+    assert not any(torch.allclose(unit[0], differing) for differing in unit[1:])
 
 
 def test_other_architectures_are_matched_by_what_they_fire(sample: dict[int, Tensor]) -> None:
@@ -108,24 +107,50 @@ def test_the_cut_goes_to_the_nearer_end_of_equal_values() -> None:
 
 
 @torch.no_grad()
-def test_the_sample_is_the_residuals_of_whole_sentences(lm: LanguageModel, corpus: ParallelCorpus) -> None:
-    found = reference_sample(lm, corpus, "es", (0, 2), tokens=70, batch_tokens=60)
-    lengths = np.array([len(lm.tokenizer(text, add_special_tokens=False).input_ids) for text in corpus.texts["es"]])
-    fitting = max(size for size in range(1, 13) if lengths[corpus.sample(size)].sum() <= 70)
-    chosen = corpus.sample(fitting)
-    assert 1 < fitting < 12
-    assert {layer: len(x) for layer, x in found.items()} == dict.fromkeys((0, 2), int(lengths[chosen].sum()))
-    expected = []
-    for place in chosen:
-        batch = lm.tokens.collate(lm.tokens.windows([corpus.texts["es"][place]]))
-        expected.append(lm.residuals(batch, (0, 2))[0][2][0, 1:])
-    want, got = torch.cat(expected), found[2]
-    # The order is that of the batches.
-    distance = torch.cdist(want, got, compute_mode="donot_use_mm_for_euclid_dist")
-    assert distance.min(dim=1).values.max() < 1e-4
-    assert distance.min(dim=0).values.max() < 1e-4
+def test_the_sample_has_as_many_tokens_of_every_language(lm: LanguageModel, corpus: ParallelCorpus) -> None:
+    found = pooled_sample(lm, corpus, (0, 2), tokens=210, batch_tokens=60)
+    assert {layer: len(x) for layer, x in found.items()} == {0: 210, 2: 210}, "seventy of each of three languages"
+    order = [*corpus.sample(1), *(place for size in range(2, 13) for place in set(corpus.sample(size)) - set(corpus.sample(size - 1)))]
+    for number, code in enumerate(("en", "es", "hi")):
+        expected = []
+        for place in order:
+            batch = lm.tokens.collate(lm.tokens.windows([corpus.texts[code][place]]))
+            expected.append(lm.residuals(batch, (0, 2))[0][2][batch.keep])
+        want, got = torch.cat(expected)[:70], found[2][70 * number : 70 * (number + 1)]
+        # The order is that of the batches.
+        distance = torch.cdist(want, got, compute_mode="donot_use_mm_for_euclid_dist")
+        assert distance.min(dim=1).values.max() < 1e-4
+        assert distance.min(dim=0).values.max() < 1e-4
 
 
-def test_a_sample_has_a_sentence_at_least(lm: LanguageModel, corpus: ParallelCorpus) -> None:
-    found = reference_sample(lm, corpus, "en", (1,), tokens=1, batch_tokens=60)
-    assert len(found[1]) == len(corpus.texts["en"][corpus.sample(1)[0]])
+def test_a_language_with_little_text_makes_all_shares_small(lm: LanguageModel) -> None:
+    uneven = ParallelCorpus("two", ("a", "b"), {"en": ("A dog barks at night.", "It rained."), "es": ("Sí", "No")})
+    assert len(pooled_sample(lm, uneven, (1,), tokens=60, batch_tokens=60)[1]) == 2 * len("Sí No".replace(" ", "").encode())
+
+
+def test_a_sample_has_a_token_of_each_language_at_least(lm: LanguageModel, corpus: ParallelCorpus) -> None:
+    assert len(pooled_sample(lm, corpus, (1,), tokens=1, batch_tokens=60)[1]) == 3
+
+
+@torch.no_grad()
+def test_directions_matched_on_all_languages_fire_as_often_over_all_of_them(
+    lm: LanguageModel, corpus: ParallelCorpus, dictionaries: Dictionaries
+) -> None:
+    """Planted: a latent that reads what Hindi has and English lacks is silent in English, and must not be silent for that."""
+    pooled, english = (pooled_sample(lm, some, (1,), tokens=300, batch_tokens=256)[1] for some in (corpus, corpus.speaking(("en",))))
+    hindi = pooled[200:].mean(dim=0) - english.mean(dim=0)
+    sae = dictionaries[1].sae
+    sae.W_enc.data[:, 0] = hindi / hindi.norm()
+    sae.b_enc.data[0] = -torch.cat([pooled[:200], english]).matmul(sae.W_enc.data[:, 0]).max() - (sae.b_dec.data @ sae.W_enc.data[:, 0])
+    sae.threshold.data[0] = 0.0
+    original = {1: dictionaries[1]}
+    assert fired(dictionaries[1], english)[0] == 0 < fired(dictionaries[1], pooled)[0]
+    by_english, by_all = (random_dictionaries(original, {1: sample}, seed=0)[1] for sample in (english, pooled))
+    assert fired(by_english, pooled)[0] == 0
+    assert fired(by_all, pooled) == fired(dictionaries[1], pooled)
+
+
+def test_draws_differ_and_the_names_of_their_saes_are_known() -> None:
+    assert [random_meter(draw) for draw in (1, 12)] == ["random1", "random12"]
+    assert all(map(is_random, ("random", "random1", "random12")))
+    assert not any(map(is_random, ("measuring", "heldout", "random_sae", "")))

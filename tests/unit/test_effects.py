@@ -9,9 +9,11 @@ import pytest
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
-from lingact.effects import causal_table, causal_text, is_monotone, selectivity_table, spliced_table
+from lingact.config import LanguagesConfig
+from lingact.effects import causal_table, causal_text, is_monotone, of_variant, selectivity_table, spliced_table
 from lingact.inference import Resampling
 from lingact.interventions import Arm, CausalLosses, SplicedLosses
+from lingact.report import analysis as words
 
 SETTINGS: dict[str, Any] = {"resamples": 400, "confidence": 0.9, "seed": 3}
 PREDICTED = np.array([2, 3, 5])
@@ -201,3 +203,70 @@ def test_the_text_names_a_loss_that_falls() -> None:
 
 def test_without_ablation_and_doses_the_text_says_so() -> None:
     assert "nothing is said about causes" in said(causal({("es", "specific", "steer", 1.0): {"en": 0.0, "es": 1.0}}))
+
+
+# --- before and after tuning ---------------------------------------------------------------------------------------------------------------------
+
+ARM, CONTROL = ("es", "specific", "scale", 0.0), ("es", "random", "scale", 0.0)
+BEFORE = {ARM: {"en": 0.1, "es": 0.5, "hi": 0.2}, CONTROL: {"en": 0.1, "es": 0.1, "hi": 0.1}}
+AFTER = {ARM: {"en": 0.1, "es": 0.9, "hi": 0.2}, CONTROL: {"en": 0.1, "es": 0.2, "hi": 0.1}}
+
+
+def moved(losses: CausalLosses, by: float) -> CausalLosses:
+    """The same effects of a model that predicts every token worse by so many nats."""
+    more = {code: by * tokens for code, tokens in losses.predicted.items()}
+    base, nll = ({code: own[code] + more[code] for code in own} for own in (losses.base, losses.nll))
+    return CausalLosses(losses.arms, losses.predicted, base, nll)
+
+
+def test_effects_after_tuning_are_against_the_adapted_model_and_their_change_is_paired() -> None:
+    before, after = causal(BEFORE, noise=1.0), moved(causal(AFTER, noise=1.0), by=0.7)
+    table = causal_table(before, after=after, **SETTINGS)
+    pd.testing.assert_frame_equal(of_variant(table, "base"), causal_table(before, **SETTINGS))
+    pd.testing.assert_frame_equal(of_variant(table, "adapter"), causal_table(after, **SETTINGS))
+    # The noise is the same sentence by sentence: each effect is known badly, its change exactly.
+    change = of_variant(table, "adapter_minus_base")
+    found = cell(change, kind="specific", measured="es")
+    assert found[["n", "estimate", "lo", "hi"]].tolist() == pytest.approx([40, 0.4, 0.4, 0.4])
+    assert cell(change, kind="specific", measured="hi")[["estimate", "lo", "hi"]].tolist() == pytest.approx([0, 0, 0], abs=1e-12)
+    own = cell(of_variant(table, "base"), kind="specific", measured="es")
+    assert own["hi"] - own["lo"] > 0.1
+
+
+def test_selectivity_after_tuning_has_a_test_of_its_change() -> None:
+    before, after = causal(BEFORE, noise=1.0), causal(AFTER, noise=1.0)
+    table = selectivity_table(before, after=after, **SETTINGS)
+    pd.testing.assert_frame_equal(of_variant(table, "base"), selectivity_table(before, **SETTINGS))
+    change = of_variant(table, "adapter_minus_base").set_index(["kind", "contrast"])
+    # Own minus others: .5 - .15 before, .9 - .15 after. Own minus random: .4 before, .7 after.
+    assert change["estimate"].to_dict() == pytest.approx(
+        {("specific", "own_minus_others"): 0.4, ("specific", "own_minus_random"): 0.3, ("random", "own_minus_others"): 0.1}
+    )
+    assert (change["p_holm"] == 0).all()
+    same = selectivity_table(before, after=moved(before, by=0.2), **SETTINGS)
+    still = of_variant(same, "adapter_minus_base")
+    assert still["p"].tolist() == [1, 1, 1]
+    text = words.causal_change_text(causal_table(before, after=after, **SETTINGS), table, 0.1)
+    assert "costs it more after tuning than before for 1 (Spanish) of 1 languages, and less for none" in text
+    assert "Its distance from random latents grew for 1 (Spanish) and shrank for none" in text
+
+
+def test_splicing_after_tuning_by_hand() -> None:
+    def losses(level: float, cost: float) -> SplicedLosses:
+        base = level * np.array([2.0, 3.0, 5.0])
+        both = {"en": base, "hi": base}
+        spliced = {code: np.stack([base + cost * PREDICTED * (1 + (code == "hi"))]) for code in both}
+        return SplicedLosses((1,), dict.fromkeys(both, PREDICTED), both, {code: np.stack([base + 4 * PREDICTED]) for code in both}, {"m": spliced})
+
+    before, after = losses(1, 1), losses(2, 1.5)
+    table = spliced_table(before, after=after, **SETTINGS)
+    assert list(table.columns) == ["variant", "meter", "language", "layer", "quantity", "n", "estimate", "lo", "hi"]
+    pd.testing.assert_frame_equal(of_variant(table, "base"), spliced_table(before, **SETTINGS))
+    change = of_variant(table, "adapter_minus_base")
+    assert cell(change, language="en", quantity="ce_increase")[["estimate", "lo", "hi"]].tolist() == pytest.approx([0.5] * 3)
+    assert cell(change, language="hi", quantity="ce_increase")["estimate"] == pytest.approx(1)
+    assert cell(change, language="en", quantity="loss_recovered")["estimate"] == pytest.approx((1 - 1.5 / 4) - (1 - 1 / 4))
+    text = words.spliced_change_text(table, LanguagesConfig(reference="en", high=(), low=("hi",)))
+    assert "by +0.500 nats per token more than before in English and by +1.000 to +1.000 elsewhere" in text
+    assert "2 of 2 intervals" in text
+    assert words.wide_spliced(table).to_numpy().tolist() == [["m", "en", 1, 1.5, 0.5], ["m", "hi", 2, 3, 1]]

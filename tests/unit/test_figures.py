@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from lingact.config import LanguagesConfig
 from lingact.figures import gaps, training
 from lingact.inference import Resampling
-from lingact.tables import Disparities
+from lingact.tables import Disparities, layer_table
 
 LANGUAGES = LanguagesConfig(reference="en", high=("zh", "es"), low=("ml", "hi"))
 
@@ -55,7 +55,7 @@ def cell_texts(figure: Figure) -> list[str]:
 
 
 def test_heatmap_writes_values_and_marks_sure_ones() -> None:
-    figure = gaps.gap_heatmap(found(3), LANGUAGES)
+    figure = gaps.gap_heatmap(layer_table(found(3)), LANGUAGES, 0.95)
     assert cell_texts(figure)[:4] == ["\N{MINUS SIGN}0.20*", "0.00", "+0.30*", "0.00"]
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["zh", "es", "ml", "hi"]
@@ -66,7 +66,7 @@ def test_heatmap_writes_values_and_marks_sure_ones() -> None:
 
 
 def test_heatmap_of_many_layers_keeps_the_sign_without_colour() -> None:
-    figure = gaps.gap_heatmap(found(26), LANGUAGES)
+    figure = gaps.gap_heatmap(layer_table(found(26)), LANGUAGES, 0.95)
     assert cell_texts(figure)[:4] == ["\N{MINUS SIGN}", "", "+", ""]
     assert len(figure.axes[0].get_yticks()) <= 14
 
@@ -75,14 +75,14 @@ def test_heatmap_survives_undefined_and_extreme_gaps(tmp_path: Path) -> None:
     extreme = found(6)
     extreme.gaps["ml"][:, 0] = -50
     extreme.gaps["hi"][:, 1] = np.nan
-    figure = gaps.gap_heatmap(extreme, LANGUAGES)
+    figure = gaps.gap_heatmap(layer_table(extreme), LANGUAGES, 0.95)
     assert figure.axes[0].images[0].get_clim()[1] < 50
     figure.savefig(tmp_path / "x.png")
 
 
 def test_heatmap_of_one_group_has_no_separator() -> None:
     alone = LanguagesConfig(reference="en", high=(), low=("ml", "hi"))
-    assert not gaps.gap_heatmap(found(3), alone).axes[0].lines
+    assert not gaps.gap_heatmap(layer_table(found(3)), alone, 0.95).axes[0].lines
 
 
 def test_group_curves_differ_in_more_than_colour() -> None:

@@ -12,10 +12,11 @@ import torch
 from lingact.bits import lost_nats, sentence_nats
 from lingact.changes import Variants, change
 from lingact.config import LanguagesConfig, Statistics
-from lingact.controls import random_dictionaries, reference_sample
+from lingact.controls import pooled_sample, random_dictionaries
 from lingact.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.frozen import Freezing, freeze_anchor, freeze_predictions, freeze_reference
+from lingact.inference import Resampling
 from lingact.lm import LanguageModel
 from lingact.measure import Lost, Measurement, Wanted, load_measurement, lost_sentence, measure
 from lingact.measures import Ratio
@@ -132,7 +133,7 @@ def test_bits_per_byte_that_are_no_numbers_are_told(loud: LanguageModel, corpus:
 
 
 def test_random_saes_take_the_tokens_that_are_numbers(loud: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
-    sample = reference_sample(loud, corpus, "en", (0, 1, 2), tokens=200, batch_tokens=100)
+    sample = pooled_sample(loud, corpus, (0, 1, 2), tokens=200, batch_tokens=100)
     assert all(x.isfinite().all() and len(x) for x in sample.values())
     assert len(sample[1]) < len(sample[0])
     for dictionary in random_dictionaries(dictionaries, sample, 0).values():
@@ -152,9 +153,9 @@ def test_a_sentence_that_is_no_number_is_not_one_that_takes_no_part() -> None:
 
 def test_similarity_of_what_is_no_number_is_none() -> None:
     vectors = {code: np.random.default_rng(place).standard_normal((2, 12, 5)) for place, code in enumerate(("en", "hi"))}
-    whole = similarity_table(vectors, (0, 1), "en", resamples=100, confidence=0.95, seed=0)
+    whole = similarity_table(vectors, (0, 1), "en", Resampling.of_sentences(12), resamples=100, confidence=0.95, seed=0)
     vectors["hi"][1, 3] = np.nan
-    found = similarity_table(vectors, (0, 1), "en", resamples=100, confidence=0.95, seed=0)
+    found = similarity_table(vectors, (0, 1), "en", Resampling.of_sentences(12), resamples=100, confidence=0.95, seed=0)
     assert found.loc[found["layer"] == 1, ["estimate", "lo", "hi", "floor", "floor_hi"]].isna().all(axis=None)
     pd.testing.assert_frame_equal(found[found["layer"] == 0], whole[whole["layer"] == 0])
     cells = wide_similarity(found).iloc[0].astype(str).tolist()

@@ -136,7 +136,7 @@ def test_every_part_of_an_analysis_has_its_passes() -> None:
     assert core is not None
     # Base and adapter, with logits: over six layers of the organism that is more than twice the work.
     assert found.work[0].model > 2 * core.work[0].model
-    assert len([need for need in found.device if need.what.startswith("SAEs")]) == 3, "random directions are a set of their own"
+    assert len([need for need in found.device if need.what.startswith("SAEs")]) == 2 + 5, "each draw of random directions is a set of its own"
 
 
 def test_evaluation_needs_no_saes() -> None:

@@ -64,6 +64,7 @@ ANALYZE = JOB | {
         "features": {"min_rate": 0.01, "per_layer": 5, "alpha": 0.05, "random_tokens": 800, "cards": 1},
         "spliced": {"sentences": 2},
         "causal": {"mode": "scale", "doses": [0], "features": "language_specific", "per_language": 1, "layers": "all", "draws": 1, "sentences": 2},
+        "random_sae": {"draws": 2},
     },
     "scores": [],
     "stats": [],

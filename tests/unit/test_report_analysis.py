@@ -137,7 +137,7 @@ def test_other_saes_are_compared_by_sign_language_by_language() -> None:
 
 def test_random_directions_come_with_what_they_mean() -> None:
     text = words.controls_text({"measuring": ranges(MEASURING), "random": ranges(MEASURING)}, None, LANGUAGES)
-    assert text.startswith("SAEs with random directions, which fire as often in the reference, give the gap the same sign in 4 of 4 languages")
+    assert text.startswith("SAEs with random directions, which fire as often over all languages, give the gap the same sign in 4 of 4 languages")
     assert "sign and size alone are no evidence for learned features" in text
 
 
@@ -169,15 +169,20 @@ def found(*confirmed: bool, language: str = "ml") -> pd.DataFrame:
 
 @pytest.mark.parametrize("random", [found(True, True, True), found(True, True, True, True)], ids=["as_many", "more"])
 def test_random_directions_that_do_as_well_take_the_claim_away(random: pd.DataFrame) -> None:
-    text = words.random_features_text(found(True, True, True, False), random)
+    text = words.random_features_text(found(True, True, True, False), [random])
     assert f"confirms {len(random) - 1} of {len(random) - 1} candidates" in text
     assert "nothing of what the SAE has learned: random directions do it as well" in text
     assert "at most" not in text
 
 
 def test_random_directions_that_find_fewer_leave_the_difference() -> None:
-    text = words.random_features_text(found(True, True, True, False), found(True, False))
+    text = words.random_features_text(found(True, True, True, False), [found(True, False)])
     assert "the same search confirms 1 of 2 candidates. So at most 2 of the 3 confirmed ones are more than random directions would give." in text
+
+
+def test_several_draws_of_random_directions_are_averaged() -> None:
+    text = words.random_features_text(found(True, True, True, False), [found(True, False), found(True, True)])
+    assert "confirms 1.5 of 2 candidates (mean over 2 draws, which confirm 1 to 2). So at most 1.5 of the 3 confirmed ones" in text
 
 
 def test_the_lead_on_features_both_ways() -> None:

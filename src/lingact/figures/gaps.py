@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def gap_heatmap(found: Disparities, languages: LanguagesConfig) -> "Figure":
+def gap_heatmap(table: pd.DataFrame, languages: LanguagesConfig, confidence: float) -> "Figure":
     """Gap by layer and language, high-resource languages first. White is no gap.
 
     Few layers: each cell carries its value, with an asterisk where the interval excludes 0. Many layers: `+` or `-` where it does.
+
+    Args:
+        table: `tables.layer_table`.
+        confidence: of its intervals.
     """
-    groups = [[code for code in group if code in found.gaps] for group in (languages.high, languages.low)]
-    codes = [code for group in groups for code in group]
-    estimate, low, high = (np.stack(part, axis=1) for part in zip(*(interval(found.gaps[code], found.confidence) for code in codes), strict=True))
-    count = len(found.layers)
+    groups = [[code for code in group if code in set(table["name"])] for group in (languages.high, languages.low)]
+    codes, layers = [code for group in groups for code in group], list(dict.fromkeys(table["layer"]))
+    cells = table.set_index(["layer", "name"])
+    estimate, low, high = (cells[column].unstack("name").loc[layers, codes].to_numpy(float) for column in ("gap", "lo", "hi"))
+    count = len(layers)
     written = count <= WRITTEN_LAYERS
     figure = new_figure(2.4 + 0.72 * len(codes), 1.5 + (0.36 if written else 0.24) * max(count, 4))
     axes = figure.subplots()
@@ -43,11 +48,11 @@ def gap_heatmap(found: Disparities, languages: LanguagesConfig) -> "Figure":
             axes.text(start + (len(group) - 1) / 2, count - 0.35, name, ha="center", va="bottom", fontsize=9)
         start += len(group)
     axes.set_xticks(range(len(codes)), codes)
-    ticks, labels = layer_ticks(found.layers) if not written else (range(count), found.layers)
+    ticks, labels = layer_ticks(layers) if not written else (range(count), layers)
     axes.set_yticks(ticks, [str(label) for label in labels])
     axes.set_ylabel("layer")
     mark = "*: " if written else "+ or \N{MINUS SIGN}: "
-    axes.set_xlabel(f"{mark}{found.confidence:.0%} interval excludes 0", fontsize=9)
+    axes.set_xlabel(f"{mark}{confidence:.0%} interval excludes 0", fontsize=9)
     beyond = bool(size.size) and float(size.max()) > reach
     figure.colorbar(image, ax=axes, extend="both" if beyond else "neither", label="gap (positive: falls short)", aspect=30)
     return figure

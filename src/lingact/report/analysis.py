@@ -8,7 +8,10 @@ import pandas as pd
 
 from lingact.config import AnalyzeConfig, LanguagesConfig
 from lingact.contexts import Context
+from lingact.controls import is_random
+from lingact.effects import ADAPTER_MINUS_BASE
 from lingact.inference import Resampling
+from lingact.measure import ADAPTER, BASE
 from lingact.measures import Stats
 from lingact.report.page import Card
 from lingact.report.words import GROUPS, MEASURES, listed, meter_title, name_of, verdict, with_interval
@@ -114,6 +117,40 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
     return text[0].upper() + text[1:]
 
 
+def spliced_change_text(costs: pd.DataFrame, languages: LanguagesConfig) -> str:
+    """What splicing costs the adapted model, against the base model on the same sentences.
+
+    Args:
+        costs: `effects.spliced_table` with the adapted model.
+    """
+    rises = costs[costs["quantity"] == "ce_increase"]
+    means = rises.groupby(["meter", "variant", "language"], sort=False)["estimate"].mean()
+    said = []
+    for meter in dict.fromkeys(rises["meter"]):
+        by_variant = {variant: means[meter, variant] for variant in (BASE, ADAPTER)}
+        change = by_variant[ADAPTER] - by_variant[BASE]
+        apart = rises[(rises["meter"] == meter) & (rises["variant"] == ADAPTER_MINUS_BASE)]
+        sure = int(((apart["lo"] > 0) | (apart["hi"] < 0)).sum())
+        said.append(
+            f"After tuning, putting the {meter_title(str(meter))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
+            f"{_signed(change[languages.reference])} nats per token more than before in {name_of(languages.reference)} and by "
+            f"{_signed(change.drop(languages.reference).min())} to {_signed(change.drop(languages.reference).max())} elsewhere (mean over layers; "
+            f"{sure} of {len(apart)} intervals of single layers and languages exclude 0)."
+        )
+    return " ".join(said)
+
+
+def _signed(value: float) -> str:
+    return f"{round(float(value), 3) + 0.0:+.3f}"
+
+
+def wide_spliced(costs: pd.DataFrame) -> pd.DataFrame:
+    """A row per set of SAEs and language, a column per variant: rise of the cross-entropy in nats per token, mean over layers."""
+    rises = costs[costs["quantity"] == "ce_increase"]
+    means = rises.groupby(["meter", "language", "variant"], sort=False)["estimate"].mean().unstack("variant", sort=False)
+    return means.rename(columns={ADAPTER_MINUS_BASE: "adapter minus base"}).reset_index()
+
+
 def wide_confounds(table: pd.DataFrame) -> pd.DataFrame:
     """A row per language, a column per quantity; those with layers are means over them."""
     means = table.groupby(["language", "quantity"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).unstack(sort=False)
@@ -133,11 +170,71 @@ def meters_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def l0_table(by_meter: Mapping[str, Stats]) -> pd.DataFrame:
-    """A row per language, a column per set of SAEs: active latents per token, mean over layers. Random SAEs are matched in the reference alone."""
-    columns = {}
+    """A row per language, a column per set of SAEs: active latents per token, mean over layers and over draws of random directions.
+
+    Random SAEs are matched over all languages together, so that the means over the languages agree and the languages need not.
+    """
+    columns: dict[str, dict[str, list[float]]] = {}
     for meter, own in by_meter.items():
-        columns[meter_title(meter)] = {code: float((s.l0.sum(axis=1) / s.tokens.sum()).mean()) for code, s in own.items()}
-    return pd.DataFrame(columns).rename_axis("language").reset_index()
+        for code, s in own.items():
+            columns.setdefault(meter_title(meter), {}).setdefault(code, []).append(float((s.l0.sum(axis=1) / s.tokens.sum()).mean()))
+    means = {title: {code: sum(values) / len(values) for code, values in own.items()} for title, own in columns.items()}
+    return pd.DataFrame(means).rename_axis("language").reset_index()
+
+
+def wide_draws(ranges: pd.DataFrame) -> pd.DataFrame:
+    """A row per draw of random directions and for their mean, a column per language and group: the mean gap over all layers.
+
+    Args:
+        ranges: `control_tables.draws_by_range`.
+    """
+    own = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")]
+    cells = own.assign(cell=[with_interval(row, "gap") for row in own.to_dict("records")], name=own["name"].str.replace("_", " "))
+    wide = cells.pivot_table(index="draw", columns="name", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
+    return wide.reset_index()
+
+
+def wide_apart(apart: pd.DataFrame) -> pd.DataFrame:
+    """A row per language and group: the trained SAEs' gap over all layers, that of random directions, and the difference.
+
+    Args:
+        apart: `control_tables.trained_minus_random`.
+    """
+    own = apart[apart["range"] == "all"]
+    columns = {"name": own["name"].str.replace("_", " "), "trained": own["trained"], "random directions": own["random"]}
+    difference = {"difference": [with_interval(row) for row in own.to_dict("records")], "p (Holm)": own["p_holm"]}
+    return pd.DataFrame(columns | difference).reset_index(drop=True)
+
+
+def random_text(ranges: pd.DataFrame, apart: pd.DataFrame, languages: LanguagesConfig, confidence: float) -> str:
+    """What random directions give on average over the draws, how much the draws differ, and whether the trained SAEs give anything else.
+
+    Args:
+        ranges: `control_tables.draws_by_range`.
+        apart: `control_tables.trained_minus_random`.
+    """
+    own = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")]
+    mean = own[own["draw"] == "mean"].set_index("name")
+    draws, sentences = int(mean["draws"].iloc[0]), []
+    for group, title in GROUPS.items():
+        if group in mean.index:
+            single = own.loc[(own["name"] == group) & (own["draw"] != "mean"), "gap"]
+            spread = f", single draws {single.min():+z.2f} to {single.max():+z.2f}" if draws > 1 else ""
+            sentences.append(f"The {title} group's mean gap over layers is {with_interval(mean.loc[group].to_dict(), 'gap')}{spread}.")
+    covers = (
+        f"Each number is the mean over {draws} draws of directions, and the brackets cover the draw and the sentences (t quantile)."
+        if draws > 1
+        else "This is one draw of directions, and the brackets do not cover the draw."
+    )
+    tested = apart[(apart["range"] == "all") & apart["name"].isin(list(_others(languages)))].set_index("name")
+    sure = tested[tested["p_holm"] < 1 - confidence]
+    larger, smaller = (listed([str(code) for code in sure.index[sign * sure["estimate"] > 0]]) for sign in (1, -1))
+    verdict = (
+        f"Against the trained SAEs on the same sentences: the gap by the trained ones is larger (more positive) for {larger} of {len(tested)} "
+        f"languages and smaller for {smaller} (Holm-corrected p below {1 - confidence:.2g}); for {len(tested) - len(sure)} no difference is shown."
+    )
+    matched = "They fire as often as the trained ones over all languages together, in equal shares of tokens."
+    return " ".join([covers, matched, *sentences, verdict])
 
 
 def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | None, languages: LanguagesConfig) -> str:
@@ -155,7 +252,7 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
         own, checked = overall[meter].loc[codes, "gap"], overall[main].loc[codes, "gap"]
         defined = own.notna() & checked.notna()
         same = int((np.sign(own) == np.sign(checked))[defined].sum())
-        what = "SAEs with random directions, which fire as often in the reference," if meter == "random" else f"The {meter_title(meter)} SAEs"
+        what = "SAEs with random directions, which fire as often over all languages," if is_random(meter) else f"The {meter_title(meter)} SAEs"
         groups = [
             f"{with_interval(overall[meter].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
             f"{with_interval(overall[main].loc[group].to_dict(), 'gap')}"
@@ -163,11 +260,10 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
             if group in overall[meter].index
         ]
         sentences.append(f"{what} give the gap the same sign in {same} of {int(defined.sum())} languages: {'; '.join(groups)}.")
-        if meter == "random":
+        if is_random(meter):
             sentences.append(
-                "This is one draw of directions, and the brackets do not cover the draw. Where such SAEs give a gap of the same sign and size, "
-                "sign and "
-                "size alone are no evidence for learned features; the two are not additive."
+                "Where such SAEs give a gap of the same sign and size, sign and size alone are no evidence for learned features; the two are not "
+                "additive."
             )
     if shuffled is not None:
         every = shuffled[shuffled["name"] == "all"].set_index("scope")
@@ -235,21 +331,23 @@ def wide_similarity(table: pd.DataFrame) -> pd.DataFrame:
 # --- features ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def random_features_text(found: pd.DataFrame, random: pd.DataFrame) -> str:
+def random_features_text(found: pd.DataFrame, random: Sequence[pd.DataFrame]) -> str:
     """How the number of confirmed features compares with that of random directions.
 
     Args:
         found: `language_features.find_features` by the measuring SAEs.
-        random: the same by SAEs with random directions.
+        random: the same by every draw of SAEs with random directions.
     """
-    own, other = (int(frame["confirmed"].sum()) for frame in (found, random))
-    tested = int(random["passed"].sum())
+    own, counts = int(found["confirmed"].sum()), [int(frame["confirmed"].sum()) for frame in random]
+    other, tested = sum(counts) / len(counts), sum(int(frame["passed"].sum()) for frame in random) / len(random)
+    drawn = f" (mean over {len(counts)} draws, which confirm {min(counts)} to {max(counts)})" if len(counts) > 1 else ""
     verdict = (
         "So being confirmed says that a latent tells languages apart, and nothing of what the SAE has learned: random directions do it as well."
         if other >= own
-        else f"So at most {own - other} of the {own} confirmed ones are more than random directions would give."
+        else f"So at most {own - other:g} of the {own} confirmed ones are more than random directions would give."
     )
-    return f"By SAEs with random directions, which fire as often in the reference, the same search confirms {other} of {tested} candidates. {verdict}"
+    searched = "By SAEs with random directions, which fire as often over all languages, the same search confirms"
+    return f"{searched} {other:g} of {tested:g} candidates{drawn}. {verdict}"
 
 
 def features_lead(found: pd.DataFrame, *random: pd.DataFrame) -> str:
@@ -260,7 +358,7 @@ def features_lead(found: pd.DataFrame, *random: pd.DataFrame) -> str:
         return f"No language-specific feature was confirmed ({len(tested)} candidates)."
     where = listed(list(confirmed["language"].unique()))
     told = f"{len(confirmed)} of {len(tested)} candidates for language-specific features were confirmed; languages with any: {where}."
-    return " ".join([told, *(random_features_text(found, other) for other in random)])
+    return f"{told} {random_features_text(found, random)}" if random else told
 
 
 def wide_features(found: pd.DataFrame) -> pd.DataFrame:
@@ -311,6 +409,36 @@ def causal_lead(selectivity: pd.DataFrame, causal: pd.DataFrame, alpha: float) -
     return said + (f" For {listed(without)} no random latents are as frequent and as strong, so that control is missing." if without else "")
 
 
+def causal_change_text(causal: pd.DataFrame, selectivity: pd.DataFrame, alpha: float) -> str:
+    """Whether taking a language's features away does more or less to it after tuning.
+
+    Args:
+        causal: `effects.causal_table` with the adapted model.
+        selectivity: `effects.selectivity_table` with the adapted model.
+    """
+    apart = [table[table["variant"] == ADAPTER_MINUS_BASE] for table in (causal, selectivity)]
+    effect, contrast = (table[(table["kind"] == "specific") & (table["mode"] == "scale") & (table["dose"] == 0)] for table in apart)
+    own = effect[effect["owner"] == effect["measured"]]
+    if own.empty:
+        return "No ablation was run, so nothing is said about what tuning changed in what the features do."
+    more, less = (listed([str(code) for code in own.loc[rows, "owner"]]) for rows in (own["lo"] > 0, own["hi"] < 0))
+    told = (
+        f"The same latents, chosen on the base model, were edited in the adapted one. Taking a language's features away costs it more after tuning "
+        f"than before for {more} of {len(own)} languages, and less for {less} (paired intervals beside 0)."
+    )
+    said = [told]
+    for name, comparison in (("own_minus_others", "the others"), ("own_minus_random", "random latents")):
+        rows = contrast[contrast["contrast"] == name]
+        if len(rows):
+            grown, shrunk = (listed([str(code) for code in rows.loc[(rows["p_holm"] < alpha) & side, "owner"]]) for side in _sides(rows["estimate"]))
+            said.append(f"Its distance from {comparison} grew for {grown} and shrank for {shrunk} (Holm-corrected p below {alpha:.2g}).")
+    return " ".join(said)
+
+
+def _sides(estimates: pd.Series) -> tuple[pd.Series, pd.Series]:
+    return estimates > 0, estimates < 0
+
+
 def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:
     """A row per owner, kind and dose, with both contrasts and their corrected p."""
     rows: dict[tuple, dict[str, object]] = {}
@@ -320,6 +448,58 @@ def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:
         title = str(row["contrast"]).replace("_", " ")
         cells |= {title: with_interval(row, digits=3), f"{title}, p (Holm)": "<.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"}
     return pd.DataFrame(rows.values())
+
+
+# --- recipes -------------------------------------------------------------------------------------------------------------------------------------
+
+RECIPE_TITLES = {
+    "gap_closed": "gap closed",
+    "gap_closed_norm_matched": "gap closed, norm-matched",
+    "fvu_ratio": "FVU, after / base",
+    "activation": "activation of the reference, after / base",
+    "activation_worst_layer": "activation of the reference, largest change at a layer",
+    "bits_per_byte": "bits per byte of the reference, after / base",
+    "kl": "KL(base || adapter) of the reference",
+}
+"""Quantities of `contrasts.recipe_table` as they are called in tables, those that are asked for first in front."""
+
+
+def recipes_text(table: pd.DataFrame, confidence: float) -> str:
+    """How many differences in the gap closed are shown, and what the tests cover.
+
+    Args:
+        table: `contrasts.recipe_table`.
+    """
+    alpha, said = 1 - confidence, []
+    for (meter, quantity), own in table[table["quantity"].isin(["gap_closed", "gap_closed_norm_matched"])].groupby(["meter", "quantity"], sort=False):
+        sure = own[own["p_holm"] < alpha]
+        said.append(f"{RECIPE_TITLES[str(quantity)]} by the {meter_title(str(meter))} SAEs: {len(sure)} of {len(own)}")
+    covers = {str(what): int(count) for what, count in table.groupby("covers", sort=False).size().items()}  # pyrefly: ignore[not-iterable]
+    seeds = (
+        "They cover the sentences and the seeds of training: the answer is about the recipes."
+        if list(covers) == ["sentences and seeds"]
+        else "Where a recipe has one seed they cover the sentences alone: the answer is then about these adapters, and another seed may differ by "
+        "more than the interval."
+    )
+    return (
+        f"Paired differences between recipes, first minus second, on {table['n'].iloc[0]} sentences that all were judged on. Differences shown (p "
+        f"below {alpha:.2g} after Holm over all pairs and languages, for each quantity and set of SAEs): {'; '.join(said)}. {seeds}"
+    )
+
+
+def wide_recipes(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """By quantity: a row per pair and language, a column per set of SAEs with the difference, and its corrected p."""
+    shown = {}
+    for quantity, title in RECIPE_TITLES.items():
+        rows: dict[tuple, dict[str, object]] = {}
+        for row in table[table["quantity"] == quantity].to_dict("records"):
+            key = (row["one"], row["other"], row["language"])
+            cells = rows.setdefault(key, {"recipe": row["one"], "minus": row["other"], "lang": row["language"]})
+            p = "-" if pd.isna(row["p_holm"]) else "<.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
+            cells |= {f"{meter_title(row['meter'])} SAEs": with_interval(row, digits=4 if quantity == "kl" else 3), f"p (Holm), {row['meter']}": p}
+        if rows:
+            shown[f"Difference in {title}"] = pd.DataFrame(rows.values())
+    return shown
 
 
 # --- benchmarks ----------------------------------------------------------------------------------------------------------------------------------

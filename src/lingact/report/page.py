@@ -16,6 +16,7 @@ from lingact.tracking import DPI, read_manifest, write_atomically
 _LONG = 30
 """Tables with more rows are folded away."""
 _CAPTIONS = {
+    "gap_heatmap_random": "Gap of each language at each layer by SAEs with random directions, mean over the draws.",
     "gap_heatmap": "Gap of each language at each layer; the reference is the zero of the scale.",
     "gap_groups": "Gap of the language groups over the layers.",
     "confounds": "What else differs between the languages and could pass for weak features.",

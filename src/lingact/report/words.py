@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lingact.config import Statistics
+from lingact.controls import is_random
 from lingact.inference import FEW, Resampling
 from lingact.languages import LANGUAGES
 
@@ -44,7 +45,7 @@ GROUPS = {"low": "medium-to-low-resource", "high": "high-resource"}
 
 def meter_title(meter: str) -> str:
     """A set of SAEs as it is called in sentences."""
-    return {"heldout": "held-out", "random": "random-direction"}.get(meter, meter)
+    return "random-direction" if is_random(meter) else {"heldout": "held-out"}.get(meter, meter)
 
 
 def share_of(cell: Mapping[Any, Any]) -> str:

@@ -6,31 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from lingact import chapters
+from lingact.adapter_sources import expand_adapters, find_adapter
 from lingact.changes import Variants
 from lingact.chapters import Chapter, Judgement
 from lingact.config import AnalyzeConfig, Processes, validate
+from lingact.contrasts import Trained, has_adapter, recipe_table
+from lingact.control_tables import mean_rows
+from lingact.controls import is_random
 from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
 from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement, lost_sentence
 from lingact.measures import Stats
 from lingact.preflight import check_analysis
+from lingact.recipes import find_recipes
 from lingact.records import read_yaml_object
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
 from lingact.report.words import cautions_of, name_of, reading_gaps, text_of
+from lingact.tables import range_table
 from lingact.terminal import note, show
 from lingact.tracking import Run, first_process, open_run, read_manifest
 from lingact.workflows.instruments import MEASURING
-from lingact.workflows.observe import (
-    RANDOM,
-    Observations,
-    causal_places,
-    criteria,
-    observe,
-    recall,
-    refuse_blocks_without_places,
-    spliced_places,
-)
+from lingact.workflows.observe import Observations, causal_places, criteria, observe, recall, refuse_blocks_without_places, spliced_places
 
 
 def run(config: AnalyzeConfig, folder: Path) -> None:
@@ -90,14 +87,22 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
     measured, measures = seen.measured, config.measures
     by_meter: dict[str, Stats] = {meter: measured.of(meter, BASE) for meter in measured.meters}
     stats = by_meter[MEASURING]
-    found = {}
+    found, ranges = {}, {}
     for meter, own in by_meter.items():
-        chapter, found[meter] = chapters.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
-        yield chapter if meter == MEASURING else _aside(chapter, meter)
+        if not is_random(meter):
+            chapter, found[meter] = chapters.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
+            ranges[meter] = range_table(found[meter])
+            yield chapter if meter == MEASURING else _aside(chapter, meter)
+    drawn = [own for meter, own in by_meter.items() if is_random(meter)]
+    if drawn:
+        chapter = chapters.random_gaps(drawn, found[MEASURING], how, measure=measures.gap)
+        ranges["random"] = mean_rows(chapter.frames["gap_by_range_random"])
+        yield chapter
     yield chapters.measures(stats, how)
     first = stats[config.languages.reference]
-    yield chapters.confounds(stats, None if seen.spliced is None else (seen.spliced, spliced_places(config, first.sentence_ids)), how)
-    yield chapters.controls(found, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
+    spliced = None if seen.spliced is None else (seen.spliced, spliced_places(config, first.sentence_ids))
+    yield chapters.confounds(stats, spliced, how, after=seen.spliced_after)
+    yield chapters.controls(ranges, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
     alike = None
     if measured.vectors:
         alike = chapters.alike(measured.vectors, stats, how)
@@ -106,14 +111,14 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
         cards = (seen.contexts or [], seen.links or {}, measures.features.cards)
         yield chapters.language_features(seen.features, cards, stats, how, criteria(measures.features))
     if seen.causal is not None:
-        drawn = how.drawn(stats, causal_places(config, first.sentence_ids, first.halves))
-        yield chapters.causal(seen.causal, drawn, measures.causal.mode, how)
+        places = causal_places(config, first.sentence_ids, first.halves)
+        yield chapters.causal(seen.causal, how.drawn(stats, places), measures.causal.mode, how, after=seen.causal_after)
     if scores is not None:
         shares = config.model.training_shares
         yield chapters.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)
     if ADAPTER in measured.variants:
         layers = stats[config.languages.reference].layers
-        variants = {meter: Variants.of(measured, meter) for meter in measured.meters if meter != RANDOM}
+        variants = {meter: Variants.of(measured, meter) for meter in measured.meters if not is_random(meter)}
         yield chapters.changed(variants, measured, layers, how)
 
 
@@ -157,11 +162,14 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
 
 
 def compare(config: AnalyzeConfig, folder: Path) -> None:
-    """What changed from the first run to the second, from their saved statistics.
+    """What changed from the first run to the second, from their saved statistics; or recipe against recipe, where all have measured an adapter.
 
     Raises:
         UserError: they did not measure the same sentences with the same SAEs, or only a piece of them.
     """
+    if len(config.compare) != 2 or any((path / ".jobs").is_dir() for path in config.compare) or all(map(has_adapter, config.compare)):
+        compare_recipes(config, folder)
+        return
     (before, first), (after, second) = (load_measurement(path / "stats") for path in config.compare)
     for path, (place, count) in zip(config.compare, (first, second), strict=True):
         if count > 1:
@@ -171,7 +179,7 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
     refuse_blocks_without_places(before, config.statistics.block, paths[0])
     adapted = ADAPTER in after.variants
     by_meter = {}
-    for meter in (meter for meter in before.meters if meter in after.meters and meter != RANDOM):
+    for meter in (meter for meter in before.meters if meter in after.meters and not is_random(meter)):
         changed = after.of(meter, ADAPTER if adapted else BASE)
         # The divergence of a base model from itself says nothing of the step between two runs.
         changed = changed if adapted else {code: replace(stats, kl=None) for code, stats in changed.items()}
@@ -188,6 +196,53 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
         publish(run, config, [chapter], before, lost=lost, title=f"From {config.compare[0].name} to {config.compare[1].name}")
 
 
+def compare_recipes(config: AnalyzeConfig, folder: Path) -> None:
+    """Trained recipes against each other, on the sentences on which their adapters were judged.
+
+    Raises:
+        UserError: a run has no adapter measured, there is one recipe alone, or they were not judged alike.
+    """
+    trained = find_trained([str(path) for path in config.compare])
+    recipes = list(dict.fromkeys(run.recipe for run in trained))
+    if len(recipes) < 2:
+        raise UserError(f"compare: all {len(trained)} runs are of one recipe, they differ in nothing but the seed; name runs of two recipes at least")
+    table = recipe_table(trained, config.languages, config.statistics, config.seed)
+    if table.empty:
+        raise UserError("compare: no two of these recipes were trained for the same languages, so that there is nothing to compare")
+    first, _ = load_measurement(trained[0].folder / "stats")
+    with open_run("analyze", config, config.tracking, folder) as run:
+        run.identify(recipes={str(place): {"name": each.recipe, "release": str(each.folder)} for place, each in enumerate(trained)})
+        told = [chapters.recipes(table, config.statistics.confidence)]
+        publish(run, config, told, first, lost="", title=f"{len(recipes)} training recipes compared")
+
+
+def find_trained(given: list[str]) -> list[Trained]:
+    """The adapters of runs and sweeps, with their recipes.
+
+    Raises:
+        UserError: a sweep has no complete training job, a run has measured no adapter, or is given twice.
+    """
+    folders = [Path(name) for name in expand_adapters(given)]
+    without = [str(path) for path in folders if not has_adapter(path)]
+    if without:
+        listed = ", ".join(f"'{name}'" for name in without)
+        raise UserError(
+            f"compare: {listed}: no adapter was measured there; give two runs, before and after, or runs and sweeps of train.py, whose recipes to "
+            "compare"
+        )
+    places = {}
+    for path in folders:
+        adapter = read_yaml_object(path / "config.yaml", "put it back").get("adapter")
+        places[str(path)] = path / "adapter" if adapter is None else find_adapter(adapter)
+    found = []
+    for recipe in find_recipes(places):
+        for candidate in recipe.candidates:
+            layers = ((candidate.training or {}).get("loss") or {}).get("gap", {}).get("layers", "all")
+            chosen = "all" if layers == "all" else tuple(int(layer) for layer in layers)
+            found.append(Trained(recipe.label, Path(candidate.given), recipe.targets, chosen))
+    return found
+
+
 def refuse_incomparable(before: Measurement, after: Measurement, paths: tuple[str, str]) -> None:
     """Raise unless both cover the same sentences with the same SAEs; the model, or its adapter, may differ.
 
@@ -195,8 +250,8 @@ def refuse_incomparable(before: Measurement, after: Measurement, paths: tuple[st
         UserError: with what differs.
     """
     one, other = (next(iter(measurement.stats.values())) for measurement in (before, after))
-    free = {"adapter", "batch_tokens", "sae/random", "meter", "variant", "language"} | ({"model"} if ADAPTER not in after.variants else set())
-    keys = sorted((one.header.keys() | other.header.keys()) - free)
+    free = {"adapter", "batch_tokens", "meter", "variant", "language"} | ({"model"} if ADAPTER not in after.variants else set())
+    keys = sorted(key for key in (one.header.keys() | other.header.keys()) - free if not is_random(key.removeprefix("sae/")))
     differing = [key for key in keys if one.header.get(key) != other.header.get(key)]
     # Other languages make another corpus, too; that they differ says more.
     same = {

@@ -1,7 +1,7 @@
 """Everything analyze.py needs the model for: passes over text, kept in the run's `stats/` folder so that they go on after a kill."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from lingact.adapters import adapter_hash, base_behaviour, load_adapter
 from lingact.config import AnalyzeConfig, FeaturesConfig
 from lingact.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
-from lingact.controls import random_dictionaries, reference_sample
+from lingact.controls import SAMPLE_TOKENS, is_random, pooled_sample, random_dictionaries, random_meter
 from lingact.corpus import ParallelCorpus, load_corpus, sample_places
 from lingact.errors import UserError
 from lingact.inference import Resampling
 from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
 from lingact.language_features import Criteria, chosen_latents, find_features
 from lingact.lm import LanguageModel
-from lingact.measure import BASE, Measurement, Wanted, load_measurement, measure, yardstick
+from lingact.measure import ADAPTER, BASE, Measurement, Wanted, load_measurement, measure, yardstick
 from lingact.passes import load_state
 from lingact.preflight import check_causal
 from lingact.ranks import joined, rank, told
@@ -31,10 +31,6 @@ from lingact.tables import named_ranges
 from lingact.tracking import Run, write_json
 from lingact.workflows.instruments import MEASURING, Instruments, set_up
 
-RANDOM = "random"
-"""Meter of the SAEs with random directions."""
-_SAMPLE_TOKENS = 4096
-"""Tokens of the reference on which the random SAEs are made to fire as often as the trained ones."""
 _NAMES = {"random_rates": "random_tokens.safetensors", "spliced": "spliced.safetensors", "causal": "causal.safetensors", "contexts": "contexts.json"}
 
 
@@ -44,12 +40,15 @@ class Observations:
 
     measured: Measurement
     features: dict[str, pd.DataFrame] | None = None
-    """Meter (measuring; random where there is one) -> `language_features.find_features`."""
+    """Meter (measuring; draws of random directions where there are any) -> `language_features.find_features`."""
     contexts: list[Context] | None = None
     links: dict[tuple[int, int], str] | None = None
     """(layer, latent) -> its page at Neuronpedia, of the features that have contexts."""
     spliced: SplicedLosses | None = None
     causal: CausalLosses | None = None
+    spliced_after: SplicedLosses | None = None
+    """`spliced` and `causal` of the adapted model, where there is one."""
+    causal_after: CausalLosses | None = None
 
 
 def observe(run: Run, config: AnalyzeConfig) -> Observations:
@@ -80,8 +79,8 @@ def _passes(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCor
     with base_behaviour(lm.model):
         meters = dict(instruments.meters)
         if "random_sae" in parts:
-            meters[RANDOM] = _random_meter(config, instruments, corpus)
-            identity |= {f"sae/{RANDOM}": f"random directions, seed {config.seed}"}
+            meters |= _random_meters(config, instruments, corpus)
+            identity |= {f"sae/{meter}": f"random directions, seed {config.seed}, matched on all languages" for meter in meters if is_random(meter)}
         by_reference = None
         if "by_reference" in parts:
             given = {"batch_tokens": config.batch_tokens, "identity": identity, "folder": folder / "yardstick"}
@@ -91,12 +90,17 @@ def _passes(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCor
         language_model=config.adapter is not None or "language_model" in parts,
         yardstick=by_reference,
         vectors=config.measures.similarity.sentences if "similarity" in parts else 0,
+        base_alone=frozenset(meter for meter in meters if is_random(meter)),
         top_k=config.measures.top_k,
         piece=config.piece,
     )
     measured = measure(lm, meters, corpus, batch_tokens=config.batch_tokens, identity=identity, wanted=wanted, folder=folder)
     with base_behaviour(lm.model):
-        return _further(config, lm, meters, corpus, measured, folder)
+        seen = _further(config, lm, meters, corpus, measured, folder)
+    if config.adapter is None:
+        return seen
+    spliced, causal = _edited(config, lm, meters, corpus, seen, folder, after=True)
+    return replace(seen, spliced_after=spliced, causal_after=causal)
 
 
 def _further(
@@ -104,13 +108,11 @@ def _further(
 ) -> Observations:
     """The passes of their own, on the base model with the measuring SAEs."""
     saes, parts, measures = meters[MEASURING], config.measures.parts, config.measures
-    shared = next(iter(measured.stats.values())).header
-    identity = {key: value for key, value in shared.items() if key not in ("meter", "variant", "language")}
-    given = {"batch_tokens": config.batch_tokens, "header": identity}
-    features = contexts = links = spliced = causal = None
+    given = {"batch_tokens": config.batch_tokens, "header": _identity(measured)}
+    features = contexts = links = None
     if "features" in parts:
         tokens = measures.features.random_tokens
-        searched = {meter: meters[meter] for meter in (MEASURING, RANDOM) if meter in meters}
+        searched = {meter: own for meter, own in meters.items() if meter == MEASURING or is_random(meter)}
         rates = random_token_rates(lm, searched, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
         features = found_features(measured, config, rates)
         shown: dict[int, list[int]] = {}
@@ -122,14 +124,40 @@ def _further(
         if rank() == 0:
             write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
             save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
+    seen = Observations(measured, features, contexts, links)
+    spliced, causal = _edited(config, lm, meters, corpus, seen, folder)
+    return replace(seen, spliced=spliced, causal=causal)
+
+
+def _edited(
+    config: AnalyzeConfig,
+    lm: LanguageModel,
+    meters: dict[str, Dictionaries],
+    corpus: ParallelCorpus,
+    seen: Observations,
+    folder: Path,
+    *,
+    after: bool = False,
+) -> tuple[SplicedLosses | None, CausalLosses | None]:
+    """Cross-entropies of the model with its residual stream edited. `after`: of the adapted model, by the same latents in the same sentences."""
+    parts, measured = config.measures.parts, seen.measured
+    given = {"batch_tokens": config.batch_tokens, "header": _identity(measured) | ({"variant": ADAPTER} if after else {})}
+    place = {name: folder / (f"{Path(file).stem}_{ADAPTER}.safetensors" if after else file) for name, file in _NAMES.items()}
+    spliced = causal = None
     if "spliced" in parts:
         some = corpus.select(spliced_places(config, corpus.ids).tolist())
-        spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if meter != RANDOM}, some, path=folder / _NAMES["spliced"], **given)
+        spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if not is_random(meter)}, some, path=place["spliced"], **given)
     if "causal" in parts:
         some = corpus.select(causal_places(config, corpus.ids, corpus.halves).tolist())
-        interventions = list(planned_interventions(config, measured, features[MEASURING] if features else None))
-        causal = causal_losses(lm, saes, some, interventions, path=folder / _NAMES["causal"], **given)
-    return Observations(measured, features, contexts, links, spliced, causal)
+        interventions = list(planned_interventions(config, measured, seen.features[MEASURING] if seen.features else None))
+        causal = causal_losses(lm, meters[MEASURING], some, interventions, path=place["causal"], **given)
+    return spliced, causal
+
+
+def _identity(measured: Measurement) -> dict[str, str]:
+    """What all statistics of a measurement depend on."""
+    shared = next(iter(measured.stats.values())).header
+    return {key: value for key, value in shared.items() if key not in ("meter", "variant", "language")}
 
 
 def _check_enough(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.ndarray, " sentence"], drawn: Resampling) -> None:
@@ -190,15 +218,14 @@ def criteria(settings: FeaturesConfig) -> Criteria:
     return Criteria(min_rate=settings.min_rate, per_layer=settings.per_layer, alpha=settings.alpha)
 
 
-def _random_meter(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus):  # noqa: ANN202 (Dictionaries)
-    """SAEs with random directions that fire as often as the measuring ones on the reference's discovery half."""
-    reference = config.languages.reference
+def _random_meters(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus) -> dict[str, Dictionaries]:
+    """Draws of SAEs with random directions that fire as often as the measuring ones on the discovery half of all languages."""
     discovery = [place for place, half in enumerate(corpus.halves) if half == DISCOVERY]
     if not discovery:
         raise UserError(f"none of the {len(corpus.ids)} sentences is in the discovery half; give more sentences, or use measures=core")
-    part = corpus.speaking((reference,)).select(discovery)
-    sample = reference_sample(instruments.lm, part, reference, instruments.layers, tokens=_SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
-    return random_dictionaries(instruments.meters[MEASURING], sample, config.seed)
+    part, draws = corpus.select(discovery), range(1, config.measures.random_sae.draws + 1)
+    sample = pooled_sample(instruments.lm, part, instruments.layers, tokens=SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
+    return {random_meter(draw): random_dictionaries(instruments.meters[MEASURING], sample, config.seed, draw) for draw in draws}
 
 
 # --- interventions -------------------------------------------------------------------------------------------------------------------------------
@@ -300,6 +327,9 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
         features = found_features(measured, config, _kept_rates(folder))
         contexts = load_contexts(folder / _NAMES["contexts"])
         links = _links(folder / "links.json")
+    after = {name: folder / f"{name}_{ADAPTER}.safetensors" for name in ("spliced", "causal")}
+    # Runs from before the adapted model's residual stream was edited, too, do not have them.
+    there = {name for name, path in after.items() if name in parts and path.is_file()}
     return Observations(
         measured,
         features,
@@ -307,6 +337,8 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
         links,
         SplicedLosses.load(folder / _NAMES["spliced"]) if "spliced" in parts else None,
         CausalLosses.load(folder / _NAMES["causal"]) if "causal" in parts else None,
+        SplicedLosses.load(after["spliced"]) if "spliced" in there else None,
+        CausalLosses.load(after["causal"]) if "causal" in there else None,
     )
 
 

@@ -17,7 +17,7 @@ from lingact.batch_loss import BatchLoss
 from lingact.checkpoints import Trained, keep_trained, recall_trained
 from lingact.config import TrainConfig
 from lingact.continuations import continuation_table, repetition_summary
-from lingact.controls import random_dictionaries, reference_sample
+from lingact.controls import SAMPLE_TOKENS, pooled_sample, random_dictionaries
 from lingact.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.data import AlignedBatches, AlignedData
 from lingact.errors import UserError
@@ -168,7 +168,7 @@ def batch_loss(config: TrainConfig, instruments: Instruments, corpus: ParallelCo
     lm, layers, reference = instruments.lm, loss_layers(config, instruments.layers), config.languages.reference
     dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in layers}
     if config.loss.control == "random_features":
-        sample = reference_sample(lm, corpus.speaking((reference,)), reference, layers, tokens=4096, batch_tokens=config.batch_tokens)
+        sample = pooled_sample(lm, corpus, layers, tokens=SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
         dictionaries = random_dictionaries(dictionaries, sample, config.seed)
     how = Freezing(config.batch_tokens, config.trainer.precision, config.cache)
     frozen = freeze_reference(lm, dictionaries, corpus, reference, how, profiles=config.loss.gap.objective == "profile")
