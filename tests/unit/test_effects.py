@@ -221,9 +221,9 @@ def moved(losses: CausalLosses, by: float) -> CausalLosses:
 
 def test_effects_after_tuning_are_against_the_adapted_model_and_their_change_is_paired() -> None:
     before, after = causal(BEFORE, noise=1.0), moved(causal(AFTER, noise=1.0), by=0.7)
-    table = causal_table(before, after=after, **SETTINGS)
-    pd.testing.assert_frame_equal(of_variant(table, "base"), causal_table(before, **SETTINGS))
-    pd.testing.assert_frame_equal(of_variant(table, "adapter"), causal_table(after, **SETTINGS))
+    table = causal_table(before, drawn(before), after=after, **SETTINGS)
+    pd.testing.assert_frame_equal(of_variant(table, "base"), causal_table(before, drawn(before), **SETTINGS))
+    pd.testing.assert_frame_equal(of_variant(table, "adapter"), causal_table(after, drawn(after), **SETTINGS))
     # The noise is the same sentence by sentence: each effect is known badly, its change exactly.
     change = of_variant(table, "adapter_minus_base")
     found = cell(change, kind="specific", measured="es")
@@ -235,18 +235,18 @@ def test_effects_after_tuning_are_against_the_adapted_model_and_their_change_is_
 
 def test_selectivity_after_tuning_has_a_test_of_its_change() -> None:
     before, after = causal(BEFORE, noise=1.0), causal(AFTER, noise=1.0)
-    table = selectivity_table(before, after=after, **SETTINGS)
-    pd.testing.assert_frame_equal(of_variant(table, "base"), selectivity_table(before, **SETTINGS))
+    table = selectivity_table(before, drawn(before), after=after, **SETTINGS)
+    pd.testing.assert_frame_equal(of_variant(table, "base"), selectivity_table(before, drawn(before), **SETTINGS))
     change = of_variant(table, "adapter_minus_base").set_index(["kind", "contrast"])
     # Own minus others: .5 - .15 before, .9 - .15 after. Own minus random: .4 before, .7 after.
     assert change["estimate"].to_dict() == pytest.approx(
         {("specific", "own_minus_others"): 0.4, ("specific", "own_minus_random"): 0.3, ("random", "own_minus_others"): 0.1}
     )
     assert (change["p_holm"] == 0).all()
-    same = selectivity_table(before, after=moved(before, by=0.2), **SETTINGS)
+    same = selectivity_table(before, drawn(before), after=moved(before, by=0.2), **SETTINGS)
     still = of_variant(same, "adapter_minus_base")
     assert still["p"].tolist() == [1, 1, 1]
-    text = words.causal_change_text(causal_table(before, after=after, **SETTINGS), table, 0.1)
+    text = words.causal_change_text(causal_table(before, drawn(before), after=after, **SETTINGS), table, 0.1)
     assert "costs it more after tuning than before for 1 (Spanish) of 1 languages, and less for none" in text
     assert "Its distance from random latents grew for 1 (Spanish) and shrank for none" in text
 
@@ -259,9 +259,9 @@ def test_splicing_after_tuning_by_hand() -> None:
         return SplicedLosses((1,), dict.fromkeys(both, PREDICTED), both, {code: np.stack([base + 4 * PREDICTED]) for code in both}, {"m": spliced})
 
     before, after = losses(1, 1), losses(2, 1.5)
-    table = spliced_table(before, after=after, **SETTINGS)
-    assert list(table.columns) == ["variant", "meter", "language", "layer", "quantity", "n", "estimate", "lo", "hi"]
-    pd.testing.assert_frame_equal(of_variant(table, "base"), spliced_table(before, **SETTINGS))
+    table = spliced_table(before, drawn(before), after=after, **SETTINGS)
+    assert list(table.columns) == ["variant", "meter", "language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi"]
+    pd.testing.assert_frame_equal(of_variant(table, "base"), spliced_table(before, drawn(before), **SETTINGS))
     change = of_variant(table, "adapter_minus_base")
     assert cell(change, language="en", quantity="ce_increase")[["estimate", "lo", "hi"]].tolist() == pytest.approx([0.5] * 3)
     assert cell(change, language="hi", quantity="ce_increase")["estimate"] == pytest.approx(1)
