@@ -274,11 +274,20 @@ def _build_requests(row: Entry, task: "Task", rows: Sequence[Mapping[str, Any]],
     try:
         with _data_that_fit(row):
             task.build_all_requests(samples=None if len(places) == len(rows) else list(places))
-    except UserError:
-        for place in places:
-            with _data_that_fit(row, item=place + 1):
-                task.build_all_requests(samples=[place])
-        raise
+    except UserError as error:
+        # What the first and the last item have is not the item's: more examples, for instance, than there are.
+        whole = all(_problem_of_item(row, task, place) for place in (places[0], places[-1]))
+        found = None if whole else next((problem for place in places if (problem := _problem_of_item(row, task, place))), None)
+        raise found or error from error.__cause__
+
+
+def _problem_of_item(row: Entry, task: "Task", place: int) -> UserError | None:
+    try:
+        with _data_that_fit(row, item=place + 1):
+            task.build_all_requests(samples=[place])
+    except UserError as error:
+        return error
+    return None
 
 
 def _refuse_numbers_as_places(row: Entry, task: "Task", rows: Sequence[Mapping[str, Any]]) -> None:
