@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +102,14 @@ def test_what_belongs_to_the_machine_may_change(train: Train, runs: list, place:
     for override in ("seed=1", "trainer.steps=3", "trainer.precision=bf16-mixed", "model.dtype=bfloat16"):
         assert cli.main("train", CONF, ["resume=run", override]) == 2
         assert f"{override.partition('=')[0]}: " in capsys.readouterr().err
+
+
+def test_an_interruption_before_anything_is_kept_says_so(train: Train, runs: Any, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_config: object, folder: Path) -> None:
+        (folder / "config.yaml").unlink()
+        raise KeyboardInterrupt
+
+    runs.does = interrupted
+    assert train("lang=ml", "hydra.run.dir=run") == 130
+    assert not (place / "run" / "config.yaml").exists()
+    assert capsys.readouterr().err.endswith("\nInterrupted before anything was kept; give the same command again.\n")
