@@ -808,8 +808,11 @@ def _work(job: str, config: Section, folder: Path) -> float | None:
         with interruptible(), _told_to_children(folder):
             return _run_workflow(job, config, folder)
     except KeyboardInterrupt as interrupt:
+        said = "Interrupted before anything was kept; give the same command again."
+        if (folder / "config.yaml").is_file():
+            said = f"{_interrupted(job, config, folder, str(interrupt))} To go on: python {job}.py resume={folder}"
         with contextlib.suppress(OSError):  # of a terminal that is gone
-            print(f"\n{_interrupted(job, config, folder, str(interrupt))} To go on: python {job}.py resume={folder}", file=sys.stderr)
+            print(f"\n{said}", file=sys.stderr)
         raise
 
 

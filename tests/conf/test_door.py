@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_it_is_refused_at_once(
     surrounded(variables)
     assert train("lang=ml", *overrides) == 2
     error = capsys.readouterr().err
-    assert error.startswith("train.py:\n  ")
+    assert error.startswith("train.py")
     assert said in error
     assert not runs
     assert sorted(Path.cwd().rglob("*")) == before
@@ -93,11 +94,22 @@ def test_it_is_nobodys_business(variables: dict[str, str], train: Train, runs: l
 def test_what_belongs_to_the_machine_may_change(train: Train, runs: list, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("lang=ml", "hydra.run.dir=run") == 0
     (place / "run" / "manifest.json").unlink()  # as if it had been killed
-    elsewhere = ["device=cpu", "cache=other", "trainer.devices=2", "trainer.micro_batch=1", "trainer.checkpoint_minutes=0.5", "trainer.workers=1"]
+    elsewhere = ["device=cpu", "cache=other", "trainer.strategy=fsdp", "trainer.micro_batch=1", "trainer.checkpoint_minutes=0.5", "trainer.workers=1"]
     assert cli.main("train", CONF, ["resume=run", *elsewhere]) == 0
     config, _ = runs[1]
-    assert (config.device, config.trainer.devices, config.trainer.micro_batch, config.trainer.checkpoint_minutes) == ("cpu", 2, 1, 0.5)
+    assert (config.device, config.trainer.strategy, config.trainer.micro_batch, config.trainer.checkpoint_minutes) == ("cpu", "fsdp", 1, 0.5)
     (place / "run" / "manifest.json").unlink()
     for override in ("seed=1", "trainer.steps=3", "trainer.precision=bf16-mixed", "model.dtype=bfloat16"):
         assert cli.main("train", CONF, ["resume=run", override]) == 2
         assert f"{override.partition('=')[0]}: " in capsys.readouterr().err
+
+
+def test_an_interruption_before_anything_is_kept_says_so(train: Train, runs: Any, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_config: object, folder: Path) -> None:
+        (folder / "config.yaml").unlink()
+        raise KeyboardInterrupt
+
+    runs.does = interrupted
+    assert train("lang=ml", "hydra.run.dir=run") == 130
+    assert not (place / "run" / "config.yaml").exists()
+    assert capsys.readouterr().err.endswith("\nInterrupted before anything was kept; give the same command again.\n")
