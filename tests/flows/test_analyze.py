@@ -94,10 +94,10 @@ def test_the_summary_has_the_agreed_keys_and_only_finite_numbers(analyzed: Path)
 
 
 COLUMNS = {
-    "gap_by_layer": "name layer n activation gap lo hi band_lo band_hi effect p p_holm p_bh",
-    "gap_by_range": "name range statistic n gap lo hi p p_holm",
-    "gap_by_measure": "measure name place n value reference_value gap lo hi",
-    "confounds": "language layer quantity n estimate lo hi",
+    "gap_by_layer": "name layer n resampled units activation gap lo hi band_lo band_hi effect p wider p_holm p_bh",
+    "gap_by_range": "name range statistic n resampled units gap lo hi p wider p_holm",
+    "gap_by_measure": "measure name place n resampled units value reference_value gap lo hi",
+    "confounds": "language layer quantity n resampled units estimate lo hi",
 }
 
 

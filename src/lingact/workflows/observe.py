@@ -169,6 +169,8 @@ def _check_enough(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.nd
     drawn.check_enough()
     parts, confirming = config.measures.parts, np.flatnonzero(halves == CONFIRMATION)
     if {"similarity", "features", "causal", "by_reference"} & set(parts):
+        if len(confirming) == len(ids):
+            raise UserError(f"none of the {len(ids)} sentences is in the discovery half ({drawn}); give more text, or use measures=core")
         drawn.part(confirming).check_enough("in the confirmation half, or use measures=core")
     if "similarity" in parts:
         chosen = sample_places(ids, config.measures.similarity.sentences)
