@@ -563,6 +563,8 @@ def _smaller(config: Config) -> Iterator[tuple[str, Any]]:
             yield "trainer.micro_batch", 1
         if not config.trainer.activation_checkpointing:
             yield "trainer.activation_checkpointing", True
+    elif "random_sae" in config.measures.parts and config.measures.random_sae.draws > 1:
+        yield "measures.random_sae.draws", 1
     if config.sae.heldout is not None:
         yield "sae.heldout", None
     shape, _ = shape_of(config.model)

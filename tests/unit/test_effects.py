@@ -256,17 +256,20 @@ def test_splicing_after_tuning_by_hand() -> None:
         base = level * np.array([2.0, 3.0, 5.0])
         both = {"en": base, "hi": base}
         spliced = {code: np.stack([base + cost * PREDICTED * (1 + (code == "hi"))]) for code in both}
-        return SplicedLosses((1,), dict.fromkeys(both, PREDICTED), both, {code: np.stack([base + 4 * PREDICTED]) for code in both}, {"m": spliced})
+        return SplicedLosses(
+            (1,), dict.fromkeys(both, PREDICTED), both, {code: np.stack([base + 4 * PREDICTED]) for code in both}, {"m": spliced, "heldout": spliced}
+        )
 
     before, after = losses(1, 1), losses(2, 1.5)
     table = spliced_table(before, drawn(before), after=after, **SETTINGS)
     assert list(table.columns) == ["variant", "meter", "language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi"]
     pd.testing.assert_frame_equal(of_variant(table, "base"), spliced_table(before, drawn(before), **SETTINGS))
     change = of_variant(table, "adapter_minus_base")
+    change = change[change["meter"] == "m"]
     assert cell(change, language="en", quantity="ce_increase")[["estimate", "lo", "hi"]].tolist() == pytest.approx([0.5] * 3)
     assert cell(change, language="hi", quantity="ce_increase")["estimate"] == pytest.approx(1)
     assert cell(change, language="en", quantity="loss_recovered")["estimate"] == pytest.approx((1 - 1.5 / 4) - (1 - 1 / 4))
     text = words.spliced_change_text(table, LanguagesConfig(reference="en", high=(), low=("hi",)))
     assert "by +0.500 nats per token more than before in English and by +1.000 to +1.000 elsewhere" in text
     assert "2 of 2 intervals" in text
-    assert words.wide_spliced(table).to_numpy().tolist() == [["m", "en", 1, 1.5, 0.5], ["m", "hi", 2, 3, 1]]
+    assert words.wide_spliced(table).to_numpy().tolist() == [[m, *row] for m in ("m", "heldout") for row in (["en", 1, 1.5, 0.5], ["hi", 2, 3, 1])]

@@ -207,6 +207,13 @@ def test_advice_names_what_is_enough_first() -> None:
     assert float(enough[0].split("(")[1].split(" GB")[0]) < 58
 
 
+def test_draws_of_random_directions_are_given_up_before_the_saes_that_measure() -> None:
+    config = config_of("analyze", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus", "measures=full")
+    assert any(line.startswith("measures.random_sae.draws=1 (") for line in advice(config, card(24)))
+    alone = config_of("analyze", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus")
+    assert not any("random" in line for line in advice(alone, card(8)))
+
+
 # --- how a run begins ------------------------------------------------------------------------------------------------------------------------------
 
 HUGE = ("experiment=gemma2_2b", "batch_tokens=100000000", "device=cpu")

@@ -11,7 +11,6 @@ from lingact.contexts import Context
 from lingact.controls import is_random
 from lingact.effects import ADAPTER_MINUS_BASE
 from lingact.inference import Resampling
-from lingact.measure import ADAPTER, BASE
 from lingact.measures import Stats
 from lingact.report.page import Card
 from lingact.report.words import GROUPS, MEASURES, listed, meter_title, name_of, verdict, with_interval
@@ -124,12 +123,9 @@ def spliced_change_text(costs: pd.DataFrame, languages: LanguagesConfig) -> str:
         costs: `effects.spliced_table` with the adapted model.
     """
     rises = costs[costs["quantity"] == "ce_increase"]
-    means = rises.groupby(["meter", "variant", "language"], sort=False)["estimate"].mean()
     said = []
-    for meter in dict.fromkeys(rises["meter"]):
-        by_variant = {variant: means[meter, variant] for variant in (BASE, ADAPTER)}
-        change = by_variant[ADAPTER] - by_variant[BASE]
-        apart = rises[(rises["meter"] == meter) & (rises["variant"] == ADAPTER_MINUS_BASE)]
+    for meter, apart in rises[rises["variant"] == ADAPTER_MINUS_BASE].groupby("meter", sort=False):
+        change = apart.groupby("language", sort=False)["estimate"].mean()
         sure = int(((apart["lo"] > 0) | (apart["hi"] < 0)).sum())
         said.append(
             f"After tuning, putting the {meter_title(str(meter))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
