@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import unicodedata
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,7 +78,12 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
         if unused:
             raise UserError(f"--{unused[0].replace('_', '-')} is not supported; put your options into {conf_dir}")
         with initialize_config_dir(str(conf_dir), job_name=job, version_base="1.3"):
-            if only_shown:
+            if arguments.shell_completion:
+                asked = any(text.startswith(("install=", "uninstall=", "query=")) for text in arguments.overrides)
+                problems = (
+                    [] if asked else ["--shell-completion: write it with install=SHELL, uninstall=SHELL or query=SHELL; shells: bash, fish, zsh"]
+                )
+            elif only_shown:
                 problems = list(_compose_what_composes(job, arguments.overrides)[1].values())
             else:
                 problems = _list_saes(job, arguments.overrides) if arguments.list_saes else _run(job, arguments)
@@ -114,7 +120,12 @@ def _list_saes(job: str, overrides: list[str]) -> list[str]:
     composed, refused = _compose_what_composes(job, overrides)
     if refused:
         return list(refused.values())
-    name = str(composed.model.name)
+    try:
+        name = OmegaConf.select(composed, "model.name")
+    except OmegaConfBaseException as error:
+        return [f"model.name: {_first_line(error)}"]
+    if not isinstance(name, str):
+        return ["model.name: names no model; choose an option of conf/model/, or write model.name=NAME"]
     rows, elsewhere = sae_rows(name)
     others = f" SAEs on other places than the outputs of blocks, which are not measured: {elsewhere}." if elsewhere else ""
     if not rows:
@@ -210,8 +221,14 @@ def _compose(job: str, overrides: list[str]) -> DictConfig:
     composer = GlobalHydra.instance().hydra
     assert composer is not None
     try:
-        return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
-    except ValueError as error:  # of a group's value that is no text, such as model=null
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of a folder of options that is not there
+            return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
+    except (
+        ValueError,
+        AttributeError,
+        UserWarning,
+    ) as error:  # how Hydra and OmegaConf refuse values of a kind that they do not expect, such as model=null
         raise HydraException(str(error)) from error
 
 
@@ -222,6 +239,8 @@ def _multirun_of(job: str, overrides: list[str]) -> tuple[bool, list[str]]:
     """
     parsed, _ = _parse(overrides)
     composed, _ = _compose_what_composes(job, [override.input_line or "" for override in parsed if not override.is_sweep_override()])
+    if gone := [name for name in ("launcher", "sweeper") if composed.hydra[name] is None]:
+        raise UserError(f"hydra.{gone[0]}: cannot be null; leave it out")
     params = composed.hydra.sweeper.get("params") or {}
     return composed.hydra.mode == RunMode.MULTIRUN, [f"{key}={value}" for key, value in params.items()]
 
