@@ -224,11 +224,9 @@ def _compose(job: str, overrides: list[str]) -> DictConfig:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of a folder of options that is not there
             return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
-    except (
-        ValueError,
-        AttributeError,
-        UserWarning,
-    ) as error:  # how Hydra and OmegaConf refuse values of a kind that they do not expect, such as model=null
+    except AttributeError as error:  # OmegaConf's, of a value of another kind that it looks into
+        raise HydraException("a value of a kind that does not belong there") from error
+    except (ValueError, UserWarning) as error:  # Hydra's, of an option that is no text, such as model=null
         raise HydraException(str(error)) from error
 
 
