@@ -6,6 +6,7 @@ Hydra start. A mistake of the user's ends in one message with all problems and e
 
 import contextlib
 import copy
+import errno
 import importlib
 import itertools
 import json
@@ -94,6 +95,10 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
             hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
     except UserError as error:
         problems = str(error).splitlines()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        problems = [f"'{error.filename}': no file and no folder can have so long a name; name another one"]
     except KeyboardInterrupt:
         return 130
     finally:

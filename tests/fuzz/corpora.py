@@ -731,8 +731,10 @@ SCORES: dict[str, Callable[[Rows], tuple[bytes, bool, bool]]] = {
 
 # --- questions -------------------------------------------------------------------------------------------------------------------------------------
 
-Questions = dict[str, list[tuple[str, tuple[str, ...], int]]]
-"""Language -> question, choices, the right one's place."""
+Asked = tuple[str, tuple[str, ...], int]
+"""Question, choices, the right one's place."""
+Questions = dict[str, list[Asked]]
+"""By language."""
 TEXTS = ("What is red?", "12 - 7 =", "?", "ആര്?", "¿Qué {{x}} {% raw %}?", "a\nb", '"quoted"', "  two  spaces", "🍞")
 
 
@@ -740,7 +742,7 @@ TEXTS = ("What is red?", "12 - 7 =", "?", "ആര്?", "¿Qué {{x}} {% raw %}?
 def questions(draw: st.DrawFn) -> Example:
     """Questions of one's own in two languages, right or damaged in one."""
     count, first = draw(st.sampled_from((2, 3, 8))), draw(st.integers(0, 8))
-    asked = [(f"{TEXTS[(first + i) % len(TEXTS)]} ({i})", (f"a{i}", f"b {i}", "c"), i % 3) for i in range(count)]
+    asked: list[Asked] = [(f"{TEXTS[(first + i) % len(TEXTS)]} ({i})", (f"a{i}", f"b {i}", "c"), i % 3) for i in range(count)]
     name = draw(st.sampled_from(tuple(QUESTIONS)))
     shared = draw(st.booleans()) or name.startswith("an id")
     change, right = QUESTIONS[name]
@@ -750,15 +752,11 @@ def questions(draw: st.DrawFn) -> Example:
     ]
     changed = change(rows)
     content = to_jsonl(changed) if isinstance(changed, list) else changed
-    last = asked[-1]
-    truth: Questions | None = None if right is None else {"en": asked, "ml": [*asked[:-1], right(last)]}
+    truth: Questions | None = None if right is None else {"en": asked, "ml": [*asked[:-1], right(asked[-1])]}
     files = {"quiz_en.jsonl": to_jsonl(rows), "quiz_ml.jsonl": content}
     return Example(
         f"{name} ({count} rows{', with ids' if shared else ''})", "questions", "quiz_{lang}.jsonl", files, truth, name in UNDAMAGED, ("en", "ml")
     )
-
-
-Asked = tuple[str, tuple[str, ...], int]
 
 
 def same(asked: Asked) -> Asked:
