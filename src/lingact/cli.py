@@ -6,6 +6,7 @@ Hydra start. A mistake of the user's ends in one message with all problems and e
 
 import contextlib
 import copy
+import errno
 import importlib
 import itertools
 import os
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 import unicodedata
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,7 +98,12 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
         if unused:
             raise UserError(f"--{unused[0].replace('_', '-')} is not supported; put your options into {conf_dir}")
         with initialize_config_dir(str(conf_dir), job_name=job, version_base="1.3"):
-            if only_shown:
+            if arguments.shell_completion:
+                asked = any(text.startswith(("install=", "uninstall=", "query=")) for text in arguments.overrides)
+                problems = (
+                    [] if asked else ["--shell-completion: write it with install=SHELL, uninstall=SHELL or query=SHELL; shells: bash, fish, zsh"]
+                )
+            elif only_shown:
                 problems = list(_compose_what_composes(job, arguments.overrides)[1].values())
             else:
                 problems = _list_saes(job, arguments.overrides) if arguments.list_saes else _run(job, arguments)
@@ -107,6 +114,10 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
             hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
     except UserError as error:
         problems = str(error).splitlines()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        problems = [f"'{error.filename}': no file and no folder can have so long a name; name another one"]
     except KeyboardInterrupt:
         return 130
     finally:
@@ -139,7 +150,12 @@ def _list_saes(job: str, overrides: list[str]) -> list[str]:
     composed, refused = _compose_what_composes(job, overrides)
     if refused:
         return list(refused.values())
-    name = str(composed.model.name)
+    try:
+        name = OmegaConf.select(composed, "model.name")
+    except OmegaConfBaseException as error:
+        return [f"model.name: {_first_line(error)}"]
+    if not isinstance(name, str):
+        return ["model.name: names no model; choose an option of conf/model/, or write model.name=NAME"]
     rows, elsewhere = sae_rows(name)
     others = f" SAEs on other places than the outputs of blocks, which are not measured: {elsewhere}." if elsewhere else ""
     if not rows:
@@ -246,8 +262,12 @@ def _compose(job: str, overrides: list[str]) -> DictConfig:
     composer = GlobalHydra.instance().hydra
     assert composer is not None
     try:
-        return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
-    except ValueError as error:  # of a group's value that is no text, such as model=null
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of a folder of options that is not there
+            return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
+    except AttributeError as error:  # OmegaConf's, of a value of another kind that it looks into
+        raise HydraException("a value of a kind that does not belong there") from error
+    except (ValueError, UserWarning) as error:  # Hydra's, of an option that is no text, such as model=null
         raise HydraException(str(error)) from error
 
 
@@ -258,6 +278,8 @@ def _multirun_of(job: str, overrides: list[str]) -> tuple[bool, list[str]]:
     """
     parsed, _ = _parse(overrides)
     composed, _ = _compose_what_composes(job, [override.input_line or "" for override in parsed if not override.is_sweep_override()])
+    if gone := [name for name in ("launcher", "sweeper") if composed.hydra[name] is None]:
+        raise UserError(f"hydra.{gone[0]}: cannot be null; leave it out")
     params = composed.hydra.sweeper.get("params") or {}
     return composed.hydra.mode == RunMode.MULTIRUN, [f"{key}={value}" for key, value in params.items()]
 

@@ -24,7 +24,7 @@ JOBS = tuple(SCHEMAS)
 FILES = ("corpus=files", "corpus.path=text.jsonl", "languages.high=[]", "languages.low=[ml]", "tracking=none")
 ONE_LAYER = ("sae.layers=[0]", "sae.heldout=null", "statistics.resamples=100")
 SMALL: dict[str, tuple[str, ...]] = {
-    "train": ("lang=ml", *FILES, *ONE_LAYER, "cache=null", "trainer.steps=1", "trainer.sentences=2"),
+    "train": ("lang=ml", *FILES, *ONE_LAYER, "cache=null", "trainer.steps=1", "trainer.sentences=2", "optim.warmup_steps=0", "loss.warm_up=0"),
     "analyze": (*FILES, *ONE_LAYER),
     "eval": (*FILES, "tasks.benchmarks=[micro_arc]", "tasks.limit=2", "resamples=100", "cache=null", "text_split=all"),
 }

@@ -78,9 +78,8 @@ def outcome(example: Example, folder: Path) -> str | None:
         message = str(error)
         if example.has_to_be_read:
             return f"is refused: {message}"
-        if not any(str(folder / name) in message for name in (example.path, *example.files)):
-            return f"is refused without its name: {message}"
-        return None if len(message.splitlines()) == 1 else f"is refused in several lines: {message!r}"
+        unnamed = [line for line in message.splitlines() if not any(str(folder / name) in line for name in (example.path, *example.files))]
+        return f"is refused without its name, or in pieces: {message!r}" if unnamed or not message else None
     except Exception as error:  # noqa: BLE001 (collected, so that one run tells all)
         return f"ends in {type(error).__name__}: {str(error)[:200]}"
     finally:
