@@ -752,12 +752,7 @@ def questions(draw: st.DrawFn) -> Example:
     ]
     changed = change(rows)
     content = to_jsonl(changed) if isinstance(changed, list) else changed
-<<<<<<< HEAD
-    *others, last = asked
-    truth: Questions | None = None if right is None else {"en": list(asked), "ml": [*others, right(last)]}
-=======
     truth: Questions | None = None if right is None else {"en": asked, "ml": [*asked[:-1], right(asked[-1])]}
->>>>>>> fuzz
     files = {"quiz_en.jsonl": to_jsonl(rows), "quiz_ml.jsonl": content}
     return Example(
         f"{name} ({count} rows{', with ids' if shared else ''})", "questions", "quiz_{lang}.jsonl", files, truth, name in UNDAMAGED, ("en", "ml")
