@@ -113,7 +113,7 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
             sys.argv = [sys.argv[0], *arguments.overrides, *flags]
             hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
     except UserError as error:
-        problems = str(error).splitlines()
+        problems = str(error).split("\n")
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -123,7 +123,8 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     finally:
         HydraConfig.instance().cfg = None
     if problems:
-        print(f"{job}.py:" if first else f"{job}.py, beside the first process:", *problems, sep="\n  ", file=sys.stderr)
+        said = map(_printable, problems)
+        print(f"{job}.py:" if first else f"{job}.py, beside the first process:", *said, sep="\n  ", file=sys.stderr)
     return 2 if problems else 0
 
 
@@ -131,6 +132,11 @@ def _adopt_environment() -> None:
     """Judge what a launcher says, and give it torchrun's names."""
     check_environment(os.environ)
     os.environ.update(adopted(os.environ))
+
+
+def _printable(text: str) -> str:
+    """The text with what would break a line or the terminal escaped: messages quote files."""
+    return "".join(repr(character)[1:-1] if unicodedata.category(character) in _UNPRINTABLE else character for character in text)
 
 
 def _refuse_unprintable(overrides: list[str]) -> None:
@@ -207,12 +213,12 @@ def _run(job: str, arguments: Namespace) -> list[str]:
                 start.multirun(config_name=job, task_function=task, overrides=[*overrides, f"hydra.sweep.dir='{quoted}'", "hydra.mode=MULTIRUN"])
             finally:
                 sweep.report(folder)
-        return [f"job {record['job']}: {line}" for record in sweep.records(folder) if record["problem"] for line in record["problem"].splitlines()]
+        return [f"job {record['job']}: {line}" for record in sweep.records(folder) if record["problem"] for line in record["problem"].split("\n")]
     returned = start.run(config_name=job, task_function=task, overrides=[*overrides, f"hydra.run.dir='{quoted}'"]).return_value
     if not isinstance(returned, UserError):
         return []
     remove_empty(made)
-    return str(returned).splitlines()
+    return str(returned).split("\n")
 
 
 def _folder_key(multirun: bool) -> str:
@@ -452,7 +458,7 @@ def _missing_things(job: str, composed: DictConfig) -> Iterator[str]:
                 try:
                     check_tracking(section)
                 except UserError as error:
-                    yield from (f"tracking: {line}" for line in str(error).splitlines())
+                    yield from (f"tracking: {line}" for line in str(error).split("\n"))
             case FilesCorpus(path=path) if str(path) != "???" and not is_there(path):
                 what = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
                 yield f"{name}.path: '{path}' does not exist; name {what} (options: conf/corpus/)"
@@ -471,7 +477,7 @@ def _judge_one(job: str, overrides: list[str], sweep_folder: Path | None) -> _Ju
         config = _read(job, composed, sweep_folder)
     except UserError as error:
         # A value whose override was refused is not missing on top of that.
-        problems += [line for line in str(error).splitlines() if line.partition(":")[0] not in refused]
+        problems += [line for line in str(error).split("\n") if line.partition(":")[0] not in refused]
     problems += _missing_things(job, composed)
     problems += _side_effects(composed)
     if cache := getattr(config, "cache", None):
@@ -725,7 +731,7 @@ def _resume(job: str, folder: Path, overrides: list[str]) -> None:
         config: Any = validate(SCHEMAS[job], saved | {"plan": plan})
     except UserError as error:
         raise UserError(
-            "\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).splitlines())
+            "\n".join(f"resume: '{folder / 'config.yaml'}' does not fit this version: {line}" for line in str(error).split("\n"))
         ) from None
     if overrides:
         problems, config = _goes_on(job, saved, overrides)
@@ -757,7 +763,7 @@ def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[lis
     try:
         here = judge(SCHEMAS[job], changed)
     except UserError as error:
-        return [*of_hydra, *str(error).splitlines()], None
+        return [*of_hydra, *str(error).split("\n")], None
     return [*of_hydra, *_contradictions(saved, here)], here
 
 

@@ -1,8 +1,10 @@
 r"""Reading the tables, lines and JSON that a user gives: one rule for all formats, so that what is read is what stands in the file.
 
-Bytes. Text files are UTF-8, with or without a byte-order mark at the beginning. Other encodings, compressed files and NUL bytes are refused.
+Bytes. Text files are UTF-8, with or without a byte-order mark at the beginning. Other encodings, compressed files, NUL bytes and byte-order marks at
+the beginning of other lines are refused.
 
-Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are characters of a text. Empty lines are no rows of a table;
+Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are characters of a text; `\r\r\n` and files whose lines all end
+in `\r` are refused. Empty lines are no rows of a table;
 in line-aligned files they are lines.
 
 Cells. TSV has no quoting: a quotation mark is a character, a tab ends a cell. CSV has the quoting of RFC 4180 within a line. No cell of any format
@@ -40,6 +42,11 @@ _OTHER_ENCODINGS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32"
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _CSV_CELL = re.compile(r'(?: *"((?:[^"]+|"")*+)" *|( *[^" ,][^,]*| *))(,|\Z)')
+_NO_TEXT = {
+    "\0": "a NUL byte; it is UTF-16 or no text at all: give UTF-8 text",
+    "\n\ufeff": "a second byte-order mark (U+FEFF); were files put together? Take it out",
+    "\r\r\n": "it ends in two carriage returns; its line ends were converted twice: convert them to line feeds",
+}
 _FORBIDDEN = {"\t": "a tab", "\n": "a line break", "\0": "a NUL character"}
 _NAMED = 5
 """So many places are named in a message."""
@@ -78,9 +85,12 @@ def read_text(path: Path) -> str:
         raise UserError(
             f"{path}, line {line}: not UTF-8 (byte {at} is 0x{content[at]:02X}); it is cut off or in another encoding: convert it"
         ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{path}, line {line}: a NUL byte; it is UTF-16 or no text at all: give UTF-8 text")
+    for mark, what in _NO_TEXT.items():
+        if (at := (lines := f"\n{text}").find(mark)) >= 0:
+            line = lines.count("\n", 0, at + 1)
+            raise UserError(f"{path}, line {line}: {what}")
+    if "\r" in text and "\n" not in text:
+        raise UserError(f"{path}: its lines end in carriage returns alone, as on old Macs; convert them to line feeds")
     return text
 
 
@@ -381,6 +391,8 @@ def read_delimited(path: Path, *, strip: bool = False) -> Table:
         raise UserError(f"{path}: the header names {', '.join(doubled)} more than once; every column needs a name of its own")
     rows, places = [], []
     for number, cells in cut:
+        if [cell.strip() for cell in cells] == header:
+            raise UserError(f"{path}, line {number}: the header again; were files put together? Take it out")
         if len(cells) != len(header):
             hint = "a tab ends a cell, and nothing can quote it" if tabs else "quote cells that contain the separator"
             raise UserError(f"{path}, line {number}: {len(cells)} cells where the header has {len(header)}; {hint}")

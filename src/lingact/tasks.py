@@ -457,6 +457,9 @@ def _own_definition(source: _Source) -> dict[str, Any]:
             if names is None and column == source.traits.kind:
                 there = ", ".join(dict.fromkeys(key for row in table.rows for key in row))
                 problems.append(f"{source.file} has no column '{column}' (tasks.own.{source.entry.benchmark}.split_by; there: {there})")
+            if column == "id" and (twice := [key for key, count in Counter(names or ()).items() if count > 1]):
+                first, second, *_ = (place for place, name in zip(table.places, names or (), strict=True) if name == twice[0])
+                problems.append(f"{source.file}, {second}: the id '{twice[0]}' of {first} again; every item needs an id of its own")
             for row, name in zip(rows, names or (), strict=bool(names)):
                 row[column] = name
     if problems:

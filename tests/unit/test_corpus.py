@@ -71,7 +71,7 @@ def test_a_stray_carriage_return_does_not_shift_a_language(tmp_path: Path) -> No
     (tmp_path / "id.txt").write_bytes(b"Anjing.\nHujan.\r\nSalju.\n")
     assert read(tmp_path).texts == {"en": ("A dog.\rIt barks.", "Rain.", "Snow."), "id": ("Anjing.", "Hujan.", "Salju.")}
     (tmp_path / "en.txt").write_bytes(b"A dog.\rRain.\rSnow.\r")
-    with pytest.raises(UserError, match=r"found en\.txt 1, id\.txt 3"):
+    with pytest.raises(UserError, match=r"en\.txt: its lines end in carriage returns alone"):
         read(tmp_path)
 
 
@@ -116,9 +116,10 @@ def test_documents_come_with_their_sentences(tmp_path: Path) -> None:
 
 
 def test_ids_come_from_the_column_unit(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "t.jsonl", [{"unit": "b-1", "en": "One.", "id": "Satu.", "xx": "?"}, {"unit": "a-2", "en": "Two.", "id": "Dua."}])
-    assert read(path).ids == ("b-1", "a-2")
-    assert read(path, limit=1).texts == {"en": ("One.",), "id": ("Satu.",)}
+    rows = [{"unit": "b-1", "en": "One.", "id": "Satu.", "xx": "?"}, {"unit": "a-2", "en": "Two.", "id": "Dua."}]
+    path = jsonl(tmp_path / "t.jsonl", [*rows, {"unit": "c-3", "en": "Three.", "id": "Tiga."}])
+    assert read(path).ids == ("b-1", "a-2", "c-3")
+    assert read(path, limit=2).texts == {"en": ("One.", "Two."), "id": ("Satu.", "Dua.")}
 
 
 def test_blank_lines_between_rows_are_no_rows(tmp_path: Path) -> None:

@@ -285,13 +285,13 @@ def test_questions_on_one_passage_are_one_fact() -> None:
     assert _facts(source, rows, None)[1:] == ["belebele/hi/w/oslo", "belebele/hi/w/rome"], "in a language by itself"
 
 
-def test_doubled_ids_are_numbered(tmp_path: Path) -> None:
-    items = [{**ITEMS[i % 3], "id": name} for i, name in enumerate("abaac")]
-    assert [question.item for question in one(tmp_path, items).questions] == ["quiz/a", "quiz/b", "quiz/a #2", "quiz/a #3", "quiz/c"]
-    write(tmp_path, "es", [{**SPANISH[0], "id": name} for name in "aabc"])
-    english, spanish = asked(tmp_path, ("en", "es")).placed
-    assert [question.item for question in english.questions] == ["quiz/a", "quiz/b", "quiz/a #2", "quiz/c"]
-    assert [question.item for question in spanish.questions] == ["quiz/a", "quiz/a #2", "quiz/b", "quiz/c"]
+def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    # Numbered in their order they would be paired with other items where another language has another order.
+    write(tmp_path, "en", [{**ITEMS[i % 3], "id": name} for i, name in enumerate(["a", "b", " a", 7, "7"])])
+    with pytest.raises(
+        UserError, match=re.escape(f"{tmp_path / 'quiz_en.jsonl'}, line 3: the id 'a' of line 1 again; every item needs an id of its own")
+    ):
+        asked(tmp_path)
 
 
 @pytest.mark.parametrize(
