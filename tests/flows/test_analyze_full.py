@@ -283,8 +283,9 @@ def test_an_adapter_adds_before_and_after(pair: Pair) -> None:
 @pytest.fixture(scope="module")
 def edited(pair: Pair, start: Start, runs: Path) -> Path:
     """The causal checks before and after tuning, and nothing else."""
-    parts = ("measures.parts=[features,spliced,causal,random_sae]", "measures.random_sae.draws=2", *FULL[1:])
-    assert start("analyze", runs / "edited", "tracking=none", *LANGUAGES, "corpus.max_sentences=24", *parts, f"adapter={pair.trained}") == 0
+    parts = ("measures.parts=[features,spliced,causal,random_sae]", "measures.random_sae.draws=2", "measures.causal.draws=1", *FULL[1:])
+    few = ("corpus.max_sentences=40", "measures.spliced.sentences=2", "measures.causal.doses=[0.0]")
+    assert start("analyze", runs / "edited", "tracking=none", *LANGUAGES, *parts, *few, f"adapter={pair.trained}") == 0
     return runs / "edited"
 
 
