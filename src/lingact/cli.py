@@ -110,7 +110,7 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
         if only_shown and not problems:
             # Hydra reads the command line itself, and only where overrides stand before flags.
             flags = [text for text in argv if text not in arguments.overrides]
-            sys.argv = [sys.argv[0], *arguments.overrides, *flags]
+            sys.argv = [sys.argv[0], *([] if arguments.hydra_help else arguments.overrides), *flags]
             hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=job)(task)()
     except UserError as error:
         problems = str(error).split("\n")
@@ -273,6 +273,8 @@ def _compose(job: str, overrides: list[str]) -> DictConfig:
             return composer.compose_config(config_name=job, overrides=overrides, run_mode=RunMode.RUN, from_shell=False)
     except AttributeError as error:  # OmegaConf's, of a value of another kind that it looks into
         raise HydraException("a value of a kind that does not belong there") from error
+    except KeyError as error:  # of an environment variable that is to be copied
+        raise HydraException(f"{error} is not there") from error
     except (ValueError, UserWarning) as error:  # Hydra's, of an option that is no text, such as model=null
         raise HydraException(str(error)) from error
 
@@ -304,10 +306,15 @@ def _parse(overrides: list[str]) -> tuple[list[Override], dict[str, str]]:
         try:
             override = parser.parse_override(text)
             override.config_loader = composer.config_loader  # which knows what glob(...) stands for
-            if override.key_or_group:
-                parsed.append(override)
-            else:
+            if not override.key_or_group:
                 problems[text] = f"'{text}': has no key; write key=value"
+            elif override.key_or_group.startswith("hydra.") and override.key_or_group.endswith("._target_"):
+                problems[override.key_or_group] = f"{text}: Hydra's own classes stay; choose a launcher by hydra/launcher=OPTION"
+            else:
+                parsed.append(override)
+        except ValueError:  # Python's, of more digits than it takes
+            key, _, value = text.partition("=")
+            problems[key] = f"{key}: a number of {len(value)} characters cannot be read; give a smaller one, or quote a text: \"{key}='...'\""
         except HydraException as error:
             problems[text.partition("=")[0]] = (
                 f"{text or repr(text)}: cannot be read ({_first_line(error)}); write key=value, and quote a value with special characters: "
@@ -541,6 +548,7 @@ def _judge_all(job: str, overrides: list[str], multirun: bool, *, look_into_fold
         UserError: with all problems of all jobs, each once.
     """
     parsed, unreadable = _parse(overrides)
+    continuous = [override for override in parsed if multirun and override.is_sweep_override() and not override.is_discrete_sweep()]
     jobs = _expand(parsed) if multirun else [[override.input_line or "" for override in parsed]]
     key = _folder_key(multirun)
     looks = look_into_folder and _names_folder(overrides, multirun)
@@ -549,6 +557,11 @@ def _judge_all(job: str, overrides: list[str], multirun: bool, *, look_into_fold
     for number, job_overrides in enumerate(jobs):
         judged = _judge_one(job, job_overrides, folder if multirun else None)
         problems = [line for line in judged.problems if line.partition(":")[0] not in unreadable]
+        if continuous and str(judged.composed.hydra.sweeper._target_).endswith(".BasicSweeper"):
+            problems += [
+                f"{override.input_line}: an interval has no end of values; name some, as in {override.get_key_element()}=1,2"
+                for override in continuous
+            ]
         try:
             folder = folder or _output_folder(judged.composed, key)
             places.append(_job_folder(judged.composed, folder, number) if multirun else folder)

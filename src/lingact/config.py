@@ -1041,6 +1041,10 @@ def _without_kind(location: tuple[Any, ...]) -> tuple[Any, ...]:
     return location[:place] + location[place + 1 :]
 
 
+_LONGEST = 200
+"""Characters of a value that a message repeats."""
+
+
 def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     """One line per problem: key path, what came, what is allowed, where to look."""
     lines = []
@@ -1048,7 +1052,7 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
         steps = _without_kind(item["loc"])
         path = ".".join(part for part in steps if isinstance(part, str))
         folder = f" (options: conf/{_FOLDERS[item['loc'][0]]}/)" if item["loc"] and item["loc"][0] in _FOLDERS else ""
-        message = item["msg"].removeprefix("Value error, ")
+        message = "Input should be a path" if item["type"] == "path_type" else item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key{nearest(str(item['loc'][-1]), _allowed_keys(schema, item['loc'][:-1]))}{folder}")
         elif item["type"] == "missing":
@@ -1063,7 +1067,9 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
                 if item["type"] == "literal_error"
                 else ""
             )
-            lines.append(f"{path}: {message}; got {item['input']!r}{hint}{folder}")
+            came = repr(item["input"])
+            came = came if len(came) <= _LONGEST else f"{came[:_LONGEST]}... ({len(came)} characters)"
+            lines.append(f"{path}: {message}; got {came}{hint}{folder}")
     return lines
 
 

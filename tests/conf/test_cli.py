@@ -54,6 +54,14 @@ def test_shown_wherever_its_flag_stands(place: Path, monkeypatch: pytest.MonkeyP
         assert "seed: 7" in capsys.readouterr().out.splitlines()
 
 
+def test_help_about_hydra_beside_overrides(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["analyze.py", "--hydra-help", "corpus=files"])
+    with pytest.raises(SystemExit) as ended:  # Hydra's
+        cli.main("analyze", CONF, sys.argv[1:])
+    assert not ended.value.code
+    assert "--multirun" in capsys.readouterr().out
+
+
 def test_sweep_over_options_by_a_pattern(train: Train, runs: Runs) -> None:
     assert train("-m", "lang=ml", "peft=glob(lo*)") == 0
     assert [config.peft.kind for config, _ in runs] == ["loha", "lokr", "lora"]

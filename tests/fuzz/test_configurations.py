@@ -31,20 +31,21 @@ def test_the_door(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         stages[job] = tmp_path / job
         stages[job].mkdir()
         lay_out(stages[job], job, small_run(job))
-    before = snapshot(tmp_path)
+    before = {job: snapshot(stage) for job, stage in stages.items()}
     wrong = []
     for command in all_commands()[part::PARTS]:
         monkeypatch.chdir(stages[command.job])
         found = complaint(command, knock(command))
         there = Path.cwd()
-        after = snapshot(tmp_path)
-        if after != before:
-            found = f"{found or ''} touches {sorted(dict(after.items() ^ before.items()))}"
-            before = after
+        after = snapshot(stages[command.job])
+        if after != before[command.job]:
+            found = f"{found or ''} touches {sorted(dict(after.items() ^ before[command.job].items()))}"
+            before[command.job] = after
         if there != stages[command.job]:
             found = f"{found or ''} changes the working folder to {there}"
         if found:
             wrong.append(f"{command.job}.py {list(command.arguments)}\n    {found}")
+    assert {path.name for path in tmp_path.iterdir()} == set(configurations.JOBS), "nothing at home"
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
 
 
