@@ -444,7 +444,7 @@ def _read(job: str, composed: DictConfig, sweep_folder: Path | None) -> Section:
     with open_dict(composed):
         composed.pop("hydra", None)
     if sweep_folder is not None and OmegaConf.is_dict(composed.get("tracking")) and composed.tracking.get("group") is None:
-        composed.tracking.group = shortened(sweep_folder.name)
+        composed.tracking.group = shortened(sweep_folder.absolute().name)
     return judge(SCHEMAS[job], composed)
 
 
@@ -685,8 +685,12 @@ def _not_this_run(job: str, folder: Path, config: Section | None, key: str) -> l
     advice = "name a folder that is not there, or is empty"
     if not names:
         return []
-    if made_by is None and not _only_ours(folder, names):
+    # A configuration that was copied may lie beside a report of the user's: only who says that it is a run goes on without a manifest.
+    ours = _only_ours(folder, names)
+    if made_by is None and not (ours if key == "resume" else ours and names <= _START_FILES):
         what = "a sweep" if _job_of_sweep(folder) else f"other things ({listed(names)})"
+        if ours:
+            advice += f"; or go on with the run that they are of: python {job}.py resume={folder}"
         return [f"{key}: '{folder}' holds {what}, and a run needs a folder of its own; {advice}"]
     if made_by not in (None, job):
         return [f"{key}: '{folder}' holds a run of {made_by}.py; {advice}"]

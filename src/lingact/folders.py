@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ _held: set[int] = set()
 os.register_at_fork(after_in_child=lambda: [os.close(descriptor) for descriptor in _held])
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """A file system without locks is used without."""
+_NO_LOCK_FILE = {errno.EISDIR, errno.ELOOP, errno.ENXIO}
+_NOT_OURS = "is not a lock that lingact has made; move it away, or name another folder"
 
 
 def temporary_beside(path: Path) -> Path:
@@ -121,6 +124,14 @@ def _locked(folder: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except PermissionError:
             raise UserError(f"'{folder}' is not writable; name another folder, or change its permissions") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCK_FILE:
+                raise
+            raise UserError(f"'{path}' {_NOT_OURS}") from None
+        known = os.fstat(descriptor)
+        if not stat.S_ISREG(known.st_mode) or known.st_size:
+            os.close(descriptor)
+            raise UserError(f"'{path}' {_NOT_OURS}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -71,6 +71,12 @@ def copied_config(place: Path) -> None:
     plant(place / "mine", "thesis.tex")
 
 
+def copied_config_and_names_of_ours(place: Path) -> None:
+    copied_config(place)
+    (place / "mine" / "thesis.tex").unlink()
+    plant(place / "mine", "report.html", "summary.json", "adapter/adapter_model.safetensors")
+
+
 def without_config(place: Path) -> None:
     run_of(place / "mine", "train")
     (place / "mine" / "config.yaml").unlink()
@@ -94,6 +100,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "status of something else": (foreign_status, "mine", "'mine' holds other things (config.yaml, manifest.json, x)"),
     "not text": (not_text, "mine", "'mine' holds other things (config.yaml, manifest.json, x)"),
     "config copied beside other things": (copied_config, "mine", "'mine' holds other things (config.yaml, thesis.tex)"),
+    "config copied beside names of ours": (
+        copied_config_and_names_of_ours,
+        "mine",
+        "'mine' holds other things (adapter, config.yaml, report.html, summary.json), and a run needs a folder of its own; name a folder that is not "
+        "there, or is empty; or go on with the run that they are of: python train.py resume=mine",
+    ),
     "run without its config": (without_config, "mine", "'mine' holds a run without its config.yaml; put it back"),
     "names of ours": (names_of_ours, "mine", "'mine' holds other things (report.html, stats, tables)"),
     "empty folders": (empty_folders, "mine", "'mine' holds other things (photos)"),
@@ -134,7 +146,8 @@ def test_a_folder_of_its_own_is_used(kind: str, train: Train, runs: Runs, place:
             (place / "scratch").mkdir()
             (place / "run").symlink_to("scratch")
         case "only what a killed process left":
-            plant(place / "run", LOCK, f".lingact.{TOKEN}.{'0' * 16}")
+            plant(place / "run", f".lingact.{TOKEN}.{'0' * 16}")
+            (place / "run" / LOCK).touch()
     before = snapshot(place)
     assert train("lang=ml", "hydra.run.dir=run") == 0
     assert [folder for _, folder in runs] == [place / "run"]

@@ -255,6 +255,28 @@ def test_a_lock_file_that_its_last_holder_removes_is_made_again(tmp_path: Path, 
             pass
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "link to nowhere", "file with something in it", "pipe"])
+def test_what_bears_the_name_of_the_lock_and_is_none_is_refused_and_stays(kind: str, tmp_path: Path) -> None:
+    folder, lock = tmp_path / "run", tmp_path / "run" / LOCK
+    folder.mkdir()
+    (tmp_path / "mine").write_text("mine")
+    match kind:
+        case "folder":
+            lock.mkdir()
+        case "link":
+            lock.symlink_to("../mine")
+        case "link to nowhere":
+            lock.symlink_to("gone")
+        case "pipe":
+            os.mkfifo(lock)
+        case _:
+            lock.write_text("mine")
+    before = snapshot(tmp_path) if kind != "pipe" else {}
+    with pytest.raises(UserError, match=f"'{re.escape(str(lock))}' is not a lock that lingact has made; move it away"), taken(folder):
+        pass
+    assert lock.is_fifo() if kind == "pipe" else snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_disk_without_locks_is_used_without(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: int) -> None:
