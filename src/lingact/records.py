@@ -3,9 +3,8 @@ r"""Reading the tables, lines and JSON that a user gives: one rule for all forma
 Bytes. Text files are UTF-8, with or without a byte-order mark at the beginning. Other encodings, compressed files, NUL bytes and byte-order marks at
 the beginning of other lines are refused.
 
-Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are characters of a text; `\r\r\n` and files whose lines all end
-in `\r` are refused. Empty lines are no rows of a table;
-in line-aligned files they are lines.
+Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are characters of a text; `\r\r\n` and files whose lines
+all end in `\r` are refused. Empty lines are no rows of a table; in line-aligned files they are lines.
 
 Cells. TSV has no quoting: a quotation mark is a character, a tab ends a cell. CSV has the quoting of RFC 4180 within a line. No cell of any format
 may hold a tab or a line feed, because that is what merged rows look like; it is refused with its line.

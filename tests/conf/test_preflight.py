@@ -130,7 +130,10 @@ def test_a_surrogate_gradient_without_thresholds(refused: Refused, tmp_path: Pat
     ("spoil", "told"),
     [
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "has no weights in safetensors format"),
-        (lambda folder: (folder / "config.json").write_text('{"num_hidden_layers": 6'), "config.json' cannot be read: it is cut off or of something else"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"num_hidden_layers": 6'),
+            "config.json' cannot be read: it is cut off or of something else",
+        ),
         (lambda folder: (folder / "config.json").write_text("[1, 2]"), "config.json' cannot be read: it is cut off or of something else"),
         (lambda folder: (folder / "config.json").unlink(), "no model in the folder"),
         (
