@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from lingact import interrupts
 from lingact.errors import UserError
 from lingact.finite import describe, nonfinite
+from lingact.records import read_json_object
 from lingact.tracking import differences, full_disk, write_atomically, write_json
 
 CHECKPOINTS = "checkpoints"
@@ -60,10 +60,9 @@ class RunCheckpoints(TorchCheckpointIO):
         Raises:
             UserError: it is cut short, damaged or of another run.
         """
-        content = memoryview(Path(path).read_bytes())
-        saved, digest = content[:-_DIGEST], content[-_DIGEST:]
+        saved = _undamaged(Path(path))
         what_to_do = "put the right one back, or delete it: the run then starts over, to the same result"
-        if hashlib.sha256(saved).digest() != digest:
+        if saved is None:
             raise UserError(f"'{path}' is cut off, damaged or no checkpoint of train.py; {what_to_do}")
         checkpoint = torch.load(io.BytesIO(saved), map_location=map_location, weights_only=True)
         if different := differences(checkpoint[_HEADER], self.header):
@@ -71,6 +70,13 @@ class RunCheckpoints(TorchCheckpointIO):
         if spoiled := nonfinite(_tensors({name: checkpoint.get(name) for name in _FINITE_PARTS})):
             raise UserError(f"'{path}': {describe(spoiled)}; training cannot go on from there. Delete it: the run then starts over")
         return checkpoint
+
+
+def _undamaged(path: Path) -> memoryview | None:
+    """What `torch.save` has written; None where its digest is of something else."""
+    content = memoryview(path.read_bytes())
+    saved, digest = content[:-_DIGEST], content[-_DIGEST:]
+    return saved if hashlib.sha256(saved).digest() == digest else None
 
 
 def _tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -160,8 +166,8 @@ class Keeper(pl.Callback):
         self._holding = False
         try:
             if trainer.is_global_zero and full_disk(exception) is None:
-                # What ended the training is what has to be told.
-                with contextlib.nullcontext() if isinstance(exception, KeyboardInterrupt) else contextlib.suppress(Exception):
+                # A fault of the disk or the device may be what ended the training; that is what has to be told.
+                with contextlib.nullcontext() if isinstance(exception, KeyboardInterrupt) else contextlib.suppress(OSError, RuntimeError):
                     self._checkpoints.write()
         finally:
             interrupts.let_go()
@@ -173,11 +179,10 @@ class Keeper(pl.Callback):
 
 
 def steps_kept(folder: Path) -> int:
-    """Steps in a run's checkpoint; 0 where there is none that can be read."""
-    try:
-        return torch.load(last_checkpoint(folder), map_location="cpu", weights_only=True)["global_step"]
-    except Exception:  # noqa: BLE001 (of whatever kind: it is for a message)
-        return 0
+    """Steps in a run's checkpoint; 0 where there is none, or it is damaged."""
+    path = last_checkpoint(folder)
+    saved = _undamaged(path) if path.is_file() else None
+    return 0 if saved is None else torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)["global_step"]
 
 
 # --- what came out -------------------------------------------------------------------------------------------------------------------------------
@@ -213,11 +218,7 @@ def recall_trained(folder: Path, header: Mapping[str, str]) -> Trained | None:
     if not path.is_file():
         return None
     what_to_do = "put the right one back, or delete it: the run then goes on from its last checkpoint"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        trained, theirs = Trained(kept["adapter"], kept["history"]), kept[_HEADER]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; {what_to_do}") from None
-    if different := differences(theirs, dict(header)):
+    kept = read_json_object(path, what_to_do, needed=(_HEADER, "adapter", "history"))
+    if different := differences(kept[_HEADER], dict(header)):
         raise UserError(f"'{path}' is of another run ({'; '.join(different)}); {what_to_do}")
-    return trained
+    return Trained(kept["adapter"], kept["history"])

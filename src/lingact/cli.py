@@ -785,7 +785,9 @@ def _goes_on(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[lis
 
 
 def _contradictions(saved: dict[str, Any], here: Section) -> list[str]:
-    """Where two configurations cannot be of one run: in anything but what belongs to the machine."""
+    """Where two configurations cannot be of one run: in anything but what belongs to the machine. Keys that came later stand at their defaults."""
+    with contextlib.suppress(UserError):  # of another version: compared as it is
+        saved = validate(type(here), saved).model_dump(mode="json")
     return differences(of_the_run(saved), of_the_run(here.model_dump(mode="json")))
 
 

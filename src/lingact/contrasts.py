@@ -20,7 +20,7 @@ from lingact.controls import is_random
 from lingact.crossed import crossed_difference
 from lingact.errors import UserError
 from lingact.inference import Resampling, holm
-from lingact.measure import ADAPTER, Measurement, load_measurement
+from lingact.measure import ADAPTER, Measurement, load_measurement, refuse_blocks_without_places
 from lingact.records import read_json_object
 
 Numbers = dict[tuple[str, str, str], Float[np.ndarray, " draw"]]
@@ -64,8 +64,8 @@ def recipe_table(trained: Sequence[Trained], languages: LanguagesConfig, setting
     first: tuple[Path, dict[str, Any]] | None = None
     drawn: Resampling | None = None
     for run in trained:
-        measured = _judged(run.folder)
-        basis = _basis(measured)
+        measured = _judged(run.folder, settings.block)
+        basis = _basis(measured, settings.block)
         first = first or (run.folder, basis)
         drawn = drawn or next(iter(measured.stats.values())).resampling(settings.block)
         refuse_other_basis(first, (run.folder, basis))
@@ -149,22 +149,24 @@ def has_adapter(run: Path) -> bool:
     return path.is_file() and any(variant == ADAPTER for _, variant, _ in read_json_object(path, "measure again", needed=("keys",))["keys"])
 
 
-def _judged(folder: Path) -> Measurement:
+def _judged(folder: Path, block: int | None) -> Measurement:
     measured, (piece, count) = load_measurement(folder / "stats")
     if count > 1:
         raise UserError(f"compare: '{folder}' holds piece {piece + 1} of {count} only; compare runs of the whole, measured without piece=")
     if ADAPTER not in measured.variants:
         raise UserError(f"compare: '{folder}' has measured no adapter; recipes are compared by runs of train.py, or of analyze.py with adapter=")
+    refuse_blocks_without_places(measured, block, str(folder))
     return measured
 
 
-def _basis(measured: Measurement) -> dict[str, Any]:
-    """What must be the same for adapters to be compared."""
+def _basis(measured: Measurement, block: int | None) -> dict[str, Any]:
+    """What must be the same for adapters to be compared; where blocks are drawn, also which sentences are neighbours."""
     some = next(iter(measured.stats.values()))
     own = {"adapter", "batch_tokens", "meter", "variant", "language"}
     header = {key: value for key, value in some.header.items() if key not in own and not is_random(key.removeprefix("sae/"))}
     meters = tuple(meter for meter in measured.meters if not is_random(meter))
     named = {"languages": measured.languages, "sentence ids": some.sentence_ids, "documents": some.documents, "layers": some.layers}
+    named |= {} if block is None else {"places of the sentences in the source": some.rows}
     return named | {"sets of SAEs": meters} | header
 
 

@@ -22,12 +22,10 @@ def draws_by_layer(found: Sequence[Disparities]) -> pd.DataFrame:
     """`tables.layer_table` of every draw (`draw` 1, 2, ...; `draws` 1) and of their mean (`draw` mean; `draws` behind it).
 
     The mean's interval and p cover sentences and draws (`crossed.crossed_mean`); it has no simultaneous band. Where there is one draw, they cover
-    sentences alone.
+    sentences alone. Its `activation`, `effect` and `wider` are means over the draws.
     """
     tables = [layer_table(own) for own in found]
-    mean = tables[0].assign(band_lo=np.nan, band_hi=np.nan)
-    for column in ("activation", "effect"):
-        mean[column] = np.mean([table[column] for table in tables], axis=0)
+    mean = _averaged(tables, "activation", "effect", "wider").assign(band_lo=np.nan, band_hi=np.nan)
     gaps = {name: np.stack([own.gaps[name] for own in found]) for name in found[0].gaps}
     cells = [_over_draws(draws[:, :, row], found[0]) for draws in gaps.values() for row in range(len(found[0].layers))]
     mean = _filled(mean, cells)
@@ -45,7 +43,7 @@ def draws_by_range(found: Sequence[Disparities]) -> pd.DataFrame:
         for members in found[0].ranges.values():
             draws = np.stack([own.gaps[name][:, members] for own in found])
             cells += [_over_draws(draws.mean(axis=2), found[0]), _over_draws(draws.max(axis=2), found[0])]
-    mean = _filled(tables[0], cells)
+    mean = _filled(_averaged(tables, "wider"), cells)
     mean.loc[mean["statistic"] == "max", "p"] = np.nan
     mean["p_holm"] = mean.groupby(mean["name"].isin(GROUPS))["p"].transform(lambda p: holm(p.to_numpy(float)))
     return _stacked(tables, mean)
@@ -86,6 +84,10 @@ def draws_summary(layers: pd.DataFrame, ranges: pd.DataFrame) -> dict[str, float
 
 def _over_draws(draws: Float[np.ndarray, "unit draw"], found: Disparities) -> Crossed:
     return crossed_mean(draws, drawn=found.drawn, confidence=found.confidence)
+
+
+def _averaged(tables: Sequence[pd.DataFrame], *columns: str) -> pd.DataFrame:
+    return tables[0].assign(**{column: np.mean([table[column] for table in tables], axis=0) for column in columns})
 
 
 def _filled(table: pd.DataFrame, cells: Sequence[Crossed]) -> pd.DataFrame:

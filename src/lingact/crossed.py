@@ -26,6 +26,7 @@ def crossed_difference(
 
         Var = max(S, sum I) + sum over the sides of (max(s^2 / K, I) - I)
 
+    (of documents or blocks, S and I are larger by n / (n - 1), as in `inference.p_value`: resampling n of them knows their spread too small by that)
     with the degrees of freedom of Satterthwaite (1946): S has one less than there are documents, blocks or sentences to resample, s^2 / K has K - 1,
     I the product of the two. For one side and means of sentences this is the variance of two-way random effects without replication,
     (MS_unit + MS_sentence - MS_residual) / (K n) (Searle, Casella & McCulloch 1992, section 4.3), which `paired.crossed_effects` computes from the
@@ -58,13 +59,15 @@ def crossed_difference(
     if np.isnan(one).any() or np.isnan(other).any():
         return Crossed(Estimate(resampled, estimate, np.nan, np.nan), np.nan, np.nan, np.nan)
     sides = [side for side in (one, other) if len(side) > 1]
-    sentences = float(means[1:].var(ddof=1))
+    widened = 1.0 if drawn.clusters is None else resampled / (resampled - 1)
+    sentences = float(means[1:].var(ddof=1)) * widened
     if not sides:
         _, low, high = interval(means, confidence, drawn.clusters)
         return Crossed(
             Estimate(resampled, estimate, float(low), float(high)), sentences**0.5, float(resampled - 1), float(p_value(means, drawn.clusters))
         )
     between, interaction, free = (np.array(column) for column in zip(*map(_parts, sides), strict=True))
+    interaction *= widened
     sentences, between = max(sentences, float(interaction.sum())), np.maximum(between, interaction)
     variance = sentences + float((between - interaction).sum())
     error = variance**0.5

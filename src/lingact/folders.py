@@ -29,6 +29,7 @@ _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
 # The lock belongs to the open file, which a forked child (a worker that loads data) shares: it must not outlive the process that took it.
 os.register_at_fork(after_in_child=lambda: [os.close(descriptor) for descriptor in _held])
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """A file system without locks is used without."""
 _NO_LOCK_FILE = {errno.EISDIR, errno.ELOOP, errno.ENXIO}
@@ -122,7 +123,9 @@ def _locked(folder: Path) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
             raise UserError(f"'{folder}' is not writable; name another folder, or change its permissions") from None
         except OSError as error:
             if error.errno not in _NO_LOCK_FILE:

@@ -356,3 +356,17 @@ def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
             vectors[code] = SentenceVectors(header | {"language": code}, chosen, places, layers, arrays["vectors.total"], arrays["vectors.tokens"])
     place, count = index["piece"]
     return Measurement(stats, vectors), (place, count)
+
+
+def refuse_blocks_without_places(measured: Measurement, block: int | None, path: str) -> None:
+    """Statistics from before sentences' places in the source were kept do not say which are neighbours.
+
+    Raises:
+        UserError: so it is, and blocks are asked for.
+    """
+    first = next(iter(measured.stats.values()))
+    if block is not None and first.documents is None and first.rows is None:
+        raise UserError(
+            f"statistics.block={block}: the statistics in '{path}' do not say which sentences are neighbours (an earlier version made them); "
+            "measure again, or leave it out"
+        )

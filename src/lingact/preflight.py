@@ -434,7 +434,8 @@ def check_analysis(config: AnalyzeConfig) -> None:
     ignored = [name for name, given in (("adapter", config.adapter), ("scores", config.scores if config.compare else None)) if given]
     if (config.compare or config.stats) and ignored:
         raise UserError(f"{', '.join(ignored)}: takes no part in {'compare' if config.compare else 'stats'}=, which needs no model; leave it out")
-    for folder in (*config.stats, *config.compare):
+    # A sweep's jobs hold the statistics, and are looked for when they are compared.
+    for folder in (*config.stats, *(run for run in config.compare if not (run / ".jobs").is_dir())):
         if not (folder / "stats" / "index.json").is_file():
             name = "compare" if config.compare else "stats"
             raise UserError(f"{name}: '{folder}' holds no statistics (no stats/index.json); name a run folder of analyze.py or train.py")

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lingact.adapter_sources import training_of
+from lingact.config import of_the_run
 
-_ASIDE = ("seed", "tracking", "cache", "device", "split", "statistics", "batch_tokens")
-_TRAINER_ASIDE = (
-    *("micro_batch", "activation_checkpointing", "workers", "devices", "nodes", "strategy"),
-    *("checkpoint_every", "checkpoint_minutes"),
-)
-"""Of a training configuration, what makes no other adapter."""
+_ASIDE = ("seed", "tracking", "split", "statistics", "batch_tokens")
+"""Of a training configuration, what makes no other adapter, beside what belongs to the machine."""
 _LONGEST = 60
 
 
@@ -70,8 +67,7 @@ def find_recipes(places: Mapping[str, Path]) -> list[Recipe]:
 
 
 def _recipe(training: Mapping[str, Any]) -> dict[str, Any]:
-    trainer = {key: value for key, value in training.get("trainer", {}).items() if key not in _TRAINER_ASIDE}
-    return {key: value for key, value in training.items() if key not in _ASIDE} | {"trainer": trainer}
+    return {key: value for key, value in of_the_run(dict(training)).items() if key not in _ASIDE}
 
 
 def _labels(trainings: Sequence[Mapping[str, Any] | None], given: Sequence[str]) -> list[str]:

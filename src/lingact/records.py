@@ -3,9 +3,8 @@ r"""Reading the tables, lines and JSON that a user gives: one rule for all forma
 Bytes. Text files are UTF-8, with or without a byte-order mark at the beginning. Other encodings, compressed files, NUL bytes and byte-order marks at
 the beginning of other lines are refused.
 
-Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are characters of a text. `\r\r\n`, and files whose lines all
-end in `\r`, are refused. Empty lines are no rows of a table;
-in line-aligned files they are lines.
+Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are characters of a text; `\r\r\n` and files whose lines
+all end in `\r` are refused. Empty lines are no rows of a table; in line-aligned files they are lines.
 
 Cells. TSV has no quoting: a quotation mark is a character, a tab ends a cell. CSV has the quoting of RFC 4180 within a line. No cell of any format
 may hold a tab or a line feed, because that is what merged rows look like; it is refused with its line.
@@ -22,7 +21,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,27 +176,17 @@ def read_json_object(path: Path, otherwise: str, needed: Collection[str] = ()) -
     Raises:
         UserError: it is damaged, or something else.
     """
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not set(needed) <= found.keys():
-        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; {otherwise}")
-    return found
+    return _object_of(path, read_json, otherwise, needed)
 
 
 def read_yaml_object(path: Path, otherwise: str, needed: Collection[str] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file that lingact has written.
+    """The mapping in a YAML file that lingact has written; otherwise as `read_json_object`."""
+    return _object_of(path, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), otherwise, needed)
 
-    Args:
-        otherwise: what a user can do where it is damaged.
-        needed: keys that it must have.
 
-    Raises:
-        UserError: it is damaged, or something else.
-    """
+def _object_of(path: Path, read: Callable[[Path], Any], otherwise: str, needed: Collection[str]) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read(path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         found = None
     if not isinstance(found, dict) or not set(needed) <= found.keys():

@@ -32,6 +32,7 @@ from lingact.config import Section, TrackingConfig, of_the_run
 from lingact.environment import first_process
 from lingact.errors import UserError
 from lingact.folders import TOKEN, leftovers, temporary_beside
+from lingact.records import read_json_object
 from lingact.wandb_artifacts import has_key
 from lingact.wandb_limits import ROWS, artifact_name, shortened, table_key, variable_problems
 
@@ -243,13 +244,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(f"'{folder}' is not a run folder: it has no manifest.json; name a folder that train.py, analyze.py or eval.py made")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict) or not {"job", "status"} <= manifest.keys():
-        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; put it back, or move it away: the run can be resumed without")
-    return manifest
+    return read_json_object(path, "put it back, or move it away: the run can be resumed without", needed=("job", "status"))
 
 
 def check_tracking(config: TrackingConfig) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
 from lingact import cli
+from lingact.config import SCHEMAS, judge
 from lingact.errors import UserError
+from lingact.tracking import write_json
 
 from .conftest import CONF, CORPUS, ROOT, Runs
 
@@ -280,6 +283,21 @@ def test_resume_of_a_configuration_from_elsewhere(interrupted: Path, capsys: pyt
     (interrupted / "config.yaml").write_text(yaml.safe_dump({**saved, "old": 1}))
     assert resume() == 2
     assert "does not fit this version: old: unknown key" in capsys.readouterr().err
+
+
+def test_a_run_from_before_keys_came_is_the_same_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("analyze", [*CORPUS, "measures.random_sae.draws=1"])
+        saved = judge(SCHEMAS["analyze"], composed).model_dump(mode="json")
+    del saved["statistics"]["block"], saved["measures"]["random_sae"]
+    (place / "old").mkdir()
+    (place / "old" / "config.yaml").write_text(yaml.safe_dump(saved))
+    write_json(place / "old" / "manifest.json", {"job": "analyze", "status": "complete"})
+    write_json(place / "old" / "summary.json", {})
+    assert cli.main("analyze", CONF, ["resume=old"]) == 0
+    assert capsys.readouterr().out == "'old' is complete; nothing to do.\n"
+    assert cli.main("analyze", CONF, ["resume=old", "measures.random_sae.draws=5"]) == 2
+    assert "measures.random_sae.draws: 1 there, 5 here" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("interrupted")

@@ -81,6 +81,13 @@ def test_told_at_the_door(command: str, told: str, refused: Refused) -> None:
     assert any(line.startswith(expected) for line in lines), lines
 
 
+def test_a_sweep_to_compare_holds_its_statistics_in_its_jobs(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "grid" / ".jobs").mkdir(parents=True)
+    assert refused(f"analyze compare={tmp_path / 'grid'}") == [
+        f"adapter: the sweep '{tmp_path / 'grid'}' has no complete job of train.py (jobs: none has finished); name a sweep of train.py, or resume its jobs"
+    ]
+
+
 def test_everything_at_once(refused: Refused) -> None:
     lines = refused("train sae.layers=[1,9] peft.layers=[8] peft.targets=[c_attn] model.context=600 model.attention=sdpa device=cuda:7")
     starts = ["device", "model.context", "model.attention", "sae.layers", "peft.layers"] if cuda_devices() is not None else []
@@ -123,8 +130,11 @@ def test_a_surrogate_gradient_without_thresholds(refused: Refused, tmp_path: Pat
     ("spoil", "told"),
     [
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "has no weights in safetensors format"),
-        (lambda folder: (folder / "config.json").write_text('{"num_hidden_layers": 6'), "config.json' cannot be read: it is truncated"),
-        (lambda folder: (folder / "config.json").write_text("[1, 2]"), "config.json' cannot be read: it is truncated or not a model's"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"num_hidden_layers": 6'),
+            "config.json' cannot be read: it is cut off or of something else",
+        ),
+        (lambda folder: (folder / "config.json").write_text("[1, 2]"), "config.json' cannot be read: it is cut off or of something else"),
         (lambda folder: (folder / "config.json").unlink(), "no model in the folder"),
         (
             lambda folder: (

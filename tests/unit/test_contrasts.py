@@ -1,5 +1,6 @@
 """Recipes against each other: differences that are planted, worked out by hand, or refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,18 @@ def test_recipes_that_were_not_judged_alike_are_refused(runs: Runs) -> None:
     ):
         with pytest.raises(UserError, match=message):
             recipe_table([trained("a", "a"), trained("b", name)], LANGUAGES, SETTINGS, 0)
+
+
+def test_blocks_need_the_places_of_the_sentences(runs: Runs) -> None:
+    runs.add({"a": judged(0.9), "b": judged(0.8)})
+    blocks = SETTINGS.model_copy(update={"block": 5})
+    with pytest.raises(UserError, match=r"statistics.block=5: the statistics in 'a' do not say which sentences are neighbours"):
+        recipe_table([trained("a", "a"), trained("b", "b")], LANGUAGES, blocks, 0)
+    for name, first in (("a", 0), ("b", 3)):
+        index = Path(name, "stats", "index.json")
+        write_json(index, json.loads(index.read_text()) | {"rows": list(range(first, first + SENTENCES))})
+    with pytest.raises(UserError, match="'a' and 'b' differ in places of the sentences in the source"):
+        recipe_table([trained("a", "a"), trained("b", "b")], LANGUAGES, blocks, 0)
 
 
 def test_a_gap_that_was_not_there_cannot_be_compared(runs: Runs) -> None:

@@ -16,7 +16,7 @@ SETTINGS = Statistics(pooling="token", resamples=200, confidence=0.95, early="th
 GAPS = (0.1, 0.2, 0.6)
 
 
-def gaps_of(hindi: float, spanish: float = 0.0, noise: float = 0.02, seed: int = 0) -> Disparities:
+def gaps_of(hindi: float, spanish: float = 0.0, noise: float = 0.02, seed: int = 0, documents: tuple[str, ...] | None = None) -> Disparities:
     """Two layers, forty sentences; Hindi falls short by as much, and by .1 less at the second layer. The noise is that of the seed."""
     rng = np.random.default_rng(seed)
     english = 10 * np.ones((2, 40)) * (1 + noise * rng.standard_normal((1, 40)))
@@ -25,7 +25,7 @@ def gaps_of(hindi: float, spanish: float = 0.0, noise: float = 0.02, seed: int =
         "es": english * (1 - spanish),
         "hi": english * (1 - np.array([[hindi], [hindi - 0.1]]) + noise * rng.standard_normal((2, 40))),
     }
-    stats = {code: stats_of(activation, np.ones(40, int)) for code, activation in level.items()}
+    stats = {code: stats_of(activation, np.ones(40, int), documents=documents) for code, activation in level.items()}
     return disparities(stats, LANGUAGES, SETTINGS, seed=0)
 
 
@@ -46,6 +46,14 @@ def test_each_draw_has_its_own_rows_and_the_mean_says_how_many_there_are() -> No
     assert mean.loc[("hi", 2), "gap"] == pytest.approx(np.mean(GAPS) - 0.1, abs=0.01)
     assert mean["band_lo"].isna().all()
     assert draws_summary(layers, ranges)["gap/hi/all"] == pytest.approx(np.mean(GAPS) - 0.05, abs=0.01)
+
+
+def test_how_much_wider_the_mean_is_comes_from_all_draws() -> None:
+    documents = tuple(f"d{place // 4}" for place in range(40))
+    found = [gaps_of(0.2, seed=seed, documents=documents) for seed in range(3)]
+    for table, names in ((draws_by_layer(found), ["name", "layer"]), (draws_by_range(found), ["name", "range", "statistic"])):
+        single = table[table["draw"] != "mean"].groupby(names)["wider"].mean()
+        pd.testing.assert_series_equal(mean_rows(table).set_index(names)["wider"].sort_index(), single)
 
 
 def test_the_draw_is_in_the_interval_of_the_mean() -> None:

@@ -52,6 +52,16 @@ def test_means_of_sentences_give_what_their_mean_squares_give() -> None:
     assert found.p == pytest.approx(exact.p, rel=0.05)
 
 
+def test_means_of_few_documents_give_what_their_mean_squares_give() -> None:
+    rng = np.random.default_rng(3)
+    values = 0.1 + rng.standard_normal((4, 1)) / 10 + rng.standard_normal((1, 6)) + rng.standard_normal((4, 6)) / 2
+    drawn = Resampling.of(12, [f"d{place // 2}" for place in range(12)], None, None)
+    units = np.repeat(values, 2, axis=1) @ drawn.weights(20_000, 0).T / 12
+    exact, found = crossed_effects(values, confidence=0.95), crossed_mean(units, drawn=drawn, confidence=0.95)
+    assert found.standard_error == pytest.approx(exact.standard_error, rel=0.02), "0.91 of it without n / (n - 1)"
+    assert found.freedom == pytest.approx(exact.freedom, rel=0.05)
+
+
 def test_the_same_on_both_sides_is_no_difference() -> None:
     own = means(np.random.default_rng(1).standard_normal((1, 10)))
     assert crossed_difference(own, own, **HOW).p == 1

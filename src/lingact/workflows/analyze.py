@@ -15,7 +15,7 @@ from lingact.control_tables import mean_rows
 from lingact.controls import is_random
 from lingact.correlation import read_scores, refuse_few_languages
 from lingact.errors import UserError
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement, lost_sentence
+from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement, lost_sentence, refuse_blocks_without_places
 from lingact.measures import Stats
 from lingact.preflight import check_analysis
 from lingact.recipes import find_recipes
@@ -27,7 +27,7 @@ from lingact.tables import range_table
 from lingact.terminal import note, show
 from lingact.tracking import Run, first_process, open_run, read_manifest
 from lingact.workflows.instruments import MEASURING
-from lingact.workflows.observe import Observations, causal_places, criteria, observe, recall, refuse_blocks_without_places, spliced_places
+from lingact.workflows.observe import Observations, causal_places, criteria, observe, recall, spliced_places
 
 
 def run(config: AnalyzeConfig, folder: Path) -> None:

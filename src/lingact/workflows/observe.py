@@ -19,7 +19,7 @@ from lingact.inference import Resampling
 from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
 from lingact.language_features import Criteria, chosen_latents, find_features
 from lingact.lm import LanguageModel
-from lingact.measure import ADAPTER, BASE, Measurement, Wanted, load_measurement, measure, yardstick
+from lingact.measure import ADAPTER, BASE, Measurement, Wanted, load_measurement, measure, refuse_blocks_without_places, yardstick
 from lingact.passes import load_state
 from lingact.preflight import check_causal
 from lingact.ranks import joined, rank, told
@@ -291,20 +291,6 @@ def _directions(measured: Measurement, reference: str) -> dict[str, dict[int, np
 
 
 # --- from what is kept ---------------------------------------------------------------------------------------------------------------------------
-
-
-def refuse_blocks_without_places(measured: Measurement, block: int | None, path: str) -> None:
-    """Statistics from before sentences' places in the source were kept do not say which are neighbours.
-
-    Raises:
-        UserError: so it is, and blocks are asked for.
-    """
-    first = next(iter(measured.stats.values()))
-    if block is not None and first.documents is None and first.rows is None:
-        raise UserError(
-            f"statistics.block={block}: the statistics in '{path}' do not say which sentences are neighbours (an earlier version made them); "
-            "measure again, or leave it out"
-        )
 
 
 def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
