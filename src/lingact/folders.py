@@ -124,13 +124,11 @@ def _locked(folder: Path) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            if error.errno not in _NOT_WRITABLE:
-                raise
-            raise UserError(f"'{folder}' is not writable; name another folder, or change its permissions") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCK_FILE:
-                raise
-            raise UserError(f"'{path}' {_NOT_OURS}") from None
+            if error.errno in _NOT_WRITABLE:
+                raise UserError(f"'{folder}' is not writable; name another folder, or change its permissions") from None
+            if error.errno in _NO_LOCK_FILE:
+                raise UserError(f"'{path}' {_NOT_OURS}") from None
+            raise
         known = os.fstat(descriptor)
         if not stat.S_ISREG(known.st_mode) or known.st_size:
             os.close(descriptor)

@@ -103,8 +103,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "config copied beside names of ours": (
         copied_config_and_names_of_ours,
         "mine",
-        "'mine' holds other things (adapter, config.yaml, report.html, summary.json), and a run needs a folder of its own; name a folder that is not "
-        "there, or is empty; or go on with the run that they are of: python train.py resume=mine",
+        (
+            "'mine' holds other things (adapter, config.yaml, report.html, summary.json), and a run needs a folder of its own; name a folder that is not "
+            "there, or is empty; or go on with the run that they are of: python train.py resume=mine"
+        ),
     ),
     "run without its config": (without_config, "mine", "'mine' holds a run without its config.yaml; put it back"),
     "names of ours": (names_of_ours, "mine", "'mine' holds other things (report.html, stats, tables)"),
