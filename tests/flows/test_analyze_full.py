@@ -224,7 +224,7 @@ def test_a_full_run_interrupted_again_and_again_ends_the_same(
         return real(*given, **named)
 
     monkeypatch.setattr(LanguageModel, "residuals", residuals)
-    monkeypatch.setattr(analyze, "publish", lambda *_: None)
+    monkeypatch.setattr(analyze, "publish", lambda *_, **__: None)
     begin: Callable[[], int] = lambda: start("analyze", folder, "tracking=none", *LANGUAGES, "corpus.max_sentences=40", *FULL, f"scores={scores}")  # noqa: E731
     interruptions, code = 0, 130
     while code == 130:
@@ -421,7 +421,7 @@ def test_runs_that_are_not_comparable_are_refused(
 ) -> None:
     given = [override.format(sae_heldout=small_organism / "sae_heldout") for override in overrides]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analyze, "publish", lambda *_: None)
+        patch.setattr(analyze, "publish", lambda *_, **__: None)
         assert start("analyze", tmp_path / "other", "tracking=none", *LANGUAGES, "corpus.max_sentences=24", *given) == 0
     capsys.readouterr()
     assert start("analyze", tmp_path / "run", "tracking=none", *LANGUAGES, f"compare=[{pair.base},{tmp_path / 'other'}]") == 2
