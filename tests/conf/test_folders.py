@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from lingact import cli
+from lingact.environment import RUN_FOLDER
 from lingact.errors import UserError
 from lingact.folders import LOCK, TOKEN, taken
 from tests.tree import plant, snapshot, untouched
@@ -103,7 +104,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "config copied beside names of ours": (
         copied_config_and_names_of_ours,
         "mine",
-        "'mine' holds other things (adapter, config.yaml, report.html, summary.json), and a run needs a folder of its own; name a folder that is not "
         "there, or is empty; or go on with the run that they are of: python train.py resume=mine",
     ),
     "run without its config": (without_config, "mine", "'mine' holds a run without its config.yaml; put it back"),
@@ -286,6 +286,7 @@ def test_a_run_that_another_process_works_on_is_refused(
 
 
 def test_processes_beside_the_first_do_not_lock_each_other_out(busy: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUN_FOLDER, str(busy))  # as Lightning starts them
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert cli.main("train", CONF, [f"resume={busy}"]) == 0
     assert len(runs) == 1
