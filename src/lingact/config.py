@@ -892,6 +892,8 @@ class OwnItems(Section):
     def _has_lang(cls, path: str) -> str:
         if "{lang}" not in path:
             raise ValueError(f"'{path}' has no {{lang}}; write the language code's place, as in 'quiz_{{lang}}.jsonl', and quote it")
+        if not path.lower().endswith((".jsonl", ".json")):
+            raise ValueError(f"'{path}' ends neither in .jsonl nor in .json; give a file with an item a line, or a JSON list of them")
         return path
 
 

@@ -22,7 +22,7 @@ from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
 from lingact.inference import Resampling
 from lingact.languages import LANGUAGES, nearest
-from lingact.records import Table, is_there, read_delimited, read_lines, read_table, text_problem
+from lingact.records import Table, is_there, read_delimited, read_lines, read_table, refuse_other_case, text_problem
 
 _WORD_BOUNDARY, _WORDLIKE = regex.compile(r"(?wV1)\b"), regex.compile(r"[\p{L}\p{N}]")
 Split = Literal["train", "dev", "heldout", "all"]
@@ -220,9 +220,8 @@ def _from_files(config: FilesCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
     path = config.path
     if not is_there(path):
         siblings = [entry.name for entry in path.parent.iterdir()] if is_there(path.parent) and path.parent.is_dir() else []
-        raise UserError(
-            f"corpus.path: '{path}' does not exist{nearest(path.name, siblings)} Give a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
-        )
+        hint = nearest(path.name, siblings) or "."
+        raise UserError(f"corpus.path: '{path}' does not exist{hint} Give a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt")
     table = _folder(path, codes) if path.is_dir() else read_table(path, {*codes, ID_COLUMN, DOCUMENT_COLUMN})
     if not table.rows:
         raise UserError(f"corpus '{path}' is empty; it needs one aligned sentence a line")
@@ -234,6 +233,9 @@ def _from_files(config: FilesCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
             f"{', '.join(there) or 'no known language code among its keys ' + ', '.join(sorted(table.columns))}. "
             "Add the missing text, or choose languages=... without them"
         )
+    for name in (ID_COLUMN, DOCUMENT_COLUMN):
+        there = [file.stem for file in path.glob("*.txt")] if path.is_dir() else table.columns
+        refuse_other_case(f"corpus '{path}'", there, name)
     texts = {code: table.texts(code) for code in codes}
     return _aligned(str(path), texts, table.names(ID_COLUMN), table.names(DOCUMENT_COLUMN), table.places)
 

@@ -44,6 +44,7 @@ SCORE = "score_"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NAMED = 5
 """So many lines are named in a message."""
+_MOST_ITEMS = 10**12
 _CHUNK = 1 << 15
 _TIE = 1e-9
 """Correlations this close are equal: an order that repeats the observed one must count in spite of rounding."""
@@ -120,6 +121,8 @@ def _file_scores(path: Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> Table:
     """A table whose cells are texts: "nan" must be refused with its place, and a code such as "no" stays one."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        raise UserError(f"{path} ends in '{path.suffix}'; scores are read from .csv and .tsv, and from folders of finished runs of eval.py")
     table = read_delimited(path, strip=True)
     if not table.columns:
         raise UserError(f"{path} is empty; it needs the columns language, benchmark and score")
@@ -164,8 +167,8 @@ def _count(text: str) -> int | None:
     if text == "":
         return None
     value = _number(text, "n")
-    if value < 1 or value != int(value):
-        raise UserError(f"n '{text}' is not a number of items; give a whole number of at least 1, or leave the cell empty")
+    if not 1 <= value <= _MOST_ITEMS or value != int(value):
+        raise UserError(f"n '{text}' is not a number of items; give a whole number from 1 to {_MOST_ITEMS:.0e}, or leave the cell empty")
     return int(value)
 
 

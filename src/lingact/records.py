@@ -1,7 +1,7 @@
 r"""Reading the tables, lines and JSON that a user gives: one rule for all formats, so that what is read is what stands in the file.
 
 Bytes. Text files are UTF-8, with or without a byte-order mark at the beginning. Other encodings, compressed files, NUL bytes and byte-order marks at
-the beginning of other lines are refused.
+the beginning of other lines are refused. Of encodings in seven bits ISO-2022 is told by its escapes; UTF-7 and HZ look like text.
 
 Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are characters of a text; `\r\r\n` and files whose lines
 all end in `\r` are refused. Empty lines are no rows of a table; in line-aligned files they are lines.
@@ -21,7 +21,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ _CSV_CELL = re.compile(r'(?: *"((?:[^"]+|"")*+)" *|( *[^" ,][^,]*| *))(,|\Z)')
 _NO_TEXT = {
     "\0": "a NUL byte; it is UTF-16 or no text at all: give UTF-8 text",
     "\n\ufeff": "a second byte-order mark (U+FEFF); were files put together? Take it out",
+    "\x1b$": "the escape by which ISO-2022 begins Japanese, Korean or Chinese; it is in another encoding: convert it to UTF-8",
     "\r\r\n": "it ends in two carriage returns; its line ends were converted twice: convert them to line feeds",
 }
 _FORBIDDEN = {"\t": "a tab", "\n": "a line break", "\0": "a NUL character"}
@@ -270,6 +271,22 @@ class Table:
         if problems:
             more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
             raise UserError(f"{self.name}, {'; '.join(problems[:_NAMED])}{more}")
+
+
+def refuse_other_case(name: str, columns: Iterable[str], wanted: str) -> None:
+    """Raise where a column is meant to be the wanted one and written otherwise: it would be passed over, and what stands in it lost.
+
+    Args:
+        name: of the file, for the message.
+        columns: names that are there.
+
+    Raises:
+        UserError: with the column.
+    """
+    there = list(columns)
+    close = [column for column in there if column.strip().casefold() == wanted]
+    if close and wanted not in there:
+        raise UserError(f"{name} has '{close[0]}', and names are read from '{wanted}'; write it so, or name it something else")
 
 
 def text_problem(value: object) -> str | None:

@@ -125,7 +125,7 @@ def check_release(release: str, ids: dict[int, str]) -> None:
         if "/" in release:
             return
         raise UserError(
-            f"sae: '{release}' is neither a folder nor a release of sae-lens{nearest(release, releases())} Releases have names such as "
+            f"sae: '{release}' is neither a folder nor a release of sae-lens{nearest(release, releases()) or '.'} Releases have names such as "
             f"gemma-scope-2b-pt-res-canonical; {_HOW_TO_LIST}"
         )
     known = {each["id"] for each in about["saes"]}
@@ -137,7 +137,7 @@ def check_release(release: str, ids: dict[int, str]) -> None:
     if having:
         advice = f"it has this id for the layers {ranges(having)}. Write sae.layers={str(having).replace(' ', '')}, or choose other SAEs"
     else:
-        advice = f"no layer has it{nearest(first, known)} {_HOW_TO_LIST}"
+        advice = f"no layer has it{nearest(first, known) or '.'} {_HOW_TO_LIST}"
     raise UserError(f"sae: the release '{release}' has no '{first}' (layer {ranges(sorted(lacking))}): {advice}")
 
 
@@ -223,9 +223,8 @@ def refuse_no_sae(folder: Path, sae_id: str) -> Callable[[Path, str, str, str], 
         read = functools.partial(_as_released, "qwen_scope")
     if read is None:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(
-            f"no SAE in '{path}' (no {', '.join(_READERS)}){nearest(path.name, siblings)} There: {', '.join(sorted(siblings)[:8]) or 'nothing'}"
-        )
+        hint = nearest(path.name, siblings) or "."
+        raise UserError(f"no SAE in '{path}' (no {', '.join(_READERS)}){hint} There: {', '.join(sorted(siblings)[:8]) or 'nothing'}")
     return read
 
 

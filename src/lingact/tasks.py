@@ -27,7 +27,7 @@ from lingact.corpus import plain
 from lingact.errors import UserError
 from lingact.hub import HubItem, from_the_hub
 from lingact.languages import LANGUAGES, nearest
-from lingact.records import Numeral, Table, is_there, kind_of, read_json_rows
+from lingact.records import Numeral, Table, is_there, kind_of, read_json_rows, refuse_other_case
 from lingact.selection import Candidates, choose
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ def _load(source: _Source, config: TasksConfig, cache: Path) -> "Task":
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.tasks import TaskManager
 
-    definition = _own_definition(source) if source.file.suffix in (".jsonl", ".json") else _definition(source.file, cache)
+    definition = _own_definition(source) if isinstance(config.own.get(source.entry.benchmark), OwnItems) else _definition(source.file, cache)
     if config.fewshot is not None and definition.get("num_fewshot") != 0:  # as lm-eval: a task that says 0 means it
         definition["num_fewshot"] = config.fewshot
     dataset = str(definition.get("dataset_path"))
@@ -451,6 +451,7 @@ def _own_definition(source: _Source) -> dict[str, Any]:
         except ValueError as error:
             problems.append(f"{where}: {error}")
     if not problems:
+        refuse_other_case(str(source.file), dict.fromkeys(key for _, row in read for key in row), "id")
         table = Table(str(source.file), (), [row for _, row in read], [where.removeprefix(f"{source.file}, ") for where, _ in read])
         for column in columns:
             names = table.names(column)
@@ -497,7 +498,10 @@ def _own_item(row: Any) -> dict[str, Any]:
     if not isinstance(choices, list) or len(choices) < 2 or not all(_is_asked(choice) for choice in choices):
         strange = next((f"; one is {_shown(choice)}" for choice in choices if not _is_asked(choice)), "") if isinstance(choices, list) else ""
         raise ValueError(f"choices must be a list of at least two texts or numbers{strange}")
-    return {"question": str(question), "choices": [str(choice) for choice in choices], "answer": _place_of_answer(row["answer"], choices)}
+    texts, place = [str(choice) for choice in choices], _place_of_answer(row["answer"], choices)
+    if sum(text.strip() == texts[place].strip() for text in texts) > 1:
+        raise ValueError(f"choices holds the right one, '{texts[place]}', more than once, and the first of them would be taken; leave one")
+    return {"question": str(question), "choices": texts, "answer": place}
 
 
 def _place_of_answer(answer: Any, choices: Sequence[str]) -> int:
@@ -528,6 +532,8 @@ def _is_asked(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str) and "\0" in value:
+        return f"{value!r}, which holds a NUL character"
     return f"{value!r}, which says nothing" if isinstance(value, str) and not isinstance(value, Numeral) else kind_of(value)
 
 

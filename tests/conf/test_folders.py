@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from lingact import cli
+from lingact.environment import RUN_FOLDER
 from lingact.errors import UserError
 from lingact.folders import LOCK, TOKEN, taken
 from tests.tree import plant, snapshot, untouched
@@ -288,6 +289,7 @@ def test_a_run_that_another_process_works_on_is_refused(
 
 
 def test_processes_beside_the_first_do_not_lock_each_other_out(busy: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUN_FOLDER, str(busy))  # as Lightning starts them
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert cli.main("train", CONF, [f"resume={busy}"]) == 0
     assert len(runs) == 1

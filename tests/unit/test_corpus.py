@@ -206,6 +206,9 @@ def _has(corpus: ParallelCorpus, name: str) -> bool:
         ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "a\0", "id": "b"}\n', "{path}, line 2: a NUL byte"),
         ("t.jsonl.gz", b"", "{path} is compressed ('.gz'); unpack it first"),
         ("t.jsonl", b'{"unit": "Z\\u00fc", "en": "a", "id": "b"}\n{"unit": "Zu\\u0308", "en": "c", "id": "d"}\n', "has sentence ids more than once: Zü;"),
+        ("t.csv", b"Unit,en,id\nx,a,b\n", "corpus '{path}' has 'Unit', and names are read from 'unit'; write it so, or name it something else"),
+        ("t.tsv", b"en\tid\tDOCUMENT\na\tb\tx\n", "corpus '{path}' has 'DOCUMENT', and names are read from 'document'"),
+        ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c", "id": "d", " unit": 1}\n', "corpus '{path}' has ' unit', and names are read from 'unit'"),
         ("t.txt", b"a\n", "{path} ends in '.txt'; .jsonl, .csv, .tsv, .parquet or a folder of <code>.txt files are read"),
     ],
 )  # fmt: skip
@@ -243,6 +246,10 @@ def test_a_folder_must_hold_every_language_with_as_many_lines(tmp_path: Path) ->
         (tmp_path / f"{name}.txt").write_text("a\n" * count)
     with pytest.raises(UserError, match=r"same number of lines, found en\.txt 2, id\.txt 2, document\.txt 3"):
         read(tmp_path)
+    (tmp_path / "document.txt").rename(tmp_path / "Document.txt")
+    with pytest.raises(UserError, match="has 'Document', and names are read from 'document'"):
+        read(tmp_path)
+    (tmp_path / "Document.txt").unlink()
     (tmp_path / "document.txt").write_text("a\n \n")
     with pytest.raises(UserError, match="line 2: document is blank"):
         read(tmp_path)

@@ -112,6 +112,8 @@ def test_a_file_and_a_run_together(tmp_path: Path) -> None:
         ("language,benchmark,score\nml,arc,good\n", "line 2: score 'good' is not a finite number"),
         ("language,benchmark,score\nml,arc,0.3\nhi,arc,nan\n", "line 3: score 'nan' is not a finite number"),
         ("language,benchmark,score,n\nml,arc,0.3,2.5\n", "line 2: n '2.5' is not a number of items"),
+        ("language,benchmark,score,n\nml,arc,0.3,1e30\n", "line 2: n '1e30' is not a number of items; give a whole number from 1 to 1e\\+12"),
+        ("language,benchmark,score,n\nml,arc,0.3,9300000000000000000\n", "line 2: n '9300000000000000000' is not a number of items"),
         ("language,benchmark,score\nMalayalam,arc,0.3\n", "line 2: unknown language 'Malayalam'; did you mean 'ml'"),
         ("language,benchmark,score\nml,,0.3\n", "line 2: the benchmark has no name"),
         ("language,benchmark,score\nml,arc,0.3\nml,arc,0.4\n", "'ml' has 2 scores for 'arc'"),
@@ -139,6 +141,8 @@ def test_other_things_that_are_no_scores(tmp_path: Path) -> None:
         read_scores([tmp_path / "nowhere.csv"])
     with pytest.raises(UserError, match=r"no tables/accuracy\.csv"):
         read_scores([tmp_path])
+    with pytest.raises(UserError, match=r"own\.jsonl ends in '\.jsonl'; scores are read from \.csv and \.tsv"):
+        read_scores([written(tmp_path / "own.jsonl", '{"language": "ml", "benchmark": "arc", "score": 0.3}\n')])
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match="is not UTF-8 but UTF-16"):
         read_scores([tmp_path / "binary.csv"])

@@ -79,6 +79,8 @@ def test_only_a_line_feed_ends_a_line(content: str, lines: list[str], tmp_path: 
         ("a".encode("utf-32"), " is not UTF-8 but UTF-32 (byte 0 is 0xFF)"),
         ("a\nb".encode("utf-16-le"), ", line 1: a NUL byte"),
         (b"a\nb\0c", ", line 2: a NUL byte"),
+        ("a\nねこ".encode("iso-2022-jp"), ", line 2: the escape by which ISO-2022 begins Japanese, Korean or Chinese"),
+        ("a\n가".encode("iso-2022-kr"), ", line 2: the escape by which ISO-2022 begins"),
         (b"a\r\nb\r\r\n", ", line 2: it ends in two carriage returns"),
         (b"language,score\rit,1\r", ": its lines end in carriage returns alone"),
         ("a\n\ufeffb\n".encode(), ", line 2: a second byte-order mark (U+FEFF); were files put together?"),

@@ -132,9 +132,9 @@ def test_a_release_that_is_not_there_is_refused(sae_release: Path, lm: LanguageM
         UserError, match=r"no SAE in '.*/layr_0' \(no sae_weights\.safetensors, .*\); did you mean 'layer_0'\? There: layer_0, layer_1, layer_2"
     ):
         load(sae_release, lm, name="layr_{layer}")
-    with pytest.raises(UserError, match=r"no SAE in '.*nowhere/layer_0' \(no sae_weights\.safetensors, .*\) There: nothing"):
+    with pytest.raises(UserError, match=r"no SAE in '.*nowhere/layer_0' \(no sae_weights\.safetensors, .*\)\. There: nothing"):
         load(sae_release / "nowhere", lm)
-    with pytest.raises(UserError, match=r"sae: 'no-such-release' is neither a folder nor a release of sae-lens"):
+    with pytest.raises(UserError, match=r"sae: 'no-such-release' is neither a folder nor a release of sae-lens\. Releases have names"):
         load(Path("no-such-release"), lm)
 
 

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lingact.benchmarks import entry, family
-from lingact.config import TasksConfig
+from lingact.config import OwnItems, TasksConfig
 from lingact.errors import UserError
 from lingact.selection import Candidates, Shared, allot, choose, corresponding
 from lingact.tasks import Placed, Tasks, _facts, _Source, load_tasks
@@ -304,6 +305,9 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
         ({"answer": None}, "answer is null; give"),
         ({"answer": "6"}, "answer is '6'; give"),
         ({"choices": ["5", "4", "5"]}, "answer is '5', the text of 2 choices; give the right one's place from 0 to 2"),
+        ({"choices": ["5", "4", "5 "], "answer": 0}, "choices holds the right one, '5', more than once, and the first of them would be taken"),
+        ({"choices": [1.5, "4", "1.5"], "answer": 2}, "choices holds the right one, '1.5', more than once"),
+        ({"question": "a\0b"}, "question is 'a\\x00b', which holds a NUL character"),
         ({"choices": ["5"]}, "choices must be a list of at least two texts or numbers"),
         ({"choices": ["", "5"]}, "choices must be a list of at least two texts or numbers; one is '', which says nothing"),
         ({"choices": ["5", "\u200b"]}, "choices must be a list of at least two texts or numbers; one is '\\u200b', which says nothing"),
@@ -381,6 +385,19 @@ def test_only_the_columns_that_are_asked_for_are_judged(tmp_path: Path) -> None:
     write(tmp_path, "en", [ITEMS[0], {name: value for name, value in ITEMS[1].items() if name != "kind"}])
     with pytest.raises(UserError, match=r"line 2: kind is missing, and other rows have it"):
         asked(tmp_path, split_by="kind")
+
+
+def test_ids_under_a_name_in_other_letters_are_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, "en", [{"ID" if name == "id" else name: value for name, value in item.items()} for item in ITEMS])
+    with pytest.raises(UserError, match=r"quiz_en\.jsonl has 'ID', and names are read from 'id'"):
+        asked(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "yaml", "parquet", "ndjson"])
+def test_a_file_of_items_that_is_no_json_is_refused_by_its_name(ending: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=rf"quiz_{{lang}}\.{ending}' ends neither in \.jsonl nor in \.json"):
+        OwnItems(kind="items", path=str(tmp_path / f"quiz_{{lang}}.{ending}"), split_by=None)
+    assert OwnItems(kind="items", path="quiz_{lang}.JSONL", split_by=None).path == "quiz_{lang}.JSONL"
 
 
 def test_items_without_the_columns_are_refused(tmp_path: Path) -> None:
