@@ -45,7 +45,7 @@ def expand_adapters(given: Sequence[str]) -> list[str]:
 def _of_sweep(sweep: str) -> list[str]:
     folder = Path(sweep).expanduser()
     complete, ended = [], []
-    for path in (folder / ".jobs").glob("*.json"):
+    for path in (path for path in (folder / ".jobs").glob("*.json") if path.stem.isdecimal()):  # others are not the sweep's
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             number, status, where = record["job"], record["status"], Path(record["folder"])

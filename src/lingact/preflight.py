@@ -31,6 +31,7 @@ from lingact.config import (
 from lingact.errors import UserError
 from lingact.hub import ON_THE_HUB
 from lingact.languages import nearest
+from lingact.records import read_json_object
 from lingact.sae_sources import check_release, refuse_no_sae, sae_folder
 from lingact.shapes import Facts, facts_of, linear_modules, module_names
 
@@ -123,7 +124,7 @@ def check_folder(config: ModelConfig) -> None:
 def _shards(index: Path) -> list[str]:
     try:
         return [str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"model: '{index}' cannot be read: it is truncated or not an index of weights; get it again") from None
 
 
@@ -251,15 +252,7 @@ def wrong_width(name: str, d_in: int, d_model: int) -> str:
 def cfg_of(spec: SaeSet, sae_id: str) -> dict[str, Any]:
     """The settings of an SAE in a folder; empty where it has none in such a file."""
     path = Path(spec.release).expanduser() / sae_id / "cfg.json"
-    if not path.is_file():
-        return {}
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise UserError(f"sae: '{path}' cannot be read: it is truncated or not an SAE's settings; get it again")
-    return told
+    return read_json_object(path, "put it back, or take other SAEs") if path.is_file() else {}
 
 
 def check_ranges(layers: Sequence[int], settings: Statistics) -> None:

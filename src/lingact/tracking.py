@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -265,11 +266,16 @@ def check_tracking(config: TrackingConfig) -> None:
 
 @contextlib.contextmanager
 def surviving_tracking() -> Iterator[None]:
-    """W&B's failures end no run: its files are in the run folder. A full disk does, since these would not fit either."""
+    """W&B's failures end no run: its files are in the run folder. A full disk does, since these would not fit either.
+
+    The client raises errors of many kinds, which have no common base, and not all of which are public. So what it has raised is known by where it
+    came from; faults of ours pass through.
+    """
     try:
         yield
     except Exception as error:
-        if full_disk(error) is not None:
+        raised_in = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if full_disk(error) is not None or "wandb" not in raised_in:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         tqdm.write(f"Weights & Biases did not take something, and the run goes on without it: {reason}", file=sys.stderr)

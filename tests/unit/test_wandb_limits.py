@@ -117,9 +117,14 @@ def test_the_client_takes_what_lingact_makes(run: Run, tmp_path: Path, capsys: p
 
 
 def test_what_tracking_does_not_take_does_not_end_the_run(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run.artifact((), "adapter", [])  # no name
+    run.artifact((), "adapter", [tmp_path])  # no name
     assert capsys.readouterr().err.startswith("Weights & Biases did not take something, and the run goes on without it: ")
     assert run.summary({"a": 1.0}) == {"a": 1.0}
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="No space"), surviving_tracking():
         raise full
+
+
+def test_a_fault_of_ours_is_no_failure_of_tracking() -> None:
+    with pytest.raises(KeyError, match="ours"), surviving_tracking():
+        raise KeyError("ours")
