@@ -71,6 +71,8 @@ _START_FILES = {"config.yaml", "manifest.json", "wandb"}
 _LIST_SAES = "--list-saes"
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, surrogates (bytes that are no UTF-8), line and paragraph separators."""
+_OF_HYDRA = ("hydra.callbacks", "hydra/callbacks", "hydra/hydra_logging", "hydra.hydra_logging")
+"""What our own entries in conf/shared.yaml rest on."""
 _DOES_NOT_COMPOSE = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
@@ -308,8 +310,8 @@ def _parse(overrides: list[str]) -> tuple[list[Override], dict[str, str]]:
             override.config_loader = composer.config_loader  # which knows what glob(...) stands for
             if not override.key_or_group:
                 problems[text] = f"'{text}': has no key; write key=value"
-            elif override.key_or_group.startswith("hydra.") and override.key_or_group.endswith("._target_"):
-                problems[override.key_or_group] = f"{text}: Hydra's own classes stay; choose a launcher by hydra/launcher=OPTION"
+            elif override.key_or_group.startswith(_OF_HYDRA) or re.fullmatch(r"hydra\..*\._target_", override.key_or_group):
+                problems[override.key_or_group] = f"{text}: Hydra's classes, callbacks and messages stay; choose a launcher by hydra/launcher=OPTION"
             else:
                 parsed.append(override)
         except ValueError:  # Python's, of more digits than it takes
