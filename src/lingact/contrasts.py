@@ -65,6 +65,10 @@ def recipe_table(trained: Sequence[Trained], languages: LanguagesConfig, setting
     drawn: Resampling | None = None
     for run in trained:
         measured = _judged(run.folder, settings.block)
+        if missing := [code for code in (languages.reference, *run.targets) if code not in measured.languages]:
+            raise UserError(
+                f"compare: '{run.folder}' has not measured {', '.join(missing)} (reference and languages of the training); measure it again"
+            )
         basis = _basis(measured, settings.block)
         first = first or (run.folder, basis)
         drawn = drawn or next(iter(measured.stats.values())).resampling(settings.block)

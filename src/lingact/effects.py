@@ -119,8 +119,8 @@ def selectivity_table(
     Latents that the user has named belong to no language and have no contrasts.
 
     `own_minus_others`: effect on the owner minus the mean effect on the other languages. `own_minus_random`: effect of the owner's specific
-    latents on the owner minus that of random latents at the same dose. `p` is two-sided, from the bootstrap's standard error and a normal
-    approximation; `p_holm` corrects it over the owners, for each kind, mode, dose and contrast (and variant).
+    latents on the owner minus that of random latents at the same dose. `p` is that of `inference.p_value`; `p_holm` corrects it over the
+    owners, for each kind, mode, dose and contrast (and variant).
 
     Args:
         after: as in `spliced_table`.

@@ -136,6 +136,10 @@ def test_recipes_that_were_not_judged_alike_are_refused(runs: Runs) -> None:
     ):
         with pytest.raises(UserError, match=message):
             recipe_table([trained("a", "a"), trained("b", name)], LANGUAGES, SETTINGS, 0)
+    with pytest.raises(UserError, match="'a' has not measured ml "):
+        recipe_table([trained("a", "a", targets=("hi", "ml"))], LANGUAGES, SETTINGS, 0)
+    with pytest.raises(UserError, match="'a' has not measured de "):
+        recipe_table([trained("a", "a")], LanguagesConfig(reference="de", high=("es",), low=("hi",)), SETTINGS, 0)
 
 
 def test_blocks_need_the_places_of_the_sentences(runs: Runs) -> None:

@@ -1,5 +1,6 @@
 """What stands in the figures: right places, right signs, nothing lost. How they look is for eyes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,13 @@ def test_group_curves_differ_in_more_than_colour() -> None:
     assert len({line.get_marker() for line in curves}) == len({line.get_linestyle() for line in curves}) == 3
     assert np.allclose(curves[0].get_ydata(), 0.15)
     assert len(axes.collections) == 3  # bands
+
+
+def test_group_curves_have_the_intervals_of_the_table() -> None:
+    few = replace(found(6), drawn=Resampling.of(50, [f"d{place // 5}" for place in range(50)], None, None))
+    band = gaps.group_curves(few).axes[0].collections[0].get_paths()[0].get_extents()
+    low = layer_table(few).set_index("name").loc["low"]
+    assert [band.y0, band.y1] == pytest.approx([low["lo"].min(), low["hi"].max()]), "expanded for few documents"
 
 
 def test_confounds_show_every_language(tmp_path: Path) -> None:

@@ -477,8 +477,10 @@ def recipes_text(table: pd.DataFrame, confidence: float) -> str:
         else "Where a recipe has one seed they cover the sentences alone: the answer is then about these adapters, and another seed may differ by "
         "more than the interval."
     )
+    first = table.iloc[0]
+    drawn = "" if first["resampled"] == "sentences" else f" ({first['units']} {first['resampled']} are resampled)"
     return (
-        f"Paired differences between recipes, first minus second, on {table['n'].iloc[0]} sentences that all were judged on. Differences shown (p "
+        f"Paired differences between recipes, first minus second, on {first['n']} sentences that all were judged on{drawn}. Differences shown (p "
         f"below {alpha:.2g} after Holm over all pairs and languages, for each quantity and set of SAEs): {'; '.join(said)}. {seeds}"
     )
 
