@@ -543,8 +543,6 @@ class AnalyzeConfig(Processes, Job):
     def _two_at_least(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
         if len(runs) == 1 and not (runs[0] / ".jobs").is_dir():
             raise ValueError("1 given; name two runs: compare=[BEFORE,AFTER], or several runs or a sweep of train.py, whose recipes to compare")
-        if runs:
-            distinct(runs, "run")
         return runs
 
     @field_validator("piece")
@@ -811,17 +809,6 @@ class TrainConfig(Job):
     def _a_device_for_each(cls, trainer: TrainerConfig, info: Any) -> TrainerConfig:
         if trainer.devices > 1 and ":" in info.data.get("device", ""):
             raise ValueError(f"devices is {trainer.devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
-        return trainer
-
-    @field_validator("trainer")
-    @classmethod
-    def _long_enough(cls, trainer: TrainerConfig, info: Any) -> TrainerConfig:
-        optim, loss = info.data.get("optim"), info.data.get("loss")
-        for key, rising in (("optim.warmup_steps", optim and optim.warmup_steps), ("loss.warm_up", loss and loss.warm_up)):
-            if rising and rising > trainer.steps:
-                raise ValueError(
-                    f"steps is {trainer.steps}, fewer than {key} ({rising}), which would never end; give more, or at most {trainer.steps} there"
-                )
         return trainer
 
     @field_validator("train_corpus")

@@ -26,7 +26,8 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def interrupted(run: Path) -> list[str]:
-    """What goes on with it, as if it had not come to its end."""
+    """What goes on with it, as if it had not come to the end of its training."""
+    (run / "checkpoints/trained.json").unlink(missing_ok=True)
     manifest = run / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"complete"', '"interrupted"'))
     return [f"resume={run}"]
