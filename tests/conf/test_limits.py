@@ -110,7 +110,6 @@ REFUSED = {
     "analyze measures.causal.features={2:[]}": "measures.causal.features: no latent given",
     "analyze measures.causal.features={2:7}": "measures.causal.features: 2: 7 is not a layer's number with a list of latents' numbers, such as {2: [17,40]}",
     "analyze sae.measuring.id={}": "sae.measuring.id: no id given",
-    "analyze compare=[a,a]": "compare: the run a is named twice",
     # words
     "analyze model.name=''": "model.name: it is blank; give a value, or leave the key as it is",
     "analyze 'model.name=\" \"'": "model.name: it is blank",

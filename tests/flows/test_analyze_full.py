@@ -442,7 +442,7 @@ def test_what_is_no_run_is_refused(pair: Pair, start: Start, tmp_path: Path, cap
     assert "1 given; name two runs: compare=[BEFORE,AFTER]" in told(f"compare={pair.base}")
     assert "differ in sentences, corpus" in told(f"compare=[{pair.trained},{pair.base}]")
     assert "id not measured in" in told(f"compare=[{pair.base},{pair.base}]", "languages.low=[ml,hi,id]")
-    assert f"stats: '{tmp_path / 'empty'}' is not a run of analyze.py" in told(f"stats={tmp_path / 'empty'}")
+    assert f"stats: '{tmp_path / 'empty'}' holds no statistics (no stats/index.json)" in told(f"stats={tmp_path / 'empty'}")
     assert f"stats: '{pair.trained}' is not a run of analyze.py" in told(f"stats={pair.trained}")
 
 
