@@ -156,7 +156,7 @@ def test_documents_come_from_a_column(here: Path) -> None:
         ([None, None], {}, "corpus 'a/b', configuration 'mal_Mlym': the column 'url' holds nothing; do without documents: corpus.document_column=null"),
         (["x", "y"], {"document_column": "article"}, "corpus 'a/b' (x) has no column article in 'eng_Latn' (there: id, text, url)"),
         (["x", "y"], {"id_column": "url", "document_column": None, "text_column": "id"}, "corpus 'a/b', configuration 'eng_Latn', row 1: id is the whole nu"),
-        (["x", "x"], {"id_column": "url", "document_column": None}, "corpus 'a/b', configuration 'mal_Mlym' has sentence ids more than once: x; mend corpus.id"),
+        (["x", "x"], {"id_column": "url", "document_column": None}, "corpus 'a/b', configuration 'mal_Mlym' has sentence ids more than once: x; fix corpus.id"),
         (["x", "y"], {"document_column": None, "documents": "ntrex_128"}, "corpus 'a/b', configuration 'eng_Latn' has 2 sentences, and the list of documents"),
     ],
 )  # fmt: skip
