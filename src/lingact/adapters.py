@@ -224,8 +224,8 @@ def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256:
         base_sha256: `weights_hash` of the base model.
         training: the configuration that made it, by which seeds of one recipe are known; None for what no finished training made.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = temporary_beside(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished.mkdir()
     try:
         model.active_peft_config.base_model_name_or_path = base_model

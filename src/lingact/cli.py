@@ -57,8 +57,8 @@ from lingact.config import (
 )
 from lingact.environment import RUN_FOLDER, STARTED_BY_US, TEMPORARY, adopted, check_environment, first_process, shape
 from lingact.errors import UserError, out_of_memory
-from lingact.folders import LOCK, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, taken
-from lingact.interrupts import interruptible
+from lingact.folders import LOCK, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, still_taken, taken
+from lingact.interrupts import SIGNALS, interruptible
 from lingact.languages import nearest
 from lingact.records import is_there, read_json_object, read_yaml_object
 from lingact.sae_sources import sae_rows
@@ -78,7 +78,11 @@ _DOES_NOT_COMPOSE = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 def launch(job: str, conf_dir: Path) -> None:
     """The whole of an entry script: run the job that the command line asks for, and exit."""
-    sys.exit(main(job, conf_dir, sys.argv[1:]))
+    code = main(job, conf_dir, sys.argv[1:])
+    if code == 130:
+        for number in SIGNALS:  # all is kept and said: a second Ctrl-C would only spoil the end
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
@@ -836,7 +840,7 @@ def _work_alone(job: str, config: Section, folder: Path, key: str) -> float | No
         try:
             return _work(job, config, folder)
         except UserError as error:
-            if untouched and not isinstance(error, _NoSpaceError) and _names(folder) <= _START_FILES:
+            if untouched and still_taken(folder) and not isinstance(error, _NoSpaceError) and _names(folder) <= _START_FILES:
                 for name in _START_FILES - {"wandb"}:
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / "wandb", ignore_errors=True)

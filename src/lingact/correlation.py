@@ -197,6 +197,8 @@ def held_constant(covariates: Float[np.ndarray, "covariate language"]) -> Basis:
 
 def standardised(values: Values, basis: Basis) -> Values:
     """Residuals on the basis, of length one; nan where next to nothing is left."""
+    # By a power of two, which rounds nothing: squares of very large or small scores would not be finite, or nothing.
+    values = np.ldexp(values, -np.frexp(np.abs(values).max(axis=1, keepdims=True))[1])
     around = values - values.mean(axis=1, keepdims=True)
     rest = around - (around @ basis) @ basis.T
     size = np.linalg.norm(rest, axis=1, keepdims=True)

@@ -25,10 +25,10 @@ TOKEN = os.environ.get(TEMPORARY) or secrets.token_hex(8)
 LOCK = ".lingact.lock"
 """A file that is locked, and there, while a process works in the folder."""
 _TEMPORARY_NAME = re.compile(r"\.lingact\.[0-9a-f]{16}\.[0-9a-f]{16}")
-_held: set[int] = set()
-"""Descriptors of the locks that this process holds."""
+_held: dict[int, tuple[Path, os.stat_result]] = {}
+"""Descriptors of the locks that this process holds, with the folders and what they were when they were taken."""
 # The lock belongs to the open file, which a forked child (a worker that loads data) shares: it must not outlive the process that took it.
-os.register_at_fork(after_in_child=lambda: [os.close(descriptor) for descriptor in _held])
+os.register_at_fork(after_in_child=lambda: [os.close(_held.popitem()[0]) for _ in range(len(_held))])
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """A file system without locks is used without."""
@@ -37,7 +37,12 @@ _NOT_OURS = "is not a lock that lingact has made; move it away, or name another 
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the same folder that is nobody's: 128 random bits. Make it exclusively (mode "x", `mkdir`), so that a clash would raise."""
+    """A name in the same folder that is nobody's: 128 random bits. Make it exclusively (mode "x", `mkdir`), so that a clash would raise.
+
+    Raises:
+        UserError: the folder is not this run's any more.
+    """
+    _refuse_moved(path)
     return path.with_name(f".lingact.{TOKEN}.{secrets.token_hex(8)}")
 
 
@@ -108,14 +113,43 @@ def taken(folder: Path) -> Iterator[None]:
         UserError: another process does, or the folder cannot be written to.
     """
     descriptor = _locked(folder)
-    _held.add(descriptor)
+    _held[descriptor] = folder.absolute(), folder.stat()
     try:
         yield
     finally:
-        with suppress(OSError):  # the folder may be gone
-            (folder / LOCK).unlink()
-        _held.remove(descriptor)
+        if still_taken(folder):
+            with suppress(OSError):  # the folder may be gone
+                (folder / LOCK).unlink()
+        del _held[descriptor]
         os.close(descriptor)
+
+
+def still_taken(path: Path) -> bool:
+    """Whether the folder that this process has taken, and that the path is or lies in, is still the same. True where it has taken none there.
+
+    It may have been moved or removed meanwhile, and another run may have made one of that name, or taken the very same one without our lock.
+    """
+    for descriptor, (folder, known) in _held.items():
+        if not path.absolute().is_relative_to(folder):
+            continue
+        try:
+            return os.path.samestat(os.fstat(descriptor), (folder / LOCK).stat())
+        except OSError:  # there is no lock (any more)
+            return folder.is_dir() and os.path.samestat(known, folder.stat())
+    return True
+
+
+def _refuse_moved(path: Path) -> None:
+    """Refuse to write into a folder that is not the one any more that this process has taken: two runs would be mixed.
+
+    Raises:
+        UserError: with the folder.
+    """
+    if not still_taken(path):
+        folder = next(folder for folder, _ in _held.values() if path.absolute().is_relative_to(folder))
+        raise UserError(
+            f"'{folder}' was moved or removed while this process worked in it, or another one has taken it; to go on, resume it where it is now"
+        )
 
 
 def _locked(folder: Path) -> int:

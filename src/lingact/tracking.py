@@ -60,9 +60,10 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
     Raises:
         OSError: with the file's name, which a full disk does not give.
+        UserError: it lies in a run folder that is not this run's any more.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = temporary_beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with unfinished.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -175,6 +175,16 @@ def test_estimates_are_scipys() -> None:
     np.testing.assert_allclose(plain["spearman"], [spearmanr(row, y).statistic for row in x])
 
 
+@pytest.mark.parametrize("scale", [1e300, 1e-310, -1e250, 3.7])
+def test_the_unit_of_the_scores_does_not_matter(scale: float) -> None:
+    scores = np.array([0.3, 0.1, 0.45, 0.2, 0.9])
+    values = np.array([[1.0, 2.0, 0.5, 3.0, 0.1], [4.0, 1.0, 2.0, 2.5, 7.0]])
+    basis = held_constant(np.empty((0, 5)))
+    found = correlations(values, scale * scores, basis)
+    np.testing.assert_allclose(found, np.sign(scale) * correlations(values, scores, basis), rtol=1e-9)
+    np.testing.assert_array_equal(permutation_p(values, scale * scores, basis, seed=0), permutation_p(values, scores, basis, seed=0))
+
+
 def test_p_counts_all_orders() -> None:
     x, y = sample(1, 5)
     expected = []

@@ -5,6 +5,7 @@ import fcntl
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,38 @@ def test_a_lock_file_that_its_last_holder_removes_is_made_again(tmp_path: Path, 
         assert (tmp_path / LOCK).exists(), "or else the next one would lock another file"
         with pytest.raises(UserError, match="is in use"), taken(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("kind", ["moved", "removed", "moved, and another run there", "another run there without our lock"])
+def test_nothing_is_written_into_a_folder_that_is_not_the_one_that_was_taken(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with taken(folder):
+        write_atomically(folder / "tables" / "a.csv", "mine")
+        match kind:
+            case "removed":
+                shutil.rmtree(folder)
+            case "another run there without our lock":
+                (folder / LOCK).unlink()
+            case _:
+                folder.rename(tmp_path / "moved")
+        if "another" in kind:
+            folder.mkdir(exist_ok=True)
+            (folder / LOCK).touch()
+        before = snapshot(tmp_path)
+        with pytest.raises(UserError, match=f"'{re.escape(str(folder))}' was moved or removed while this process worked in it, or another one has"):
+            write_atomically(folder / "tables" / "b.csv", "mine")
+        write_atomically(tmp_path / "cache" / "c", "elsewhere")
+        (tmp_path / "cache" / "c").unlink()
+        (tmp_path / "cache").rmdir()
+    assert snapshot(tmp_path) == before, "nor is another run's lock removed"
+
+
+def test_a_folder_whose_lock_was_deleted_is_worked_in_all_the_same(tmp_path: Path) -> None:
+    with taken(tmp_path):
+        (tmp_path / LOCK).unlink()
+        write_atomically(tmp_path / "a", "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "link to nowhere", "file with something in it", "pipe"])

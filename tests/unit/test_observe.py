@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from lingact.config import AnalyzeConfig, judge
 from lingact.errors import UserError
 from lingact.tracking import write_json
-from lingact.workflows.analyze import as_measured
+from lingact.workflows.analyze import as_measured, scores_of_another_model
 from lingact.workflows.observe import _links
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -37,3 +37,16 @@ def test_a_damaged_configuration_is_refused_with_its_path(content: bytes, tmp_pa
         config = judge(AnalyzeConfig, compose("analyze", overrides=[f"stats=[{tmp_path}]"]))
     with pytest.raises(UserError, match=rf"^'{tmp_path / 'config.yaml'}' cannot be read: it is cut off or of something else; put it back"):
         as_measured(config)
+
+
+def test_scores_of_another_model_are_told(tmp_path: Path) -> None:
+    def run(folder: str, **model: str) -> Path:
+        write_json(tmp_path / folder / "manifest.json", {"job": "eval", "status": "complete", "identity": {"model": model}})
+        return tmp_path / folder
+
+    here = run("here", name="gpt2", sha256="a", dtype="float32")
+    same, half = run("same", name="gpt2", sha256="a", dtype="float32"), run("half", name="gpt2", sha256="c", dtype="float16")
+    assert not scores_of_another_model((same, half, tmp_path / "scores.csv"), here)
+    tuned, large = run("tuned", name="gpt2", sha256="b", dtype="float32"), run("large", name="gpt2-large", sha256="d", dtype="float16")
+    said = scores_of_another_model((same, tuned, large), here)
+    assert said == f"The scores in {tuned}, {large} are of another model than the one whose gaps were measured."

@@ -83,6 +83,16 @@ def test_a_span_names_the_smallest_and_the_largest() -> None:
     assert "the SAEs fit 2 (Spanish, Malayalam) worse than English by more than a tenth" in text, "0.21 is worse by a twentieth"
 
 
+def test_text_without_words_leaves_tokens_per_word_undefined() -> None:
+    table = confounds(en=0.2, zh=0.2, es=0.2, ml=0.2, hi=0.3)
+    nothing = table["quantity"] == "fertility"
+    text = words.confounds_text(table.assign(estimate=table["estimate"].where(~nothing)), None, LANGUAGES)
+    assert "tokens per word: undefined in English, undefined elsewhere" in text
+    text = words.confounds_text(table.assign(estimate=table["estimate"].where(~nothing | (table["language"] == "en"))), None, LANGUAGES)
+    assert "in English, undefined elsewhere" in text
+    assert "nan" not in text
+
+
 def test_a_fit_as_good_as_the_references_casts_no_doubt() -> None:
     assert "worse" not in words.confounds_text(confounds(en=0.2, zh=0.2, es=0.1, ml=0.219, hi=0.2), None, LANGUAGES)
 

@@ -27,7 +27,10 @@ def _marked(rows: pd.DataFrame) -> list[str]:
 
 
 def _span(values: pd.Series, digits: int = 2) -> str:
-    """Smallest and largest of some values by language: `0.12 (Hindi) to 0.30 (Malayalam)`."""
+    """Smallest and largest of some values by language: `0.12 (Hindi) to 0.30 (Malayalam)`. Of those that are defined, if any."""
+    values = values.dropna()
+    if values.empty:
+        return "undefined"
     low, high = str(values.idxmin()), str(values.idxmax())
     if f"{values.min():.{digits}f}" == f"{values.max():.{digits}f}":
         return f"{values.min():.{digits}f}"
@@ -92,7 +95,7 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
         "residual_norm": ("residual norm (mean over layers)", 1),
     }
     parts = [
-        f"{text}: {means[quantity][reference]:.{digits}f} in {name_of(reference)}, {_span(means[quantity][others], digits)} elsewhere"
+        f"{text}: {_span(means[quantity][[reference]], digits)} in {name_of(reference)}, {_span(means[quantity][others], digits)} elsewhere"
         for quantity, (text, digits) in phrases.items()
     ]
     sentences = [f"{'; '.join(parts)}."]

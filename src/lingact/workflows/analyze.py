@@ -1,6 +1,6 @@
 """How strongly do the model's features respond to each language, at every layer; how sure are we; and what else could it be?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,26 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
             show([{"piece": f"{config.piece[0] + 1} of {config.piece[1]}", "statistics": str(folder / "stats")}])
             return None
         told = list(tell(config, seen, scores))
-        publish(run, config, told, seen.measured, lost=lost_sentence(seen.measured.lost(), config.model.dtype))
+        said = (lost_sentence(seen.measured.lost(), config.model.dtype), scores_of_another_model(config.scores, folder))
+        publish(run, config, told, seen.measured, lost=" ".join(text for text in said if text))
         if config.adapter is not None and config.split in ("all", "train"):
             note(f"split={config.split} has sentences that the adapter may have been trained on; split=heldout leaves them out")
         return None
+
+
+def scores_of_another_model(scores: Sequence[Path], folder: Path) -> str:
+    """Which evaluation runs did not ask the model that was measured, in a sentence; nothing where all did, or where scores come from files."""
+
+    def model(run: Path) -> dict[str, Any]:
+        return read_manifest(run).get("identity", {}).get("model", {})
+
+    here, others = model(folder), []
+    for path in scores:
+        asked = model(path) if (path / "manifest.json").is_file() else here
+        # The hash is of the weights as they are loaded.
+        told_by = "sha256" if asked.get("dtype") == here.get("dtype") else "name"
+        others += [str(path)] if asked.get(told_by) != here.get(told_by) else []
+    return f"The scores in {', '.join(others)} are of another model than the one whose gaps were measured." if others else ""
 
 
 def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
@@ -131,7 +147,7 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
     """Write every chapter's tables and figures, the summary and the page; print the answer.
 
     Args:
-        lost: what is not finite, in one sentence.
+        lost: what is not finite, and what else has to be said first.
     """
     first = next(iter(measured.stats.values()))
     sections, summary = [], {}
