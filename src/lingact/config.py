@@ -85,6 +85,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _auto_or_truth(value: object) -> object:
+    # Before the union, whose branches would each complain.
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither auto nor true or false")
+    return value
+
+
 class Shape(Section):
     """What a model's number of weights, and the memory and work that it takes, follow from."""
 
@@ -125,7 +132,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     """Attention implementation; Gemma 2's soft caps need eager."""
-    bos: Literal["auto"] | bool = "auto"
+    bos: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_truth)] = "auto"
     """Whether texts begin with BOS; auto: as the tokenizer does it."""
     context: Annotated[Count, Field(ge=2)]
     """Tokens per window, BOS included, from 2. Longer texts are split into windows."""

@@ -81,8 +81,15 @@ def claim(folder: Path) -> tuple[Path, list[Path]]:
     raise AssertionError
 
 
-def make_folders(folder: Path) -> list[Path]:
-    """Make a folder and its parents where they are not there. Returns those that were made here, the innermost first."""
+def make_folders(folder: Path, attempts: int = 10) -> list[Path]:
+    """Make a folder and its parents where they are not there. Returns those that were made here, the innermost first.
+
+    Args:
+        attempts: how often the parents may go away meanwhile.
+
+    Raises:
+        UserError: the file system has no place for new folders there, such as `/proc`.
+    """
     missing = list(itertools.takewhile(lambda path: not path.is_dir(), (folder, *folder.parents)))
     made: list[Path] = []
     for path in reversed(missing):
@@ -92,7 +99,9 @@ def make_folders(folder: Path) -> list[Path]:
             if not path.is_dir():
                 raise
         except FileNotFoundError:
-            return [*make_folders(folder), *made]
+            if attempts > 1:
+                return [*make_folders(folder, attempts - 1), *made]  # another process has removed the parent that it had made
+            raise UserError(f"'{folder}' cannot be made: the file system does not take a folder '{path}'; name another one") from None
         else:
             made.insert(0, path)
     return made

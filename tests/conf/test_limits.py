@@ -61,6 +61,7 @@ REFUSED = {
     "train trainer.steps=true": "trainer.steps: true is no number",
     "train loss.gap.weight=yes": "loss.gap.weight: ",
     "train seed=false": "seed: false is no number",
+    "train model.bos=maybe": "model.bos: 'maybe' is neither auto nor true or false",
     # beyond what means anything
     "train loss.gap.weight=1e30": "loss.gap.weight: it is 1e+30; give 0, or a number from 1e-06 to 1e+06",
     "train loss.retention.kl=1e-300": "loss.retention.kl: it is 1e-300; give 0, or a number from 1e-06 to 1e+06",

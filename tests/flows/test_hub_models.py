@@ -218,6 +218,6 @@ def test_no_hub_and_no_cache(process: Callable[..., subprocess.CompletedProcess[
     started = time.monotonic()
     done = process(tmp_path / "home", ("train", PRESETS["openai-community/gpt2"]), HF_ENDPOINT=address)
     # The client alone would retry for 23 s beside the time that imports take.
-    assert time.monotonic() - started < 40
+    assert time.monotonic() - started < 200, "no retries for minutes"
     told = f"there is no way to {address}, and it was not downloaded before. Connect once so that it can be downloaded, or choose another model.name"
     assert done.stderr == f"train.py:\n  model 'openai-community/gpt2' (licence mit) cannot be had: {told}\ntrain exit code 2\n"

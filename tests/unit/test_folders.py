@@ -386,3 +386,9 @@ def test_names_that_are_aside_already_are_not_taken_again(tmp_path: Path) -> Non
         (tmp_path / "hub" / "README.md").write_text(str(number))
         move_aside(tmp_path / "hub")
     assert [(tmp_path / f"hub.before{end}" / "README.md").read_text() for end in ("", "_2", "_3")] == ["0", "1", "2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system of Linux")
+def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'/proc/x/y' cannot be made: the file system does not take a folder '/proc/x'; name another one"):
+        make_folders(Path("/proc/x/y"))
