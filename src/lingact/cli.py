@@ -887,8 +887,8 @@ def _interrupted(job: str, config: Any, folder: Path, kept: str) -> str:
             return f"Interrupted after the training; kept: the adapter, {measured}."
         if steps:
             return f"Interrupted at step {steps} of {config.trainer.steps}; kept: {steps} step{'s' if steps > 1 else ''}."
-        base = f"but what the base model has given ('{config.cache}')" if config.cache else "(cache=null)"
-        return f"Interrupted before the first step; kept: nothing {base}."
+        kept = f"only the cached base-model outputs ('{config.cache}')" if config.cache else "nothing (cache=null)"
+        return f"Interrupted before the first step; kept: {kept}."
     if job == "analyze":
         return f"Interrupted; kept: {measured}."
     return f"Interrupted; kept: {kept or 'the answers to every finished task'}."

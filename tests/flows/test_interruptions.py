@@ -112,7 +112,7 @@ def test_training_is_interrupted_at_any_point_and_goes_on_bit_for_bit(
 def test_before_the_first_step_nothing_is_kept_and_the_message_says_so(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, cache, kept in (
         ("a", "null", "nothing (cache=null)"),
-        ("b", f"{tmp_path}/cache", f"nothing but what the base model has given ('{tmp_path}/cache')"),
+        ("b", f"{tmp_path}/cache", f"only the cached base-model outputs ('{tmp_path}/cache')"),
     ):
         with signalled(signal.SIGHUP, frozen, "_add", 1):
             assert start("train", tmp_path / name, *SETTINGS, f"cache={cache}") == 130
