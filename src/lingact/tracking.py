@@ -61,13 +61,18 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         UserError: it lies in a run folder that is not this run's any more.
     """
     unfinished = temporary_beside(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"'{path}' cannot be written, because a file has the name of the folder that it belongs into; move it away") from None
     try:
         with unfinished.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except IsADirectoryError:
+        raise UserError(f"'{path}' cannot be written, because a folder has that name; move it away") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -248,7 +253,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         manifest = None
-    if not isinstance(manifest, dict) or not {"job", "status"} <= manifest.keys():
+    kinds = {"identity": dict, "temporary": str, "wandb": str}
+    whole = isinstance(manifest, dict) and {"job", "status"} <= manifest.keys()
+    if not whole or not all(isinstance(manifest.get(key, kind()), kind) for key, kind in kinds.items()):
         raise UserError(f"'{path}' cannot be read: it is cut off or of something else; put it back, or move it away: the run can be resumed without")
     return manifest
 
