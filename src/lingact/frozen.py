@@ -25,7 +25,7 @@ from lingact.finite import beyond
 from lingact.lm import LanguageModel
 from lingact.losses import fvu, kl_over_top, top_part
 from lingact.measure import ACTIVE_SHARE, dtype_of
-from lingact.passes import token_bar
+from lingact.passes import digest, token_bar
 from lingact.sae import Dictionaries, weights_digest
 from lingact.sae_sources import ranges
 from lingact.tokens import TokenBatch, Window
@@ -399,9 +399,9 @@ def _load(cache: Path | None, identity: dict[str, object]) -> Tensors | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            if json.loads((file.metadata() or {}).get("identity", "null")) != json.loads(json.dumps(identity)):
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            described = json.loads((file.metadata() or {}).get("identity", "null"))
+            return found if described == json.loads(json.dumps(identity | {"content": _digest(found)})) else None
     except (SafetensorError, ValueError, FileNotFoundError):  # of something else, or deleted since
         return None
 
@@ -411,4 +411,9 @@ def _save(cache: Path | None, identity: dict[str, object], tensors: Tensors) -> 
 
     if cache is not None:
         contiguous = {name: x.contiguous() for name, x in tensors.items()}
-        write_atomically(_place(cache, identity), save(contiguous, {"identity": json.dumps(identity)}))
+        described = identity | {"content": _digest(contiguous)}
+        write_atomically(_place(cache, identity), save(contiguous, {"identity": json.dumps(described)}))
+
+
+def _digest(tensors: Tensors) -> str:
+    return digest({name: x.flatten().contiguous().view(torch.uint8).numpy() for name, x in tensors.items()})  # as bytes: numpy knows no bfloat16

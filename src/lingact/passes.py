@@ -1,9 +1,10 @@
 """Long passes over text that survive being killed and are shared out over processes: states are saved as they go, continued, and put together."""
 
+import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -117,10 +118,19 @@ def save_state(path: Path, header: dict[str, str], state: dict[str, np.ndarray],
 
     # save() wants every array in memory of its own, in C order.
     arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
-    described = {"header": json.dumps(header, sort_keys=True), "steps": json.dumps((len(done), total))}
+    described = {"header": json.dumps(header, sort_keys=True), "steps": json.dumps((len(done), total)), "sha256": digest(arrays)}
     if set(done) != set(range(len(done))):  # or else they are the first ones
         described["done"] = json.dumps(sorted(done))
     write_atomically(path, save(arrays, metadata=described))
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 of arrays, by which damages are noticed that the format does not notice."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return found.hexdigest()
 
 
 def load_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], tuple[int, int]]:
@@ -142,6 +152,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], set[int], 
         with safe_open(path, framework="numpy") as file:
             described = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if described.get("sha256", digest(arrays)) != digest(arrays):  # earlier versions kept none
+            raise ValueError("its numbers are not those that were saved")
         count, total = json.loads(described["steps"])
         done = set(json.loads(described["done"])) if "done" in described else set(range(count))
         return json.loads(described["header"]), arrays, done, total

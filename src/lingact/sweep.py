@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from lingact.config import LanguagesConfig, Statistics
 from lingact.errors import UserError
+from lingact.folders import move_aside
 from lingact.records import read_json_object, read_yaml_object
 from lingact.tracking import DPI, first_process, write_atomically, write_json
 
@@ -106,6 +107,9 @@ def report(folder: Path) -> None:
     if paired is not None:
         written["recipes"] = folder / "recipes.csv"
         write_atomically(written["recipes"], paired.to_csv(index=False))
+    for stale in {"over_seeds.csv", "recipes.csv"} - {path.name for path in written.values()}:
+        if (folder / stale).is_file():
+            move_aside(folder / stale)  # of an earlier sweep in this folder, and not of these jobs
     written["report"] = _write_page(folder, heading, found, lines, jobs, paired)
     show([], title=heading)
     for table in found:

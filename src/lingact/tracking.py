@@ -63,13 +63,18 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         UserError: it lies in a run folder that is not this run's any more.
     """
     unfinished = temporary_beside(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"'{path}' cannot be written, because a file has the name of the folder that it belongs into; move it away") from None
     try:
         with unfinished.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except IsADirectoryError:
+        raise UserError(f"'{path}' cannot be written, because a folder has that name; move it away") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -246,7 +251,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(f"'{folder}' is not a run folder: it has no manifest.json; name a folder that train.py, analyze.py or eval.py made")
-    return read_json_object(path, "put it back, or move it away: the run can be resumed without", needed=("job", "status"))
+    otherwise = "put it back, or move it away: the run can be resumed without"
+    manifest = read_json_object(path, otherwise, needed=("job", "status"))
+    kinds = {"identity": dict, "temporary": str, "wandb": str}
+    if not all(isinstance(manifest.get(key, kind()), kind) for key, kind in kinds.items()):
+        raise UserError(f"'{path}' cannot be read: it is truncated or not a manifest; {otherwise}")
+    return manifest
 
 
 def check_tracking(config: TrackingConfig) -> None:

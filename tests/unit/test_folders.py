@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import multiprocessing
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 import lingact
 from lingact.errors import UserError
 from lingact.folders import LOCK, TOKEN, claim, is_temporary, make_folders, move_aside, put_in_place, remove_empty, taken, temporary_beside
-from lingact.tracking import remove_leftovers, write_atomically
+from lingact.tracking import read_manifest, remove_leftovers, write_atomically
 from tests.tree import plant, snapshot, untouched
 
 SOURCE = Path(lingact.__file__).parents[1]
@@ -392,3 +393,21 @@ def test_names_that_are_aside_already_are_not_taken_again(tmp_path: Path) -> Non
 def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
     with pytest.raises(UserError, match=r"'/proc/x/y' cannot be made: the file system does not take a folder '/proc/x'; name another one"):
         make_folders(Path("/proc/x/y"))
+
+
+def test_what_stands_in_the_place_of_a_file_or_folder_is_named_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    plant(tmp_path, "tables")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=r"report\.html' cannot be written, because a folder has that name; move it away"):
+        write_atomically(tmp_path / "report.html", "x")
+    with pytest.raises(UserError, match=r"gaps\.csv' cannot be written, because a file has the name of the folder that it belongs into"):
+        write_atomically(tmp_path / "tables" / "gaps.csv", "x")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("wrong", [{"identity": None}, {"identity": []}, {"temporary": 5}, {"wandb": 7}], ids=str)
+def test_a_manifest_of_other_types_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"job": "train", "status": "interrupted", "identity": {}, "temporary": "a"} | wrong))
+    with pytest.raises(UserError, match=r"manifest\.json' cannot be read: it is cut off or of something else"):
+        read_manifest(tmp_path)

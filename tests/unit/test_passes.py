@@ -139,6 +139,15 @@ def test_a_file_that_was_cut_off_is_refused(share: float, tmp_path: Path) -> Non
         go(path, new_state())
 
 
+def test_a_bit_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    go(path, new_state())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 64]) + whole[-2:])
+    with pytest.raises(UserError, match=r"cannot be read as statistics of lingact \(its numbers are not those that were saved\)"):
+        go(path, new_state())
+
+
 def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     save_file({"sum": np.zeros(2)}, tmp_path / "weights.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="cannot be read as statistics of lingact"):

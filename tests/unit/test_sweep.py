@@ -134,6 +134,18 @@ def test_without_two_seeds_of_anything_jobs_stand_alone(tmp_path: Path, capsys: 
     assert line_of(printed, "0") == ["0", "profile", "0", "complete", "0.50", "0.25"]
 
 
+def test_tables_of_an_earlier_sweep_do_not_stand_beside_those_of_a_smaller_one(methods: Path) -> None:
+    sweep.report(methods)
+    earlier = (methods / "over_seeds.csv").read_bytes()
+    for record in (methods / ".jobs").glob("*.json"):
+        if record.stem != "0":
+            record.unlink()  # as a sweep of one job does that is started in this folder
+    sweep.report(methods)
+    assert len(read(methods / "sweep.csv")) == 1
+    assert not (methods / "over_seeds.csv").exists()
+    assert (methods / "over_seeds.csv.before").read_bytes() == earlier
+
+
 def test_every_target_has_a_row_and_the_reference_one(tmp_path: Path, capsys: Captured) -> None:
     for seed in range(2):
         both = {"gap_closed/ml": 0.5, "gap_closed/hi": 0.25, "retention/kl": 0.5}
