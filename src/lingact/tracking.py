@@ -255,7 +255,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json_object(path, otherwise, needed=("job", "status"))
     kinds = {"identity": dict, "temporary": str, "wandb": str}
     if not all(isinstance(manifest.get(key, kind()), kind) for key, kind in kinds.items()):
-        raise UserError(f"'{path}' cannot be read: it is truncated or not a manifest; {otherwise}")
+        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; {otherwise}")
     return manifest
 
 
