@@ -84,7 +84,8 @@ def complaint(command: Command, answer: Answer) -> str | None:
     if "Traceback" in answer.err + answer.out:
         return f"shows a traceback: {answer.err[:300]}"
     if answer.code == 0:
-        odd = [text for text in command.arguments if text.partition("=")[2].lower() in NOT_FINITE]
+        # A plan of the command's is followed by ours.
+        odd = [text for text in command.arguments if text.partition("=")[2].lower() in NOT_FINITE and not text.startswith("plan=")]
         return f"takes a number that is not finite: {odd}" if odd else None
     if answer.out:
         return f"says something on stdout beside its message: {answer.out[:300]!r}"
