@@ -143,9 +143,13 @@ class Keeper(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """The step is whole."""
-        trainer.save_checkpoint(self._path)
+        if not trainer.is_global_zero:
+            return
+        # Not `trainer.save_checkpoint`: there all processes wait for each other, and this one, which holds signals back, would wait for one that was
+        # interrupted before its own update. The state of the first process is that of all.
+        self._checkpoints.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self._path)
         now = time.monotonic()
-        if trainer.is_global_zero and (trainer.global_step % self._every == 0 or now - self._written >= self._seconds):
+        if trainer.global_step % self._every == 0 or now - self._written >= self._seconds:
             self._checkpoints.write()
             self._written = now
 

@@ -55,7 +55,7 @@ from lingact.config import (
     of_the_run,
     validate,
 )
-from lingact.environment import RUN_FOLDER, STARTED_BY_US, TEMPORARY, adopted, check_environment, first_process, shape
+from lingact.environment import RUN_FOLDER, STARTED_BY_US, TEMPORARY, adopted, check_environment, first_process, shape, started_outside
 from lingact.errors import UserError, out_of_memory
 from lingact.folders import LOCK, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, still_taken, taken
 from lingact.interrupts import SIGNALS, interruptible
@@ -236,11 +236,17 @@ def _names_folder(overrides: list[str], multirun: bool) -> bool:
     return any(override.key_or_group == _folder_key(multirun) for override in _parse(overrides)[0])
 
 
+def _names_one_folder(overrides: list[str]) -> bool:
+    """Whether the command names a folder that is the same for every process that is started with it: by name, and not by the clock."""
+    named = [override.input_line or "" for override in _parse(overrides)[0] if override.key_or_group == _folder_key(multirun=False)]
+    return bool(named) and "${now:" not in named[-1]
+
+
 def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
     """Take part in a run beside its first process, in silence; that one judges, makes the folder, writes and talks.
 
     Lightning starts such a process from within the first one's run, with the first one's command: what belongs to the job of a sweep, say, is
-    not told by that. The folder is, by the environment. torchrun and srun start all processes at once and name no folder.
+    not told by that. The folder is, by the environment. torchrun and srun start all processes at once; there the command has to name the folder.
     """
     folder = os.environ.get(RUN_FOLDER) or (resumed[0].strip("'\"") if resumed else None)
     with _silence():
@@ -559,6 +565,9 @@ def _judge_all(job: str, overrides: list[str], multirun: bool, *, look_into_fold
     key = _folder_key(multirun)
     looks = look_into_folder and _names_folder(overrides, multirun)
     found: dict[str, list[int]] = {problem: list(range(len(jobs))) for problem in unreadable.values()}
+    if started_outside(os.environ) and not multirun and not _names_one_folder(overrides):
+        why = "torchrun and srun start every process with the same command, and by the clock each would choose a folder of its own"
+        found[f"{key}: {why}; name one for all, such as {key}=outputs/{job}/mine"] = list(range(len(jobs)))
     folder, configs, places = None, [], []
     for number, job_overrides in enumerate(jobs):
         judged = _judge_one(job, job_overrides, folder if multirun else None)

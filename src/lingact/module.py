@@ -172,10 +172,8 @@ class GapModule(pl.LightningModule):
         """Remember the sentences, for messages."""
         self._sentences = batch.sentences.tolist()
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Refuse a gradient that would spoil the adapter; then dual ascent on the constraint KL <= limit.
-
-        The multiplier grows while KL is above and shrinks, not below 0, while it is below.
+    def on_after_backward(self) -> None:
+        """Refuse a gradient that would spoil the adapter, while the state behind the last step is still held (`Keeper`).
 
         Raises:
             Diverged: a gradient is no finite number.
@@ -185,6 +183,12 @@ class GapModule(pl.LightningModule):
             wrong = [name for name, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
             if wrong:
                 raise Diverged(self.global_step, f"the gradient of {len(wrong)} weights is not finite, such as {wrong[0]}", self._sentences)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Dual ascent on the constraint KL <= limit.
+
+        The multiplier grows while KL is above and shrinks, not below 0, while it is below.
+        """
         retention = self.loss.retention
         if retention.limit is not None:
             self.multiplier = max(0.0, self.multiplier + retention.rate * (self._row["loss/raw/retention"] - retention.limit))

@@ -143,9 +143,33 @@ def test_a_sharded_model_answers_as_before_with_its_adapter_whole(lm: LanguageMo
     assert all(torch.equal(after[layer], before[layer]) for layer in (0, 2))
 
 
+FAR_TOO_FAR = """
+from pathlib import Path
+import torch
+from lingact.cli import launch
+
+real = torch.optim.AdamW.step
+
+def step(self, closure=None):
+    loss = real(self, closure)
+    with torch.no_grad():
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(1e30)
+    return loss
+
+torch.optim.AdamW.step = step
+if __name__ == "__main__":
+    launch("train", Path(CONF))
+"""
+"""A train.py that diverges, which no configuration that is allowed makes the small model do."""
+
+
 def test_two_processes_that_diverge_say_so_once(command: Callable[..., list[str]], tmp_path: Path) -> None:
-    folder, log = tmp_path / "run", tmp_path / "log"
-    assert launch(command(folder, *SMALL, "trainer.devices=2", "optim.lr=1e30"), log).wait() == 2, log.read_text()
+    folder, log, script = tmp_path / "run", tmp_path / "log", tmp_path / "train.py"
+    script.write_text(FAR_TOO_FAR.replace("CONF", repr(str(CONF))))
+    python, _, *arguments = command(folder, *SMALL, "trainer.devices=2")
+    assert launch([python, str(script), *arguments], log).wait() == 2, log.read_text()
     assert not processes_of(folder)
     assert log.read_text().count("training stopped at step 1") == 1
     assert "Traceback" not in log.read_text()
@@ -181,10 +205,11 @@ def test_workers_change_nothing_not_even_after_an_interruption(
 @pytest.mark.parametrize(("override", "dtype"), [("trainer.precision=bf16-mixed", "float32"), ("model.dtype=bfloat16", "bfloat16")])
 def test_in_bfloat16_training_is_nearly_the_same(override: str, dtype: str, start: Start, one: Path, small_organism: Path, tmp_path: Path) -> None:
     assert start("train", tmp_path / "run", *SMALL, override) == 0
-    # Rounding adds up from step to step.
-    totals = [losses(folder)["loss/total"][:3].to_numpy() for folder in (tmp_path / "run", one)]
-    assert totals[0] == pytest.approx(totals[1], rel=0.05)
-    assert (totals[0] != totals[1]).all()
+    # Rounding adds up from step to step, first in the norm term, which is the square of a small change and weighs 30 times.
+    ours, plain = losses(tmp_path / "run"), losses(one)
+    for name, steps in (("loss/total", 2), ("loss/raw/gap", 3)):
+        assert ours[name][:steps].to_numpy() == pytest.approx(plain[name][:steps].to_numpy(), rel=0.05)
+    assert (ours["loss/total"][:3] != plain["loss/total"][:3]).all()
     assert {tensor.dtype for tensor in adapter(tmp_path / "run").values()} == {torch.float32}
     lm = load_model(ModelConfig(name=f"{small_organism}/model", revision=None, dtype=dtype, attention="eager", context=512), "cpu")
     adapters.load_adapter(lm.model, str(tmp_path / "run"))

@@ -13,12 +13,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lingact.checkpoints import RunCheckpoints
+from lingact.checkpoints import Keeper, LastStep, RunCheckpoints
 from lingact.errors import UserError
 from lingact.tracking import full_disk, write_atomically
 
@@ -156,3 +157,31 @@ def test_a_full_disk_is_known_by_whoever_meets_it(tmp_path: Path) -> None:
     assert full_disk(OSError(errno.EDQUOT, "Disk quota exceeded")) == "a file could not be written: Disk quota exceeded"
     assert full_disk(OSError(errno.EACCES, "Permission denied", "x")) is None
     assert full_disk(RuntimeError("shapes differ")) is None
+
+
+# --- the last whole step -------------------------------------------------------------------------------------------------------------------------
+
+
+class Meetings(SingleDeviceStrategy):
+    """Counts where all processes wait for each other during a step."""
+
+    def __init__(self) -> None:
+        super().__init__(device=torch.device("cpu"))
+        self.met: list[str | None] = []
+
+    def barrier(self, name: str | None = None) -> None:
+        self.met.append(name)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec:FutureWarning")
+def test_a_step_is_held_without_waiting_for_other_processes(tmp_path: Path) -> None:
+    kept, strategy, module = LastStep(HEADER), Meetings(), Line()
+    path = tmp_path / "last.ckpt"
+    trainer = pl.Trainer(
+        accelerator="cpu", strategy=strategy, plugins=[kept], max_steps=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Keeper(kept, path, every=100, minutes=1000.0)],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(torch.ones(8, 1)))
+    assert kept.load_checkpoint(path)["global_step"] == 3
+    assert torch.equal(kept.load_checkpoint(path)["state_dict"]["slope.weight"], module.slope.weight.detach())
+    assert "Trainer.save_checkpoint" not in strategy.met

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from lingact.adapters import weights_hash
 from lingact.batch_loss import BatchLoss
+from lingact.checkpoints import Keeper, LastStep
 from lingact.config import OptimConfig, TrainerConfig
 from lingact.corpus import ParallelCorpus
 from lingact.data import AlignedBatches, AlignedData
@@ -51,10 +52,14 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
 # --- over steps ---
 
 
-def fit(module: GapModule, corpus: ParallelCorpus, folder: Path, steps: int, *, resume: Path | None = None) -> pl.Trainer:
-    keep = pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+def fit(
+    module: GapModule, corpus: ParallelCorpus, folder: Path, steps: int, *, resume: Path | None = None, keeper: tuple[LastStep, Keeper] | None = None
+) -> pl.Trainer:
+    """Every step is kept in a file of its own, unless a keeper is given."""
+    every = pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    plugins, keep = ([keeper[0]], keeper[1]) if keeper else ([], every)
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, callbacks=[keep],
+        accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, callbacks=[keep], plugins=plugins,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     spoken = corpus.speaking(("es", "en"))
@@ -237,6 +242,26 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_adapter(make: Make,
     last = torch.load(tmp_path / "step=2.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, module.state_dict()[key]) for key, value in last.items()), "as after the last good step"
     assert weights_hash(module.model) == base
+
+
+@calm
+def test_the_last_whole_step_is_kept_where_a_gradient_is_not_finite(make: Make, corpus: ParallelCorpus, tmp_path: Path) -> None:
+    module, kept, last = make({}, {"kl": 1.0}), LastStep({}), tmp_path / "last.ckpt"
+    keeper = Keeper(kept, last, every=100, minutes=1000.0)
+
+    def spoil(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        if output.requires_grad and module.global_step == 2:
+            output.register_hook(lambda grad: grad * float("inf"))
+
+    handle = module.batch_loss.lm.blocks[2].register_forward_hook(spoil)
+    try:
+        with pytest.raises(Diverged, match="gradient of"):
+            fit(module, corpus, tmp_path, 9, keeper=(kept, keeper))
+    finally:
+        handle.remove()
+    saved = kept.load_checkpoint(last)
+    assert (saved["global_step"], len(saved["history"])) == (2, 2)
+    assert all(torch.equal(value, module.state_dict()[key]) for key, value in saved["state_dict"].items())
 
 
 @calm
