@@ -122,7 +122,7 @@ def test_another_scale_is_another_adapter(seeds: Path, base_arguments: list[str]
     (changed / adapters.SETTINGS).write_text(json.dumps(settings | {"lora_alpha": settings["lora_alpha"] / 1000}))
     ratios = {}
     for name, adapter in (("as trained", seeds / "0" / "adapter"), ("changed", changed)):
-        folder = tmp_path / name.replace(" ", "_")
+        folder = tmp_path / f"run {name}".replace(" ", "_")
         assert cli.main("eval", CONF, [*base_arguments, f"adapter={adapter}", f"hydra.run.dir={folder}"]) == 0
         ratios[name] = frames(folder)["bits"].set_index("language")["estimate"]
     assert abs(ratios["changed"]["ml"] - 1) < abs(ratios["as trained"]["ml"] - 1) / 100

@@ -47,7 +47,9 @@ def test_an_evaluation_writes_into_its_run_folder_and_the_cache(start: Start, sm
     assert new == {"outputs", "outputs/eval", "cache", "cache/answers"}
 
 
-def test_a_run_goes_on_beside_an_adapter_that_was_put_there_by_hand(start: Start, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_that_was_put_there_by_hand_is_neither_judged_nor_lost(
+    start: Start, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stops(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -59,8 +61,13 @@ def test_a_run_goes_on_beside_an_adapter_that_was_put_there_by_hand(start: Start
     weights.write_bytes(b"better ones, by hand")
     mine = plant(here / "run" / "adapter", "notes.txt", "below/x")
     rest = plant(here / "run", "tables/mine.csv", "stats/.lingact.mine", "checkpoints/best.ckpt", ".adapter.old.1/x", *MINE[:4])
-    assert cli.main("train", CONF, [f"resume={here / 'run'}"]) == 0
+    capsys.readouterr()
+    assert cli.main("train", CONF, [f"resume={here / 'run'}"]) == 2
+    assert f"'{weights}' cannot be read" in capsys.readouterr().err
+    assert snapshot(here / "run" / "adapter") == mine
+    (here / "run" / "adapter").rename(here / "mine")
+    assert cli.main("train", CONF, [f"resume={here / 'run'}"]) == 0, "made again from the last checkpoint"
     assert weights.read_bytes() == first
-    assert snapshot(here / "run" / "adapter.before") == mine
-    ours = ("adapter", "config.yaml", "manifest.json", "stats/", "checkpoints/last.ckpt")
+    assert snapshot(here / "mine") == mine
+    ours = ("adapter", "config.yaml", "manifest.json", "stats/", "checkpoints/last.ckpt", "checkpoints/trained.json")
     assert untouched({name: told for name, told in rest.items() if not name.startswith(ours) or name == "stats/.lingact.mine"}, here / "run")
