@@ -197,11 +197,17 @@ def _join(devices: int, nodes: int, children: list[subprocess.Popen]) -> None:
 
     def meet() -> None:
         # Lightning would kill this process, without a word, for the end of another; see `_heeding` for what is done instead.
-        children.extend(launcher.procs)
+        _heed_also(children, launcher.procs)
         launcher.procs.clear()
         _beside(strategy.setup_environment)
 
     launcher.launch(meet)
+
+
+def _heed_also(children: list[subprocess.Popen], more: Sequence[subprocess.Popen]) -> None:
+    """Put these on the list of `_heeding`; one that has ended before, of which the signal came too early, is heard of now."""
+    children.extend(more)
+    signal.raise_signal(signal.SIGCHLD)
 
 
 def _leave() -> None:
