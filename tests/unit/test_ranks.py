@@ -87,14 +87,14 @@ def test_the_end_of_a_process_is_heard_at_once_and_ends_the_others(end: str, err
 
     def run() -> None:
         children: list[subprocess.Popen] = []
-        with ranks.ending(lambda: children), ranks._heeding(children):
-            # The first one ends when its input does, and not before both are on the list.
-            with subprocess.Popen(["sh", "-c", f"read -r _; {end}"], stdin=subprocess.PIPE) as first:
-                started.extend((first, subprocess.Popen(["sleep", "60"])))
-                children += started
-                assert first.stdin is not None
-                first.stdin.close()
-                time.sleep(30)
+        # The first one ends when its input does, and not before both are on the list.
+        first = subprocess.Popen(["sh", "-c", f"read -r _; {end}"], stdin=subprocess.PIPE)
+        started.extend((first, subprocess.Popen(["sleep", "60"])))
+        with first, ranks.ending(lambda: children), ranks._heeding(children):
+            children += started
+            assert first.stdin is not None
+            first.stdin.close()
+            time.sleep(30)
 
     began = time.monotonic()
     with pytest.raises(error, match=words):
@@ -106,10 +106,11 @@ def test_the_end_of_a_process_is_heard_at_once_and_ends_the_others(end: str, err
 
 def test_one_that_has_ended_before_it_is_on_the_list_is_heard_of_too() -> None:
     children: list[subprocess.Popen] = []
-    with pytest.raises(UserError, match="process 2 of this run on this machine has ended"), ranks._heeding(children):
+    with ranks._heeding(children):
         child = subprocess.Popen(["sh", "-c", "exit 2"])
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        ranks._heed_also(children, [child])
+        with pytest.raises(UserError, match="process 2 of this run on this machine has ended"):
+            ranks._heed_also(children, [child])
 
 
 def test_the_end_of_others_is_nobodys_business() -> None:
