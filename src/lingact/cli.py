@@ -254,8 +254,9 @@ def _run_beside(job: str, overrides: list[str], resumed: list[str]) -> None:
             _resume(job, Path(folder), [])
             return
         # In the folder the first one may be writing by now.
-        where, _ = _judge_all(job, overrides, multirun=False, look_into_folder=False)
-        _work(job, _read(job, _compose(job, overrides), None), where)
+        where, configs = _judge_all(job, overrides, multirun=False, look_into_folder=False)
+        if all(config.plan != "only" for config in configs):  # which the first one prints
+            _work(job, _read(job, _compose(job, overrides), None), where)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,12 @@ def test_it_is_refused_at_once(
     assert sorted(Path.cwd().rglob("*")) == before
 
 
+def test_a_plan_starts_no_run_beside_the_first_process(train: Train, runs: list, surrounded: Callable[[dict[str, str]], None]) -> None:
+    surrounded(TWO | {"RANK": "1", "LOCAL_RANK": "1"})
+    assert train("lang=ml", "trainer.devices=2", "device=cpu", "plan=true", "hydra.run.dir=run") == 0
+    assert not runs
+
+
 @pytest.mark.parametrize(
     "variables",
     [
