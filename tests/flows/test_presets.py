@@ -51,10 +51,8 @@ def test_without_the_hub_the_presets_fail_at_once_with_advice(tmp_path: Path, ca
     here = tmp_path / "two.jsonl"
     codes = ("en", "zh", "ru", "es", "it", "id", "ca", "mr", "ml", "hi")
     here.write_text("".join(json.dumps({code: f"{code} {i}" for code in codes}) + "\n" for i in range(2)), encoding="utf-8")
-    assert (
-        cli.main("analyze", CONF, ["model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=files", f"corpus.path={here}", f"hydra.run.dir={folder}"])
-        == 2
-    )
+    presets = ["model=gemma2_2b", "sae=gemma_scope_2b_16k", "plan=false"]
+    assert cli.main("analyze", CONF, [*presets, "corpus=files", f"corpus.path={here}", f"hydra.run.dir={folder}"]) == 2
     said = capsys.readouterr().err
     assert "google/gemma-2-2b" in said
     assert "licence" in said
