@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint style types layers fix microworld clean
+.PHONY: help setup demo test test-all check lint style types layers fix microworld clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -19,7 +19,10 @@ setup: $(VENV)/.installed-dev  ## make the virtual environment with all that dev
 demo: $(VENV)/.installed  ## install what running needs and train a Malayalam adapter for the embedded model
 	$(BIN)/python train.py lang=ml
 
-test: $(VENV)/.installed-dev  ## install what testing needs and run all tests
+test: $(VENV)/.installed-dev  ## install what testing needs and run the tests, but for the slowest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev  ## run all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: lint style types layers  ## lint, format, types, import layers; changes no file

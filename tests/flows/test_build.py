@@ -88,6 +88,7 @@ def test_a_prompt_has_the_same_tokens_before_every_option(small_organism: Path) 
                     assert len(whole) > len(prompt)
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_goes_on_to_the_same_files(small_organism: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, work = tmp_path / "organism", tmp_path / "work"
     real_step, steps = torch.optim.AdamW.step, iter(range(1, 1000))

@@ -112,6 +112,7 @@ PRESETS = {
 }
 
 
+@pytest.mark.slow
 def test_all_entry_points_run_on_every_model(warm: Path, server: HubServer) -> None:
     for name in PRESETS:
         made = json.loads((warm / name / "analyze" / "manifest.json").read_text())["identity"]
@@ -138,6 +139,7 @@ def loaded(request: pytest.FixtureRequest, warm: Path, monkeypatch: pytest.Monke
     return lm, load_dictionaries(spec, (0,), lm)[0][0], spec.release, spec.id_of(0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_residuals_logits_and_features_are_those_of_the_libraries(loaded: tuple[LanguageModel, Dictionary, str, str]) -> None:
     lm, dictionary, release, sae_id = loaded
@@ -171,6 +173,7 @@ def by_hand(cache: Path, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # --- what goes wrong -----------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_warm_cache_is_enough_without_a_hub(process: Callable[..., subprocess.CompletedProcess[str]], warm: Path) -> None:
     preset = PRESETS["google/gemma-3-1b-pt"]
     done = process(warm / "home", ("analyze", [*preset, f"hydra.run.dir={warm / 'again'}"]), HF_ENDPOINT=f"http://127.0.0.1:{unused_port()}")
@@ -180,6 +183,7 @@ def test_a_warm_cache_is_enough_without_a_hub(process: Callable[..., subprocess.
     assert first == again
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_give(process: Callable[..., subprocess.CompletedProcess[str]], server: HubServer, tmp_path: Path) -> None:
     """One process for all of it; a model that is damaged on its way, too, and given whole at the next attempt."""
     llama, gpt2 = PRESETS["meta-llama/Llama-3.1-8B"], PRESETS["openai-community/gpt2"]
@@ -213,6 +217,7 @@ def test_what_the_hub_does_not_give(process: Callable[..., subprocess.CompletedP
     assert "eval exit code 0" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_no_hub_and_no_cache(process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
     started = time.monotonic()

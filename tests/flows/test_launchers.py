@@ -13,6 +13,7 @@ from .conftest import ROOT, Start, launch
 FEW = ("languages.high=[]", "languages.low=[ml]", "tracking=none", "sae.layers=[0]", "sae.heldout=null")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["parallel", "slurm_trial"])
 def test_the_jobs_of_a_sweep_run_beside_each_other(
     launcher: str, arguments: Callable[..., list[str]], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,7 @@ def test_two_processes_train_as_one_does(command: Callable[..., list[str]], one:
     assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_the_weights_are_interrupted_together_and_go_on(
     command: Callable[..., list[str]], start: Start, tmp_path: Path
 ) -> None:
@@ -165,6 +166,7 @@ if __name__ == "__main__":
 """A train.py that diverges, which no configuration that is allowed makes the small model do."""
 
 
+@pytest.mark.slow
 def test_two_processes_that_diverge_say_so_once(command: Callable[..., list[str]], tmp_path: Path) -> None:
     folder, log, script = tmp_path / "run", tmp_path / "log", tmp_path / "train.py"
     script.write_text(FAR_TOO_FAR.replace("CONF", repr(str(CONF))))

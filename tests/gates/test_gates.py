@@ -42,6 +42,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", FAULTS)
 def test_gate(copy: Path, gate: str) -> None:
     for file, text, _ in FAULTS[gate]:
@@ -65,6 +66,7 @@ def test_gate(copy: Path, gate: str) -> None:
         assert said in done.stdout + done.stderr, f"'{gate}' let {file} pass"
 
 
+@pytest.mark.slow
 def test_checks_change_nothing(copy: Path) -> None:
     """Not even a file that could be mended. (The check of types has no such mode.)"""
     (copy / "src/lingact/losses.py").write_text("import json\nx = {'a':1}\n", encoding="utf-8")

@@ -58,6 +58,7 @@ def trained(lm: LanguageModel, tmp_path: Path) -> tuple[dict[str, bytes], Tensor
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache of W&B, in an environment without a key; what the client has read of another one is forgotten."""
+    wandb.teardown()  # first: it drops WANDB_SERVICE, which would otherwise be put back and name a service that is gone
     for name in list(os.environ):
         if (name.startswith("WANDB_") and name != "WANDB_SILENT") or name.lower() in ("http_proxy", "https_proxy", "netrc"):
             monkeypatch.delenv(name)
@@ -69,7 +70,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    wandb.teardown()
     with serve() as running:
         monkeypatch.setenv("WANDB_BASE_URL", running.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
