@@ -403,7 +403,10 @@ def test_jobs_of_a_sweep_have_a_folder_of_their_own_each(
         ("hydra.job.name=.config", "hydra.job.name: '.config' is not supported"),
         ("hydra/job_logging=default", "hydra.job_logging.handlers.file: only handlers that write to the terminal are supported"),
         ("+hydra.job_logging.handlers.mine={class: logging.handlers.RotatingFileHandler, filename: notes.txt}", "hydra.job_logging.handlers.mine: "),
-        ("+hydra.hydra_logging.handlers.mine={class: logging.FileHandler, filename: notes.txt, mode: w}", "Hydra's classes, callbacks and messages stay"),
+        (
+            "+hydra.hydra_logging.handlers.mine={class: logging.FileHandler, filename: notes.txt, mode: w}",
+            "Hydra's classes, callbacks and messages stay",
+        ),
         ("cache=notes.txt", "cache: 'notes.txt' cannot be made, because 'notes.txt' is not a folder"),
         ("cache=notes.txt/cache", "is not a folder; name another one"),
     ],
