@@ -153,6 +153,19 @@ def _brief(value: object) -> str:
     return value[:12] if is_hash else json.dumps(value, ensure_ascii=False)
 
 
+@contextlib.contextmanager
+def _staging_in(folder: Path) -> Iterator[None]:
+    """Let W&B keep its copies of what is to be uploaded in the run's folder, and not in the user's home, unless the user says where."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute() / "wandb")
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+
+
 class Run:
     """An open run. Made by `open_run`."""
 
@@ -198,7 +211,7 @@ class Run:
         write_atomically(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False))
         # Empty cells: W&B settles a column's type by its first row and knows None, not pandas' NA.
         rows = frame.astype(object).where(frame.notna(), None)  # pyrefly: ignore[bad-argument-type]
-        with surviving_tracking():
+        with surviving_tracking(), _staging_in(self.folder):
             key = table_key(name, str(self._manifest.get("wandb", "")))
             self.tracker.log({key: wandb.Table(dataframe=rows.head(ROWS), allow_mixed_types=True)})
 
@@ -228,7 +241,7 @@ class Run:
         """Log files as a W&B artifact, whose name is made of the parts."""
         import wandb
 
-        with surviving_tracking():
+        with surviving_tracking(), _staging_in(self.folder):
             artifact = wandb.Artifact(artifact_name(*parts), type=kind)
             for file in files:  # `add_dir` would announce itself on the terminal
                 # Mutable ones are copied into the user's home first, and stay there until they are uploaded.

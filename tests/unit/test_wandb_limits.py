@@ -1,6 +1,7 @@
 """Names and variables of Weights & Biases: judged where a user gave them, shortened where lingact makes them; and its failures end no run."""
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,16 @@ def test_the_client_takes_what_lingact_makes(run: Run, tmp_path: Path, capsys: p
     run.table("differences " + "of a recipe with a long name" * 5, pd.DataFrame({"a": [1]}))
     run.summary({"key/" + "k" * 300: 1.0})
     assert capsys.readouterr().err == ""
+
+
+def test_copies_that_wait_for_upload_lie_in_the_run_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    run.table("gaps", pd.DataFrame({"gap": [0.5]}))
+    assert not (tmp_path / "home").exists()
+    assert any((run.folder / "wandb" / "artifacts" / "staging").iterdir())
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
 def test_what_tracking_does_not_take_does_not_end_the_run(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
