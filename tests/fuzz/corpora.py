@@ -112,7 +112,7 @@ def truths(draw: st.DrawFn, fewest: int = 1) -> Truth:
     texts = {code: tuple(f"{OPENINGS[code][(first + place) % len(OPENINGS[code])]} {place}." for place in range(count)) for code in codes}
     ids = draw(st.sampled_from((None, "words", "numbers", "odd")))
     named = {"words": [f"s{i}" for i in range(count)], "numbers": [str(7 * i) for i in range(count)], "odd": [f"0{i}é / #{i}" for i in range(count)]}
-    documents = tuple(f"d{i // 3}" for i in range(count)) if draw(st.sampled_from((False, False, True))) else None
+    documents = tuple(f"d{(i + 1) // 2}" for i in range(count)) if draw(st.sampled_from((False, False, True))) else None
     return Truth(texts, None if ids is None else tuple(named[ids]), documents)
 
 

@@ -57,9 +57,10 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     Raises:
         UserError: anything is missing or does not fit.
     """
-    instruments = set_up(run, config, load_corpus(config.corpus, config.languages.all))
-    corpus = instruments.corpus.split(config.split, config.corpus.splits)
+    whole = load_corpus(config.corpus, config.languages.all)
+    corpus = whole.split(config.split, config.corpus.splits)
     _check_enough(config, corpus.ids, corpus.halves, corpus.resampling(config.statistics.block))
+    instruments = set_up(run, config, whole)
     named_ranges(instruments.layers, config.statistics)
     check_causal(config, instruments.layers, {layer: sae.width for layer, sae in instruments.meters[MEASURING].items()})
     for texts in corpus.texts.values():
