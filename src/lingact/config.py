@@ -308,6 +308,12 @@ class LanguagesConfig(Section):
         return self
 
 
+def _enough_resamples(confidence: float, info: Any) -> float:
+    if "resamples" in info.data:
+        check_resamples(info.data["resamples"], confidence)
+    return confidence
+
+
 class Statistics(Section):
     """How activations are pooled and how sure we are of them."""
 
@@ -323,12 +329,7 @@ class Statistics(Section):
     """Layers of the range `early`; third: the first third of the measured ones."""
     deep: LayerRange
 
-    @field_validator("confidence")
-    @classmethod
-    def _enough_resamples(cls, confidence: float, info: Any) -> float:
-        if "resamples" in info.data:
-            check_resamples(info.data["resamples"], confidence)
-        return confidence
+    _enough_resamples = field_validator("confidence")(_enough_resamples)
 
 
 class TrackingConfig(Section):
@@ -985,12 +986,7 @@ class EvalConfig(Processes, Seeded):
     """Folder of what models have answered; runs share it. None: each keeps its own."""
     tracking: TrackingConfig
 
-    @field_validator("confidence")
-    @classmethod
-    def _enough_resamples(cls, confidence: float, info: Any) -> float:
-        if "resamples" in info.data:
-            check_resamples(info.data["resamples"], confidence)
-        return confidence
+    _enough_resamples = field_validator("confidence")(_enough_resamples)
 
     @field_validator("text_split")
     @classmethod
