@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lingact.cli import launch
+from lingact.cli.main import launch
 
 if __name__ == "__main__":
     launch("eval", Path(__file__).parent / "conf")

@@ -7,11 +7,11 @@ import torch
 from scipy.stats import chi2
 
 from benchmarks.embedded import BATCH_TOKENS, embedded
-from lingact.features import kept_residuals
-from lingact.lm import LanguageModel
-from lingact.measure import Measurement, measure
-from lingact.sae import Dictionaries
-from lingact.terminal import show
+from lingact.activations.features import kept_residuals
+from lingact.activations.measure import Measurement, measure
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries
+from lingact.runtime.terminal import show
 
 OTHERS = (512, 64, 1)
 """Compared with `BATCH_TOKENS`. 64: a few sentences a batch; 1: every sentence alone, without padding."""

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from lingact.config import LanguagesConfig, Statistics
-from lingact.stats import FeatureStats
-from lingact.tables import disparities, layer_table
-from lingact.terminal import show
+from lingact.activations.feature_stats import FeatureStats
+from lingact.analysis.tables import disparities, layer_table
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
+from lingact.runtime.terminal import show
 
 LANGUAGES = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
 LAYERS, SENTENCES, RESAMPLES, LOOPED, SEED, ROUNDS = 26, 1000, 10_000, 500, 0, 5

@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from lingact.config import AnalyzeConfig, judge
-from lingact.corpus import ParallelCorpus, load_corpus
-from lingact.lm import LanguageModel, load_model
-from lingact.preflight import chosen_layers
-from lingact.sae import Dictionaries, load_dictionaries
-from lingact.workflows.instruments import HELDOUT, MEASURING
+from lingact.config.jobs import AnalyzeConfig
+from lingact.config.validation import judge
+from lingact.data.corpus import ParallelCorpus, load_corpus
+from lingact.models.lm import LanguageModel, load_model
+from lingact.models.preflight import chosen_layers
+from lingact.models.sae import Dictionaries, load_dictionaries
+from lingact.workflows.setup import HELDOUT, MEASURING
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BATCH_TOKENS = 4096

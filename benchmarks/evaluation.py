@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.embedded import CONF
-from lingact.terminal import show
+from lingact.runtime.terminal import show
 
 TASKS = Path(__file__).resolve().parents[1] / "src" / "lingact" / "assets" / "microworld" / "tasks"
 LANGUAGES = ("en", "zh", "ru", "es", "it", "id", "ca", "mr", "ml", "hi")
@@ -27,10 +27,11 @@ def lingact() -> tuple[float, float, float]:
     from hydra import compose, initialize_config_dir
     from tqdm import tqdm
 
-    from lingact.config import EvalConfig, judge
-    from lingact.harness import Answers, Scorer
-    from lingact.lm import load_model
-    from lingact.tasks import load_tasks
+    from lingact.config.jobs import EvalConfig
+    from lingact.config.validation import judge
+    from lingact.evaluation.harness import Answers, Scorer
+    from lingact.evaluation.tasks import load_tasks
+    from lingact.models.lm import load_model
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = judge(EvalConfig, compose("eval", ["device=cpu"]))
@@ -54,8 +55,9 @@ def harness() -> tuple[float, float, float]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from lingact.config import EvalConfig, judge
-    from lingact.lm import load_model
+    from lingact.config.jobs import EvalConfig
+    from lingact.config.validation import judge
+    from lingact.models.lm import load_model
 
     logging.disable(logging.WARNING)
     with initialize_config_dir(str(CONF), version_base="1.3"):

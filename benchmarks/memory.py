@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 
-from lingact.terminal import show
+from lingact.runtime.terminal import show
 
 LANGUAGES = ("en", "zh", "ml")
 SIZES = {512: (80, 800, 8000), 4096: (800, 8000)}
@@ -16,7 +16,7 @@ MIB = 2**20
 def measured_peak(batch_tokens: int, sentences: int) -> dict[str, int]:
     """Bytes at the peak of this process, and of the results that have an entry for each sentence, which must grow."""
     from benchmarks.embedded import embedded
-    from lingact.measure import measure
+    from lingact.activations.measure import measure
 
     lm, meters, corpus = embedded(sentences)
     found = measure(lm, meters, corpus.speaking(LANGUAGES), batch_tokens=batch_tokens, identity={})

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from benchmarks.embedded import BATCH_TOKENS, embedded
-from lingact.corpus import ParallelCorpus
-from lingact.lm import LanguageModel
-from lingact.measure import measure
-from lingact.terminal import show
+from lingact.activations.measure import measure
+from lingact.data.corpus import ParallelCorpus
+from lingact.models.lm import LanguageModel
+from lingact.runtime.terminal import show
 
 SENTENCES, ROUNDS = 100, 5
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from lingact.terminal import show
+from lingact.runtime.terminal import show
 
 MIB = 2**20
 LAYERS, D_MODEL, WIDTH, VOCABULARY = 8, 512, 2048, 16_000
@@ -30,11 +30,11 @@ def step_cost(way: str) -> dict[str, float]:
     import yaml
 
     from benchmarks.embedded import CONF
-    from lingact.adapters import attach_adapter, train_adapter_only
-    from lingact.batch_loss import BatchLoss
-    from lingact.config import LoraAdapter, LossConfig
-    from lingact.data import AlignedBatch
-    from lingact.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
+    from lingact.config.training import LoraAdapter, LossConfig
+    from lingact.models.adapters import attach_adapter, train_adapter_only
+    from lingact.training.batch_loss import BatchLoss
+    from lingact.training.batches import AlignedBatch
+    from lingact.training.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
 
     torch.set_num_threads(1)
     settings = WAYS[way]
@@ -78,10 +78,10 @@ def random_model():  # noqa: ANN201 (what `step_cost` takes)
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-    from lingact.corpus import ParallelCorpus
-    from lingact.lm import LanguageModel
-    from lingact.sae import Dictionary
-    from lingact.tokens import Tokens
+    from lingact.data.corpus import ParallelCorpus
+    from lingact.data.tokens import Tokens
+    from lingact.models.lm import LanguageModel
+    from lingact.models.sae import Dictionary
 
     torch.manual_seed(0)
     config = Gemma2Config(

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from transformers import Gemma2Config
 
-from lingact.config import FilesCorpus, ModelConfig, Splits, asset
-from lingact.corpus import load_corpus
-from lingact.lm import LanguageModel, load_model
-from lingact.terminal import show
-from lingact.tokens import TokenBatch
+from lingact.config.base import asset
+from lingact.config.data import FilesCorpus, Splits
+from lingact.config.model import ModelConfig
+from lingact.data.corpus import load_corpus
+from lingact.data.tokens import TokenBatch
+from lingact.models.lm import LanguageModel, load_model
+from lingact.runtime.terminal import show
 
 SHAPE = Gemma2Config()  # its defaults are the shape of Gemma 2 2B
 WIDTH, BATCH_TOKENS, GIB = 16384, 2048, 2**30

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from lingact.corpus import ParallelCorpus
-    from lingact.lm import LanguageModel
-    from lingact.sae import Dictionaries
+    from lingact.data.corpus import ParallelCorpus
+    from lingact.models.lm import LanguageModel
+    from lingact.models.sae import Dictionaries
 
 # Read when the libraries are imported, so set before any test is.
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -35,7 +35,7 @@ SENTENCES = {
 @pytest.fixture
 def corpus() -> "ParallelCorpus":
     """Twelve sentences in three languages."""
-    from lingact.corpus import ParallelCorpus
+    from lingact.data.corpus import ParallelCorpus
 
     return ParallelCorpus("twelve", tuple(f"s{i}" for i in range(12)), dict(SENTENCES))
 
@@ -61,8 +61,8 @@ def lm(tokenizer: Any) -> "LanguageModel":
     import torch
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    from lingact.lm import LanguageModel, find_blocks
-    from lingact.tokens import Tokens
+    from lingact.data.tokens import Tokens
+    from lingact.models.lm import LanguageModel, find_blocks
 
     config = Gemma2Config(
         vocab_size=259, hidden_size=D_MODEL, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
@@ -99,7 +99,7 @@ def make_sae() -> Callable[..., Any]:
 @pytest.fixture
 def dictionaries(make_sae: Callable[..., Any]) -> "Dictionaries":
     """One SAE per layer of `lm`."""
-    from lingact.sae import Dictionary
+    from lingact.models.sae import Dictionary
 
     return {layer: Dictionary(make_sae(layer), layer) for layer in range(LAYERS)}
 

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 import yaml
 
-from lingact import cli
-from lingact.config import Section
-from lingact.tracking import write_json
+from lingact.cli import main as cli
+from lingact.config.base import Section
+from lingact.files.atomic import write_json
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

@@ -13,10 +13,11 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lingact import cli
-from lingact.config import SCHEMAS, judge
+from lingact.cli import main as cli
+from lingact.config.jobs import SCHEMAS
+from lingact.config.validation import judge
 from lingact.errors import UserError
-from lingact.tracking import write_json
+from lingact.files.atomic import write_json
 
 from .conftest import CONF, CORPUS, ROOT, Runs
 
@@ -173,7 +174,7 @@ def run(config, folder):
 workflow.run = run
 sys.modules["lingact.workflows.train"] = workflow
 from pathlib import Path
-from lingact.cli import launch
+from lingact.cli.main import launch
 launch("train", Path({conf!r}))
 """
 
@@ -329,7 +330,7 @@ def test_same_multirun_does_what_is_left(train: Train, runs: Runs, place: Path) 
 
 def test_heavy_libraries_wait_for_the_job() -> None:
     heavy = ["torch", "transformers", "sae_lens", "peft", "pytorch_lightning", "lm_eval", "wandb", "pandas", "numpy", "matplotlib", "datasets"]
-    code = f"import sys, lingact.cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, lingact.cli.main; print([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     assert subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, env=environment, check=True).stdout == "[]\n"
 

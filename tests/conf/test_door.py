@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lingact import cli
+from lingact.cli import main as cli
 
 from .conftest import CONF
 

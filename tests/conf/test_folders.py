@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lingact import cli
-from lingact.environment import RUN_FOLDER
+from lingact.cli import main as cli
 from lingact.errors import UserError
-from lingact.folders import LOCK, TOKEN, taken
+from lingact.files.folders import LOCK, TOKEN, taken
+from lingact.runtime.environment import RUN_FOLDER
 from tests.tree import plant, snapshot, untouched
 
 from .conftest import CONF, CORPUS, Runs

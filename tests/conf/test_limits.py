@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lingact import cli
-from lingact.config import SCHEMAS, Section, judge, validate
+from lingact.cli import main as cli
+from lingact.config.base import Section
+from lingact.config.jobs import SCHEMAS
+from lingact.config.validation import judge, validate
 from lingact.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -218,7 +220,7 @@ def test_every_number_has_a_lower_and_an_upper_bound_and_none_may_be_infinite(jo
         judged_by_a_function = any("function" in type(part).__name__.lower() or type(part).__name__.endswith("Validator") for part in metadata)
         if not (ends & {Ge, Gt} and ends & {Le, Lt}) and not (judged_by_a_function and ("layers" in path or path.split(".")[-1] in OF_A_FUNCTION)):
             unbounded.append(path)
-    assert unbounded == [], "give these fields a kind of value of lingact.limits, or bounds"
+    assert unbounded == [], "give these fields a kind of value of lingact.config.limits, or bounds"
     assert all(section.model_config.get("allow_inf_nan") is False for section in (SCHEMAS[job],))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lingact import cli
+from lingact.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,7 +8,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 
-from lingact.config import SCHEMAS, GapLoss, LossConfig, Section, judge
+from lingact.config.base import Section
+from lingact.config.jobs import SCHEMAS
+from lingact.config.training import GapLoss, LossConfig
+from lingact.config.validation import judge
 
 CONF = Path(__file__).parents[2] / "conf"
 JOBS = sorted(SCHEMAS)

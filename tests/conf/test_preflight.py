@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from lingact import cli
-from lingact.config import ModelConfig, asset
-from lingact.preflight import cuda_devices
-from lingact.shapes import facts_of
+from lingact.cli import main as cli
+from lingact.config.base import asset
+from lingact.config.model import ModelConfig
+from lingact.models.preflight import cuda_devices
+from lingact.models.shapes import facts_of
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

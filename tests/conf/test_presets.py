@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from lingact.config import ModelConfig, SaeSet, Shape
+from lingact.config.model import ModelConfig, SaeSet, Shape
 from lingact.errors import UserError
-from lingact.sae_sources import releases, same_model
-from lingact.shapes import linear_modules, shape_of, weights, width_of
+from lingact.models.sae_sources import releases, same_model
+from lingact.models.shapes import linear_modules, shape_of, weights, width_of
 
 from .test_options import CONF, composed
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lingact import cli
+from lingact.cli import main as cli
 
 CONF = Path(__file__).parents[2] / "conf"
 ROOT = CONF.parent

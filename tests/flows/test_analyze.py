@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lingact import cli, tables
-from lingact.config import LanguagesConfig, Statistics
-from lingact.lm import LanguageModel
-from lingact.measure import load_measurement
-from lingact.measures import MEASURES
-from lingact.passes import load_state, save_state
+from lingact.activations.measure import load_measurement
+from lingact.analysis import tables
+from lingact.analysis.measures import MEASURES
+from lingact.cli import main as cli
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
+from lingact.models.lm import LanguageModel
+from lingact.runtime.resumable_passes import load_state, save_state
 
 from .conftest import CONF, Start
 
@@ -147,7 +149,7 @@ def test_pieces_put_together_are_the_whole(
                 assert np.array_equal(array, expected), name
             else:
                 np.testing.assert_allclose(array, expected, rtol=1e-12, atol=1e-12, err_msg=name)
-    monkeypatch.setattr("lingact.workflows.instruments.load_model", never)
+    monkeypatch.setattr("lingact.workflows.setup.load_model", never)
     assert start("analyze", tmp_path / "merged", "tracking=none", f"stats={listed(pieces[::-1])}") == 0
     names = sorted(path.name for path in (undisturbed / "tables").iterdir())
     assert sorted(path.name for path in (tmp_path / "merged" / "tables").iterdir()) == names
@@ -260,7 +262,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     number: int, start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    monkeypatch.setattr("lingact.passes.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("lingact.runtime.resumable_passes.SAVE_EVERY", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModel, "residuals", at_call(number, interrupt))
         assert start("analyze", folder, *FEW) == 130
@@ -282,7 +284,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from lingact import cli, passes
-from lingact.lm import LanguageModel
+from lingact.models.lm import LanguageModel
 passes.SAVE_EVERY = 0.0
 real, calls = LanguageModel.residuals, iter(range(1, 1000))
 def residuals(*given, **named):
@@ -319,7 +321,7 @@ def test_statistics_of_something_else_are_not_continued(
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("lingact.passes.SAVE_EVERY", 0.0)
+        patch.setattr("lingact.runtime.resumable_passes.SAVE_EVERY", 0.0)
         patch.setattr(LanguageModel, "residuals", at_call(2, interrupt))
         assert start("analyze", folder, *FEW) == 130
     path = folder / "stats" / "en.safetensors"
@@ -409,7 +411,7 @@ def test_long_texts_are_split_and_counted(start: Start, tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_refused_at_the_door(
     overrides: list[str], message: str, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lingact.workflows.instruments.load_model", never)
+    monkeypatch.setattr("lingact.workflows.setup.load_model", never)
     assert start("analyze", tmp_path / "run", *FEW, *overrides) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from scipy.stats import spearmanr
 
-from lingact.interventions import CausalLosses
-from lingact.lm import LanguageModel
-from lingact.measure import load_measurement
-from lingact.passes import load_state, save_state
+from lingact.activations.interventions import CausalLosses
+from lingact.activations.measure import load_measurement
+from lingact.models.lm import LanguageModel
+from lingact.runtime.resumable_passes import load_state, save_state
 from lingact.workflows import analyze
 
 from .conftest import Start
@@ -64,7 +64,7 @@ def full(start: Start, runs: Path, scores: Path) -> Path:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model cannot be loaded."""
-    monkeypatch.setattr("lingact.workflows.instruments.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("lingact.workflows.setup.load_model", lambda *_: pytest.fail("the model was loaded"))
 
 
 # --- everything ----------------------------------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ OF_PASSES = {"spliced", "causal", "selectivity"}
 def rebuilt(full: Path, start: Start, runs: Path, scores: Path) -> Path:
     """Tables and report of the full run again, without the model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lingact.workflows.instruments.load_model", lambda *_: pytest.fail("the model was loaded"))
+        patch.setattr("lingact.workflows.setup.load_model", lambda *_: pytest.fail("the model was loaded"))
         assert start("analyze", runs / "rebuilt", "tracking=none", f"stats={full}", f"scores={scores}") == 0
     return runs / "rebuilt"
 
@@ -214,7 +214,7 @@ def test_a_full_run_interrupted_again_and_again_ends_the_same(
     full: Path, start: Start, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    monkeypatch.setattr("lingact.passes.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("lingact.runtime.resumable_passes.SAVE_EVERY", 0.0)
     real, left = LanguageModel.residuals, [0]
 
     def residuals(*given: Any, **named: Any) -> Any:

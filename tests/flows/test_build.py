@@ -9,7 +9,7 @@ import yaml
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 from transformers import AutoTokenizer
 
-from lingact.folders import taken
+from lingact.files.folders import taken
 from lingact.microworld import LANGUAGES, world
 from lingact.microworld.build import SMALL, build, identity, main
 from lingact.microworld.documents import aligned_corpus, benchmark_items, reading

@@ -8,7 +8,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from lingact import cli
+from lingact.cli import main as cli
 from lingact.workflows import train
 
 from . import hub

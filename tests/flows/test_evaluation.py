@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lingact import adapters, cli, harness
+from lingact.cli import main as cli
+from lingact.evaluation import harness
+from lingact.models import adapters
 
 from .conftest import CONF, ROOT, Start, launch
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lingact import adapters, cli
+from lingact.cli import main as cli
+from lingact.models import adapters
 from lingact.workflows import train
 from tests.tree import plant, snapshot, untouched
 

@@ -15,14 +15,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tqdm import tqdm
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from lingact import compare, harness
-from lingact.adapters import attach_adapter, base_behaviour, save_adapter, unload_adapter, weights_hash
-from lingact.config import EvalConfig, LoraAdapter, TasksConfig
+from lingact.config.jobs import EvalConfig
+from lingact.config.tasks import TasksConfig
+from lingact.config.training import LoraAdapter
+from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.lm import LanguageModel
-from lingact.paired import How
-from lingact.tasks import Placed, load_tasks
-from lingact.tokens import Tokens
+from lingact.evaluation import compare, harness
+from lingact.evaluation.tasks import Placed, load_tasks
+from lingact.models.adapters import attach_adapter, base_behaviour, save_adapter, unload_adapter, weights_hash
+from lingact.models.lm import LanguageModel
+from lingact.statistics.paired import How
 from lingact.workflows import evaluate
 
 ITEMS: dict[str, Any] = {"missing": "refuse", "items": "shared", "limit": None, "fewshot": None, "batch_size": 5}

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from lingact.config import HubCorpus, PairsCorpus, Splits
-from lingact.corpus import _listed_documents, load_corpus
+from lingact.config.data import HubCorpus, PairsCorpus, Splits
+from lingact.data.corpus import _listed_documents, load_corpus
 from lingact.errors import UserError
 
 from . import hub
@@ -193,7 +193,7 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter
 from lingact.config import CorpusConfig
-from lingact.corpus import load_corpus
+from lingact.data.corpus import load_corpus
 from lingact.errors import UserError
 import datasets, huggingface_hub
 for path in sys.argv[1:]:

@@ -9,7 +9,7 @@ import datasets
 import pytest
 import yaml
 
-from lingact import cli
+from lingact.cli import main as cli
 
 from . import hub
 from .conftest import CONF, ROOT, unused_port

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lingact.config import ModelConfig, SaeSet
-from lingact.lm import LanguageModel, load_model
-from lingact.sae import Dictionary, load_dictionaries
+from lingact.config.model import ModelConfig, SaeSet
+from lingact.models.lm import LanguageModel, load_model
+from lingact.models.sae import Dictionary, load_dictionaries
 
 from . import hub, hub_models
 from .conftest import CONF, hub_surroundings, unused_port

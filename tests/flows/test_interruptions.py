@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from lingact import checkpoints, cli, frozen, harness, measure, stats
-from lingact.batch_loss import BatchLoss
-from lingact.module import GapModule
+from lingact.activations import feature_stats, measure
+from lingact.cli import main as cli
+from lingact.evaluation import harness
+from lingact.training import checkpoints, frozen
+from lingact.training.batch_loss import BatchLoss
+from lingact.training.module import GapModule
 from lingact.workflows import train
 
 from .conftest import CONF, Start
@@ -144,7 +147,7 @@ def test_measuring_goes_on_anywhere_with_the_very_adapter(
     start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    with signalled(signal.SIGTERM, stats.FeatureStats, "count_tokens", 1):
+    with signalled(signal.SIGTERM, feature_stats.FeatureStats, "count_tokens", 1):
         assert start("train", folder, *SETTINGS) == 130
     assert last_line(capsys) == f"Interrupted after the training; kept: the adapter, 1 measured batch. To go on: python train.py resume={folder}"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -207,7 +210,7 @@ def test_an_analysis_keeps_the_batch_it_is_in(
     number: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = ("languages.high=[]", "languages.low=[ml]", "tracking=none", "sae.layers=[0]", "sae.heldout=null", "batch_tokens=256", "measures=core")
-    with signalled(number, stats.FeatureStats, "count_tokens", 3):
+    with signalled(number, feature_stats.FeatureStats, "count_tokens", 3):
         assert start("analyze", tmp_path / "run", *few) == 130
     assert last_line(capsys) == f"Interrupted; kept: 3 measured batches. To go on: python analyze.py resume={tmp_path / 'run'}"
     calls, real = [], measure._forward

@@ -17,11 +17,13 @@ import pytest
 import torch
 import yaml
 
-from lingact import cli
-from lingact.adapters import attach_adapter, save_adapter, weights_hash
-from lingact.config import LoraAdapter, TasksConfig, asset
+from lingact.cli import main as cli
+from lingact.config.base import asset
+from lingact.config.tasks import TasksConfig
+from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
-from lingact.tasks import Placed, load_tasks
+from lingact.evaluation.tasks import Placed, load_tasks
+from lingact.models.adapters import attach_adapter, save_adapter, weights_hash
 
 from . import hub
 from .conftest import CONF

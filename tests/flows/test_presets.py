@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lingact import cli
+from lingact.cli import main as cli
 
 CONF = Path(__file__).parents[2] / "conf"
 

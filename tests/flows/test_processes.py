@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from lingact import adapters, cli
-from lingact.config import LoraAdapter, ModelConfig
-from lingact.corpus import ParallelCorpus
-from lingact.lm import LanguageModel, load_model
+from lingact.cli import main as cli
+from lingact.config.model import ModelConfig
+from lingact.config.training import LoraAdapter
+from lingact.data.corpus import ParallelCorpus
+from lingact.models import adapters
+from lingact.models.lm import LanguageModel, load_model
 
 from .conftest import CONF, Start, launch
 
@@ -147,7 +149,7 @@ def test_a_sharded_model_answers_as_before_with_its_adapter_whole(lm: LanguageMo
 FAR_TOO_FAR = """
 from pathlib import Path
 import torch
-from lingact.cli import launch
+from lingact.cli.main import launch
 
 real = torch.optim.AdamW.step
 

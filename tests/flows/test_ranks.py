@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from lingact import cli, harness
+from lingact.cli import main as cli
+from lingact.evaluation import harness
 
 from .conftest import CONF, ROOT, Start, launch
 

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, constants
 
-from lingact import cli, sharing
-from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter, training_of
-from lingact.config import asset
+from lingact.cli import main as cli
+from lingact.cli import share as sharing
+from lingact.config.base import asset
 from lingact.errors import UserError
-from lingact.tracking import write_json
+from lingact.files.atomic import write_json
+from lingact.models.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter, training_of
 from tests.tree import plant, snapshot
 
 from .conftest import CONF, Start

@@ -21,7 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lingact import adapters, cli, tasks
+from lingact.cli import main as cli
+from lingact.evaluation import tasks
+from lingact.models import adapters
 from lingact.workflows import analyze, evaluate, train
 
 from .conftest import CONF, ROOT, Start, launch
@@ -168,9 +170,9 @@ def limited(real: Callable[..., Any], call: int, count: int) -> Callable[..., An
 @pytest.mark.parametrize(
     ("where", "call", "said"),
     [
-        ("lingact.checkpoints.write_atomically", 2, "'{folder}/checkpoints/last.ckpt' could not be written: File too large"),
+        ("lingact.training.checkpoints.write_atomically", 2, "'{folder}/checkpoints/last.ckpt' could not be written: File too large"),
         ("lingact.workflows.train.save_adapter", 1, "could not be written"),
-        ("lingact.passes.write_atomically", 3, "could not be written: File too large"),
+        ("lingact.runtime.resumable_passes.write_atomically", 3, "could not be written: File too large"),
     ],
     ids=["checkpoint", "adapter", "statistics"],
 )
@@ -211,7 +213,7 @@ def test_a_process_that_may_write_little_says_so(command: Callable[..., list[str
 
 def test_where_not_even_the_configuration_fits_nothing_is_left(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lingact.tracking.write_atomically", limited(sys.modules["lingact.tracking"].write_atomically, 1, 100))
+        patch.setattr("lingact.files.atomic.write_atomically", limited(sys.modules["lingact.runtime.tracking"].write_atomically, 1, 100))
         assert start("train", tmp_path / "run", *ALONE) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("File too large; free some space and give the same command again")
     assert not (tmp_path / "run").exists()
@@ -347,8 +349,8 @@ def test_an_adapter_of_another_model_is_refused(
 BESIDE = """
 import os, sys, types
 from pathlib import Path
-from lingact.cli import launch
-from lingact.tracking import open_run
+from lingact.cli.main import launch
+from lingact.runtime.tracking import open_run
 
 def run(config, folder):
     with open_run("train", config, config.tracking, folder) as run:

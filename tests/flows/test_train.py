@@ -18,12 +18,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lingact import adapters, cli
-from lingact.batch_loss import BatchLoss
-from lingact.config import ModelConfig
-from lingact.data import AlignedBatches
-from lingact.frozen import Reference
-from lingact.lm import LanguageModel, load_model
+from lingact.cli import main as cli
+from lingact.config.model import ModelConfig
+from lingact.models import adapters
+from lingact.models.lm import LanguageModel, load_model
+from lingact.training.batch_loss import BatchLoss
+from lingact.training.batches import AlignedBatches
+from lingact.training.frozen import Reference
 from lingact.workflows import train
 
 from .conftest import CONF, Start

@@ -157,7 +157,7 @@ def _touched(example: Command | Example, base: Path, before: dict[str, str], cod
 
 def read_back(example: Example, base: Path) -> str | None:
     """Of a run that has read a corpus: whether it has read what stands there, by the hash in its manifest."""
-    from lingact.corpus import ParallelCorpus
+    from lingact.data.corpus import ParallelCorpus
 
     truth: Truth = example.truth
     manifests = [json.loads(path.read_text(encoding="utf-8")) for path in base.rglob("manifest.json")]

@@ -13,7 +13,10 @@ import yaml
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from lingact.config import SCHEMAS, FilesCorpus, LoraAdapter, OwnItems
+from lingact.config.data import FilesCorpus
+from lingact.config.jobs import SCHEMAS
+from lingact.config.tasks import OwnItems
+from lingact.config.training import LoraAdapter
 
 SENTENCES = {
     "en": ("A dog.", "The sky is blue.", "Two and three.", "She sings.", "We go on Monday.", "Bread.", "It rained.", "A red car.", "Cold water", "An old man.", "Yes!", "Who?"),

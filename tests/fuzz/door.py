@@ -15,8 +15,9 @@ from unittest import mock
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from lingact import cli
-from lingact.config import SCHEMAS, judge
+from lingact.cli import main as cli
+from lingact.config.jobs import SCHEMAS
+from lingact.config.validation import judge
 
 from .configurations import LEAST, SMALL, Command, keys
 

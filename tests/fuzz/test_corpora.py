@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from lingact.config import FilesCorpus, OwnItems, Splits, TasksConfig
-from lingact.corpus import load_corpus
-from lingact.correlation import read_scores
+from lingact.analysis.correlation import read_scores
+from lingact.config.data import FilesCorpus, Splits
+from lingact.config.tasks import OwnItems, TasksConfig
+from lingact.data.corpus import load_corpus
 from lingact.errors import UserError
-from lingact.tasks import load_tasks
+from lingact.evaluation.tasks import load_tasks
 
 from . import corpora
 from .corpora import Asked, Example, Questions, Scores, Truth

@@ -12,20 +12,20 @@ ROOT = Path(__file__).parents[2]
 
 FAULTS = {
     "lint": [
-        ("src/lingact/losses.py", "import json\n", "F401"),
-        ("src/lingact/losses.py", "print(1)\n", "T201"),
+        ("src/lingact/activations/functional.py", "import json\n", "F401"),
+        ("src/lingact/activations/functional.py", "print(1)\n", "T201"),
         ("tests/conf/test_planted.py", "try:\n    pass\nexcept Exception:\n    pass\n", "BLE001"),
     ],
-    "style": [("src/lingact/losses.py", "PLANTED = {'a':1}\n", "would be reformatted")],
+    "style": [("src/lingact/activations/functional.py", "PLANTED = {'a':1}\n", "would be reformatted")],
     "types": [
-        ("src/lingact/losses.py", '\nPLANTED: int = "one"\n', "losses.py"),
+        ("src/lingact/activations/functional.py", '\nPLANTED: int = "one"\n', "losses.py"),
         ("tests/conf/test_planted.py", '"""Planted."""\n\nPLANTED: int = "one"\n', "test_planted.py"),
-        ("src/lingact/compare.py", "\nPLANTED = np.zeroes\n", "missing-attribute"),
+        ("src/lingact/evaluation/compare.py", "\nPLANTED = np.zeroes\n", "missing-attribute"),
     ],
     "layers": [
-        ("src/lingact/losses.py", "\nfrom lingact import workflows\n", "lingact.losses -> lingact.workflows"),
-        ("src/lingact/compare.py", "\nfrom lingact import corpus\n", "lingact.compare -> lingact.corpus"),
-        ("src/lingact/losses.py", "\nimport wandb\n", "lingact.losses -> wandb"),
+        ("src/lingact/activations/functional.py", "\nfrom lingact import workflows\n", "lingact.activations.functional -> lingact.workflows"),
+        ("src/lingact/evaluation/compare.py", "\nfrom lingact import corpus\n", "lingact.evaluation.compare -> lingact.data.corpus"),
+        ("src/lingact/activations/functional.py", "\nimport wandb\n", "lingact.activations.functional -> wandb"),
     ],
     "layers without a place": [("src/lingact/planted.py", '"""Planted."""\n', "planted")],
 }
@@ -69,7 +69,7 @@ def test_gate(copy: Path, gate: str) -> None:
 @pytest.mark.slow
 def test_checks_change_nothing(copy: Path) -> None:
     """Not even a file that could be mended. (The check of types has no such mode.)"""
-    (copy / "src/lingact/losses.py").write_text("import json\nx = {'a':1}\n", encoding="utf-8")
+    (copy / "src/lingact/activations/functional.py").write_text("import json\nx = {'a':1}\n", encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
     for gate in ("lint", "style", "layers"):
         command = ("make", "--directory", str(copy), f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed-dev", gate)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 
-from lingact.corpus import ParallelCorpus
-from lingact.sae import Dictionaries, Dictionary
-from lingact.stats import FeatureStats, add_batch
-from lingact.tokens import TokenBatch
+from lingact.activations.feature_stats import FeatureStats, add_batch
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import TokenBatch
+from lingact.models.sae import Dictionaries, Dictionary
 
 D_MODEL, WIDTH, SENTENCES = 5, 7, 4
 COUNTS = ("tokens", "windows", "bytes", "words", "partial", "l0", "predicted")

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import yaml
 
-from lingact.adapters import attach_adapter
-from lingact.config import LoraAdapter, LossConfig
-from lingact.lm import LanguageModel
+from lingact.config.training import LoraAdapter, LossConfig
+from lingact.models.adapters import attach_adapter
+from lingact.models.lm import LanguageModel
 
 CONF = Path(__file__).parents[2] / "conf"
 DEFAULT = yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text())

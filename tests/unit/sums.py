@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lingact.measure import Measurement
-from lingact.passes import save_state
-from lingact.stats import FeatureStats
+from lingact.activations.feature_stats import FeatureStats
+from lingact.activations.measure import Measurement
+from lingact.runtime.resumable_passes import save_state
 
 
 def stats_of(activation: Any, tokens: Any, **other: Any) -> FeatureStats:

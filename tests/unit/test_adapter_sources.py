@@ -19,13 +19,15 @@ import wandb
 import yaml
 from torch import Tensor
 
-from lingact import adapters, wandb_artifacts
-from lingact.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, expand_adapters, find_adapter, training_of
-from lingact.adapters import attach_adapter, load_adapter, save_adapter, weights_hash
-from lingact.config import LoraAdapter, asset
+from lingact.config.base import asset
+from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
-from lingact.lm import LanguageModel
-from lingact.tracking import full_disk, write_json
+from lingact.files.atomic import full_disk, write_json
+from lingact.hub import wandb_artifacts
+from lingact.models import adapters
+from lingact.models.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, expand_adapters, find_adapter, training_of
+from lingact.models.adapters import attach_adapter, load_adapter, save_adapter, weights_hash
+from lingact.models.lm import LanguageModel
 from tests.tree import plant, snapshot, untouched
 
 from .wandb_server import ENTITY, KEY, Artifact, WandbServer, serve
@@ -293,7 +295,7 @@ def test_a_cache_that_cannot_be_is_named(logged: WandbServer, cache: Path) -> No
 
 
 def test_nothing_is_printed(logged: WandbServer, tmp_path: Path) -> None:
-    code = f"from lingact.adapters import find_adapter; find_adapter({NAME!r})"
+    code = f"from lingact.models.adapters import find_adapter; find_adapter({NAME!r})"
     environment = {name: value for name, value in os.environ.items() if name not in ("WANDB_SILENT", "WANDB_SERVICE")}
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

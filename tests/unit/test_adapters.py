@@ -26,7 +26,11 @@ from transformers import (
     LlamaConfig,
 )
 
-from lingact.adapters import (
+from lingact.config.jobs import TrainConfig
+from lingact.config.training import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
+from lingact.config.validation import validate
+from lingact.errors import UserError
+from lingact.models.adapters import (
     WEIGHTS,
     adapter_hash,
     attach_adapter,
@@ -39,9 +43,7 @@ from lingact.adapters import (
     unload_adapter,
     weights_hash,
 )
-from lingact.config import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, TrainConfig, VeraAdapter, validate
-from lingact.errors import UserError
-from lingact.lm import find_blocks
+from lingact.models.lm import find_blocks
 from tests.tree import plant, snapshot
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -16,13 +16,14 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from lingact.adapters import adapter_hash, attach_adapter
-from lingact.config import LoraAdapter, TasksConfig
+from lingact.config.tasks import TasksConfig
+from lingact.config.training import LoraAdapter
+from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.harness import Answers, EvalRun, Scorer, batch_size_for, identity_of
-from lingact.lm import LanguageModel
-from lingact.tasks import Placed, load_tasks
-from lingact.tokens import Tokens
+from lingact.evaluation.harness import Answers, EvalRun, Scorer, batch_size_for, identity_of
+from lingact.evaluation.tasks import Placed, load_tasks
+from lingact.models.adapters import adapter_hash, attach_adapter
+from lingact.models.lm import LanguageModel
 from tests.tree import plant, untouched
 
 ITEMS = [

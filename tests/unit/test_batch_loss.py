@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingact.adapters import base_behaviour, train_adapter_only, weights_hash
-from lingact.batch_loss import BatchLoss, Terms
-from lingact.corpus import ParallelCorpus
-from lingact.data import AlignedBatch
-from lingact.features import kept_residuals
-from lingact.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
-from lingact.lm import LanguageModel
-from lingact.sae import Dictionaries
-from lingact.tokens import TokenBatch, Tokens
+from lingact.activations.features import kept_residuals
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import TokenBatch, Tokens
+from lingact.models.adapters import base_behaviour, train_adapter_only, weights_hash
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries
+from lingact.training.batch_loss import BatchLoss, Terms
+from lingact.training.batches import AlignedBatch
+from lingact.training.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
 
 from .combined import LAYERS, OFF, WEIGHTS, adapted, loss_of
 

@@ -9,11 +9,12 @@ import pytest
 import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from lingact import tasks
-from lingact.benchmarks import FAMILIES, ORIGINS, TEXT_SOURCES, entry, family
-from lingact.config import TasksConfig, asset
+from lingact.catalogue.benchmarks import FAMILIES, ORIGINS, TEXT_SOURCES, entry, family
+from lingact.catalogue.languages import LANGUAGES
+from lingact.config.base import asset
+from lingact.config.tasks import TasksConfig
 from lingact.errors import UserError
-from lingact.languages import LANGUAGES
+from lingact.evaluation import tasks
 
 TEN = tuple(LANGUAGES)[:10]
 HARNESS = Path(lm_eval.tasks.__file__).parent

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lingact.bits import Nats, base_bits, bits_table, sentence_nats
-from lingact.corpus import ParallelCorpus
+from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.lm import LanguageModel
-from lingact.paired import How
+from lingact.evaluation.bits_per_byte import Nats, base_bits, bits_table, sentence_nats
+from lingact.models.lm import LanguageModel
+from lingact.statistics.paired import How
 
 BOS, CONTEXT = 2, 64
 HOW = How(resamples=400, confidence=0.95, seed=1)

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from lingact import changes
-from lingact.changes import Variants
-from lingact.config import LanguagesConfig, Statistics
-from lingact.inference import Resampling
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.analysis import changes
+from lingact.analysis.changes import Variants
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
+from lingact.statistics.bootstrap import Resampling
 
 from .sums import four, random_stats, stats_of
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lingact.checkpoints import Keeper, LastStep, RunCheckpoints
 from lingact.errors import UserError
-from lingact.tracking import full_disk, write_atomically
+from lingact.files.atomic import full_disk, write_atomically
+from lingact.training.checkpoints import Keeper, LastStep, RunCheckpoints
 
 HEADER = {"configuration": "a" * 64, "corpus": "b" * 64}
 

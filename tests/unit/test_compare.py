@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from lingact import compare, paired
 from lingact.errors import UserError
-from lingact.paired import How
+from lingact.evaluation import compare
+from lingact.statistics import paired
+from lingact.statistics.paired import How
 
 HOW = How(resamples=2000, confidence=0.95, seed=1)
 SURE = {"resamples": 2000, "confidence": 0.95, "seed": 1}

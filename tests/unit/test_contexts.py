@@ -10,8 +10,7 @@ import pytest
 import torch
 from tokenizers import decoders
 
-from lingact import passes
-from lingact.contexts import (
+from lingact.activations.contexts import (
     AROUND,
     PER_LATENT,
     Context,
@@ -24,11 +23,12 @@ from lingact.contexts import (
     save_contexts,
     strongest_contexts,
 )
-from lingact.corpus import ParallelCorpus
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import TokenBatch, Tokens
 from lingact.errors import UserError
-from lingact.lm import LanguageModel
-from lingact.sae import Dictionaries, Dictionary
-from lingact.tokens import TokenBatch, Tokens
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries, Dictionary
+from lingact.runtime import resumable_passes
 
 WANTED = {2: [5, 40, 11], 0: [7]}
 HEADER = {"model": "tiny"}
@@ -158,7 +158,7 @@ def test_an_interrupted_search_goes_on(
         return strongest_contexts(lm, dictionaries, corpus, WANTED, batch_tokens=100, header=HEADER, folder=folder)
 
     whole = search(None)
-    monkeypatch.setattr(passes, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(resumable_passes, "SAVE_EVERY", -1.0)
     with monkeypatch.context() as patch:
         interrupted_after(lm, 8, patch)
         with pytest.raises(KeyboardInterrupt):

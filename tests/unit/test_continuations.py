@@ -11,11 +11,11 @@ from tokenizers import decoders
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from lingact.adapters import base_behaviour
-from lingact.continuations import NEW_TOKENS, PROMPTS, continuation_table, greedy, repetition, repetition_summary
-from lingact.corpus import ParallelCorpus
-from lingact.lm import LanguageModel
-from lingact.tokens import Tokens
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import Tokens
+from lingact.models.adapters import base_behaviour
+from lingact.models.lm import LanguageModel
+from lingact.training.continuations import NEW_TOKENS, PROMPTS, continuation_table, greedy, repetition, repetition_summary
 
 EOS = 1
 CODES = ("hi", "en")

@@ -9,16 +9,17 @@ import pandas as pd
 import pytest
 import yaml
 
-from lingact import sweep
-from lingact.changes import Variants, change
-from lingact.config import LanguagesConfig, Statistics
-from lingact.contrasts import Numbers, Trained, pair_table, recipe_table
+from lingact.activations.feature_stats import FeatureStats
+from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.analysis.changes import Variants, change
+from lingact.analysis.contrasts import Numbers, Trained, pair_table, recipe_table
+from lingact.cli import sweep
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
 from lingact.errors import UserError
-from lingact.inference import Resampling
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.files.atomic import write_json
 from lingact.report import analysis as words
-from lingact.stats import FeatureStats
-from lingact.tracking import write_json
+from lingact.statistics.bootstrap import Resampling
 
 from .sums import keep, stats_of
 

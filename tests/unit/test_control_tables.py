@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lingact.config import LanguagesConfig, Statistics
-from lingact.control_tables import draws_by_layer, draws_by_range, draws_summary, mean_rows, trained_minus_random
+from lingact.analysis.control_tables import draws_by_layer, draws_by_range, draws_summary, mean_rows, trained_minus_random
+from lingact.analysis.tables import Disparities, disparities, layer_table, range_table
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
 from lingact.report import analysis as words
-from lingact.tables import Disparities, disparities, layer_table, range_table
 
 from .sums import stats_of
 

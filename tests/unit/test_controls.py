@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingact.controls import cut_for, is_random, pooled_sample, random_dictionaries, random_meter
-from lingact.corpus import ParallelCorpus
-from lingact.lm import LanguageModel
-from lingact.sae import Dictionaries, Dictionary
+from lingact.activations.random_saes import cut_for, is_random, pooled_sample, random_dictionaries, random_meter
+from lingact.data.corpus import ParallelCorpus
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries, Dictionary
 
 TOKENS, D_MODEL = 400, 32
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lingact.config import FilesCorpus, Splits
-from lingact.corpus import ParallelCorpus, load_corpus, load_training_text, plain
+from lingact.config.data import FilesCorpus, Splits
+from lingact.data.corpus import ParallelCorpus, load_corpus, load_training_text, plain
 from lingact.errors import UserError
 
 SHARES = Splits(train=0.5, dev=0.2, heldout=0.3)

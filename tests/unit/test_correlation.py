@@ -9,7 +9,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from lingact.correlation import (
+from lingact.analysis.correlation import (
     correlation_table,
     correlations,
     fisher_interval,
@@ -22,8 +22,8 @@ from lingact.correlation import (
     side_by_side_correlations,
     side_by_side_text,
 )
+from lingact.catalogue.languages import LANGUAGES
 from lingact.errors import UserError
-from lingact.languages import LANGUAGES
 
 CODES = ("zh", "ru", "es", "it", "id", "ca", "mr", "ml", "hi")
 ALONE = held_constant(np.empty((0, 5)))

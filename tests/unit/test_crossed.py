@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jaxtyping import Float
 
-from lingact.crossed import crossed_difference, crossed_mean
-from lingact.inference import Resampling, interval, p_value
-from lingact.paired import crossed_effects
+from lingact.statistics.bootstrap import Resampling, interval, p_value
+from lingact.statistics.crossed import crossed_difference, crossed_mean
+from lingact.statistics.paired import crossed_effects
 
 HOW: dict[str, Any] = {"drawn": Resampling.of_sentences(10), "confidence": 0.95}
 

@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 import torch
 
-from lingact.corpus import ParallelCorpus
-from lingact.data import AlignedBatch, AlignedBatches, AlignedData
-from lingact.lm import LanguageModel
-from lingact.tokens import Tokens
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import Tokens
+from lingact.models.lm import LanguageModel
+from lingact.training.batches import AlignedBatch, AlignedBatches, AlignedData
 
 
 def batches(lm: LanguageModel, corpus: ParallelCorpus, *, sentences: int = 5, count: int = 12, seed: int = 3) -> AlignedBatches:

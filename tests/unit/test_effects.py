@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
-from lingact.config import LanguagesConfig
-from lingact.effects import causal_table, causal_text, is_monotone, of_variant, selectivity_table, spliced_table
-from lingact.inference import Resampling
-from lingact.interventions import Arm, CausalLosses, SplicedLosses
+from lingact.activations.interventions import Arm, CausalLosses, SplicedLosses
+from lingact.analysis.effects import causal_table, causal_text, is_monotone, of_variant, selectivity_table, spliced_table
+from lingact.config.data import LanguagesConfig
 from lingact.report import analysis as words
+from lingact.statistics.bootstrap import Resampling
 
 SETTINGS: dict[str, Any] = {"resamples": 400, "confidence": 0.9, "seed": 3}
 PREDICTED = np.array([2, 3, 5])

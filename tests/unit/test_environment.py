@@ -6,8 +6,8 @@ import tempfile
 
 import pytest
 
-from lingact.environment import adopted, check_environment, first_host, first_process, shape, started_outside
 from lingact.errors import UserError
+from lingact.runtime.environment import adopted, check_environment, first_host, first_process, shape, started_outside
 
 TORCHRUN = {
     "RANK": "5",
@@ -196,5 +196,7 @@ def test_without_a_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -
 
 def test_judging_takes_no_library() -> None:
     """Lightning reads ranks when it is imported, and would fail there."""
-    script = "import sys, lingact.environment; print(sorted({'torch', 'pytorch_lightning', 'lightning_fabric', 'hydra'} & sys.modules.keys()))"
+    script = (
+        "import sys, lingact.runtime.environment; print(sorted({'torch', 'pytorch_lightning', 'lightning_fabric', 'hydra'} & sys.modules.keys()))"
+    )
     assert subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True).stdout == "[]\n"

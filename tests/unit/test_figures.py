@@ -9,10 +9,10 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from lingact.config import LanguagesConfig
+from lingact.analysis.tables import Disparities, layer_table
+from lingact.config.data import LanguagesConfig
 from lingact.figures import gaps, training
-from lingact.inference import Resampling
-from lingact.tables import Disparities, layer_table
+from lingact.statistics.bootstrap import Resampling
 
 LANGUAGES = LanguagesConfig(reference="en", high=("zh", "es"), low=("ml", "hi"))
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 
-from lingact.config import LanguagesConfig
+from lingact.config.data import LanguagesConfig
 from lingact.figures.evaluation import accuracy_figure, difference_figure
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("ml", "hi"))

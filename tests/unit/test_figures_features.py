@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lingact.config import LanguagesConfig
+from lingact.config.data import LanguagesConfig
 from lingact.figures.features import feature_counts, feature_rates
 
 LANGUAGES = LanguagesConfig(reference="en", high=("zh",), low=("ml", "hi"))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from lingact.config import LanguagesConfig
+from lingact.config.data import LanguagesConfig
 from lingact.figures.interventions import causal_matrix, dose_response, spliced_curves
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("ml", "hi"))

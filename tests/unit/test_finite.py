@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lingact.finite import describe, nonfinite
+from lingact.models.finite import describe, nonfinite
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

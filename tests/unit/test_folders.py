@@ -20,8 +20,9 @@ import pytest
 
 import lingact
 from lingact.errors import UserError
-from lingact.folders import LOCK, TOKEN, claim, is_temporary, make_folders, move_aside, put_in_place, remove_empty, taken, temporary_beside
-from lingact.tracking import read_manifest, remove_leftovers, write_atomically
+from lingact.files.atomic import write_atomically
+from lingact.files.folders import LOCK, TOKEN, claim, is_temporary, make_folders, move_aside, put_in_place, remove_empty, taken, temporary_beside
+from lingact.runtime.tracking import read_manifest, remove_leftovers
 from tests.tree import plant, snapshot, untouched
 
 SOURCE = Path(lingact.__file__).parents[1]
@@ -189,7 +190,7 @@ def test_without_the_token_of_a_run_nothing_is_removed(token: str | None, tmp_pa
 
 # --- one process at a time -----------------------------------------------------------------------------------------------------------------------
 
-HOLD = "import sys, time; from pathlib import Path; from lingact.folders import taken\nwith taken(Path(sys.argv[1])): print('in', flush=True); {then}"
+HOLD = "import sys, time; from pathlib import Path; from lingact.files.folders import taken\nwith taken(Path(sys.argv[1])): print('in', flush=True); {then}"
 
 
 def hold(folder: Path, then: str = "time.sleep(60)") -> subprocess.Popen[str]:

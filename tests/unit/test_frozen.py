@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lingact import frozen as module
-from lingact.corpus import ParallelCorpus
+from lingact.activations.functional import kl_per_token
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.frozen import Anchor, Freezing, Predictions, Reference, freeze_anchor, freeze_predictions, freeze_reference
-from lingact.lm import LanguageModel
-from lingact.losses import kl_per_token
-from lingact.sae import Dictionaries
-from lingact.tokens import Tokens
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries
+from lingact.training import frozen as module
+from lingact.training.frozen import Anchor, Freezing, Predictions, Reference, freeze_anchor, freeze_predictions, freeze_reference
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from lingact.errors import UserError
-from lingact.hub import HubItem, from_the_hub
+from lingact.hub.huggingface import HubItem, from_the_hub
 from tests.tree import snapshot
 
 ITEM = HubItem("model 'a/b'", "a/b", "model", "or leave it out")

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from lingact import interrupts
+from lingact.runtime import interrupts
 
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP]
 

@@ -10,10 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lingact import passes
-from lingact.corpus import ParallelCorpus
-from lingact.errors import UserError
-from lingact.interventions import (
+from lingact.activations.interventions import (
     Arm,
     CausalLosses,
     Intervention,
@@ -27,9 +24,12 @@ from lingact.interventions import (
     scaled_latents,
     spliced_losses,
 )
-from lingact.lm import LanguageModel
-from lingact.sae import Dictionaries, Dictionary
-from lingact.tokens import TokenBatch
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import TokenBatch
+from lingact.errors import UserError
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries, Dictionary
+from lingact.runtime import resumable_passes
 
 LATENTS = {0: (1, 5, 40), 2: (0, 47)}
 HEADER = {"model": "tiny"}
@@ -287,9 +287,9 @@ def test_causal_losses_by_hand(lm: LanguageModel, dictionaries: Dictionaries, co
 @pytest.fixture
 def cut_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """After the given number of forward passes, the next one fails; every step is saved."""
-    import lingact.interventions as module
+    import lingact.activations.interventions as module
 
-    monkeypatch.setattr(passes, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(resumable_passes, "SAVE_EVERY", -1.0)
     original, left = module.nll_under, [10**9]
 
     def counted(*arguments: Any) -> Any:

@@ -9,10 +9,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, fisher_exact
 
-from lingact.config import LanguagesConfig
-from lingact.corpus import ParallelCorpus
-from lingact.errors import UserError
-from lingact.language_features import (
+from lingact.activations.feature_stats import CONFIRMATION, DISCOVERY, FeatureStats
+from lingact.analysis.language_features import (
     Criteria,
     chosen_latents,
     features_text,
@@ -23,8 +21,10 @@ from lingact.language_features import (
     rate_table,
     strongest_confirmed,
 )
-from lingact.sae import Dictionary
-from lingact.stats import CONFIRMATION, DISCOVERY, FeatureStats
+from lingact.config.data import LanguagesConfig
+from lingact.data.corpus import ParallelCorpus
+from lingact.errors import UserError
+from lingact.models.sae import Dictionary
 
 CODES, LAYERS, WIDTH, SENTENCES, LENGTH = ("en", "es", "hi", "ml"), (2, 5), 120, 160, 12
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi", "ml"))

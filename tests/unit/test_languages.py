@@ -6,10 +6,10 @@ import lm_eval.tasks
 import pytest
 import yaml
 
-from lingact.benchmarks import FAMILIES, entry
-from lingact.config import LanguagesConfig
+from lingact.catalogue.benchmarks import FAMILIES, entry
+from lingact.catalogue.languages import LANGUAGES, Language, language
+from lingact.config.data import LanguagesConfig
 from lingact.errors import UserError
-from lingact.languages import LANGUAGES, Language, language
 
 TEN = {
     "en": ("English", "eng_Latn", "Latin", "Germanic", 45.5105),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lingact.config import Splits
-from lingact.corpus import ParallelCorpus
+from lingact.config.data import Splits
+from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.leakage import content_words, known_share, leakage_table, same_source, training_corpus, training_text
+from lingact.evaluation.contamination import content_words, known_share, leakage_table, same_source, training_corpus, training_text
 
 OSLO = "The capital city of the country Norway is the town Oslo"  # 11 words, 8 sequences of 4
 STOCKHOLM = "The capital city of the country Sweden is the town Stockholm"

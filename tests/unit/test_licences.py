@@ -2,7 +2,7 @@
 
 import pytest
 
-from lingact.licences import licence_of, notice_of
+from lingact.catalogue.licences import licence_of, notice_of
 
 
 @pytest.mark.parametrize(

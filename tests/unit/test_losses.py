@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingact.losses import (
+from lingact.activations.functional import (
     activation_gap,
     combine,
     fit_loss,

@@ -9,22 +9,23 @@ import pandas as pd
 import pytest
 import torch
 
-from lingact.bits import lost_nats, sentence_nats
-from lingact.changes import Variants, change
-from lingact.config import LanguagesConfig, Statistics
-from lingact.controls import pooled_sample, random_dictionaries
-from lingact.corpus import ParallelCorpus
+from lingact.activations.measure import Lost, Measurement, Wanted, load_measurement, lost_sentence, measure
+from lingact.activations.random_saes import pooled_sample, random_dictionaries
+from lingact.analysis.changes import Variants, change
+from lingact.analysis.measures import Ratio
+from lingact.analysis.similarity import similarity_table
+from lingact.analysis.tables import confound_table, disparities, layer_table, measure_table, range_table
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
+from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.frozen import Freezing, freeze_anchor, freeze_predictions, freeze_reference
-from lingact.inference import Resampling
-from lingact.lm import LanguageModel
-from lingact.measure import Lost, Measurement, Wanted, load_measurement, lost_sentence, measure
-from lingact.measures import Ratio
+from lingact.evaluation.bits_per_byte import lost_nats, sentence_nats
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries
 from lingact.report.analysis import wide_similarity
 from lingact.report.words import plain
-from lingact.sae import Dictionaries
-from lingact.similarity import similarity_table
-from lingact.tables import confound_table, disparities, layer_table, measure_table, range_table
+from lingact.statistics.bootstrap import Resampling
+from lingact.training.frozen import Freezing, freeze_anchor, freeze_predictions, freeze_reference
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi",))
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lingact.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Pooling, available, value
-from lingact.stats import FeatureStats
+from lingact.activations.feature_stats import FeatureStats
+from lingact.analysis.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Pooling, available, value
 
 from .sums import stats_of
 

@@ -6,10 +6,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lingact.config import TrainConfig, validate
+from lingact.config.jobs import TrainConfig
+from lingact.config.validation import validate
 from lingact.errors import UserError
+from lingact.files.atomic import write_json
 from lingact.report.model_card import model_card, read_exam, read_tables
-from lingact.tracking import write_json
 
 from .test_report import TRAIN
 

@@ -10,18 +10,18 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from lingact.adapters import weights_hash
-from lingact.batch_loss import BatchLoss
-from lingact.checkpoints import Keeper, LastStep
-from lingact.config import OptimConfig, TrainerConfig
-from lingact.corpus import ParallelCorpus
-from lingact.data import AlignedBatches, AlignedData
+from lingact.config.training import OptimConfig, TrainerConfig
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.frozen import Freezing, Frozen, freeze_reference
-from lingact.lm import LanguageModel
-from lingact.module import Diverged, GapModule
-from lingact.sae import Dictionaries
-from lingact.tokens import Tokens
+from lingact.models.adapters import weights_hash
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries
+from lingact.training.batch_loss import BatchLoss
+from lingact.training.batches import AlignedBatches, AlignedData
+from lingact.training.checkpoints import Keeper, LastStep
+from lingact.training.frozen import Freezing, Frozen, freeze_reference
+from lingact.training.module import Diverged, GapModule
 
 from .combined import CONF, LAYERS, OFF, WEIGHTS, adapted, loss_of
 

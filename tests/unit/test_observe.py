@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from lingact.config import AnalyzeConfig, judge
+from lingact.config.jobs import AnalyzeConfig
+from lingact.config.validation import judge
 from lingact.errors import UserError
-from lingact.tracking import write_json
+from lingact.files.atomic import write_json
 from lingact.workflows.analyze import as_measured, scores_of_another_model
 from lingact.workflows.observe import _links
 

@@ -11,8 +11,8 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from lingact import paired
-from lingact.paired import How
+from lingact.statistics import paired
+from lingact.statistics.paired import How
 
 SEED = 20261125  # written down before the first run; not to be tuned
 HOW = How(resamples=2000, confidence=0.95, seed=1)

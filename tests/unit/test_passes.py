@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lingact import passes
 from lingact.errors import UserError
-from lingact.passes import load_state, restore, resumable, save_state, token_bar
+from lingact.runtime import resumable_passes
+from lingact.runtime.resumable_passes import load_state, restore, resumable, save_state, token_bar
 from tests.tree import plant, snapshot, untouched
 
 HEADER = {"model": "m"}
@@ -47,7 +47,7 @@ def go(path: Path | None, state: dict[str, np.ndarray], *, until: int = len(STEP
 
 @pytest.mark.parametrize("until", range(len(STEPS)))
 def test_an_interrupted_pass_goes_on_where_it_was(until: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(resumable_passes, "SAVE_EVERY", -1.0)
     path, undisturbed = tmp_path / "state.safetensors", new_state()
     go(None, undisturbed)
     done, bar = go(path, new_state(), until=until)
@@ -82,7 +82,7 @@ def test_saves_are_no_more_frequent_than_asked(tmp_path: Path) -> None:
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(resumable_passes, "SAVE_EVERY", -1.0)
     monkeypatch.chdir(tmp_path)
     done, bar = go(None, new_state())
     assert (done, bar) == (list(STEPS), sum(STEPS))
@@ -202,7 +202,7 @@ def test_processes_take_turns_and_all_have_the_whole(world: int, apart: Callable
 def test_an_interrupted_pass_goes_on_with_another_number_of_processes(
     before: int, after: int, apart: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(resumable_passes, "SAVE_EVERY", -1.0)
     path = tmp_path / "state.safetensors"
     interrupted = shares(apart, before, path, until=1)
     assert sorted(step for done, _ in interrupted for step in done) == sorted(STEPS[:before])

@@ -8,14 +8,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lingact import plan
-from lingact.adapters import attach_adapter
-from lingact.config import SCHEMAS, Shape, judge
-from lingact.corpus import ParallelCorpus
+from lingact.activations.feature_stats import FeatureStats
+from lingact.cli import plan
+from lingact.cli.plan import GB, Hardware, Need, Pass, Plan, adapter_weights, advice, begin, look, make_plan, tell
+from lingact.config.jobs import SCHEMAS
+from lingact.config.model import Shape
+from lingact.config.validation import judge
+from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.plan import GB, Hardware, Need, Pass, Plan, adapter_weights, advice, begin, look, make_plan, tell
-from lingact.sae import Dictionaries
-from lingact.stats import FeatureStats
+from lingact.models.adapters import attach_adapter
+from lingact.models.sae import Dictionaries
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = ("gemma2_2b", "gemma2_2b_quick", "gemma3_1b", "gpt2", "llama31_8b")

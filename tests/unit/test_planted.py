@@ -11,15 +11,16 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from lingact.config import LanguagesConfig, Statistics
-from lingact.corpus import ParallelCorpus
-from lingact.inference import Resampling, interval, simultaneous_band
-from lingact.lm import LanguageModel
-from lingact.measure import BASE, measure
-from lingact.measures import Pooling, Ratio, pooled
-from lingact.sae import Dictionary
-from lingact.stats import FeatureStats
-from lingact.tables import disparities, layer_table, shuffled_table
+from lingact.activations.feature_stats import FeatureStats
+from lingact.activations.measure import BASE, measure
+from lingact.analysis.measures import Pooling, Ratio, pooled
+from lingact.analysis.tables import disparities, layer_table, shuffled_table
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
+from lingact.data.corpus import ParallelCorpus
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionary
+from lingact.statistics.bootstrap import Resampling, interval, simultaneous_band
 
 from .sums import stats_of
 

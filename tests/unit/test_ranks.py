@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lingact import ranks
 from lingact.errors import UserError
+from lingact.runtime import distributed
 
 Apart = Callable[..., list[Any]]
 
 
 def test_alone_everything_is_ones_own() -> None:
     state = {"sum": np.ones(2)}
-    ranks.unite(state, lambda _: pytest.fail("there is nobody else"))
-    assert (ranks.rank(), ranks.world(), ranks.told("a"), ranks.gathered("a")) == (0, 1, "a", ["a"])
-    with ranks.joined(1, 1):
-        assert ranks.world() == 1
+    distributed.unite(state, lambda _: pytest.fail("there is nobody else"))
+    assert (distributed.rank(), distributed.world(), distributed.told("a"), distributed.gathered("a")) == (0, 1, "a", ["a"])
+    with distributed.joined(1, 1):
+        assert distributed.world() == 1
 
 
 def test_they_tell_each_other(apart: Apart) -> None:
     def work(rank: int) -> tuple[Any, ...]:
-        return ranks.rank(), ranks.world(), ranks.told({"from": rank}), ranks.gathered(10 * rank)
+        return distributed.rank(), distributed.world(), distributed.told({"from": rank}), distributed.gathered(10 * rank)
 
     assert apart(3, work) == [(rank, 3, {"from": 0}, [0, 10, 20]) for rank in range(3)]
 
@@ -39,7 +39,7 @@ def test_states_are_merged_in_the_order_of_ranks_and_handed_out(apart: Apart) ->
             state["order"][...] = 10 * state["order"] + other["order"]
             state["sum"] += other["sum"]
 
-        ranks.unite(state, merge)
+        distributed.unite(state, merge)
         return {name: array.tolist() for name, array in state.items()}
 
     # ((0 * 10 + 1) * 10 + 2), and the sum that this order of additions has.
@@ -50,7 +50,7 @@ def test_who_waits_for_one_that_has_ended_is_told(apart: Apart) -> None:
     def work(rank: int) -> None:
         if rank == 1:
             os._exit(9)
-        ranks.told(0)
+        distributed.told(0)
 
     told, nothing = apart(2, work)
     assert isinstance(told, UserError)
@@ -65,7 +65,7 @@ def test_who_waits_hears_of_an_interrupt(apart: Apart) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             began = time.monotonic()
             with pytest.raises(KeyboardInterrupt):
-                ranks.told(0)
+                distributed.told(0)
             return time.monotonic() - began
         time.sleep(1.5)
         return 0.0
@@ -90,7 +90,7 @@ def test_the_end_of_a_process_is_heard_at_once_and_ends_the_others(end: str, err
         # The first one ends when its input does, and not before both are on the list.
         first = subprocess.Popen(["sh", "-c", f"read -r _; {end}"], stdin=subprocess.PIPE)
         started.extend((first, subprocess.Popen(["sleep", "60"])))
-        with first, ranks.ending(lambda: children), ranks._heeding(children):
+        with first, distributed.ending(lambda: children), distributed._heeding(children):
             children += started
             assert first.stdin is not None
             first.stdin.close()
@@ -106,13 +106,13 @@ def test_the_end_of_a_process_is_heard_at_once_and_ends_the_others(end: str, err
 
 def test_one_that_has_ended_before_it_is_on_the_list_is_heard_of_too() -> None:
     children: list[subprocess.Popen] = []
-    with ranks._heeding(children):
+    with distributed._heeding(children):
         child = subprocess.Popen(["sh", "-c", "exit 2"])
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(UserError, match="process 2 of this run on this machine has ended"):
-            ranks._heed_also(children, [child])
+            distributed._heed_also(children, [child])
 
 
 def test_the_end_of_others_is_nobodys_business() -> None:
-    with ranks._heeding([]):
+    with distributed._heeding([]):
         assert subprocess.run(["sh", "-c", "exit 2"], check=False).returncode == 2

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lingact.adapter_sources import IDENTITY, PRIVATE, expand_adapters, find_adapter
 from lingact.errors import UserError
-from lingact.recipes import Recipe, find_recipes
-from lingact.tracking import write_json
+from lingact.evaluation.recipes import Recipe, find_recipes
+from lingact.files.atomic import write_json
+from lingact.models.adapter_sources import IDENTITY, PRIVATE, expand_adapters, find_adapter
 
 TRAINING: dict[str, Any] = {
     "lang": ["ml"],

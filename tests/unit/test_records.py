@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from lingact.errors import UserError
-from lingact.records import (
+from lingact.files.records import (
     Numeral,
     Table,
     is_there,

@@ -13,14 +13,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from lingact import tables
-from lingact.config import AnalyzeConfig, EvalConfig, LanguagesConfig, TrainConfig, validate
-from lingact.inference import Resampling
+from lingact.analysis import tables
+from lingact.analysis.tables import Disparities
+from lingact.config.data import LanguagesConfig
+from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
+from lingact.config.validation import validate
+from lingact.files.atomic import write_json
 from lingact.report import evaluation, gaps, training
 from lingact.report.page import Card, Section, measured_facts, run_facts, write_report
 from lingact.report.words import reading_gaps
-from lingact.tables import Disparities
-from lingact.tracking import write_json
+from lingact.statistics.bootstrap import Resampling
 
 HOSTILE = "<script>alert('x')</script>\"&/a b"
 LANGUAGES = {"reference": "en", "high": ["zh", "es"], "low": ["ml", "hi", "id"]}

@@ -5,10 +5,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lingact.config import AnalyzeConfig, LanguagesConfig, validate
-from lingact.contexts import Context
-from lingact.inference import Resampling
+from lingact.activations.contexts import Context
+from lingact.config.data import LanguagesConfig
+from lingact.config.jobs import AnalyzeConfig
+from lingact.config.validation import validate
 from lingact.report import analysis as words
+from lingact.statistics.bootstrap import Resampling
 
 from .test_report import ANALYZE
 

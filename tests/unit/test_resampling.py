@@ -9,25 +9,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lingact.bits import base_bits
-from lingact.bits import bits_table as held_out_bits
-from lingact.changes import Variants, bits_table, change_frames
-from lingact.config import LanguagesConfig, Splits, Statistics
-from lingact.corpus import ParallelCorpus, sample_places
-from lingact.effects import causal_table, selectivity_table, spliced_table
+from lingact.activations.feature_stats import FeatureStats
+from lingact.activations.interventions import Arm, CausalLosses, SplicedLosses
+from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, Wanted, load_measurement, measure
+from lingact.analysis.changes import Variants, bits_table, change_frames
+from lingact.analysis.effects import causal_table, selectivity_table, spliced_table
+from lingact.analysis.language_features import find_features, rate_table
+from lingact.analysis.similarity import separation_table, similarity_table
+from lingact.analysis.tables import confound_table, disparities, layer_table, measure_table, range_table, shuffled_table
+from lingact.config.data import LanguagesConfig, Splits
+from lingact.config.measures import Statistics
+from lingact.data.corpus import ParallelCorpus, sample_places
 from lingact.errors import UserError
-from lingact.inference import Resampling, interval, p_value, simultaneous_band, standard_error
-from lingact.interventions import Arm, CausalLosses, SplicedLosses
-from lingact.language_features import find_features, rate_table
-from lingact.lm import LanguageModel
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, Wanted, load_measurement, measure
-from lingact.paired import How
+from lingact.evaluation.bits_per_byte import base_bits
+from lingact.evaluation.bits_per_byte import bits_table as held_out_bits
+from lingact.files.atomic import write_json
+from lingact.models.lm import LanguageModel
 from lingact.report.gaps import analysis_text
 from lingact.report.words import cautions_of, reading_gaps, text_of
-from lingact.similarity import separation_table, similarity_table
-from lingact.stats import FeatureStats
-from lingact.tables import confound_table, disparities, layer_table, measure_table, range_table, shuffled_table
-from lingact.tracking import write_json
+from lingact.statistics.bootstrap import Resampling, interval, p_value, simultaneous_band, standard_error
+from lingact.statistics.paired import How
 
 from .sums import random_stats, stats_of
 
@@ -373,7 +374,7 @@ def corpus_of(count: int = 12) -> ParallelCorpus:
 
 @pytest.fixture
 def measured(lm: LanguageModel, make_sae: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
-    from lingact.sae import Dictionary
+    from lingact.models.sae import Dictionary
 
     saes = {0: Dictionary(make_sae(0), 0)}
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lingact.config import SaeSet
+from lingact.config.model import SaeSet
 from lingact.errors import UserError
-from lingact.lm import LanguageModel
-from lingact.sae import Dictionaries, Dictionary, load_dictionaries, waiting
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries, Dictionary, load_dictionaries, waiting
 
 MakeSae = Callable[..., Any]
 CPU = torch.device("cpu")

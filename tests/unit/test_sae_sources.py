@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lingact.errors import UserError
-from lingact.sae_sources import check_release, load_sae, ranges, releases, sae_rows, same_model
+from lingact.models.sae_sources import check_release, load_sae, ranges, releases, sae_rows, same_model
 
 
 def test_what_there_is_for_a_model() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lingact.correlation import read_scores
-from lingact.scores import accuracy_rows, difference_rows, score_table, summary
+from lingact.analysis.correlation import read_scores
+from lingact.evaluation.scores import accuracy_rows, difference_rows, score_table, summary
 
 Values = dict[tuple[str, str, str], float]
 """(benchmark, language, kind) -> number."""

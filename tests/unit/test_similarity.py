@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lingact.inference import Resampling
-from lingact.similarity import (
+from lingact.analysis.similarity import (
     auc_draws,
     cohens_d,
     debiased_cka,
@@ -19,6 +18,7 @@ from lingact.similarity import (
     similarity_table,
     translation_ranks,
 )
+from lingact.statistics.bootstrap import Resampling
 
 COUNT, WIDTH = 30, 6
 

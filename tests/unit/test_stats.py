@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from lingact.adapters import attach_adapter, base_behaviour
-from lingact.config import LoraAdapter
-from lingact.corpus import ParallelCorpus
+from lingact.activations.feature_stats import FeatureStats, Yardstick
+from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Wanted, load_measurement, measure, yardstick
+from lingact.config.training import LoraAdapter
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import TokenBatch, Tokens
 from lingact.errors import UserError
-from lingact.lm import LanguageModel
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Wanted, load_measurement, measure, yardstick
-from lingact.sae import Dictionaries, Dictionary
-from lingact.stats import FeatureStats, Yardstick
-from lingact.tokens import TokenBatch, Tokens
+from lingact.models.adapters import attach_adapter, base_behaviour
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries, Dictionary
 
 PEFT = LoraAdapter(
     kind="lora", r=4, alpha=8, dropout=0.0, use_rslora=False, use_dora=False, init="default", targets=("q_proj", "up_proj"), layers="all"
@@ -211,7 +211,7 @@ def test_sentence_vectors_are_means_of_kept_residuals(lm: LanguageModel, diction
 def test_an_interrupted_measurement_goes_on_to_the_same_bits(
     lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lingact.passes.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("lingact.runtime.resumable_passes.SAVE_EVERY", 0.0)
     given = {"meters": {"m": dictionaries}, "corpus": corpus, "batch_tokens": 60, "identity": {"model": "m"}, "wanted": Wanted(vectors=5)}
     whole_run = measure(lm, **given)
     count = sum(1 for texts in corpus.texts.values() for _ in lm.tokens.batches(lm.tokens.windows(texts), 60))

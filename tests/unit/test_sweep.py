@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from lingact import sweep
+from lingact.cli import sweep
 from lingact.errors import UserError
 from lingact.figures.sweep import trade_off
-from lingact.tracking import write_json
+from lingact.files.atomic import write_json
 
 Captured = pytest.CaptureFixture[str]
 LANGUAGES = {"reference": "en"}

@@ -6,12 +6,13 @@ import pytest
 from scipy.stats import binom
 from statsmodels.stats.multitest import multipletests
 
-from lingact import tables
-from lingact.config import LanguagesConfig, Statistics
+from lingact.activations.feature_stats import FeatureStats
+from lingact.analysis import tables
+from lingact.analysis.measures import MEASURES, value
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
 from lingact.errors import UserError
-from lingact.inference import Resampling, interval
-from lingact.measures import MEASURES, value
-from lingact.stats import FeatureStats
+from lingact.statistics.bootstrap import Resampling, interval
 
 from .sums import four, random_stats, stats_of
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lingact.benchmarks import entry, family
-from lingact.config import OwnItems, TasksConfig
+from lingact.catalogue.benchmarks import entry, family
+from lingact.config.tasks import OwnItems, TasksConfig
 from lingact.errors import UserError
-from lingact.selection import Candidates, Shared, allot, choose, corresponding
-from lingact.tasks import Placed, Tasks, _facts, _Source, load_tasks
+from lingact.evaluation.selection import Candidates, Shared, allot, choose, corresponding
+from lingact.evaluation.tasks import Placed, Tasks, _facts, _Source, load_tasks
 
 calmly = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lingact.terminal import COLUMNS, show
+from lingact.runtime.terminal import COLUMNS, show
 
 Captured = pytest.CaptureFixture[str]
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lingact.corpus import ParallelCorpus
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import Tokens, Window
 from lingact.errors import UserError
-from lingact.tokens import Tokens, Window
 
 BOS, PAD = 2, 0
 

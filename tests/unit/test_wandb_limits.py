@@ -9,11 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lingact.config import Section, TrackingConfig, validate
+from lingact.catalogue.languages import LANGUAGES
+from lingact.config.base import Section
+from lingact.config.jobs import TrackingConfig
+from lingact.config.validation import validate
 from lingact.errors import UserError
-from lingact.languages import LANGUAGES
-from lingact.tracking import Run, check_tracking, open_run, surviving_tracking
-from lingact.wandb_limits import artifact_name, shortened, table_key, variable_problems
+from lingact.hub.wandb_limits import artifact_name, shortened, table_key, variable_problems
+from lingact.runtime.tracking import Run, check_tracking, open_run, surviving_tracking
 
 
 def tracking(**given: object) -> TrackingConfig:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from lingact.config import LanguagesConfig
-from lingact.correlation import SCORE
+from lingact.analysis.correlation import SCORE
+from lingact.config.data import LanguagesConfig
 from lingact.figures.style import BLACK, GREEN, PINK, groups_note, language_looks, new_figure, zero_line
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lingact.compare import ALL
-from lingact.config import LanguagesConfig
+from lingact.catalogue.benchmarks import ALL
+from lingact.config.data import LanguagesConfig
 from lingact.figures.style import BLACK, BLUE, KIND_LOOKS, ORANGE, new_figure, reach_of, zero_line
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from lingact.config import LanguagesConfig
+from lingact.config.data import LanguagesConfig
 from lingact.figures.style import GROUP_LOOKS, GROUP_NAMES, MARKERS, new_figure
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lingact.config import LanguagesConfig
+from lingact.analysis.tables import Disparities
+from lingact.config.data import LanguagesConfig
 from lingact.figures.style import BLUE, GREEN, GROUP_LOOKS, GROUP_NAMES, MARKERS, ORANGE, WRITTEN_LAYERS, layer_ticks, new_figure, reach_of, zero_line
-from lingact.inference import interval
-from lingact.tables import Disparities
+from lingact.statistics.bootstrap import interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lingact.config import LanguagesConfig
+from lingact.activations.interventions import ABLATION, NEUTRAL, Mode
+from lingact.config.data import LanguagesConfig
 from lingact.figures.style import BLACK, BLUE, GREEN, GROUP_LOOKS, GROUP_NAMES, MARKERS, ORANGE, PINK, layer_ticks, new_figure, reach_of, zero_line
-from lingact.interventions import ABLATION, NEUTRAL, Mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lingact.config import LanguagesConfig
+from lingact.config.data import LanguagesConfig
 from lingact.figures.style import BLACK, GROUP_LOOKS, groups_note, language_looks, layer_ticks, new_figure
 
 if TYPE_CHECKING:

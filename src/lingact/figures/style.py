@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lingact.config import LanguagesConfig
+from lingact.config.data import LanguagesConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,13 +14,13 @@ from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 
-from lingact.config import asset
+from lingact.config.base import asset
 from lingact.errors import UserError
-from lingact.folders import listed, make_folders, put_in_place, taken, temporary_beside
+from lingact.files.atomic import write_atomically, write_json
+from lingact.files.folders import listed, make_folders, put_in_place, taken, temporary_beside
 from lingact.microworld import LANGUAGES
 from lingact.microworld.documents import aligned_corpus, write_benchmarks
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
-from lingact.tracking import write_atomically, write_json
 
 SMALL = Recipe(
     corpus_events=60,

@@ -13,20 +13,24 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lingact import compare
-from lingact.changes import bits_table
-from lingact.config import LanguagesConfig, ModelConfig, SaeSet, Statistics, TasksConfig, asset
-from lingact.corpus import ParallelCorpus
-from lingact.harness import Scorer
-from lingact.inference import interval
-from lingact.lm import LanguageModel, load_model
-from lingact.measure import BASE, Wanted, measure
+from lingact.activations.measure import BASE, Wanted, measure
+from lingact.analysis.changes import bits_table
+from lingact.analysis.tables import confound_table
+from lingact.config.base import asset
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
+from lingact.config.model import ModelConfig, SaeSet
+from lingact.config.tasks import TasksConfig
+from lingact.data.corpus import ParallelCorpus
+from lingact.evaluation import compare
+from lingact.evaluation.harness import Scorer
+from lingact.evaluation.tasks import load_tasks
+from lingact.files.atomic import write_atomically, write_json
 from lingact.microworld import LANGUAGES, world
+from lingact.models.lm import LanguageModel, load_model
+from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.report.words import markdown_table
-from lingact.sae import Dictionaries, load_dictionaries
-from lingact.tables import confound_table
-from lingact.tasks import load_tasks
-from lingact.tracking import write_atomically, write_json
+from lingact.statistics.bootstrap import interval
 
 PAPER_LANGUAGES = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
 STATISTICS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third", block=None)

@@ -12,12 +12,12 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 from tqdm import tqdm
 
-from lingact.config import ModelConfig
-from lingact.lm import LanguageModel, load_model
+from lingact.config.model import ModelConfig
+from lingact.data.tokens import Window
+from lingact.files.atomic import write_json
 from lingact.microworld.pretrain import token_stream
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
-from lingact.tokens import Window
-from lingact.tracking import write_json
+from lingact.models.lm import LanguageModel, load_model
 
 _ROWS_AT_ONCE = 64
 

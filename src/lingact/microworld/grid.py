@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lingact.config import asset
-from lingact.folders import make_folders, taken
-from lingact.inference import interval
-from lingact.measure import BASE, Measurement, measure
-from lingact.measures import Pooling, value
+from lingact.activations.measure import BASE, Measurement, measure
+from lingact.analysis.measures import Pooling, value
+from lingact.config.base import asset
+from lingact.files.atomic import write_atomically
+from lingact.files.folders import make_folders, taken
 from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_organism, load_rows, load_saes
 from lingact.microworld.dictionaries import harvest, train_dictionary
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
 from lingact.report.words import markdown_table
-from lingact.tracking import write_atomically
+from lingact.statistics.bootstrap import interval
 
 MEASURES: dict[str, tuple[str, Pooling]] = {
     "per token": ("mean", "token"),

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lingact.config import AnalyzeConfig, LanguagesConfig
-from lingact.contexts import Context
-from lingact.controls import is_random
-from lingact.effects import ADAPTER_MINUS_BASE
-from lingact.inference import Resampling
-from lingact.measures import Stats
+from lingact.activations.contexts import Context
+from lingact.activations.random_saes import is_random
+from lingact.analysis.effects import ADAPTER_MINUS_BASE
+from lingact.analysis.measures import Stats
+from lingact.config.data import LanguagesConfig
+from lingact.config.jobs import AnalyzeConfig
 from lingact.report.page import Card
 from lingact.report.words import GROUPS, MEASURES, listed, meter_title, name_of, verdict, with_interval
+from lingact.statistics.bootstrap import Resampling
 
 
 def _others(languages: LanguagesConfig) -> tuple[str, ...]:

@@ -3,16 +3,16 @@
 import sys
 from collections.abc import Collection, Iterable
 
-from lingact.benchmarks import FAMILIES, ORIGINS, Entry
-from lingact.languages import LANGUAGES
-from lingact.tasks import catalogue
+from lingact.catalogue.benchmarks import FAMILIES, ORIGINS, Entry
+from lingact.catalogue.languages import LANGUAGES
+from lingact.evaluation.tasks import catalogue
 
 _PAPER = tuple(LANGUAGES)[:10]
 """The languages of `languages=paper`, which the table of languages begins with."""
 
 _HEAD = """# Benchmarks
 
-What `tasks.benchmarks` may name, and what it is. Made from the one table in `src/lingact/benchmarks.py` and the task files that are installed
+What `tasks.benchmarks` may name, and what it is. Made from the one table in `src/lingact/catalogue/benchmarks.py` and the installed task files
 (`python -m lingact.report.catalogue`); a test keeps this page current. Sets of them are in `conf/tasks/`: `micro` (embedded), `paper`, `belebele`,
 `global_piqa`, `human`, `indic`; your own with `files` (JSONL) and `lm_eval` (task files). Languages: of the ten of `languages=paper`, and how many
 others of `src/lingact/assets/languages.tsv`.

@@ -5,39 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from lingact.benchmarks import ORIGINS
-from lingact.compare import ALL
-from lingact.config import EvalConfig
+from lingact.catalogue.benchmarks import ALL, ORIGINS
+from lingact.config.jobs import EvalConfig
+from lingact.evaluation.tasks import QUESTIONS, Tasks
 from lingact.report.page import Section, run_facts, write_report
 from lingact.report.words import GROUPS, how_sure, listed, name_of
-from lingact.tasks import QUESTIONS, Placed, Tasks
 
 GROUP_NAMES = {"all": "all languages", **GROUPS, "targets": "those trained for"}
-
-
-def benchmark_table(placed: Sequence[Placed]) -> pd.DataFrame:
-    """What was asked: one row per task, with data set, licence, who wrote it, and how many of its items took part."""
-    return pd.DataFrame(
-        {
-            "benchmark": each.entry.benchmark,
-            "language": each.entry.language,
-            "task": each.entry.task,
-            "dataset": each.entry.dataset,
-            "licence": each.entry.licence,
-            "origin": each.entry.origin,
-            "metric": each.entry.metric,
-            "fewshot": each.task.get_config("num_fewshot") or 0,
-            "examples_from": each.examples_from,
-            "corresponds_by": " ".join(each.entry.key),
-            "documents": each.total,
-            "shared": each.shared,
-            "asked": len(each.questions),
-            "version": str(each.task.VERSION),
-            "sha256": each.sha256,
-            "note": each.entry.note,
-        }
-        for each in placed
-    )
 
 
 def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from lingact.config import LanguagesConfig
-from lingact.languages import LANGUAGES
+from lingact.catalogue.languages import LANGUAGES
+from lingact.config.data import LanguagesConfig
 from lingact.report.words import GROUPS, cells_by, listed, name_of, verdict, with_interval
 
 

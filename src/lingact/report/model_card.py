@@ -7,14 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from lingact.compare import ALL
+from lingact.catalogue.benchmarks import ALL
+from lingact.catalogue.licences import notice_of
 from lingact.errors import UserError
-from lingact.licences import notice_of
+from lingact.evaluation.scores import difference_rows
 from lingact.report.evaluation import notices_of_tables
 from lingact.report.training import train_tables, training_text
 from lingact.report.words import markdown_table, name_of, with_interval
-from lingact.scores import difference_rows
-from lingact.tracking import read_manifest
+from lingact.runtime.tracking import read_manifest
 
 _OF_TRAINING = ("change_by_layer", "change_by_range", "retention", "bits")
 """Tables of a training run that the card tells."""

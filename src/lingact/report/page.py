@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from lingact.config import Job
-from lingact.inference import Resampling
-from lingact.tracking import DPI, read_manifest, write_atomically
+from lingact.config.jobs import Job
+from lingact.files.atomic import write_atomically
+from lingact.runtime.tracking import DPI, read_manifest
+from lingact.statistics.bootstrap import Resampling
 
 _LONG = 30
 """Tables with more rows are folded away."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from lingact.changes import OVER_BASE
-from lingact.config import TrainConfig
-from lingact.inference import Resampling
-from lingact.measure import ADAPTER, BASE
+from lingact.activations.measure import ADAPTER, BASE
+from lingact.analysis.changes import OVER_BASE
+from lingact.config.jobs import TrainConfig
 from lingact.report.page import Card, Section, measured_facts, write_report
 from lingact.report.words import Cells, cells_by, meter_title, name_of, plain, reading_gaps, share_of, with_interval
+from lingact.statistics.bootstrap import Resampling
 
 Frames = Mapping[str, pd.DataFrame]
 """The tidy tables of `changes`, by name."""

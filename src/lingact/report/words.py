@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from lingact.config import Statistics
-from lingact.controls import is_random
-from lingact.inference import FEW, Resampling
-from lingact.languages import LANGUAGES
+from lingact.activations.random_saes import is_random
+from lingact.catalogue.languages import LANGUAGES
+from lingact.config.measures import Statistics
+from lingact.statistics.bootstrap import FEW, Resampling
 
 Cells = dict[tuple[Any, ...], dict[Any, Any]]
 """Rows of a tidy table by some of their columns."""

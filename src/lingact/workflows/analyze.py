@@ -5,29 +5,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lingact import chapters
-from lingact.adapter_sources import expand_adapters, find_adapter
-from lingact.changes import Variants
-from lingact.chapters import Chapter, Judgement
-from lingact.config import AnalyzeConfig, Processes, validate
-from lingact.contrasts import Trained, has_adapter, recipe_table
-from lingact.control_tables import mean_rows
-from lingact.controls import is_random
-from lingact.correlation import read_scores, refuse_few_languages
+from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement, lost_sentence, refuse_blocks_without_places
+from lingact.activations.random_saes import is_random
+from lingact.analysis.changes import Variants
+from lingact.analysis.contrasts import Trained, has_adapter, recipe_table
+from lingact.analysis.control_tables import mean_rows
+from lingact.analysis.correlation import read_scores, refuse_few_languages
+from lingact.analysis.measures import Stats
+from lingact.analysis.tables import range_table
+from lingact.config.jobs import AnalyzeConfig, Processes
+from lingact.config.validation import validate
 from lingact.errors import UserError
-from lingact.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement, lost_sentence, refuse_blocks_without_places
-from lingact.measures import Stats
-from lingact.preflight import check_analysis
-from lingact.recipes import find_recipes
-from lingact.records import read_yaml_object
+from lingact.evaluation.recipes import find_recipes
+from lingact.files.records import read_yaml_object
+from lingact.models.adapter_sources import expand_adapters, find_adapter
+from lingact.models.preflight import check_analysis
+from lingact.report import sections
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
+from lingact.report.sections import Chapter, Judgement
 from lingact.report.words import cautions_of, name_of, reading_gaps, text_of
-from lingact.tables import range_table
-from lingact.terminal import note, show
-from lingact.tracking import Run, first_process, open_run, read_manifest
-from lingact.workflows.instruments import MEASURING
+from lingact.runtime.terminal import note, show
+from lingact.runtime.tracking import Run, first_process, open_run, read_manifest
 from lingact.workflows.observe import Observations, causal_places, criteria, observe, recall, spliced_places
+from lingact.workflows.setup import MEASURING
 
 
 def run(config: AnalyzeConfig, folder: Path) -> None:
@@ -106,36 +107,36 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
     found, ranges = {}, {}
     for meter, own in by_meter.items():
         if not is_random(meter):
-            chapter, found[meter] = chapters.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
+            chapter, found[meter] = sections.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
             ranges[meter] = range_table(found[meter])
             yield chapter if meter == MEASURING else _aside(chapter, meter)
     drawn = [own for meter, own in by_meter.items() if is_random(meter)]
     if drawn:
-        chapter = chapters.random_gaps(drawn, found[MEASURING], how, measure=measures.gap)
+        chapter = sections.random_gaps(drawn, found[MEASURING], how, measure=measures.gap)
         ranges["random"] = mean_rows(chapter.frames["gap_by_range_random"])
         yield chapter
-    yield chapters.measures(stats, how)
+    yield sections.measures(stats, how)
     first = stats[config.languages.reference]
     spliced = None if seen.spliced is None else (seen.spliced, spliced_places(config, first.sentence_ids))
-    yield chapters.confounds(stats, spliced, how, after=seen.spliced_after)
-    yield chapters.controls(ranges, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
+    yield sections.confounds(stats, spliced, how, after=seen.spliced_after)
+    yield sections.controls(ranges, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
     alike = None
     if measured.vectors:
-        alike = chapters.alike(measured.vectors, stats, how)
+        alike = sections.alike(measured.vectors, stats, how)
         yield alike
     if seen.features is not None:
         cards = (seen.contexts or [], seen.links or {}, measures.features.cards)
-        yield chapters.language_features(seen.features, cards, stats, how, criteria(measures.features))
+        yield sections.language_features(seen.features, cards, stats, how, criteria(measures.features))
     if seen.causal is not None:
         places = causal_places(config, first.sentence_ids, first.halves)
-        yield chapters.causal(seen.causal, how.drawn(stats, places), measures.causal.mode, how, after=seen.causal_after)
+        yield sections.causal(seen.causal, how.drawn(stats, places), measures.causal.mode, how, after=seen.causal_after)
     if scores is not None:
         shares = config.model.training_shares
-        yield chapters.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)
+        yield sections.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)
     if ADAPTER in measured.variants:
         layers = stats[config.languages.reference].layers
         variants = {meter: Variants.of(measured, meter) for meter in measured.meters if not is_random(meter)}
-        yield chapters.changed(variants, measured, layers, how)
+        yield sections.changed(variants, measured, layers, how)
 
 
 def _aside(chapter: Chapter, meter: str) -> Chapter:
@@ -150,22 +151,22 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
         lost: what is not finite, and what else has to be said first.
     """
     first = next(iter(measured.stats.values()))
-    sections, summary = [], {}
+    pages, summary = [], {}
     for chapter in told:
         for name, frame in chapter.frames.items():
             run.table(name, frame)
         paths = {name: run.figure(name, figure) for name, figure in chapter.figures.items()}
-        sections.append(Section(chapter.heading, paths, chapter.shown, chapter.text, chapter.cards))
+        pages.append(Section(chapter.heading, paths, chapter.shown, chapter.text, chapter.cards))
         summary |= chapter.summary
     run.summary(summary)
     windows = {code: float(measured.stats[key].windows.mean()) for key in measured.stats if (code := key[2])}
     drawn = first.resampling(config.statistics.block)
     asked = reviewer_table(config, drawn, heldout="heldout" in measured.meters, windows=windows)
-    sections.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
+    pages.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
     lead = "\n\n".join(text for text in (lost, *(chapter.lead for chapter in told)) if text)
     title = title or f"Activation gaps against {name_of(config.languages.reference)}"
     facts = measured_facts(run.folder, config, first.header, drawn)
-    page = write_report(run.folder, title, lead, sections, facts, reading=reading_gaps(config.statistics, drawn, config.measures.gap))
+    page = write_report(run.folder, title, lead, pages, facts, reading=reading_gaps(config.statistics, drawn, config.measures.gap))
     for chapter in told:
         for caption, table in chapter.printed.items():
             show([{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")], title=f"{caption}, {text_of(drawn)}")
@@ -206,7 +207,7 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
     with open_run("analyze", config, config.tracking, folder) as run:
         run.identify(before={"name": paths[0]}, after={"name": paths[1]}, sae=read_manifest(config.compare[0])["identity"]["sae"])
         how = Judgement(config.languages, config.statistics, config.seed)
-        chapter = chapters.changed(by_meter, None, next(iter(before.stats.values())).layers, how)
+        chapter = sections.changed(by_meter, None, next(iter(before.stats.values())).layers, how)
         saved = read_yaml_object(config.compare[0] / "config.yaml", "put it back, or analyse again", needed=("model",))
         lost = lost_sentence(dict.fromkeys([*before.lost(), *after.lost()]), saved["model"]["dtype"])
         publish(run, config, [chapter], before, lost=lost, title=f"From {config.compare[0].name} to {config.compare[1].name}")
@@ -228,7 +229,7 @@ def compare_recipes(config: AnalyzeConfig, folder: Path) -> None:
     first, _ = load_measurement(trained[0].folder / "stats")
     with open_run("analyze", config, config.tracking, folder) as run:
         run.identify(recipes={str(place): {"name": each.recipe, "release": str(each.folder)} for place, each in enumerate(trained)})
-        told = [chapters.recipes(table, config.statistics.confidence)]
+        told = [sections.recipes(table, config.statistics.confidence)]
         publish(run, config, told, first, lost="", title=f"{len(recipes)} training recipes compared")
 
 

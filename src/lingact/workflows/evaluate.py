@@ -8,24 +8,25 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from lingact import scores
-from lingact.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, find_adapter
-from lingact.adapters import adapter_hash, check_adapter, load_adapter, unload_adapter
-from lingact.bits import Nats, lost_nats, sentence_nats
-from lingact.config import EvalConfig
-from lingact.corpus import ParallelCorpus, load_corpus
+from lingact.config.jobs import EvalConfig
+from lingact.data.corpus import ParallelCorpus, load_corpus
 from lingact.errors import UserError
+from lingact.evaluation import scores
+from lingact.evaluation.bits_per_byte import Nats, lost_nats, sentence_nats
+from lingact.evaluation.harness import Answers, Scorer, batch_size_for, identity_of, results
+from lingact.evaluation.recipes import Candidate, Recipe, find_recipes
+from lingact.evaluation.results import BASE, Answered, Exam, find
+from lingact.evaluation.tasks import Placed, load_tasks
 from lingact.figures import evaluation as figures
-from lingact.findings import BASE, Answered, Exam, find
-from lingact.harness import Answers, Scorer, batch_size_for, identity_of, results
-from lingact.lm import LanguageModel, load_model
-from lingact.ranks import joined, rank, told
-from lingact.recipes import Candidate, Recipe, find_recipes
+from lingact.files.atomic import write_atomically, write_json
+from lingact.models.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, find_adapter
+from lingact.models.adapters import adapter_hash, check_adapter, load_adapter, unload_adapter
+from lingact.models.lm import LanguageModel, load_model
 from lingact.report import evaluation as report
 from lingact.report.words import cautions_of
-from lingact.tasks import Placed, load_tasks
-from lingact.terminal import note, show
-from lingact.tracking import Run, open_run, write_atomically, write_json
+from lingact.runtime.distributed import joined, rank, told
+from lingact.runtime.terminal import note, show
+from lingact.runtime.tracking import Run, open_run
 
 
 def run(config: EvalConfig, folder: Path) -> float | None:

@@ -9,27 +9,39 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from lingact.adapters import adapter_hash, base_behaviour, load_adapter
-from lingact.config import AnalyzeConfig, FeaturesConfig
-from lingact.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
-from lingact.controls import SAMPLE_TOKENS, is_random, pooled_sample, random_dictionaries, random_meter
-from lingact.corpus import ParallelCorpus, load_corpus, sample_places
+from lingact.activations.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
+from lingact.activations.feature_stats import CONFIRMATION, DISCOVERY, FeatureStats
+from lingact.activations.interventions import (
+    NAMED,
+    Arm,
+    CausalLosses,
+    Intervention,
+    Kind,
+    SplicedLosses,
+    causal_losses,
+    matched_random,
+    spliced_losses,
+)
+from lingact.activations.measure import ADAPTER, BASE, Measurement, Wanted, load_measurement, measure, refuse_blocks_without_places, yardstick
+from lingact.activations.random_saes import SAMPLE_TOKENS, is_random, pooled_sample, random_dictionaries, random_meter
+from lingact.analysis.language_features import Criteria, chosen_latents, find_features
+from lingact.analysis.similarity import diffmean_directions
+from lingact.analysis.tables import named_ranges
+from lingact.config.jobs import AnalyzeConfig
+from lingact.config.measures import FeaturesConfig
+from lingact.data.corpus import ParallelCorpus, load_corpus, sample_places
 from lingact.errors import UserError
-from lingact.inference import Resampling
-from lingact.interventions import NAMED, Arm, CausalLosses, Intervention, Kind, SplicedLosses, causal_losses, matched_random, spliced_losses
-from lingact.language_features import Criteria, chosen_latents, find_features
-from lingact.lm import LanguageModel
-from lingact.measure import ADAPTER, BASE, Measurement, Wanted, load_measurement, measure, refuse_blocks_without_places, yardstick
-from lingact.passes import load_state
-from lingact.preflight import check_causal
-from lingact.ranks import joined, rank, told
-from lingact.records import read_json
-from lingact.sae import Dictionaries
-from lingact.similarity import diffmean_directions
-from lingact.stats import CONFIRMATION, DISCOVERY, FeatureStats
-from lingact.tables import named_ranges
-from lingact.tracking import Run, write_json
-from lingact.workflows.instruments import MEASURING, Instruments, set_up
+from lingact.files.atomic import write_json
+from lingact.files.records import read_json
+from lingact.models.adapters import adapter_hash, base_behaviour, load_adapter
+from lingact.models.lm import LanguageModel
+from lingact.models.preflight import check_causal
+from lingact.models.sae import Dictionaries
+from lingact.runtime.distributed import joined, rank, told
+from lingact.runtime.resumable_passes import load_state
+from lingact.runtime.tracking import Run
+from lingact.statistics.bootstrap import Resampling
+from lingact.workflows.setup import MEASURING, Instruments, set_up
 
 _NAMES = {"random_rates": "random_tokens.safetensors", "spliced": "spliced.safetensors", "causal": "causal.safetensors", "contexts": "contexts.json"}
 

@@ -10,31 +10,31 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lingact import changes
-from lingact.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
-from lingact.adapters import adapter_hash, attach_adapter, load_adapter, save_adapter
-from lingact.batch_loss import BatchLoss
-from lingact.checkpoints import Trained, keep_trained, recall_trained
-from lingact.config import TrainConfig
-from lingact.continuations import continuation_table, repetition_summary
-from lingact.controls import SAMPLE_TOKENS, pooled_sample, random_dictionaries
-from lingact.corpus import ParallelCorpus, load_corpus, load_training_text
-from lingact.data import AlignedBatches, AlignedData
+from lingact.activations.measure import Measurement, Wanted, lost_sentence, measure
+from lingact.activations.random_saes import SAMPLE_TOKENS, pooled_sample, random_dictionaries
+from lingact.analysis import changes
+from lingact.analysis.tables import named_ranges
+from lingact.config.jobs import TrainConfig
+from lingact.data.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.errors import UserError
 from lingact.figures import training as figures
-from lingact.fitting import fit
-from lingact.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
-from lingact.measure import Measurement, Wanted, lost_sentence, measure
-from lingact.module import GapModule
-from lingact.preflight import loss_layers, stand_ins
+from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
+from lingact.models.adapters import adapter_hash, attach_adapter, load_adapter, save_adapter
+from lingact.models.preflight import loss_layers, stand_ins
+from lingact.models.sae import Dictionaries, waiting
 from lingact.report import training as report
 from lingact.report.page import Section
 from lingact.report.words import cautions_of, text_of
-from lingact.sae import Dictionaries, waiting
-from lingact.tables import named_ranges
-from lingact.terminal import note, show
-from lingact.tracking import Run, open_run
-from lingact.workflows.instruments import MEASURING, Instruments, set_up
+from lingact.runtime.terminal import note, show
+from lingact.runtime.tracking import Run, open_run
+from lingact.training.batch_loss import BatchLoss
+from lingact.training.batches import AlignedBatches, AlignedData
+from lingact.training.checkpoints import Trained, keep_trained, recall_trained
+from lingact.training.continuations import continuation_table, repetition_summary
+from lingact.training.fit import fit
+from lingact.training.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
+from lingact.training.module import GapModule
+from lingact.workflows.setup import MEASURING, Instruments, set_up
 
 ADAPTER = "adapter"
 """Folder in the run's."""

@@ -1,0 +1,1 @@
+"""From residuals to features, and the passes over text that sum them up."""

@@ -1,0 +1,1 @@
+"""From sums of activations to tables: pure functions."""

@@ -1,0 +1,189 @@
+"""Is one training recipe better than another? Paired differences of what adapters did to the same held-out sentences, from saved statistics.
+
+A recipe is what adapters have in common that differ in nothing but the seed. Every adapter is judged on the same resamples of the sentences, so
+that what is easy or hard in them cancels; seeds are covered where both recipes have at least two (`crossed`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lingact.activations.measure import ADAPTER, Measurement, load_measurement, refuse_blocks_without_places
+from lingact.activations.random_saes import is_random
+from lingact.analysis.changes import Variants, change, retention
+from lingact.config.data import LanguagesConfig
+from lingact.config.measures import Statistics
+from lingact.errors import UserError
+from lingact.files.records import read_json_object
+from lingact.statistics.bootstrap import Resampling, holm
+from lingact.statistics.crossed import crossed_difference
+
+Numbers = dict[tuple[str, str, str], Float[np.ndarray, " draw"]]
+"""(meter, language, quantity) -> a number of one adapter, as draws."""
+QUANTITIES = ("gap_closed", "gap_closed_norm_matched", "fvu_ratio")
+"""Of each target. Of the reference: `changes.retention`, but for the profile, which has no draws."""
+SEEDS_TOO, SENTENCES = "sentences and seeds", "sentences"
+"""What an interval covers."""
+_COLUMNS = (
+    *("one", "other", "language", "meter", "quantity", "n", "resampled", "units"),
+    *("seeds_one", "seeds_other", "value_one", "value_other", "estimate", "lo", "hi", "p"),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter, and where its judgement lies."""
+
+    recipe: str
+    """What it is called together with those that differ from it in the seed alone."""
+    folder: Path
+    """Run folder of train.py, or of analyze.py with the adapter."""
+    targets: tuple[str, ...]
+    """Languages that it was trained for; empty: not known, so that all but the reference count."""
+    layers: Literal["all"] | tuple[int, ...]
+    """Layers of its loss."""
+
+
+def recipe_table(trained: Sequence[Trained], languages: LanguagesConfig, settings: Statistics, seed: int) -> pd.DataFrame:
+    """One row per pair of recipes, target language or reference, set of SAEs and quantity: `one` minus `other`, means over seeds.
+
+    The gap closed counts the layers that are in any of the losses and have a gap before training, so that it means the same for all. `value_one`,
+    `value_other`: means over the `seeds_one` and `seeds_other` adapters. `covers`: what `lo`, `hi` and `p` allow for; with one seed on either side
+    the answer is about these adapters alone. `p_holm`: corrected over pairs and languages, for each set of SAEs and quantity. Pairs of recipes
+    for other targets have no rows.
+
+    Raises:
+        UserError: statistics are missing, not of an adapter, of a piece, or not of the same base model, sentences and SAEs.
+    """
+    numbers: dict[str, list[Numbers]] = {}
+    first: tuple[Path, dict[str, Any]] | None = None
+    drawn: Resampling | None = None
+    for run in trained:
+        measured = _judged(run.folder, settings.block)
+        if missing := [code for code in (languages.reference, *run.targets) if code not in measured.languages]:
+            raise UserError(
+                f"compare: '{run.folder}' has not measured {', '.join(missing)} (reference and languages of the training); measure it again"
+            )
+        basis = _basis(measured, settings.block)
+        first = first or (run.folder, basis)
+        drawn = drawn or next(iter(measured.stats.values())).resampling(settings.block)
+        refuse_other_basis(first, (run.folder, basis))
+        chosen = _loss_layers([each.layers for each in trained], basis["layers"])
+        numbers.setdefault(run.recipe, []).append(dict(_numbers(measured, run.targets, languages, settings, chosen, seed)))
+    targets = {run.recipe: frozenset(run.targets) for run in trained}
+    assert drawn is not None
+    return pair_table(numbers, targets, drawn=drawn, confidence=settings.confidence)
+
+
+def pair_table(
+    numbers: Mapping[str, Sequence[Numbers]], targets: Mapping[str, frozenset[str]], *, drawn: Resampling, confidence: float
+) -> pd.DataFrame:
+    """`recipe_table` from the numbers of every adapter.
+
+    Args:
+        numbers: recipe -> the numbers of each of its seeds, on the same resamples for all.
+        targets: recipe -> its target languages.
+        drawn: what the resamples drew.
+        confidence: such as 0.95.
+    """
+    rows = []
+    for one, other in combinations(numbers, 2):
+        if targets[one] != targets[other]:
+            continue
+        both = [seeds if min(len(numbers[one]), len(numbers[other])) > 1 else [_mean(seeds)] for seeds in (numbers[one], numbers[other])]
+        for key in (key for key in numbers[one][0] if key in numbers[other][0]):
+            sides = [np.stack([seed[key] for seed in seeds]) for seeds in both]
+            found = crossed_difference(*sides, drawn=drawn, confidence=confidence)
+            meter, language, quantity = key
+            cells = (
+                one,
+                other,
+                language,
+                meter,
+                quantity,
+                *drawn.columns.values(),
+                len(numbers[one]),
+                len(numbers[other]),
+                *(float(side[:, 0].mean()) for side in sides),
+            )
+            cells = (*cells, found.estimate.value, found.estimate.lo, found.estimate.hi, found.p)
+            rows.append(dict(zip(_COLUMNS, cells, strict=True)) | {"covers": SEEDS_TOO if len(both[0]) > 1 else SENTENCES})
+    table = pd.DataFrame(rows, columns=[*_COLUMNS, "covers"])
+    table["p_holm"] = table.groupby(["meter", "quantity"], sort=False)["p"].transform(lambda p: holm(p.to_numpy(float)))
+    return table[[*_COLUMNS, "p_holm", "covers"]]
+
+
+def _mean(seeds: Sequence[Numbers]) -> Numbers:
+    return {key: np.mean([seed[key] for seed in seeds], axis=0) for key in seeds[0]}
+
+
+def _numbers(
+    measured: Measurement, targets: tuple[str, ...], languages: LanguagesConfig, settings: Statistics, layers: tuple[int, ...], seed: int
+) -> Iterator[tuple[tuple[str, str, str], Float[np.ndarray, " draw"]]]:
+    """Everything that is compared of one adapter. All that is drawn is drawn here, from the same seed for every adapter."""
+    reference = languages.reference
+    for place, meter in enumerate(meter for meter in measured.meters if not is_random(meter)):
+        variants = Variants.of(measured, meter)
+        for code in targets or tuple(code for code in measured.languages if code != reference):
+            found = change(variants, code, languages, settings, layers, seed)
+            values = (found.closed, found.closed_norm_matched, found.fvu_ratio.mean(axis=1))
+            yield from (((meter, code, quantity), draws) for quantity, draws in zip(QUANTITIES, values, strict=True))
+        for quantity, draws in retention(variants, reference, settings, seed).items():
+            of_the_model = quantity in ("bits_per_byte", "kl")  # and not of the SAEs
+            if quantity != "profile" and (place == 0 or not of_the_model):
+                yield (meter, reference, quantity), draws
+
+
+def _loss_layers(given: Sequence[Literal["all"] | tuple[int, ...]], measured: tuple[int, ...]) -> tuple[int, ...]:
+    chosen = {layer for layers in given for layer in (measured if layers == "all" else layers)}
+    return tuple(layer for layer in measured if layer in chosen)
+
+
+# --- the same judgement --------------------------------------------------------------------------------------------------------------------------
+
+
+def has_adapter(run: Path) -> bool:
+    """Whether a run folder's statistics are of an adapter beside its base model."""
+    path = run / "stats" / "index.json"
+    return path.is_file() and any(variant == ADAPTER for _, variant, _ in read_json_object(path, "measure again", needed=("keys",))["keys"])
+
+
+def _judged(folder: Path, block: int | None) -> Measurement:
+    measured, (piece, count) = load_measurement(folder / "stats")
+    if count > 1:
+        raise UserError(f"compare: '{folder}' holds piece {piece + 1} of {count} only; compare runs of the whole, measured without piece=")
+    if ADAPTER not in measured.variants:
+        raise UserError(f"compare: '{folder}' has measured no adapter; recipes are compared by runs of train.py, or of analyze.py with adapter=")
+    refuse_blocks_without_places(measured, block, str(folder))
+    return measured
+
+
+def _basis(measured: Measurement, block: int | None) -> dict[str, Any]:
+    """What must be the same for adapters to be compared; where blocks are drawn, also which sentences are neighbours."""
+    some = next(iter(measured.stats.values()))
+    own = {"adapter", "batch_tokens", "meter", "variant", "language"}
+    header = {key: value for key, value in some.header.items() if key not in own and not is_random(key.removeprefix("sae/"))}
+    meters = tuple(meter for meter in measured.meters if not is_random(meter))
+    named = {"languages": measured.languages, "sentence ids": some.sentence_ids, "documents": some.documents, "layers": some.layers}
+    named |= {} if block is None else {"places of the sentences in the source": some.rows}
+    return named | {"sets of SAEs": meters} | header
+
+
+def refuse_other_basis(one: tuple[Path, Mapping[str, Any]], other: tuple[Path, Mapping[str, Any]]) -> None:
+    """Raise unless both were judged alike.
+
+    Raises:
+        UserError: with what differs.
+    """
+    differing = [key for key in dict.fromkeys([*one[1], *other[1]]) if one[1].get(key) != other[1].get(key)]
+    if differing:
+        raise UserError(
+            f"compare: '{one[0]}' and '{other[0]}' differ in {', '.join(differing)}; recipes are compared on one base model, judged on the same "
+            "sentences, languages and layers by the same SAEs"
+        )

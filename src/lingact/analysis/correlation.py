@@ -1,0 +1,453 @@
+"""Does the gap go with the scores? Correlations over a handful of related languages, with tests that such small numbers can carry.
+
+With nine languages normal theory does not hold, so p comes from permutations. Languages are not independent either: related ones share their
+scripts, their words and their web text, so every correlation comes with its range when one language, or one branch, is left out.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from lingact.catalogue.benchmarks import ALL
+from lingact.catalogue.languages import LANGUAGES, language, nearest
+from lingact.errors import UserError
+from lingact.files.records import Table, as_name, is_there, read_delimited
+from lingact.statistics.bootstrap import benjamini_hochberg, holm
+
+FEWEST_LANGUAGES = 4
+"""A correlation of fewer has less than two residual degrees of freedom."""
+EXACT_UP_TO = 9
+"""Languages up to which all n! orders are gone through."""
+RANDOM_ORDERS = 200_000
+METHODS = ("pearson", "spearman")
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "tokens": ("tokens_per_sentence",),
+    "resource": ("log_resource",),
+    "both": ("tokens_per_sentence", "log_resource"),
+}
+"""Name -> covariates that are held constant."""
+SIMILARITIES = ("cka", "retrieval", "cosine")
+SCORE = "score_"
+"""Begins the name of a benchmark's column in the side-by-side table."""
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NAMED = 5
+"""So many lines are named in a message."""
+_MOST_ITEMS = 10**12
+_CHUNK = 1 << 15
+_TIE = 1e-9
+"""Correlations this close are equal: an order that repeats the observed one must count in spite of rounding."""
+
+Values = Float[np.ndarray, "place language"]
+Scores = Float[np.ndarray, " language"]
+Basis = Float[np.ndarray, "language held"]
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def read_scores(paths: Sequence[Path]) -> pd.DataFrame:
+    """Benchmark scores per language from evaluation runs and score files.
+
+    Args:
+        paths: folders of evaluation runs (the base model's accuracies over all kinds of items are taken), or CSV (or TSV) files with the columns
+            language, benchmark (or task), score and, if known, n.
+
+    Returns:
+        One row per benchmark and language: benchmark, language, score, n (items, missing where not given), source.
+
+    Raises:
+        UserError: a path that is neither; columns, codes or numbers that cannot be used; a language twice for one benchmark.
+    """
+    if not paths:
+        raise UserError("no scores given; name folders of evaluation runs or CSV files with the columns language, benchmark and score")
+    found = pd.concat([_run_scores(path) if path.is_dir() else _file_scores(path) for path in paths], ignore_index=True)
+    for (benchmark, code), rows in found.groupby(["benchmark", "language"], sort=False):
+        if len(rows) > 1:
+            sources = ", ".join(dict.fromkeys(rows["source"]))
+            raise UserError(f"'{code}' has {len(rows)} scores for '{benchmark}' (in {sources}); leave one, or rename the benchmark")
+    return found
+
+
+def refuse_few_languages(scores: pd.DataFrame, analysed: Sequence[str]) -> None:
+    """Raise unless every benchmark has scores for enough of the analysed languages (without the reference).
+
+    Raises:
+        UserError: fewer than four.
+    """
+    for benchmark, rows in scores.groupby("benchmark", sort=False):
+        missing = [code for code in analysed if code not in set(rows["language"])]
+        if len(analysed) - len(missing) < FEWEST_LANGUAGES:
+            raise UserError(
+                f"'{benchmark}' has scores for {len(analysed) - len(missing)} of the analysed languages, and a correlation needs {FEWEST_LANGUAGES} "
+                f"besides the reference; missing: {', '.join(missing) or 'none, too few are analysed'}"
+            )
+
+
+def _run_scores(folder: Path) -> pd.DataFrame:
+    path = folder / "tables" / "accuracy.csv"
+    if not path.is_file():
+        raise UserError(f"no evaluation in {folder}: it has no tables/accuracy.csv; give the folder of a finished run of eval.py, or a CSV file")
+    table = _read_csv(path)
+    _require_columns(table, ("model", "task", "language", "kind", "metric", "n", "estimate"), path)
+    wanted = {"model": "base", "metric": "acc", "kind": "all"}
+    rows = [(place, row) for place, row in zip(table.places, table.rows, strict=True) if all(row[name] == value for name, value in wanted.items())]
+    if not rows:
+        raise UserError(f"{path} holds no accuracies of the base model over all kinds of items; give the folder of a finished run of eval.py")
+    return _scores(rows, path, benchmark="task", score="estimate")
+
+
+def _file_scores(path: Path) -> pd.DataFrame:
+    if not is_there(path):
+        raise UserError(f"no scores at {path}: there is no such file or folder")
+    table = _read_csv(path)
+    benchmark = "task" if "benchmark" not in table.columns and "task" in table.columns else "benchmark"
+    _require_columns(table, ("language", benchmark, "score"), path)
+    if not table.rows:
+        raise UserError(f"{path} has columns but no rows; give a row per language and benchmark")
+    return _scores(list(zip(table.places, table.rows, strict=True)), path, benchmark=benchmark, score="score")
+
+
+def _read_csv(path: Path) -> Table:
+    """A table whose cells are texts: "nan" must be refused with its place, and a code such as "no" stays one."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        raise UserError(f"{path} ends in '{path.suffix}'; scores are read from .csv and .tsv, and from folders of finished runs of eval.py")
+    table = read_delimited(path, strip=True)
+    if not table.columns:
+        raise UserError(f"{path} is empty; it needs the columns language, benchmark and score")
+    return table
+
+
+def _require_columns(table: Table, needed: Sequence[str], path: Path) -> None:
+    came = list(table.columns)
+    for name in needed:
+        if name not in came:
+            free = [column for column in came if column not in needed]
+            hint = nearest(name, free)
+            raise UserError(f"{path} has no column '{name}'{hint} (needed: {', '.join(needed)}; there: {', '.join(came)})")
+
+
+def _scores(rows: Sequence[tuple[str, Mapping[str, str]]], path: Path, *, benchmark: str, score: str) -> pd.DataFrame:
+    """The named columns with their types, every cell checked; all problems at once."""
+    problems, found = [], []
+    for place, row in rows:
+        try:
+            language(row["language"])
+            if not row[benchmark]:
+                raise UserError("the benchmark has no name; give one")
+            found.append((as_name(row[benchmark]), row["language"], _number(row[score], score), _count(row.get("n", ""))))
+        except UserError as error:
+            problems.append(f"{path}, {place}: {error}")
+    if problems:
+        raise UserError("\n".join(problems[:_NAMED] + ([f"{path}: and {len(problems) - _NAMED} more such lines"] if len(problems) > _NAMED else [])))
+    benchmarks, codes, scores, n = (list(column) for column in zip(*found, strict=True))
+    return pd.DataFrame({"benchmark": benchmarks, "language": codes, "score": scores, "n": pd.array(n, "Int64"), "source": str(path)})
+
+
+def _number(text: str, column: str) -> float:
+    # Not everything that Python takes for a number: 1_0 is none.
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{column} '{text}' is not a finite number; mend it, or leave the row out")
+    return value
+
+
+def _count(text: str) -> int | None:
+    if text == "":
+        return None
+    value = _number(text, "n")
+    if not 1 <= value <= _MOST_ITEMS or value != int(value):
+        raise UserError(f"n '{text}' is not a number of items; give a whole number from 1 to {_MOST_ITEMS:.0e}, or leave the cell empty")
+    return int(value)
+
+
+# --- resource level ------------------------------------------------------------------------------------------------------------------------------
+
+
+def log_resource(codes: Sequence[str], shares: Mapping[str, float] | None) -> list[float]:
+    """Logarithm of each language's share of the training text; nan where it is not known.
+
+    Args:
+        shares: of the model's training text by language, in any unit; None: those of public web pages stand in.
+    """
+    of = {code: entry.web_share for code, entry in LANGUAGES.items()} if shares is None else shares
+    return [math.log(share) if (share := of.get(code)) is not None else math.nan for code in codes]
+
+
+# --- correlations of few points ------------------------------------------------------------------------------------------------------------------
+
+
+def held_constant(covariates: Float[np.ndarray, "covariate language"]) -> Basis:
+    """Orthonormal basis of the constant and the covariates: what is projected out before two things are correlated."""
+    design = np.vstack([np.ones(covariates.shape[1]), covariates]).T
+    left, sizes, _ = np.linalg.svd(design / np.maximum(np.linalg.norm(design, axis=0), 1e-300), full_matrices=False)
+    return left[:, sizes > 1e-9]
+
+
+def standardised(values: Values, basis: Basis) -> Values:
+    """Residuals on the basis, of length one; nan where next to nothing is left."""
+    # By a power of two, which rounds nothing: squares of very large or small scores would not be finite, or nothing.
+    values = np.ldexp(values, -np.frexp(np.abs(values).max(axis=1, keepdims=True))[1])
+    around = values - values.mean(axis=1, keepdims=True)
+    rest = around - (around @ basis) @ basis.T
+    size = np.linalg.norm(rest, axis=1, keepdims=True)
+    whole = np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-9 * np.linalg.norm(values, axis=1, keepdims=True))
+    return np.where(size > 1e-6 * whole, rest, np.nan) / np.where(size > 0, size, 1)
+
+
+def correlations(values: Values, scores: Scores, basis: Basis) -> Float[np.ndarray, " place"]:
+    """(Partial) Pearson correlation of each row with the scores; of ranks, Spearman's."""
+    return np.clip(standardised(values, basis) @ standardised(scores[None], basis)[0], -1, 1)
+
+
+@lru_cache(maxsize=4)
+def _orders(count: int, seed: int) -> Int[np.ndarray, "order language"]:
+    """All orders where they can be gone through, else random ones."""
+    if count <= EXACT_UP_TO:
+        flat = itertools.chain.from_iterable(itertools.permutations(range(count)))
+        return np.fromiter(flat, np.int8).reshape(-1, count)
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(count), (RANDOM_ORDERS, 1)), axis=1)
+
+
+def permutation_p(values: Values, scores: Scores, basis: Basis, *, seed: int) -> Float[np.ndarray, " place"]:
+    """Two-sided p of each correlation: the share of orders of the scores whose correlation is at least as large in size.
+
+    With covariates the scores' residuals are permuted (Freedman and Lane 1983) and the covariates projected out again. Up to nine languages all
+    orders are gone through; above that 200,000 random ones, and the observed one counts among them (Phipson and Smyth 2010).
+
+    Without covariates the test is exact; with them it is approximate even where all orders are gone through. nan where the correlation is.
+    """
+    x = standardised(values, basis)
+    residual = standardised(scores[None], basis)[0]
+    observed = np.abs(x @ residual)
+    if np.isnan(residual).any():
+        return np.full(len(values), np.nan)
+    orders = _orders(len(scores), seed)
+    extreme = np.zeros(len(values))
+    for start in range(0, len(orders), _CHUNK):
+        permuted = residual[orders[start : start + _CHUNK]]
+        left = np.sqrt(np.maximum(0, 1 - np.square(permuted @ basis).sum(axis=1)))  # length of what the basis leaves of them
+        extreme += (np.abs(permuted @ x.T) >= (observed - _TIE) * left[:, None]).sum(axis=0)
+    p = extreme / len(orders) if len(scores) <= EXACT_UP_TO else (extreme + 1) / (len(orders) + 1)
+    return np.where(np.isnan(observed), np.nan, p)
+
+
+def fisher_interval(r: Float[np.ndarray, " place"], count: int, held: int, method: str, confidence: float) -> Float[np.ndarray, "bound place"]:
+    """Interval by Fisher's z, as a description only: nine languages are neither many nor a sample.
+
+    Spearman's variance is `(1 + r^2 / 2) / (n - 3)` (Bonett and Wright 2000); each covariate costs one. nan where n leaves nothing.
+    """
+    freedom = count - 3 - held
+    if freedom < 1:
+        return np.full((2, len(r)), np.nan)
+    spread = np.sqrt((1 + np.square(r) / 2 if method == "spearman" else 1) / freedom)
+    with np.errstate(divide="ignore"):  # r of 1 has an interval of no width
+        z = np.arctanh(r)
+    return np.tanh(z + np.array([[-1], [1]]) * float(ndtri(0.5 + confidence / 2)) * spread)
+
+
+class _Data(NamedTuple):
+    """What is correlated: columns are languages."""
+
+    values: Values
+    scores: Scores
+    covariates: Float[np.ndarray, "covariate language"]
+
+    def restricted(self, kept: Bool[np.ndarray, " language"]) -> "_Data":
+        return _Data(self.values[:, kept], self.scores[kept], self.covariates[:, kept])
+
+    def estimates(self, method: str) -> Float[np.ndarray, " place"]:
+        """Correlation of each place; nan where n leaves fewer than two residual degrees of freedom."""
+        if self.too_few:
+            return np.full(len(self.values), np.nan)
+        data = self.as_ranks() if method == "spearman" else self
+        return correlations(data.values, data.scores, held_constant(data.covariates))
+
+    def as_ranks(self) -> "_Data":
+        ranked = (rankdata(part, axis=-1) for part in (self.values, self.scores, self.covariates))
+        return _Data(*ranked)
+
+    @property
+    def too_few(self) -> bool:
+        return len(self.scores) < FEWEST_LANGUAGES + len(self.covariates)
+
+
+def _ranges(data: _Data, method: str, groups: Sequence[str]) -> Float[np.ndarray, "bound place"]:
+    """Smallest and largest correlation when one group of languages is left out; nan if any of them has too few left."""
+    of = np.array(groups)
+    found = np.stack([data.restricted(of != group).estimates(method) for group in dict.fromkeys(groups)])
+    return np.stack([found.min(axis=0), found.max(axis=0)])
+
+
+def _reason(data: _Data, row: int, estimate: float) -> str:
+    """Why a correlation is missing, or nothing."""
+    if data.too_few:
+        return f"{len(data.scores)} languages leave fewer than 2 residual degrees of freedom"
+    if not np.isnan(estimate):
+        return ""
+    if np.isnan(data.values[row]).any():
+        return "a language has no value here"
+    if np.ptp(data.scores) == 0 or np.ptp(data.values[row]) == 0:
+        return f"the {'scores' if np.ptp(data.scores) == 0 else 'values'} are all the same"
+    return "nothing varies beside what is held constant"
+
+
+def _correlation_rows(data: _Data, codes: Sequence[str], method: str, *, seed: int, confidence: float) -> pd.DataFrame:
+    """All columns that need no other test, one row per place."""
+    estimate = data.estimates(method)
+    p = np.full(len(estimate), np.nan)
+    if not data.too_few:
+        used = data.as_ranks() if method == "spearman" else data
+        p = permutation_p(used.values, used.scores, held_constant(used.covariates), seed=seed)
+    exact = ~np.isnan(p) & (len(codes) <= EXACT_UP_TO) & (len(data.covariates) == 0)
+    lo, hi = fisher_interval(estimate, len(codes), len(data.covariates), method, confidence)
+    nowhere = np.full((2, len(estimate)), np.nan)
+    loo_lo, loo_hi = nowhere if data.too_few else _ranges(data, method, codes)
+    branch_lo, branch_hi = nowhere if data.too_few else _ranges(data, method, [language(code).branch for code in codes])
+    return pd.DataFrame(
+        {"n": len(codes), "estimate": estimate, "lo": lo, "hi": hi, "p": p, "exact": exact}
+        | {"loo_lo": loo_lo, "loo_hi": loo_hi, "branch_lo": branch_lo, "branch_hi": branch_hi}
+        | {"reason": [_reason(data, row, value) for row, value in enumerate(estimate)]}
+    )
+
+
+_COLUMNS = ["benchmark", "place", "method", "control", "n", "estimate", "lo", "hi", "p", "exact", "p_holm", "p_bh"]
+_COLUMNS += ["loo_lo", "loo_hi", "branch_lo", "branch_hi", "reason"]
+
+
+def _correlate(
+    values: pd.DataFrame, scores: pd.DataFrame, covariates: pd.DataFrame, controls: dict[str, tuple[str, ...]], *, seed: int, confidence: float
+) -> pd.DataFrame:
+    """Every place (row of `values`) with every benchmark, over the languages (columns) that both have."""
+    frames = []
+    for benchmark, rows in scores.groupby("benchmark", sort=False):
+        of = rows.set_index("language")["score"]
+        for control, names in controls.items():
+            held = covariates.set_index("language")[list(names)].dropna() if names else None
+            codes = [code for code in values.columns if code in of.index and (held is None or code in held.index)]
+            held_values = np.empty((0, len(codes))) if held is None else np.asarray(held.loc[codes], float).T
+            data = _Data(np.asarray(values[codes], float), np.asarray(of[codes], float), held_values)
+            for method in METHODS:
+                found = _correlation_rows(data, codes, method, seed=seed, confidence=confidence)
+                frames.append(found.assign(benchmark=benchmark, place=list(values.index), method=method, control=control))
+    table = pd.concat(frames, ignore_index=True)
+    # The pooled benchmark says nothing that the others do not: it is a family of its own.
+    family = table.groupby([table["method"], table["control"], table["benchmark"] == ALL])["p"]
+    table["p_holm"] = family.transform(lambda p: holm(np.asarray(p, float)))
+    table["p_bh"] = family.transform(lambda p: benjamini_hochberg(np.asarray(p, float)))
+    return table[_COLUMNS]
+
+
+def correlation_table(gaps: pd.DataFrame, scores: pd.DataFrame, covariates: pd.DataFrame, *, seed: int, confidence: float = 0.95) -> pd.DataFrame:
+    """Correlation over languages of the gap with the score, for each layer or range, benchmark, method and control.
+
+    Args:
+        gaps: columns name, layer (a number, or the name of a range), gap; names that are no language, such as groups, are passed over. The
+            reference has no gap, so it takes no part.
+        scores: of `read_scores`.
+        covariates: columns language, tokens_per_sentence (fertility on aligned sentences, comparable between scripts), log_resource; a language that
+            lacks a value takes no part where that is held constant.
+        seed: of random orders, where there are too many to go through all.
+        confidence: of the descriptive interval.
+
+    Returns:
+        One row per benchmark, place (layer or range), method (`pearson`, `spearman`) and control (`none`, `tokens`, `resource`, `both`), with
+        n (languages), estimate, lo and hi (Fisher's z, a description), p (two-sided, by permutation), exact (all orders were gone through, nothing
+        held constant), p_holm and p_bh (corrected over places and benchmarks within method and control; the pooled benchmark `all` by itself),
+        loo_lo to loo_hi (range when one language is left out), branch_lo to branch_hi (one branch), and reason (why the estimate is missing).
+    """
+    values = gaps[gaps["name"].isin(LANGUAGES)].pivot_table(index="layer", columns="name", values="gap", sort=False)
+    return _correlate(values, scores, covariates, CONTROLS, seed=seed, confidence=confidence)
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def side_by_side(similarity: pd.DataFrame, gaps: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per language: similarity to the reference and gap, both means over layers, and the score of each benchmark.
+
+    Args:
+        similarity: of `similarity.similarity_table`.
+        gaps: columns name, layer, gap; ranges of layers are passed over.
+        scores: of `read_scores`.
+
+    Returns:
+        Columns language, cka, retrieval, cosine, gap, and `score_<benchmark>` (missing where the benchmark lacks the language).
+    """
+    alike = similarity[similarity["quantity"].isin(SIMILARITIES)].groupby(["language", "quantity"], sort=False)["estimate"].mean().unstack()
+    per_layer = np.array([isinstance(layer, int | np.integer) for layer in gaps["layer"]])
+    single = gaps[per_layer & gaps["name"].isin(LANGUAGES)]
+    gap = single.groupby("name", sort=False)["gap"].mean()
+    of_benchmark = scores.pivot_table(index="language", columns="benchmark", values="score", sort=False).add_prefix(SCORE)
+    joined = alike[list(SIMILARITIES)].join(gap, how="inner").join(of_benchmark)
+    return joined.rename_axis("language").rename_axis(columns=None).reset_index()
+
+
+def side_by_side_correlations(table: pd.DataFrame, *, seed: int, confidence: float = 0.95) -> pd.DataFrame:
+    """Correlation over languages of each benchmark's score with the similarities and with the gap, in the columns of `correlation_table`.
+
+    Args:
+        table: of `side_by_side`.
+        seed: of random orders, where there are too many to go through all.
+        confidence: of the descriptive interval.
+
+    Returns:
+        `place` is what the score is correlated with: `cka`, `retrieval`, `cosine` or `gap`.
+    """
+    values = table.set_index("language")[[*SIMILARITIES, "gap"]].T
+    long = table.melt("language", [name for name in table.columns if name.startswith(SCORE)], "benchmark", "score").dropna()
+    long["benchmark"] = long["benchmark"].str.removeprefix(SCORE)
+    nothing = pd.DataFrame({"language": []})
+    return _correlate(values, long, nothing, {"none": ()}, seed=seed, confidence=confidence)
+
+
+_NAMES = {"cka": "CKA", "retrieval": "retrieval of translations", "cosine": "mean-pooled cosine", "gap": "gap"}
+
+
+def side_by_side_text(table: pd.DataFrame, found: pd.DataFrame, *, level: float = 0.05) -> str:
+    """What the two tables say on the claim that similar embeddings hide a gap, in sentences; no more than the numbers carry.
+
+    Args:
+        table: of `side_by_side`.
+        found: of `side_by_side_correlations` on that table.
+        level: of the tests, after Holm's correction.
+    """
+    spans = ", ".join(f"{_NAMES[name]} {_span(table, name)}" for name in (*SIMILARITIES, "gap"))
+    sentences = [f"Over {len(table)} languages, means over layers: {spans}."]
+    tested = found[found["p_holm"].notna()]
+    undefined = len(found) - len(tested)
+    if undefined:
+        reasons = "; ".join(dict.fromkeys(found.loc[found["p_holm"].isna(), "reason"]))
+        sentences.append(f"{undefined} of {len(found)} correlations with scores are undefined ({reasons}).")
+    for benchmark, rows in tested[tested["method"] == "spearman"].groupby("benchmark", sort=False):
+        parts = [f"{_NAMES[row['place']]} {row['estimate']:+.2f} (p {row['p']:.2g})" for row in rows.to_dict("records")]
+        sentences.append(f"Spearman correlation with the score on {benchmark} (n = {rows['n'].iloc[0]}): {', '.join(parts)}.")
+    if tested.empty:
+        return " ".join(sentences)
+    sure = tested[tested["p_holm"] < level]
+    if sure.empty:
+        sentences.append(f"None of the {len(tested)} correlations is told from zero at {level:g} after Holm's correction; that is no proof of none.")
+    else:
+        named = [f"{_NAMES[row['place']]} with {row['benchmark']} ({row['method']} {row['estimate']:+.2f})" for row in sure.to_dict("records")]
+        sentences.append(f"Told from zero at {level:g} after Holm's correction within each method, {len(sure)} of {len(tested)}: {'; '.join(named)}.")
+    sentences.append("That one correlation is larger than another is not tested here.")
+    return " ".join(sentences)
+
+
+def _span(table: pd.DataFrame, name: str) -> str:
+    """Smallest and largest value with their languages."""
+    values = table.set_index("language")[name].dropna()
+    if values.empty:
+        return "undefined"
+    return f"{values.min():.2f} ({values.idxmin()}) to {values.max():.2f} ({values.idxmax()})"

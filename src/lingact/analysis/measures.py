@@ -1,0 +1,139 @@
+"""One interface for everything that is measured of a language at a layer: one sum over sentences divided by another.
+
+A gap in a measure may come from a difference in a confound; both are ratios of the same kind.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+from lingact.activations.feature_stats import CONFIRMATION, FeatureStats
+
+Stats = dict[str, FeatureStats]
+"""Language -> statistics of one meter and variant."""
+Draws = Float[np.ndarray, "draw layer"]
+Pooling = Literal["token", "sentence"]
+Terms = tuple[Float[np.ndarray, "layer sentence"], Float[np.ndarray, "#layer sentence"]]
+"""What is weighted and added up over sentences, above and below the line."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """What is counted in each sentence, and by what it is divided; quantities of the text alone have a single layer."""
+
+    numerator: Num[np.ndarray, "layer sentence"]
+    denominator: Num[np.ndarray, "#layer sentence"]
+    counted: Bool[np.ndarray, " sentence"]
+    """Sentences that take part."""
+
+    def per_sentence(self) -> Float[np.ndarray, "layer sentence"]:
+        """The quotient within each sentence; nan where the sentence takes no part or the denominator is 0."""
+        defined = self.counted & (self.denominator != 0)
+        return np.divide(self.numerator, self.denominator, where=defined, out=np.full(self.numerator.shape, np.nan))
+
+    def terms(self, pooling: Pooling) -> Terms:
+        """Numerator and denominator of the sentences that count (`token`), or their quotients and 1 (`sentence`)."""
+        if pooling == "token":
+            return np.where(self.counted, self.numerator, 0.0), np.where(self.counted, self.denominator, 0.0)
+        # A numerator that is not finite is no sentence that takes no part: left out, it would pass for one.
+        defined = np.broadcast_to(self.counted & (self.denominator != 0), self.numerator.shape)
+        return np.where(defined, self.per_sentence(), 0.0), defined.astype(float)
+
+
+Measure = Callable[[FeatureStats], Ratio]
+
+
+def pooled(ratio: Ratio, weights: Float[np.ndarray, "draw sentence"], pooling: Pooling) -> Draws:
+    """Ratio of sums over the sentences (`token`), or mean of the sentences' own ratios (`sentence`); nan where nothing is counted."""
+    numerator, denominator = ratio.terms(pooling)
+    return quotient(weights @ numerator.T, weights @ denominator.T)
+
+
+def quotient(numerator: Float[np.ndarray, "*shape"], denominator: Float[np.ndarray, "*#shape"]) -> Float[np.ndarray, "*shape"]:
+    """Quotient, nan where the denominator is 0."""
+    return np.divide(numerator, denominator, where=denominator != 0, out=np.full(numerator.shape, np.nan))
+
+
+def value(stats: FeatureStats, measure: str, weights: Float[np.ndarray, "draw sentence"], pooling: Pooling) -> Draws:
+    """A measure or confound of one language, per draw and layer; quantities of the text alone have a single column."""
+    return pooled((MEASURES | CONFOUNDS | LAYER_CONFOUNDS)[measure](stats), weights, pooling)
+
+
+def available(stats: FeatureStats) -> list[str]:
+    """The measures that these statistics can give."""
+    missing = [name for name in ("reference_active", "norm_matched") if getattr(stats, name) is None]
+    return [name for name in MEASURES if name not in missing]
+
+
+def _every(stats: FeatureStats) -> Bool[np.ndarray, " sentence"]:
+    return np.ones(len(stats.sentence_ids), bool)
+
+
+def _per_token(total: Num[np.ndarray, "layer sentence"], stats: FeatureStats) -> Ratio:
+    return Ratio(total, stats.tokens[None], _every(stats))
+
+
+def _widths(stats: FeatureStats) -> Num[np.ndarray, "layer 1"]:
+    """d_sae of each layer."""
+    return np.array([counts.shape[-1] for counts in stats.firing])[:, None]
+
+
+def _reference_active(stats: FeatureStats) -> Ratio:
+    # Its latents were chosen where they fire on the reference, which flatters the reference on those sentences: only the others count.
+    assert stats.reference_active is not None
+    return Ratio(stats.reference_active, stats.tokens[None], stats.halves == CONFIRMATION)
+
+
+def _norm_matched(stats: FeatureStats) -> Ratio:
+    assert stats.norm_matched is not None
+    return _per_token(stats.norm_matched, stats)
+
+
+def _bits(stats: FeatureStats) -> Ratio:
+    assert stats.nll is not None
+    return Ratio(stats.nll[None] / np.log(2), np.ones((1, len(stats.nll))), _every(stats))
+
+
+def _fvu(stats: FeatureStats) -> Ratio:
+    # Centred on the language's mean residual, which resamples keep at its estimate.
+    centre = np.square(stats.residual / stats.tokens.sum()).sum(axis=1, keepdims=True)
+    return Ratio(stats.error, stats.square - centre * stats.tokens, _every(stats))
+
+
+MEASURES: dict[str, Measure] = {
+    "mean": lambda s: _per_token(s.activation, s),
+    "mean_active": lambda s: Ratio(s.activation, s.l0, _every(s)),
+    "firing_rate": lambda s: Ratio(s.l0, s.tokens * _widths(s), _every(s)),
+    "l0": lambda s: _per_token(s.l0, s),
+    "l2": lambda s: _per_token(s.l2, s),
+    "top_k": lambda s: Ratio(s.top_k, s.tokens * np.minimum(s.top_k_size, _widths(s)), _every(s)),
+    "per_sentence": lambda s: Ratio(s.activation, np.ones((1, len(s.tokens))), _every(s)),
+    "per_byte": lambda s: Ratio(s.activation, s.bytes[None], _every(s)),
+    "per_word": lambda s: Ratio(s.activation, s.words[None], _every(s)),
+    "reference_active": _reference_active,
+    "norm_matched": _norm_matched,
+}
+"""Activation of a language (design: definitions). Folded activations per kept token (`mean`), per active latent, per sentence, byte and
+word; active latents per token and latent (`firing_rate`) and per token (`l0`); Euclidean norm of a token's activations (`l2`); mean of its
+strongest latents (`top_k`); `mean` over the reference's latents alone, and of residuals rescaled to the reference's mean norm."""
+
+CONFOUNDS: dict[str, Measure] = {
+    "fertility": lambda s: Ratio(s.tokens[None], s.words[None], _every(s)),
+    "tokens_per_sentence": lambda s: Ratio(s.tokens[None], np.ones((1, len(s.tokens))), _every(s)),
+    "bytes_per_sentence": lambda s: Ratio(s.bytes[None], np.ones((1, len(s.tokens))), _every(s)),
+    "windows_per_sentence": lambda s: Ratio(s.windows[None], np.ones((1, len(s.tokens))), _every(s)),
+    "partial_share": lambda s: _per_token(s.partial[None], s),
+    "bits_per_sentence": _bits,
+}
+"""What may differ between languages besides the features, of the text: tokens per word, lengths, share of tokens that are parts of
+characters, and how well the model predicts the sentence."""
+
+LAYER_CONFOUNDS: dict[str, Measure] = {
+    "fvu": _fvu,
+    "l0": MEASURES["l0"],
+    "residual_norm": lambda s: _per_token(s.norm, s),
+}
+"""The same at each layer: fraction of variance unexplained by the SAE, active latents and residual norm per token."""

@@ -1,0 +1,288 @@
+"""Share an adapter on the Hugging Face hub: its files, how it was made, and a card that tells what was measured and what was not.
+
+`python -m lingact.cli.share RUN owner/name` writes what is to be sent into `RUN/hub/`, where it can be read first (`--dry-run`), and sends it in one
+commit.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lingact.catalogue.licences import licence_of
+from lingact.config.base import asset
+from lingact.config.jobs import SCHEMAS
+from lingact.config.validation import validate
+from lingact.errors import UserError
+from lingact.files.atomic import write_atomically, write_json
+from lingact.files.folders import put_in_place, taken, temporary_beside
+from lingact.files.records import read_json_object
+from lingact.hub.huggingface import ON_THE_HUB, why_offline
+from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
+from lingact.runtime.tracking import read_manifest
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+_SENT = (WEIGHTS, SETTINGS, IDENTITY, "manifest.json", "config.yaml", "README.md")
+"""What is pushed, and nothing else that may lie beside it."""
+_OF_ANY_PAGE = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
+"""Files that a repository may have before something is pushed to it."""
+_MANIFEST = ("job", "status", "started", "seed", "git", "versions", "hardware", "identity", "wall_seconds", "peak_memory_bytes")
+"""What is told of a run: not its command, which names places on this machine."""
+
+
+def main(arguments: list[str]) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lingact.cli.share",
+        description="Push the adapter of a finished train.py run to the Hugging Face hub, with a model card.",
+        epilog="A token with write permission is taken from `hf auth login`. Others load the adapter by its name: python eval.py adapter=owner/name",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of train.py; what is sent lies in its folder hub/ afterwards")
+    parser.add_argument("name", metavar="owner/name", help="the adapter's name on the hub")
+    parser.add_argument("--eval", type=Path, metavar="RUN", help="run folder of eval.py whose results of this adapter go into the card")
+    parser.add_argument(
+        "--license", metavar="ID", help="licence of the base model as the hub calls it (gemma, apache-2.0, ...), where it is not known"
+    )
+    parser.add_argument("--base-model", metavar="owner/name", help="the base model on the hub, where the run read it from a folder")
+    parser.add_argument("--private", action="store_true", help="make the repository for you alone")
+    parser.add_argument("--replace", action="store_true", help="push although the repository holds something else")
+    parser.add_argument("--dry-run", action="store_true", help="write everything into RUN/hub/ and send nothing")
+    given = parser.parse_args(arguments)
+    try:
+        folder, aside = write_package(given.run, given.name, exam=given.eval, licence=given.license, base_model=given.base_model)
+        sys.stdout.write(f"written: {folder} (the card is README.md)\n")
+        if aside is not None:
+            sys.stdout.write(f"kept: {aside} (what was there before)\n")
+        if not given.dry_run:
+            sys.stdout.write(f"pushed: {push(folder, given.name, private=given.private, replace=given.replace)}\n")
+    except UserError as error:
+        sys.stderr.write(f"sharing: {error}\n")
+        return 2
+    return 0
+
+
+# --- what is sent --------------------------------------------------------------------------------------------------------------------------------
+
+
+def write_package(run: Path, name: str, *, exam: Path | None, licence: str | None, base_model: str | None) -> tuple[Path, Path | None]:
+    """Write all that is to be sent into the run's folder `hub/`. What is there already, and differs, is moved aside: it may have been edited.
+
+    Args:
+        run: run folder of train.py.
+        name: hub id that the adapter is to have.
+        exam: run folder of eval.py; None: the card says that no benchmark was asked.
+        licence: None: that of the base model, where it is known.
+        base_model: its hub id; None: the name that the run knew it by.
+
+    Returns:
+        The folder, and where what was in it before is now.
+
+    Raises:
+        UserError: the run is not complete, or something that the card has to say is not known.
+    """
+    _refuse_no_name(name)
+    (trained, manifest), adapter = _finished(run, "train"), run / "adapter"
+    if not (adapter / WEIGHTS).is_file():
+        raise UserError(f"'{run}' has no adapter (any more); name the folder of a finished train.py run")
+    evaluated = _finished(exam, "eval")[0].model_dump(mode="json") if exam is not None else None
+    config = trained.model_dump(mode="json", exclude=PRIVATE)
+    base = _base_model(config["model"]["name"], base_model)
+    terms = _licence(base, licence)
+
+    from lingact.report.model_card import model_card, read_exam, read_tables  # takes pandas along
+    from lingact.report.training import loss_text
+
+    known = manifest["identity"] | {"model": manifest["identity"]["model"] | {"name": base}}
+    asked = read_exam(exam, evaluated, _adapter_sha256(run)) if exam is not None and evaluated is not None else None
+    config = shareable(config | {"model": config["model"] | {"name": base}}, known)
+    manifest = shareable({key: manifest[key] for key in _MANIFEST} | {"identity": known}, {})
+    caution = loss_text(trained, known.get("training_text", {}))
+    card = model_card(name, terms, config, manifest, caution, read_tables(run), asked)
+
+    folder = run / "hub"
+    with taken(run):
+        unfinished = temporary_beside(folder)
+        unfinished.mkdir()
+        try:
+            shutil.copyfile(adapter / WEIGHTS, unfinished / WEIGHTS)
+            settings = read_json_object(adapter / SETTINGS, "put it back, or train again")
+            write_json(unfinished / SETTINGS, settings | {"base_model_name_or_path": base})
+            write_json(unfinished / IDENTITY, {"base_model": base, "base_sha256": known["model"]["sha256"], "training": config})
+            write_json(unfinished / "manifest.json", manifest)
+            write_atomically(unfinished / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            write_atomically(unfinished / "README.md", card)
+            return folder, put_in_place(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _refuse_no_name(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        problem = "" if "/" in name else "it has no owner"
+    except HFValidationError as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+    if problem:
+        raise UserError(f"'{name}' is no name on the hub ({problem}); write owner/name, as in jane/gemma-2-2b-malayalam")
+
+
+def _finished(run: Path, job: str) -> tuple[Any, dict[str, Any]]:
+    """Configuration and manifest of a complete run.
+
+    Raises:
+        UserError: it is not complete, of another job, or of another version.
+    """
+    manifest = read_manifest(run)
+    if manifest["job"] != job:
+        raise UserError(f"'{run}' was made by {manifest['job']}.py; name a run folder of {job}.py")
+    if manifest["status"] != "complete":
+        raise UserError(f"'{run}' is not complete (status: {manifest['status']}); finish it first: python {job}.py resume={run}")
+    try:
+        saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return validate(SCHEMAS[job], saved), manifest
+    except (OSError, ValueError, yaml.YAMLError):
+        raise UserError(f"'{run / 'config.yaml'}' cannot be read: it is gone, cut off or of something else; put it back") from None
+    except UserError as error:
+        raise UserError(f"'{run / 'config.yaml'}' does not fit this version: {str(error).splitlines()[0]}") from None
+
+
+def _base_model(name: str, given: str | None) -> str:
+    """Hub id of the base model."""
+    if given is None and (Path(name).expanduser().exists() or not ON_THE_HUB.fullmatch(name)):
+        raise UserError(f"the base model is the folder '{name}', which nobody else has; name it as it is called on the hub: --base-model owner/name")
+    if given is not None and not ON_THE_HUB.fullmatch(given):
+        raise UserError(f"--base-model: '{given}' is no name on the hub; write owner/name")
+    return given or name
+
+
+def _licence(base: str, given: str | None) -> str:
+    if given is not None and not re.fullmatch(r"[a-z][a-z0-9.-]*", given):
+        raise UserError(f"--license: '{given}' is no licence as the hub calls them; write for instance gemma, llama3.1, apache-2.0 or mit")
+    found = given or licence_of(base)
+    if found is None:
+        raise UserError(
+            f"the licence of '{base}' is not known here, and that of its adapter follows from it; look at its page and name it: --license ID"
+        )
+    return found
+
+
+def _adapter_sha256(run: Path) -> str:
+    """By what evaluations know the adapter, from the run's own measurements."""
+    index = run / "stats" / "index.json"
+    try:
+        return json.loads(index.read_text(encoding="utf-8"))["header"]["adapter"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"'{index}' does not tell which adapter was measured, so that --eval cannot be checked; put it back, or leave --eval out"
+        ) from None
+
+
+def shareable(node: Any, known: Mapping[str, Any], key: str = "") -> Any:
+    """A configuration or identity without places on this machine.
+
+    Files of the package are named as in `conf/`, `${asset:...}`, and found on other machines. Of others only the last part of their path is left,
+    with words that make it the path of nothing, and the hash by which two of the same name are told apart.
+
+    Args:
+        known: identity of what stands in the section.
+        key: name of the value; a `path` is local however it is written.
+    """
+    if isinstance(node, Mapping):
+        below = {name: known[name] if isinstance(known.get(name), Mapping) else known for name in node}
+        return {name: shareable(value, below[name], str(name)) for name, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [shareable(value, known) for value in node]
+    if not isinstance(node, str):
+        return node
+    carried = asset("")
+    if node.startswith(carried):
+        return f"${{asset:{node.removeprefix(carried).lstrip('/')}}}"
+    if key == "path" or re.match(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]", node):
+        sha256 = f", sha256 {known['sha256'][:12]}" if "sha256" in known else ""
+        return f"{PureWindowsPath(node).name} (not shared{sha256})"  # takes both kinds of slashes
+    return node
+
+
+# --- sending -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def push(folder: Path, name: str, *, private: bool, replace: bool) -> str:
+    """Send a folder of `write_package` to the hub, whole or not at all. Returns the address of the commit.
+
+    Args:
+        private: make the repository for its owner alone.
+        replace: also where the repository holds something else.
+
+    Raises:
+        UserError: there is no token, no way to the hub, no permission, or something else of that name.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+    if get_token() is None:
+        raise UserError("there is no token for the hub; make one with write permission on its page of settings and run `hf auth login`")
+    if offline := why_offline():
+        raise UserError(f"nothing was pushed: {offline}. The folder '{folder}' is ready; give the same command again where there is a way")
+    hub = HfApi()
+    try:
+        try:
+            there = hub.model_info(name, files_metadata=True)
+        except RepositoryNotFoundError:
+            there = None
+        if there is not None:
+            _refuse_others(there, folder, private=private, replace=replace)
+        hub.create_repo(name, private=private or None, exist_ok=True)
+        # Not `upload_folder`, which may send several commits: who loads in between would get half of it.
+        files = [CommitOperationAdd(path.name, path) for path in sorted(folder / name for name in _SENT)]
+        commit = hub.create_commit(name, files, commit_message="Adapter trained with lingact", parent_commit=there.sha if there else None)
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise _not_taken(name, error) from error
+    return str(commit.commit_url)
+
+
+def _refuse_others(there: "ModelInfo", folder: Path, *, private: bool, replace: bool) -> None:
+    """Refuse to write over what is not this adapter, and to publish what was meant to be private."""
+    if private and not there.private:
+        raise UserError(f"'{there.id}' is there already, for all to see; make it private on its page, or leave --private out")
+    files = {file.rfilename: file for file in there.siblings or ()}
+    own = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    held = files[WEIGHTS].lfs if WEIGHTS in files else None
+    if not replace and files.keys() - _OF_ANY_PAGE and (held is None or held.sha256 != own):
+        raise UserError(
+            f"'{there.id}' is there already and holds something else ({', '.join(sorted(files.keys() - _OF_ANY_PAGE)[:4])}); choose another name, or "
+            "write --replace to push this adapter in its place"
+        )
+
+
+def _not_taken(name: str, error: Exception) -> UserError:
+    """What to tell the user after the hub's refusal, or after none."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    refusal = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error  # uploads wrap what went wrong
+    status = refusal.response.status_code if isinstance(refusal, HfHubHTTPError) else None
+    if status == 401:
+        why = "the hub does not know the token; run `hf auth login` with a valid one"
+    elif status == 403:
+        why = f"the token may not write there; use one with write permission for '{name.partition('/')[0]}', or another owner"
+    elif status == 412:
+        why = "somebody else has pushed to it at the same time; look at it and give the same command again"
+    else:
+        said = next((line.strip() for line in str(refusal).splitlines() if line.strip()), type(refusal).__name__)
+        why = f"{said.rstrip('.')}. Give the same command again"
+    return UserError(f"'{name}' was not pushed: {why}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

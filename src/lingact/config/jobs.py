@@ -1,0 +1,259 @@
+"""The schemas of the three jobs."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
+
+from lingact.config.base import Codes, Section, as_list
+from lingact.config.data import CorpusConfig, LanguagesConfig, PairsCorpus, refuse_many_languages, refuse_option_name
+from lingact.config.limits import Confidence, Count, Device, Place, Power, Processors, Resamples, Seed, Text, Whole
+from lingact.config.measures import MeasuresConfig, Statistics, enough_resamples
+from lingact.config.model import ModelConfig, SaeConfig
+from lingact.config.tasks import LeakageConfig, TasksConfig
+from lingact.config.training import LossConfig, OptimConfig, PeftConfig, TrainerConfig
+from lingact.hub.wandb_limits import NAME, TAG, name_problem
+
+
+class TrackingConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    """Up to 128 characters, without any of / \\ # ? % :"""
+    entity: str | None
+    group: str | None
+    """Defaults to the sweep's folder under multirun. Up to 128 characters."""
+    tags: tuple[str, ...]
+    """Of 1 to 64 characters each."""
+
+    @field_validator("project", "entity", "group", "tags")
+    @classmethod
+    def _names_that_are_taken(cls, given: Any, info: Any) -> Any:
+        for name in given if isinstance(given, tuple) else () if given is None else (given,):
+            if problem := name_problem(info.field_name, name, TAG if info.field_name == "tags" else NAME):
+                raise ValueError(problem)
+        return given
+
+
+def _plan_by_yes_or_no(value: object) -> object:
+    return {True: "only", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Plan = Annotated[Literal["check", "only", "off"], BeforeValidator(_plan_by_yes_or_no), Field(exclude=True)]
+"""check: begin with memory and time, and refuse what cannot fit. only (true): nothing else. off (false): run without. No part of what a run is."""
+
+
+class Seeded(Section):
+    """What all three jobs share."""
+
+    plan: Plan = "check"
+    seed: Seed
+    """Below 2**32."""
+    device: Device
+    """auto, cpu, cuda or cuda:N."""
+
+
+class Job(Seeded):
+    """What train.py and analyze.py share."""
+
+    batch_tokens: Count
+    """Padded tokens per forward pass."""
+    model: ModelConfig
+    sae: SaeConfig
+    corpus: CorpusConfig
+    languages: LanguagesConfig
+    statistics: Statistics
+    tracking: TrackingConfig
+
+    @field_validator("languages")
+    @classmethod
+    def _common_sentences(cls, languages: LanguagesConfig, info: Any) -> LanguagesConfig:
+        many = "one job for each: -m languages.high=[] languages.low=[ml],[hi]"
+        refuse_many_languages(info.data.get("corpus"), languages.reference, (*languages.high, *languages.low), many)
+        return languages
+
+
+class Processes(Section):
+    """How the passes over text are shared out. It changes no number, so an interrupted run may go on with another number of processes."""
+
+    devices: Processors
+    """Processes on this machine, one for each device."""
+    nodes: Processors
+    """Machines."""
+
+    @field_validator("devices")
+    @classmethod
+    def _a_device_for_each(cls, devices: int, info: Any) -> int:
+        if devices > 1 and ":" in info.data.get("device", ""):
+            raise ValueError(f"it is {devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
+        return devices
+
+
+_OF_THE_MACHINE = {
+    "": ("device", "devices", "nodes", "cache"),
+    "trainer": (
+        *("devices", "nodes", "strategy", "workers", "micro_batch", "activation_checkpointing"),
+        *("checkpoint_every", "checkpoint_minutes"),
+    ),
+}
+"""Section -> keys that say where and in which portions a run is computed. They change its numbers by their rounding at most, and with dropout its
+draws."""
+
+
+def of_the_run(plain: dict[str, Any]) -> dict[str, Any]:
+    """A job's plain configuration without what belongs to the machine: an interrupted run may go on with other values of that."""
+    kept = {key: value for key, value in plain.items() if key not in _OF_THE_MACHINE[""]}
+    for section in kept.keys() & _OF_THE_MACHINE.keys():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in _OF_THE_MACHINE[section]}
+    return kept
+
+
+def _read_piece(value: object) -> object:
+    """`2/4` as (1, 4): the place counts from 0 inside."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+)/(\d+)", value)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"'{value}' is not k/n with k from 1 to n; write for instance piece=2/4 for the second of four")
+        return (int(found[1]) - 1, int(found[2]))
+    return value
+
+
+class AnalyzeConfig(Processes, Job):
+    """analyze.py."""
+
+    split: Literal["train", "dev", "heldout", "all"]
+    adapter: Text | None
+    """Run folder of train.py, PEFT folder, hub id or W&B artifact: measure base and adapter on the same sentences. None: the base alone."""
+    measures: MeasuresConfig
+    scores: Annotated[tuple[Place, ...], BeforeValidator(as_list)]
+    """Benchmark scores: run folders of eval.py, or CSV files."""
+    stats: Annotated[tuple[Place, ...], BeforeValidator(as_list)]
+    """Runs whose statistics are used instead of measuring."""
+    compare: Annotated[tuple[Place, ...], BeforeValidator(as_list)]
+    """Two runs: before and after. Or trained runs and sweeps of them: their recipes against each other."""
+    piece: Annotated[
+        tuple[Whole, Annotated[Count, Field(le=100_000)]], BeforeValidator(_read_piece), PlainSerializer(lambda piece: f"{piece[0] + 1}/{piece[1]}")
+    ]
+    """(k, n): the k-th of n parts of the batches, from 0."""
+
+    @field_validator("compare")
+    @classmethod
+    def _two_at_least(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
+        if len(runs) == 1 and not (runs[0] / ".jobs").is_dir():
+            raise ValueError("1 given; name two runs: compare=[BEFORE,AFTER], or several runs or a sweep of train.py, whose recipes to compare")
+        return runs
+
+    @field_validator("piece")
+    @classmethod
+    def _core_only(cls, piece: tuple[int, int], info: Any) -> tuple[int, int]:
+        # `info` is pydantic's ValidationInfo, a protocol that beartype cannot check.
+        if piece[0] >= piece[1]:
+            raise ValueError(f"there is no piece {piece[0] + 1} of {piece[1]}; write for instance piece=2/4 for the second of four")
+        measures = info.data.get("measures")
+        if piece != (0, 1) and measures is not None and measures.parts:
+            raise ValueError(f"pieces measure without further parts, these were asked for: {', '.join(measures.parts)}; use measures=core")
+        return piece
+
+
+class TrainConfig(Job):
+    """train.py."""
+
+    lang: Codes
+    """Target languages."""
+    split: Literal["dev", "heldout"]
+    """The sentences on which base and adapter are compared: dev while choices are being made, heldout for the table that is told."""
+    loss: LossConfig
+    peft: PeftConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    train_corpus: Annotated[CorpusConfig | None, BeforeValidator(refuse_option_name)] = None
+    """Another corpus to train on: its split train, without the sentences that `corpus` has, too. None: the split train of `corpus`."""
+    cache: Place | None
+    """Folder of what the base model gives on the training sentences; runs share it. None: compute it for each."""
+
+    @field_validator("trainer")
+    @classmethod
+    def _a_device_for_each(cls, trainer: TrainerConfig, info: Any) -> TrainerConfig:
+        if trainer.devices > 1 and ":" in info.data.get("device", ""):
+            raise ValueError(f"devices is {trainer.devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
+        return trainer
+
+    @field_validator("train_corpus")
+    @classmethod
+    def _common_training_sentences(cls, corpus: Any, info: Any) -> Any:
+        languages, loss = info.data.get("languages"), info.data.get("loss")
+        if languages is not None and "lang" in info.data:
+            refuse_many_languages(corpus, languages.reference, info.data["lang"], "one job for each: -m lang=ml,hi")
+        if isinstance(corpus, PairsCorpus) and loss is not None and loss.control == "wrong_language":
+            raise ValueError(f"corpus '{corpus.dataset}' has no other language's text of the same sentences, which loss.control=wrong_language needs")
+        return corpus
+
+    # On the field, not on the model: a model's validator is silent while any other field is wrong, and all problems are to be reported at once.
+    @field_validator("lang")
+    @classmethod
+    def _targets_make_sense(cls, lang: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        # `info` is pydantic's ValidationInfo, a protocol that beartype cannot check.
+        if not lang:
+            raise ValueError("no target language given; write for instance lang=ml or lang=[ml,hi]")
+        if len(set(lang)) != len(lang):
+            raise ValueError(f"a language is named twice in [{', '.join(lang)}]")
+        languages = info.data.get("languages")
+        if languages is None:
+            return lang
+        if languages.reference in lang:
+            raise ValueError(
+                f"'{languages.reference}' is the reference language and cannot be a target; name other languages, or change languages.reference"
+            )
+        strangers = [code for code in lang if code not in languages.all]
+        if strangers:
+            raise ValueError(
+                f"{', '.join(strangers)} not among the languages under study ({', '.join(languages.all)}); add to languages.low or languages.high"
+            )
+        return lang
+
+
+def _as_names(value: object) -> object:
+    """One string, a list, or nothing."""
+    return () if value is None else [value] if isinstance(value, str) else value
+
+
+class EvalConfig(Processes, Seeded):
+    """eval.py: it needs no SAE."""
+
+    batch_tokens: Count
+    """Padded tokens per forward pass over the text."""
+    adapter: Annotated[tuple[Text, ...], BeforeValidator(_as_names)]
+    """Run folders of train.py, sweep folders, PEFT folders, hub ids, W&B artifacts; none: the base model alone."""
+    model: ModelConfig
+    languages: LanguagesConfig
+    tasks: TasksConfig
+    corpus: CorpusConfig
+    """Aligned text, for bits per byte."""
+    text_split: Literal["train", "dev", "heldout", "all"] | None
+    """Which of its sentences; None: leave bits per byte out."""
+    leakage: LeakageConfig
+    resamples: Resamples
+    block: Count | None = None
+    """As in `Statistics`, for bits per byte."""
+    confidence: Confidence
+    power: Power
+    """Of the minimum detectable effect; from 0.5, below 1."""
+    cache: Place | None
+    """Folder of what models have answered; runs share it. None: each keeps its own."""
+    tracking: TrackingConfig
+
+    _enough_resamples = field_validator("confidence")(enough_resamples)
+
+    @field_validator("text_split")
+    @classmethod
+    def _common_sentences(cls, split: str | None, info: Any) -> str | None:
+        languages = info.data.get("languages")
+        if split is not None and languages is not None:
+            others = (*languages.high, *languages.low)
+            refuse_many_languages(info.data.get("corpus"), languages.reference, others, "one job for each, another corpus, or text_split=null")
+        return split
+
+
+SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "analyze": AnalyzeConfig, "eval": EvalConfig}

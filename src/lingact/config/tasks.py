@@ -1,0 +1,113 @@
+"""Benchmarks, and which of their items are asked."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from lingact.catalogue.benchmarks import FAMILIES, family
+from lingact.config.base import Columns, Section
+from lingact.config.limits import Count, Place, Share, Text, Whole
+from lingact.errors import UserError
+
+
+class OwnTask(Section):
+    """A benchmark of the user's, as lm-eval task files."""
+
+    kind: Literal["lm_eval"]
+    folder: Place
+    """Where the task files are; data files are named relative to their YAML."""
+    task: str
+    """Task name with `{lang}` for the language code."""
+    key: Columns
+    """Columns that together name an item in every language; none: items of different languages do not correspond."""
+    facts: bool
+    """The key names a fact that your other benchmarks ask, too, so that they are not independent."""
+    split_by: Text | None
+    """Column by which scores are split further, and by which a limited selection is kept in proportion."""
+
+
+class OwnItems(Section):
+    """A benchmark of the user's, as JSONL: `question`, `choices`, `answer`, and `id` if languages correspond.
+
+    Questions and choices are texts or numbers, asked as they are written. An answer that is a number is the right choice's place from 0; a text is
+    the right choice itself. Where choices are numbers, a number that is the place of one and the value of another is refused.
+    """
+
+    kind: Literal["items"]
+    path: str
+    """File with `{lang}` for the language code."""
+    split_by: Text | None
+    """As above."""
+
+    @field_validator("path")
+    @classmethod
+    def _has_lang(cls, path: str) -> str:
+        if "{lang}" not in path:
+            raise ValueError(f"'{path}' has no {{lang}}; write the language code's place, as in 'quiz_{{lang}}.jsonl', and quote it")
+        if not path.lower().endswith((".jsonl", ".json")):
+            raise ValueError(f"'{path}' ends neither in .jsonl nor in .json; give a file with an item a line, or a JSON list of them")
+        return path
+
+
+OwnBenchmark = Annotated[OwnTask | OwnItems, Field(discriminator="kind")]
+
+
+_MOST_OPTIONS = 1_000_000
+
+
+def _number_or_auto(value: object) -> object:
+    # Before the union, whose branches would each complain.
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{value!r} is neither auto nor a number of options, from 1 upwards")
+    if isinstance(value, int) and value > _MOST_OPTIONS:
+        raise ValueError(f"{value} options at once are more than any device holds; give at most {_MOST_OPTIONS}, or auto")
+    return value
+
+
+class TasksConfig(Section):
+    """The benchmarks, and which of their items."""
+
+    benchmarks: tuple[str, ...]
+    """Names in the table of benchmarks (`lingact.catalogue.benchmarks`)."""
+    own: dict[Annotated[str, Field(pattern=r"^\w[\w-]*$")], OwnBenchmark]
+    """Benchmarks that are not in the table, by the name they shall have: letters, digits, `_` and `-`, since files are called by it."""
+    missing: Literal["refuse", "skip"]
+    """What to do where a benchmark lacks a language."""
+    items: Literal["shared", "all"]
+    """shared: those that all its languages have, where a benchmark names its items; all: every one, as lm-eval takes them."""
+    limit: Count | None
+    """Items per benchmark: the same ones in every language and for every model, in proportion to the benchmark's parts. None: all."""
+    fewshot: Annotated[Whole, Field(le=1000)] | None
+    """Examples before each question; None: as the task says, mostly none."""
+    batch_size: Annotated[Count | Literal["auto"], BeforeValidator(_number_or_auto)]
+    """Options per forward pass. auto: as many as the device should hold, fewer where it does not."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _in_the_table(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                family(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        if len(set(names)) < len(names):
+            raise ValueError(f"a benchmark is named twice in [{', '.join(names)}]")
+        return names
+
+    @model_validator(mode="after")
+    def _some_benchmark(self) -> "TasksConfig":
+        both = [name for name in self.own if name in self.benchmarks]
+        if both or "all" in self.own:
+            raise ValueError(f"own: the name '{(both or ['all'])[0]}' is taken; give your benchmark another one")
+        if not self.benchmarks and not self.own:
+            raise ValueError(f"no benchmark given; name some in benchmarks ({', '.join(FAMILIES)}) or your own in own")
+        return self
+
+
+class LeakageConfig(Section):
+    """How benchmark items are compared with the training text."""
+
+    words: Annotated[Count, Field(ge=3, le=1000)]
+    """Length of the word sequences looked for; an item shorter than that is looked for as a whole."""
+    share: Share
+    """Share of an item's sequences from which on it counts as overlapping with the training text."""

@@ -1,0 +1,239 @@
+"""Loss, adapters, optimiser and trainer."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lingact.config.base import Section
+from lingact.config.limits import Count, Dropout, Factor, Layers, Modules, Processors, Real, Share, Text, Weight, WeightedLayers, Whole
+
+
+class GapLoss(Section):
+    """The gap term on the target languages: what is brought nearer to the reference under the base model, which stays frozen."""
+
+    objective: Literal["activation", "profile", "hinge", "contrastive", "diffmean", "norm"]
+    """activation: A(l, L). profile: mean feature profile on parallel sentences. hinge: pre-activations of the reference's latents, upwards only.
+    contrastive: mean-pooled translations. diffmean: mean residual, no SAE. norm: mean residual norm, a control."""
+    side: Literal["two_sided", "one_sided"]
+    """two_sided moves towards the reference from either side, one_sided only upwards (activation and norm)."""
+    gradient: Literal["jumprelu", "straight_through"]
+    """straight_through lets latents that are silent but near their threshold receive a gradient (activation and profile)."""
+    bandwidth: Share
+    """Width of the straight-through window below each threshold, relative to the threshold."""
+    norm_matched: bool
+    """Measure the loss on residuals rescaled to the base model's norm on each token, so that loudness does not pay."""
+    pooling: Literal["token", "sentence"]
+    """Of the activation: over all tokens, or within each sentence and then over sentences."""
+    temperature: Annotated[Real, Field(ge=1e-3, le=100)]
+    """Of the contrastive objective, from 0.001 to 100."""
+    weight: Weight
+    """0, or from 1e-6 to 1e6, as every weight of a term."""
+    layers: WeightedLayers
+    """Measured layers in the loss, or their weights: {2: 1.0, 3: 0.5}."""
+    stop_when_closed: bool
+    """End training when the gap term's mean over ten steps is below its tolerance, so that nothing overshoots."""
+    tolerance: Factor
+    """Of `stop_when_closed`, in the units of the term."""
+
+
+class RetentionLoss(Section):
+    """What holds the reference language, base being the same model with the adapter off. Weights; 0 leaves a term out."""
+
+    kl: Weight
+    """KL(base || adapter) of the next-token distributions, in nats."""
+    lm: Weight
+    """Cross-entropy on the reference's text."""
+    activation: Weight
+    """Squared relative change of the reference's activation per layer."""
+    norm: Weight
+    """Squared log ratio of residual norms, on reference and targets."""
+    fit: Weight
+    """Growth of the measuring SAEs' FVU on the targets, so that the meter stays valid."""
+    target_kl: Weight
+    """KL(base || adapter) on the targets' text, in nats, so that their language modelling stays."""
+    top: Count | None
+    """Likeliest next tokens of the base model that the KL terms keep, from one pass before training; the rest counts as one token. None: all of them,
+    with a second forward pass in every step."""
+    limit: Factor | None
+    """Keep KL below this many nats by a multiplier that grows while it is above and shrinks while it is below (dual ascent); it starts
+    from the weight `kl`. None: that weight throughout."""
+    rate: Factor
+    """Step of the multiplier, per nat and training step."""
+
+
+class LossConfig(Section):
+    """The combined loss: gap term on the target languages, retention terms on the reference, language modelling on the targets."""
+
+    gap: GapLoss
+    retention: RetentionLoss
+    target_lm: Weight
+    """Weight of the cross-entropy on the target languages' text."""
+    warm_up: Whole
+    """Steps over which the gap term's weight rises from 0."""
+    control: Literal["none", "random_features", "shuffled_pairs", "wrong_language"]
+    """random_features: SAEs with random directions in the gap term. shuffled_pairs: target sentences beside other sentences of the reference.
+    wrong_language: text of another language in the targets' place."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "LossConfig":
+        retention = self.retention.model_dump(include={"kl", "lm", "activation", "norm", "fit", "target_kl"})
+        if not any((self.gap.weight, self.target_lm, *retention.values())):
+            raise ValueError("all weights are zero: nothing would be trained")
+        return self
+
+    @model_validator(mode="after")
+    def _does_what_it_says(self) -> "LossConfig":
+        """Options that would change nothing, or leave nothing to train."""
+        gap = self.gap
+        if gap.stop_when_closed and gap.weight == 0:
+            raise ValueError("gap.stop_when_closed needs a gap term, but gap.weight is 0")
+        if self.control == "random_features" and self.retention.fit > 0:
+            raise ValueError("retention.fit would hold the fit of SAEs with random directions; with control=random_features set it to 0")
+        if gap.norm_matched and gap.objective == "norm":
+            raise ValueError("gap.norm_matched takes away the very norms that gap.objective=norm would train; use one of them")
+        for what, chosen, objectives in (
+            ("gap.stop_when_closed", gap.stop_when_closed, ("activation", "profile", "norm")),
+            ("control=shuffled_pairs", self.control == "shuffled_pairs", ("profile", "contrastive")),
+            ("control=random_features", self.control == "random_features", ("activation", "profile", "hinge")),
+            ("gap.gradient=straight_through", gap.gradient == "straight_through", ("activation", "profile")),
+        ):
+            if chosen and gap.objective not in objectives:
+                raise ValueError(f"{what} changes nothing with gap.objective={gap.objective}; it goes with {' or '.join(objectives)}")
+        return self
+
+
+MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations of LoRA (peft) that take the adapter's first weights out of the base weights, or requantise these."""
+
+
+class Adapter(Section):
+    """Where an adapter sits, of whatever kind. None of the kinds touches the base weights, so that the adapter switched off is the base model."""
+
+    targets: Modules
+    """Linear modules of a block, such as q_proj; all: every one, whatever the architecture calls them."""
+    layers: Layers
+    """Blocks with an adapter, each once."""
+
+
+class LoraAdapter(Adapter):
+    """W + s B A (Hu et al. 2021, 2106.09685), with s = alpha / r."""
+
+    kind: Literal["lora"]
+    r: Annotated[Count, Field(le=100_000)]
+    alpha: Factor
+    dropout: Dropout
+    use_rslora: bool
+    """s = alpha / sqrt(r) (Kalajdzievski 2023, 2312.03732)."""
+    use_dora: bool
+    """Direction by LoRA, magnitude by a vector of its own (Liu et al. 2024, 2402.09353)."""
+    init: Literal["default", "gaussian"]
+    """Of A; B starts at zero. default: Kaiming uniform. gaussian: standard deviation 1 / r."""
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _leaves_the_base_alone(cls, init: object) -> object:
+        if str(init).partition("_niter_")[0] in MOVE_THE_BASE:
+            raise ValueError(
+                f"'{init}' changes the base weights when it moves part of them into the adapter, so that the adapter switched off would no longer be "
+                "the base model that retention and every comparison rest on; use default or gaussian"
+            )
+        return init
+
+
+class VeraAdapter(Adapter):
+    """W + diag(b) B diag(d) A with random frozen A, B shared by all modules; b and d are trained (Kopiczko et al. 2023, 2310.11454)."""
+
+    kind: Literal["vera"]
+    r: Annotated[Count, Field(le=100_000)]
+    dropout: Dropout
+    d_initial: Annotated[Factor, Field(le=1000)]
+    """First value of d; b starts at zero."""
+
+
+class Ia3Adapter(Adapter):
+    """A factor for each output of a module, or each input (Liu et al. 2022, 2205.05638); starts at one."""
+
+    kind: Literal["ia3"]
+    feedforward: tuple[Text, ...]
+    """Those of the targets whose inputs are scaled, not their outputs."""
+
+    @model_validator(mode="after")
+    def _of_the_targets(self) -> "Ia3Adapter":
+        others = [name for name in self.feedforward if self.targets != "all" and name not in self.targets]
+        if others:
+            raise ValueError(f"feedforward names {', '.join(others)}, which targets ({', '.join(self.targets)}) does not have; add it there")
+        return self
+
+
+class LohaAdapter(Adapter):
+    """W + s (B1 A1) * (B2 A2), an elementwise product of two low-rank matrices, with s = alpha / r (Hyeon-Woo et al. 2021, 2108.06098)."""
+
+    kind: Literal["loha"]
+    r: Annotated[Count, Field(le=100_000)]
+    alpha: Factor
+
+
+class LokrAdapter(Adapter):
+    """W + s C (x) B A, a Kronecker product, with s = alpha / r (Yeh et al. 2023, 2309.14859)."""
+
+    kind: Literal["lokr"]
+    r: Annotated[Count, Field(le=100_000)]
+    alpha: Factor
+
+
+class OftAdapter(Adapter):
+    """W R with an orthogonal block-diagonal R, by Cayley's map of skew-symmetric blocks (Qiu et al. 2023, 2306.07280); starts at the identity."""
+
+    kind: Literal["oft"]
+    block_size: Annotated[Count, Field(ge=2, le=100_000)]
+    """Width of R's blocks; divides the input width of every target."""
+
+
+PeftConfig = Annotated[LoraAdapter | VeraAdapter | Ia3Adapter | LohaAdapter | LokrAdapter | OftAdapter, Field(discriminator="kind")]
+"""Adapters (peft)."""
+
+
+class OptimConfig(Section):
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    lr: Annotated[Real, Field(ge=1e-10, le=1)]
+    """Highest learning rate, from 1e-10 to 1."""
+    weight_decay: Annotated[Real, Field(ge=0, le=1)]
+    """From 0 to 1; a step takes lr times this share of the weights away."""
+    warmup_steps: Whole
+    """No more than the steps of the training."""
+
+
+class TrainerConfig(Section):
+    """Lightning trainer."""
+
+    steps: Count
+    sentences: Count
+    """Aligned sentences per optimiser step; each gives one text per target language and one in the reference."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    """Of the passes; for base weights in bfloat16 set model.dtype. The adapter and the loss terms stay in float32."""
+    gradient_clip: Factor
+    micro_batch: Count | None
+    """Sentences that are read at once, for less memory: loss and gradient stay those of all `sentences` (with dropout in the adapter: but for
+    other draws). None: all at once, and fewer by itself where memory runs out."""
+    activation_checkpointing: bool
+    """Compute each block's activations again for the gradient instead of keeping them: less memory, about a third more time."""
+    workers: Annotated[Whole, Field(le=256)]
+    """Processes that put batches together ahead of time, at most 256."""
+    devices: Processors
+    """Processes on this machine, one for each device, that share every step's sentences."""
+    nodes: Processors
+    """Machines."""
+    strategy: Literal["ddp", "fsdp"]
+    """Of several processes. ddp: each holds the whole model. fsdp: in training each holds a share of the base weights, and a block's are brought
+    together when it is their turn; the adapter is whole everywhere. Before and after training the model is whole, so one device has to hold it."""
+    checkpoint_every: Count
+    """Steps between resumable checkpoints."""
+    checkpoint_minutes: Factor = 1.0
+    """Minutes, from when on a checkpoint is due all the same. One is also kept at the last step, and when the run is interrupted."""
+
+    @model_validator(mode="after")
+    def _enough_sentences(self) -> "TrainerConfig":
+        if self.devices * self.nodes > self.sentences:
+            raise ValueError(f"sentences is {self.sentences}, fewer than the {self.devices * self.nodes} processes that share them; give more")
+        return self

@@ -1,0 +1,112 @@
+"""Read a composed configuration once and report every problem at once, in the user's words.
+
+The first part of a key path is the folder under `conf/` where its options live, if there is one.
+"""
+
+from typing import Any, TypeVar, get_args
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from lingact.catalogue.languages import nearest
+from lingact.config.base import Section
+from lingact.errors import UserError
+
+_SECTIONS = ("measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking")
+_FOLDERS = {**{name: name for name in _SECTIONS}, "train_corpus": "corpus"}
+"""Section -> folder under conf/ with its options."""
+_UNIONS = {("corpus",): 1, ("train_corpus",): 1, ("peft",): 1, ("tasks", "own"): 3}
+"""Sections of several kinds, and which step of a location in them is the kind."""
+_HOW_TO_GIVE = {
+    "lang": "write for instance lang=ml or lang=[ml,hi]",
+    "tasks.own.mine.path": "write for instance \"tasks.own.mine.path='quiz_{lang}.jsonl'\", with both quotes",
+    "tasks.own.mine.folder": "write tasks.own.mine.folder=FOLDER, with your lm-eval task files",
+    "tasks.own.mine.task": "write for instance \"tasks.own.mine.task='quiz_{lang}'\", with both quotes",
+    "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",
+    "train_corpus.path": "write train_corpus.path=FILE, or train_corpus.path=FOLDER with one <code>.txt per language",
+}
+
+
+def _allowed_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Field names where `location` points into the schema; empty where it leaves the models."""
+    models = [schema]
+    for step in location:
+        annotation = next((model.model_fields[step].annotation for model in models if step in model.model_fields), None)
+        if annotation is None:  # the kind of a union, or a key of a dictionary
+            models = [model for model in models if "kind" in model.model_fields and step in get_args(model.model_fields["kind"].annotation)] or models
+        else:
+            models = [part for part in get_args(annotation) or (annotation,) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return list(models[0].model_fields) if models else []
+
+
+def _without_kind(location: tuple[Any, ...]) -> tuple[Any, ...]:
+    place = next((place for section, place in _UNIONS.items() if location[: len(section)] == section), len(location))
+    return location[:place] + location[place + 1 :]
+
+
+_LONGEST = 200
+"""Characters of a value that a message repeats."""
+
+
+def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+    """One line per problem: key path, what came, what is allowed, where to look."""
+    lines = []
+    for item in error.errors():
+        steps = _without_kind(item["loc"])
+        path = ".".join(part for part in steps if isinstance(part, str))
+        folder = f" (options: conf/{_FOLDERS[item['loc'][0]]}/)" if item["loc"] and item["loc"][0] in _FOLDERS else ""
+        message = "Input should be a path" if item["type"] == "path_type" else item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key{nearest(str(item['loc'][-1]), _allowed_keys(schema, item['loc'][:-1]))}{folder}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: missing{'; ' + _HOW_TO_GIVE[path] if path in _HOW_TO_GIVE else ''}{folder}")
+        elif item["type"] == "union_tag_invalid":
+            lines.append(f"{path}.kind: '{item['ctx']['tag']}' is none of {item['ctx']['expected_tags']}{folder}")
+        elif item["type"] == "value_error":
+            lines.append(f"{path}: {message}{folder}" if path else message)
+        else:
+            hint = (
+                nearest(str(item["input"]), [w.strip("' ") for w in item["ctx"]["expected"].replace(" or ", ",").split(",")])
+                if item["type"] == "literal_error"
+                else ""
+            )
+            came = repr(item["input"])
+            came = came if len(came) <= _LONGEST else f"{came[:_LONGEST]}... ({len(came)} characters)"
+            lines.append(f"{path}: {message}; got {came}{hint}{folder}")
+    return lines
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _without_missing(node: Any) -> Any:
+    """Plain values without those still `???`, so that they count as missing, not as wrong."""
+    if isinstance(node, dict):
+        return {key: _without_missing(value) for key, value in node.items() if value != "???"}
+    return node
+
+
+def validate(schema: type[S], plain: dict[str, Any]) -> S:
+    """The validated configuration from plain values.
+
+    Raises:
+        UserError: with one line per problem.
+    """
+    try:
+        return schema.model_validate(plain)
+    except ValidationError as error:
+        raise UserError("\n".join(problem_lines(error, schema))) from None
+
+
+def judge(schema: type[S], composed: DictConfig) -> S:
+    """The validated configuration from a composed one.
+
+    Raises:
+        UserError: with one line per problem.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
+    return validate(schema, _without_missing(plain))

@@ -1,0 +1,1 @@
+"""Aligned text and its tokens."""

@@ -1,0 +1,1 @@
+"""Benchmarks: what is asked, what a model answers, and what its answers say."""

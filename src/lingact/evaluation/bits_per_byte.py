@@ -1,0 +1,140 @@
+"""Bits per byte on held-out text: a second measure of what an adapter does to a language, finer than right and wrong answers."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from lingact.activations.feature_stats import settled
+from lingact.activations.features import next_token_nll
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.tokens import TokenBatch
+from lingact.models.finite import beyond
+from lingact.models.lm import LanguageModel
+from lingact.runtime.resumable_passes import resumable, token_bar
+from lingact.statistics.bootstrap import benjamini_hochberg, holm, interval, p_value
+from lingact.statistics.paired import How, crossed_effects, minimum_detectable_effect
+
+Nats = dict[str, Float[np.ndarray, " sentence"]]
+"""Language -> cross-entropy of each sentence in nats."""
+
+
+@torch.no_grad()
+def sentence_nats(lm: LanguageModel, corpus: ParallelCorpus, *, batch_tokens: int, title: str) -> Nats:
+    """Cross-entropy of every sentence, summed over its tokens, with the model as it is: adapter on or off."""
+    found: Nats = {code: np.zeros(len(texts)) for code, texts in corpus.texts.items()}
+
+    def add(code: str, batch: TokenBatch) -> None:
+        _, logits = lm.residuals(batch, (), logits=True)
+        assert logits is not None
+        nll, _ = next_token_nll(logits, batch)
+        np.add.at(found[code], batch.predicted_sentence.numpy(), settled(nll.double().cpu().numpy()))
+
+    with token_bar(sum(lm.tokens.count(texts) for texts in corpus.texts.values()), title) as bar:
+        for code, texts in corpus.texts.items():
+            bar.set_postfix_str(code)
+            steps = list(lm.tokens.batches(lm.tokens.windows(texts), batch_tokens))
+            resumable(None, {}, {"nats": found[code]}, steps, partial(add, code), tokens=TokenBatch.size, bar=bar)
+    return found
+
+
+def lost_nats(nats: Mapping[str, Nats], dtype: str) -> str:
+    """One sentence on cross-entropies that are not finite, by model and language; empty where all are.
+
+    Args:
+        nats: by model.
+        dtype: of the model.
+    """
+    places = [
+        f"{name} in {code} ({int(wrong.sum())} of {len(wrong)} sentences)"
+        for name, own in nats.items()
+        for code, values in own.items()
+        if (wrong := ~np.isfinite(values)).any()
+    ]
+    return (
+        f"the cross-entropies of {'; '.join(places)} are not finite in {dtype}, and bits per byte there show '-'. Most likely {beyond(dtype)}"
+        if places
+        else ""
+    )
+
+
+def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, groups: Mapping[str, Sequence[str]], how: How) -> pd.DataFrame:
+    """Bits per byte of base and adapter, and the adapter's over the base model's (1: unchanged, less is better), on the same sentences.
+
+    Bits per byte compare within a language only, their ratio between languages too. A group's ratio is the mean of its languages', for the same draws
+    of text, so that what the languages share counts once.
+
+    One seed: paired bootstrap over documents, or else blocks or sentences (`Resampling`), p by its standard error; both hold for this adapter.
+    Several: crossed random effects of seeds and these units on the ratio, linearised per unit; they hold for the recipe.
+
+    Args:
+        adapters: one for each training seed of a recipe.
+        groups: named groups of languages.
+
+    Returns:
+        One row per language and group: n (sentences), resampled (documents, blocks or sentences), units (how many of these), seeds, base, adapter
+        (bits per byte), estimate (ratio), lo, hi, seed_lo, seed_hi (range of the seeds' ratios), mde (change of the ratio), p (against a ratio of
+        1), p_holm, p_bh.
+    """
+    sizes = {code: sum(len(text.encode()) for text in texts) for code, texts in corpus.texts.items()}
+    drawn = corpus.resampling(how.block)
+    linear = {code: np.stack([_linearised(drawn.totals(nats[code]), drawn.totals(base[code])) for nats in adapters]) for code in base}
+    weights = drawn.weights(how.resamples, how.seed)
+    ratios = {code: (weights @ adapters[0][code]) / (weights @ base[code]) for code in base}
+    wholes = {code: (code,) for code in base} | {
+        name: members for name, codes in groups.items() if len(members := [code for code in codes if code in base]) > 1
+    }
+    rows = []
+    for name, members in wholes.items():
+        values = np.mean([linear[code] for code in members], axis=0)
+        if len(adapters) == 1:
+            draws = np.mean([ratios[code] for code in members], axis=0)
+            estimate, low, high = interval(draws, how.confidence, drawn.clusters)
+            p, error, freedom = float(p_value(draws - 1, drawn.clusters)), float(draws[1:].std(ddof=1)), None
+            if drawn.clusters is not None:  # as in `p_value`
+                error, freedom = error * (drawn.clusters / (drawn.clusters - 1)) ** 0.5, drawn.clusters - 1.0
+        else:
+            crossed = crossed_effects(values - 1, confidence=how.confidence)
+            estimate, low, high = (1 + part for part in (crossed.estimate.value, crossed.estimate.lo, crossed.estimate.hi))
+            p, error, freedom = crossed.p, crossed.standard_error, crossed.freedom
+        alone = members[0] if len(members) == 1 else None
+        per_byte = np.log(2) * sizes[alone] if alone else np.nan
+        rows.append(
+            {"language": name, "languages": len(members)}
+            | drawn.columns
+            | {"seeds": len(adapters)}
+            | {"base": base[alone].sum() / per_byte if alone else np.nan}
+            | {"adapter": float(np.mean([nats[alone].sum() for nats in adapters])) / per_byte if alone else np.nan}
+            | {"estimate": estimate, "lo": low, "hi": high, "seed_lo": values.mean(axis=1).min(), "seed_hi": values.mean(axis=1).max()}
+            | {"mde": minimum_detectable_effect(error, confidence=how.confidence, power=how.power, freedom=freedom), "p": p}
+        )
+    return corrected(pd.DataFrame(rows))
+
+
+def _linearised(after: Float[np.ndarray, " unit"], before: Float[np.ndarray, " unit"]) -> Float[np.ndarray, " unit"]:
+    """A value per unit whose mean is the ratio of the sums and whose spread is the ratio's, to first order (delta method)."""
+    ratio = after.sum() / before.sum()
+    return ratio + (after - ratio * before) / before.mean()
+
+
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with p_holm and p_bh over all its rows, languages and groups by themselves."""
+    family = table.groupby(table["languages"] == 1)["p"]
+    return table.assign(p_holm=family.transform(lambda p: holm(p.to_numpy())), p_bh=family.transform(lambda p: benjamini_hochberg(p.to_numpy())))
+
+
+def base_bits(base: Nats, corpus: ParallelCorpus, how: How) -> pd.DataFrame:
+    """Bits per byte, and per aligned sentence (which compares between languages), of the base model alone."""
+    drawn = corpus.resampling(how.block)
+    weights = drawn.weights(how.resamples, how.seed)
+    rows = []
+    for code, nats in base.items():
+        bits = weights @ nats / np.log(2)
+        sizes = np.array([len(text.encode()) for text in corpus.texts[code]], float)
+        for quantity, draws in (("bits_per_byte", bits / (weights @ sizes)), ("bits_per_sentence", bits / weights.sum(axis=1))):
+            estimate, low, high = interval(draws, how.confidence, drawn.clusters)
+            rows.append({"language": code, "quantity": quantity} | drawn.columns | {"estimate": estimate, "lo": low, "hi": high})
+    return pd.DataFrame(rows)

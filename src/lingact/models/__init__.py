@@ -1,0 +1,1 @@
+"""Language models, SAEs and adapters: where they come from, and how they are loaded."""

@@ -1,0 +1,218 @@
+"""Sparse autoencoders: check that they fit the model, read features before and after their threshold."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens import SAE
+from torch import Tensor
+from tqdm import tqdm
+
+from lingact.config.model import SaeSet
+from lingact.errors import UserError
+from lingact.models.finite import describe, nonfinite
+from lingact.models.lm import LanguageModel
+from lingact.models.preflight import no_threshold, wrong_width
+from lingact.models.sae_sources import check_release, load_sae, source_of
+
+ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
+"""Those with one non-negative activation per latent and token. (Batch-top-k and Matryoshka SAEs are stored as jumprelu.)"""
+_OUTPUT = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+)(?:\.hook_resid_post|\.output)?")
+_INPUT = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
+"""Names of the places between blocks, in TransformerLens and in Hugging Face."""
+
+
+class Dictionary:
+    """The frozen SAE of one layer. Activations come folded with the norms of its decoder's rows.
+
+    Not an `nn.Module`, so that it is never part of a checkpoint or an optimiser.
+    """
+
+    def __init__(self, sae: SAE[Any], layer: int) -> None:
+        self.sae = sae.requires_grad_(False).eval()
+        self.layer = layer
+        norms: Float[Tensor, " d_sae"] = sae.W_dec.norm(dim=-1)
+        # Some top-k SAEs fold by themselves.
+        self.norms = torch.ones_like(norms) if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False) else norms
+        """Decoder norms: multiply the SAE's own activations to get folded ones."""
+        threshold = getattr(sae, "threshold", None)
+        self.threshold: Float[Tensor, " d_sae"] | None = threshold.detach() if threshold is not None else None
+        """JumpReLU threshold in the SAE's own units, or None for other architectures."""
+
+    @property
+    def width(self) -> int:
+        """Number of latents."""
+        return self.norms.shape[0]
+
+    def encode(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
+        """Activations f >= 0 behind the threshold, folded. A latent that is silent on a token passes no gradient to it."""
+        return self.sae.encode(x) * self.norms
+
+    def encode_straight_through(self, x: Float[Tensor, "token d_model"], bandwidth: float) -> Float[Tensor, "token d_sae"]:
+        """The same values as `encode`; the gradient is that of a ReLU which opens at `(1 - bandwidth)` of each threshold.
+
+        Latents below their threshold by less than that share receive the gradient they would have if they fired.
+
+        Raises:
+            UserError: the SAE has no threshold.
+        """
+        if self.threshold is None:
+            raise UserError(no_threshold(self.layer, self.sae.cfg.architecture()))
+        pre = self.pre_activations(x)
+        gate = pre > self.threshold
+        # A latent whose threshold is zero keeps a window of its own: everything the plain gate lets through.
+        window = gate | (pre > self.threshold * (1 - bandwidth))
+        opened = pre * window
+        return (opened + (pre.relu() * gate - opened).detach()) * self.norms
+
+    def pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
+        """What the SAE compares with its threshold, in its own units."""
+        caught: list[Tensor] = []
+        handle = self.sae.hook_sae_acts_pre.register_forward_hook(lambda _m, _i, output: caught.append(output))
+        try:
+            self.sae.encode(x)
+        finally:
+            handle.remove()
+        return caught[0]
+
+    def folded_pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
+        """Pre-activations in the units of `encode`, which do not change when a latent is scaled up in the encoder and down in the decoder."""
+        return self.pre_activations(x) * self.norms
+
+    def decode(self, features: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_model"]:
+        """The residual that folded activations stand for."""
+        # A latent without a decoder row is never active.
+        return self.sae.decode(features / self.norms.clamp_min(1e-12))
+
+
+Dictionaries = dict[int, Dictionary]
+"""Layer number -> its SAE."""
+
+
+def load_dictionaries(spec: SaeSet, layers: tuple[int, ...], lm: LanguageModel) -> tuple[Dictionaries, dict[str, Any]]:
+    """The SAEs of the given layers in float32 on the model's device, checked against the model, and who they are.
+
+    Raises:
+        UserError: a release, id or file is missing, or an SAE does not fit the model.
+    """
+    ids = {layer: spec.id_of(layer) for layer in layers}
+    check_release(spec.release, ids)
+    dictionaries = {}
+    for layer, sae_id in tqdm(ids.items(), desc="SAEs", leave=False, dynamic_ncols=True):
+        sae = load_sae(spec.release, sae_id, str(lm.device))
+        _check_fit(sae, f"{spec.release} {sae_id}", layer, lm)
+        dictionaries[layer] = Dictionary(sae, layer)
+        _check_finite(dictionaries[layer], spec.release, sae_id)
+    saes = [dictionary.sae for dictionary in dictionaries.values()]
+    norms = torch.cat([d.norms for d in dictionaries.values()])
+    identity = {
+        "release": spec.release,
+        "id": spec.id,
+        "layers": list(layers),
+        "sha256": weights_digest(dictionaries),
+        "architecture": sorted({sae.cfg.architecture() for sae in saes}),
+        "width": sorted({d.width for d in dictionaries.values()}),
+        "trained_on": sorted({str(sae.cfg.metadata.model_name) for sae in saes}),
+        "input_normalisation": sorted({sae.cfg.normalize_activations for sae in saes}),
+        "decoder_norms": [round(norms.min().item(), 6), round(norms.max().item(), 6)],
+        "folded": True,
+    }
+    return dictionaries, identity
+
+
+def weights_digest(dictionaries: Dictionaries) -> str:
+    """sha256 over settings and weights of all SAEs, layer by layer in name order."""
+    digest = hashlib.sha256()
+    for dictionary in dictionaries.values():
+        settings = {name: value for name, value in dictionary.sae.cfg.to_dict().items() if name not in ("device", "dtype", "metadata")}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, weight in sorted(dictionary.sae.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy())  # pyrefly: ignore[bad-argument-type]
+    return digest.hexdigest()
+
+
+@contextmanager
+def waiting(dictionaries: Iterable[Dictionary], *, decoders_only: bool) -> Iterator[None]:
+    """While open, these SAEs, or their decoders alone, are in host memory, to leave the device to what is done without them."""
+    moved = [p for d in dictionaries for name, p in d.sae.named_parameters() if not decoders_only or name == "W_dec"]
+    homes = [parameter.device for parameter in moved]
+    for parameter in moved:
+        parameter.data = parameter.data.cpu()
+    try:
+        yield
+    finally:
+        for parameter, home in zip(moved, homes, strict=True):
+            parameter.data = parameter.data.to(home)
+
+
+# --- does it fit? --------------------------------------------------------------------------------------------------------------------------------
+
+
+def _check_fit(sae: SAE[Any], name: str, layer: int, lm: LanguageModel) -> None:
+    """Raise where an SAE was made for something else than the residuals that it would be given.
+
+    Raises:
+        UserError: with the fix.
+    """
+    kind, metadata = sae.cfg.architecture(), sae.cfg.metadata
+    if kind not in ARCHITECTURES:
+        raise UserError(f"SAE {name} is of the kind '{kind}'; lingact reads {', '.join(ARCHITECTURES)}. Choose other SAEs")
+    if sae.cfg.d_in != lm.d_model:
+        raise UserError(wrong_width(name, sae.cfg.d_in, lm.d_model))
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        raise UserError(
+            f"SAE {name} was trained on inputs divided by their mean norm, which its files do not tell; fold it in first: "
+            "sae.fold_activation_norm_scaling_factor(d_in**0.5 / MEAN_NORM), then sae.save_model(FOLDER)"
+        )
+    if (metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
+        raise UserError(
+            f"SAE {name} was trained on a model whose weights TransformerLens had centred (center_writing_weights); the residuals of the plain "
+            "model are others. Choose other SAEs"
+        )
+    _check_place(metadata.hook_name, name, layer)
+    _check_bos(metadata.prepend_bos, name, lm)
+
+
+def _check_finite(dictionary: Dictionary, release: str, sae_id: str) -> None:
+    """Raise where a weight, or the length of a decoder row, is not finite.
+
+    A JumpReLU threshold of +inf is: nothing exceeds it, so that the latent never fires, which is how a dead latent can be written
+    (`controls.random_dictionaries` does it, too). It takes part in no sum.
+    """
+    weights = {**dictionary.sae.state_dict(), "decoder norms": dictionary.norms}
+    spoiled = nonfinite(weights.items(), may_be_infinite=("threshold",))
+    if spoiled:
+        raise UserError(
+            f"the SAE of layer {dictionary.layer}, {source_of(release, sae_id)}: {describe(spoiled)}; what it measures would not be numbers. The "
+            "training that wrote it overflowed, or the file is damaged: choose other SAEs, leave the layer out in sae.layers, or get the file again"
+        )
+
+
+def _check_place(hook: str | None, name: str, layer: int) -> None:
+    if hook is None:
+        return
+    after, before = _OUTPUT.fullmatch(hook), _INPUT.fullmatch(hook)
+    if after is None and before is None:
+        raise UserError(f"SAE {name} was trained on '{hook}', lingact measures the outputs of blocks; choose SAEs on the residual stream")
+    read = int(after[1]) if after else int(before[1]) - 1  # pyrefly: ignore[unsupported-operation]
+    if read == layer:
+        return
+    advice = "which is one less; write {layer+1} in the id instead of {layer}" if before is not None else "choose an id whose {layer} matches"
+    raise UserError(f"SAE {name} was trained on '{hook}', the output of block {read}, but stands for layer {layer}: {advice}")
+
+
+def _check_bos(prepended: bool | None, name: str, lm: LanguageModel) -> None:
+    """A BOS token at the beginning changes all residuals behind it. A tokenizer without one leaves nothing to choose."""
+    has = bool(lm.tokens.prefix)
+    if prepended is None or prepended == has or lm.tokenizer.bos_token_id is None:
+        return
+    raise UserError(
+        f"SAE {name} was trained on texts {'with' if prepended else 'without'} BOS at their beginning, the model's tokenizer puts "
+        f"{'one' if has else 'none'} there; write model.bos={'true' if prepended else 'false'}"
+    )

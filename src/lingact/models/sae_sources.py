@@ -1,0 +1,301 @@
+"""Where SAEs come from: sae-lens's releases, repositories on the hub, folders in any format that releases have; and what there is for a model."""
+
+import functools
+import json
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+from zipfile import BadZipFile
+
+import yaml
+
+from lingact.catalogue.languages import nearest
+from lingact.errors import UserError
+from lingact.hub.huggingface import HubItem, from_the_hub
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+_LAYER = re.compile(r"(?<=layer_)\d+|(?<=layer)\d+|(?<=blocks\.)\d+|(?<=^l)\d+(?=[ram]_)")
+"""The layer number in the ids of releases."""
+_VARIANT = re.compile(r"(?<=average_l0_)\d+|(?<=trainer_)\d+(?:_step_\d+)?")
+"""What tells SAEs of one place and width apart in the ids of large releases."""
+_OTHER_NAMES = {"gpt2": "gpt2-small", "mistral-7b-v0.1": "mistral-7b", "meta-llama-3.1-8b": "llama-3.1-8b"}
+"""Models that sae-lens calls by other names than the hub."""
+_HOW_TO_LIST = "python analyze.py --list-saes model=... shows the releases for a model"
+
+
+# --- the releases that sae-lens knows ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def releases() -> dict[str, dict[str, Any]]:
+    """sae-lens's table of releases, read without importing sae-lens (which takes ten seconds)."""
+    spec = find_spec("sae_lens")
+    assert spec is not None
+    assert spec.origin is not None
+    text = (Path(spec.origin).parent / "pretrained_saes.yaml").read_text(encoding="utf-8")
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean one model, whoever's repository and whatever sae-lens calls it."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    short = name.rsplit("/", 1)[-1].lower()
+    return _OTHER_NAMES.get(short, short)
+
+
+def sae_rows(model: str) -> tuple[list[dict[str, str]], int]:
+    """What sae-lens's releases hold for a model.
+
+    Args:
+        model: hub id.
+
+    Returns:
+        A row for each release and id pattern of SAEs on the output of a block, those of most layers first: `release`, `id` (`*` stands for a number
+        that is not the same in all layers, or free to choose), `layers`, and `L0` where the release tells it; and how many SAEs there are on other
+        places (attention, MLP, transcoders), which lingact does not measure.
+    """
+    found: list[tuple[int, dict[str, str]]] = []
+    elsewhere = 0
+    for release, about in sorted(releases().items()):
+        if not same_model(about["model"], model):
+            continue
+        patterns: dict[str, list[tuple[int, float | None]]] = defaultdict(list)
+        for each in about["saes"]:
+            if (layer := _LAYER.search(each["id"])) and _on_residuals(release, about, each):
+                pattern = each["id"][: layer.start()] + "{layer}" + each["id"][layer.end() :]
+                patterns[_VARIANT.sub("*", pattern)].append((int(layer[0]), each.get("l0")))
+            else:
+                elsewhere += 1
+        for pattern, saes in sorted(patterns.items()):
+            layers, l0s = sorted({layer for layer, _ in saes}), [l0 for _, l0 in saes if l0]
+            l0 = f"{min(l0s):g}" + (f" to {max(l0s):g}" if max(l0s) > min(l0s) else "") if l0s else ""
+            found.append((len(layers), {"release": release, "id": pattern, "layers": ranges(layers), "L0": l0}))
+    return [row for _, row in sorted(found, key=lambda one: -one[0])], elsewhere
+
+
+def _on_residuals(release: str, about: dict[str, Any], sae: dict[str, Any]) -> bool:
+    """Whether an SAE reads the output of a block, as far as the table tells."""
+    place = f"{sae['id']} {sae['path']}"
+    match about["conversion_func"]:
+        case "gemma_2":
+            return "-res" in about["repo_id"] and "embedding" not in place
+        case "llama_scope" | "llama_scope_r1_distill":
+            return re.match(r"l\d+r_", sae["id"]) is not None
+        case "qwen_scope" | "goodfire":
+            return True
+        case "temporal":
+            return False  # reads whole sequences, not one vector
+    return "resid_post" in place or ("-res-" in release and "resid_pre" not in place and "resid_mid" not in place)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as a reader would write them, such as `0-3, 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def check_release(release: str, ids: dict[int, str]) -> None:
+    """Refuse what a glance at sae-lens's table shows to be wrong, before anything is fetched.
+
+    Args:
+        ids: layer -> SAE id.
+
+    Raises:
+        UserError: there is no such release, or it lacks an id, with the nearest names or the layers that it has.
+    """
+    if sae_folder(release):
+        return
+    about = releases().get(release)
+    if about is None:
+        if "/" in release:
+            return
+        raise UserError(
+            f"sae: '{release}' is neither a folder nor a release of sae-lens{nearest(release, releases()) or '.'} Releases have names such as "
+            f"gemma-scope-2b-pt-res-canonical; {_HOW_TO_LIST}"
+        )
+    known = {each["id"] for each in about["saes"]}
+    lacking = {layer: sae_id for layer, sae_id in ids.items() if sae_id not in known}
+    if not lacking:
+        return
+    having = sorted(layer for layer, sae_id in ids.items() if sae_id in known)
+    first = next(iter(lacking.values()))
+    if having:
+        advice = f"it has this id for the layers {ranges(having)}. Write sae.layers={str(having).replace(' ', '')}, or choose other SAEs"
+    else:
+        advice = f"no layer has it{nearest(first, known) or '.'} {_HOW_TO_LIST}"
+    raise UserError(f"sae: the release '{release}' has no '{first}' (layer {ranges(sorted(lacking))}): {advice}")
+
+
+# --- loading -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def load_sae(release: str, sae_id: str, device: str) -> "SAE[Any]":
+    """One SAE in float32, by sae-lens's own loaders.
+
+    Args:
+        release: a release of sae-lens, a folder, or a repository on the hub; the latter two in sae-lens's format or in that of a release.
+        sae_id: id in the release, or path in the folder or repository.
+
+    Raises:
+        UserError: it is not there, cannot be had, or is damaged.
+    """
+    with warnings.catch_warnings():
+        # `sae.load_dictionaries` refuses what the first two are about; the third says that the release has a shorter name.
+        for about in ("[\\s\\S]*non-empty model_from_pretrained_kwargs", "norm_scaling_factor not found", "You are loading an SAE using the Hugg"):
+            warnings.filterwarnings("ignore", message=about, category=UserWarning)
+        folder = sae_folder(release)
+        return _from_folder(folder, sae_id, device, folder.name) if folder is not None else _from_release(release, sae_id, device)
+
+
+def _from_release(release: str, sae_id: str, device: str) -> "SAE[Any]":
+    from huggingface_hub import snapshot_download
+    from sae_lens import SAE
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    repository = releases().get(release, {"repo_id": release})["repo_id"]
+    item = HubItem(f"sae '{release}' '{sae_id}' ({repository})", repository, "model", "or choose other SAEs")
+    # sae-lens asks the hub for the shapes of Gemma Scope 2 even where the file is in the cache.
+    with from_the_hub(item), patch.object(loaders, "get_safetensors_tensor_shapes", _shapes_in_cache):
+        if release in releases():
+            return SAE.from_pretrained(release, sae_id, device=device, dtype="float32")
+        folder = Path(snapshot_download(release, allow_patterns=[sae_id, f"{sae_id}/*"]))
+        return _from_folder(folder, sae_id, device, release)
+
+
+def _shapes_in_cache(repo_id: str, filename: str) -> dict[str, list[int]]:
+    """What `get_safetensors_tensor_shapes` gives, from the whole file, which is needed next anyway."""
+    from huggingface_hub import hf_hub_download
+
+    return _shapes(Path(hf_hub_download(repo_id, filename)))
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as weights:
+        return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 (not a dict)
+
+
+# --- folders -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def sae_folder(release: str) -> Path | None:
+    """The folder that a release is; None where it is none."""
+    path = Path(release).expanduser()
+    return path if path.is_absolute() or path.is_dir() else None
+
+
+def _from_folder(folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]":
+    """An SAE from files that lie here, in sae-lens's format or as the releases have them. Some loaders take widths from the repository's name."""
+    from safetensors import SafetensorError
+
+    path, read = folder / sae_id, refuse_no_sae(folder, sae_id)
+    try:
+        return read(folder, sae_id, device, name)
+    except (json.JSONDecodeError, BadZipFile, OSError, RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, SafetensorError) as error:
+        raise UserError(f"the SAE in '{path}' cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+
+def refuse_no_sae(folder: Path, sae_id: str) -> Callable[[Path, str, str, str], "SAE[Any]"]:
+    """How the SAE of this id is read.
+
+    Raises:
+        UserError: there is none in the folder, with what there is.
+    """
+    path = folder / sae_id
+    read = next((reader for name, reader in _READERS.items() if (path / name).is_file()), None)
+    if path.name.endswith(".sae.pt") and path.is_file():
+        read = functools.partial(_as_released, "qwen_scope")
+    if read is None:
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) or "."
+        raise UserError(f"no SAE in '{path}' (no {', '.join(_READERS)}){hint} There: {', '.join(sorted(siblings)[:8]) or 'nothing'}")
+    return read
+
+
+def source_of(release: str, sae_id: str) -> str:
+    """Where an SAE's weights were read from, as messages name it: the file, or release and repository."""
+    folder = sae_folder(release)
+    if folder is None:
+        repository = releases().get(release, {"repo_id": release})["repo_id"]
+        return f"'{sae_id}' of the release '{release}' ({repository})" if repository != release else f"'{sae_id}' of '{release}'"
+    path = folder / sae_id
+    return f"'{next((path / name for name in _WEIGHTS if (path / name).is_file()), path)}'"
+
+
+def _own(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
+    from sae_lens import SAE
+
+    return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32")
+
+
+def _sparsify(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
+    from sae_lens import SAE
+    from sae_lens.loading.pretrained_sae_loaders import sparsify_disk_loader
+
+    about = json.loads((folder / sae_id / "cfg.json").read_text(encoding="utf-8"))
+    if about.get("transcode") or about.get("activation", "topk") != "topk":
+        raise ValueError("of sparsify's coders only top-k autoencoders are read")
+
+    def convert(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        # sae-lens 6.54 takes the decoder's rows for columns, and leaves out that sparsify subtracts the decoder's bias before it encodes.
+        settings, weights = sparsify_disk_loader(path, device, cfg_overrides)
+        return settings | {"apply_b_dec_to_input": True}, weights | {"W_dec": weights["W_dec"].T.contiguous()}
+
+    return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=convert)
+
+
+def _as_released(kind: str, folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]":
+    """Through sae-lens's loader for a repository, with the folder in the repository's place."""
+    from huggingface_hub.errors import EntryNotFoundError
+    from sae_lens import SAE
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    def here(repo_id: str, filename: str, subfolder: str = "", **_settings: object) -> str:  # noqa: ARG001 (the client's)
+        file = folder / subfolder / filename
+        if not file.is_file():
+            raise EntryNotFoundError(f"'{file}' is not there")
+        return str(file)
+
+    def convert(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ARG001 (the loader takes folder and id)
+        loader = loaders.NAMED_PRETRAINED_SAE_LOADERS[kind]
+        with (
+            patch.object(loaders, "hf_hub_download", here),
+            patch.object(loaders, "get_safetensors_tensor_shapes", lambda _repo, filename: _shapes(folder / filename)),
+        ):
+            settings, weights, _ = loader(name, sae_id, device, force_download=False, cfg_overrides=cfg_overrides)
+        return settings, weights
+
+    sae = SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=convert)
+    if sae.cfg.normalize_activations == "expected_average_only_in" and kind == "llama_scope":
+        # As from_pretrained does it with the factor in sae-lens's table, which comes from the same file.
+        scale = json.loads((folder / sae_id / "hyperparams.json").read_text(encoding="utf-8"))["dataset_average_activation_norm"]["in"]
+        sae.fold_activation_norm_scaling_factor(sae.cfg.d_in**0.5 / scale)
+    return sae
+
+
+_READERS: dict[str, Callable[[Path, str, str, str], "SAE[Any]"]] = {
+    "sae_weights.safetensors": _own,
+    "sae.safetensors": _sparsify,
+    "params.npz": functools.partial(_as_released, "gemma_2"),
+    "params.safetensors": functools.partial(_as_released, "gemma_3"),
+    "hyperparams.json": functools.partial(_as_released, "llama_scope"),
+}
+"""The file that tells a format -> how it is read."""
+_WEIGHTS = (*(name for name in _READERS if name != "hyperparams.json"), "checkpoints/final.safetensors")
+"""Files of weights in these formats."""

@@ -1,0 +1,1 @@
+"""What surrounds a computation: run folder, tracking, processes, signals, terminal."""

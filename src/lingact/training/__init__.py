@@ -1,0 +1,1 @@
+"""The combined loss, and the loop that trains adapters with it."""

@@ -1,0 +1,315 @@
+"""The combined loss of a batch, computed from means over its tokens.
+
+The means merge. So a batch may be read in parts that fit the memory, and by several processes, and gives the same loss and the same gradient as in
+one piece, also where a term is no mean over tokens itself (a squared gap of means is not the mean of squared gaps).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lingact.activations.features import encode, kept_residuals, next_token_nll, rescaled, token_activation
+from lingact.activations.functional import (
+    activation_gap,
+    fit_loss,
+    fvu,
+    kl_per_token,
+    mean_gap,
+    pooled_contrast,
+    pre_activation_hinge,
+    profile_gap,
+    squared_log_ratio,
+)
+from lingact.config.training import LossConfig
+from lingact.data.tokens import TokenBatch
+from lingact.models.adapters import base_behaviour
+from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionaries
+from lingact.training.batches import AlignedBatch
+from lingact.training.frozen import Frozen
+
+Residuals = dict[int, Float[Tensor, "token d_model"]]
+Terms = dict[str, Float[Tensor, ""]]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean that merges."""
+
+    total: Float[Tensor, "..."]
+    count: Float[Tensor, "..."]
+    """Of the leading axes of `total`, or of all of it."""
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> Float[Tensor, "..."]:
+        """Total over count."""
+        return self.total / self.count.reshape(self.count.shape + (1,) * (self.total.ndim - self.count.ndim))
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "token ..."]) -> "Mean":
+        """Over tokens."""
+        return cls(values.sum(dim=0), torch.tensor(float(len(values)), device=values.device))
+
+
+Means = dict[str, Mean]
+Merge = Callable[[list[Tensor]], list[Tensor]]
+"""Adds tensors up over processes."""
+
+
+class BatchLoss:
+    """The terms of the combined loss.
+
+    Args:
+        lm: the model with an adapter attached.
+        dictionaries: the SAEs of the layers in the loss.
+        frozen: what the base model gives on the training sentences, at the same layers.
+        code: of the reference language; the other languages of a batch are targets.
+        layer_weights: one for each layer in the loss, adding up to 1.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        dictionaries: Dictionaries,
+        frozen: Frozen,
+        code: str,
+        layer_weights: Float[Tensor, " layer"],
+        loss: LossConfig,
+    ) -> None:
+        self.lm = lm
+        self.dictionaries = dictionaries
+        self.frozen = frozen
+        self.reference, self.predictions, self.anchors = frozen.aims, frozen.predictions, frozen.anchors
+        self.code = code
+        self.layer_weights = layer_weights.to(lm.device)
+        self.loss = loss
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers in the loss."""
+        return tuple(self.dictionaries)
+
+    @property
+    def reaches_all(self) -> bool:
+        """Every adapter gets a gradient in every step, because logits are in the loss or the output of the last block is."""
+        retention = self.loss.retention
+        fixed = retention.kl if retention.limit is None else 0.0
+        reads_logits = any((fixed, retention.lm, retention.target_kl, self.loss.target_lm))
+        return reads_logits or (self.loss.gap.weight > 0 and self.layers[-1] == len(self.lm.blocks) - 1)
+
+    def terms(self, batch: AlignedBatch, *, part: int | None = None, merge: Merge | None = None) -> Terms:
+        """The raw terms of a batch, each a mean over the languages that have it. A term that no weight asks for is not computed.
+
+        Args:
+            part: sentences that are read at once; their activations are computed again for the gradient instead of kept. None: all at once.
+            merge: adds up over processes; None: there is one.
+        """
+        means = {code: self._in_parts(code, own, batch.sentences, part) for code, own in batch.texts.items()}
+        if merge is not None:
+            means = _merged(means, merge)
+        with self._full_precision():
+            by_language = [
+                self._reference_terms(own, batch.sentences) if code == self.code else self._target_terms(code, own, batch.sentences)
+                for code, own in means.items()
+            ]
+            names = dict.fromkeys(name for terms in by_language for name in terms)
+            return {name: torch.stack([terms[name] for terms in by_language if name in terms]).mean() for name in names}
+
+    def _in_parts(self, code: str, batch: TokenBatch, sentences: Int[Tensor, " sentence"], part: int | None) -> Means:
+        read = self._reference_means if code == self.code else self._target_means
+        if part is None:
+            return read(code, batch, sentences)
+        # After Gao et al. (arXiv 2101.06983): means first, then the gradient of each part from theirs.
+        total: Means = {}
+        # On the device, because torch repeats the random numbers of those devices alone whose tensors are among the arguments.
+        sentences = sentences.to(self.lm.device)
+        for piece in batch.split(part):
+            found = checkpoint(read, code, piece, sentences, use_reentrant=False)
+            total = {name: total[name] + mean if name in total else mean for name, mean in found.items()}
+        return total
+
+    # --- means over tokens -----------------------------------------------------------------------------------------------------------------------
+
+    def _target_means(self, code: str, batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Means:
+        gap, loss, retention = self.loss.gap, self.loss, self.loss.retention
+        anchored = retention.norm > 0 or retention.fit > 0
+        if not (gap.weight or loss.target_lm or anchored or retention.target_kl):
+            return {}
+        layers = self.layers if gap.weight or anchored else ()
+        residuals, logits = kept_residuals(self.lm, batch, layers, logits=loss.target_lm > 0 or retention.target_kl > 0)
+        means: Means = {}
+        with self._full_precision():
+            if gap.weight > 0:
+                means["gap"] = self.gap_means(batch, self._norm_matched(code, batch, residuals) if gap.norm_matched else residuals, sentences)
+            if logits is not None:
+                means |= self._prediction_means(code, batch, logits, kl=retention.target_kl > 0, lm=loss.target_lm > 0)
+            if retention.norm > 0:
+                means["norm"] = self._norm_means(code, batch, residuals)
+            if retention.fit > 0:
+                means |= self._fit_means(residuals)
+        return means
+
+    def _reference_means(self, code: str, batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Means:  # noqa: ARG002 (as for targets)
+        retention = self.loss.retention
+        kl = retention.kl > 0 or retention.limit is not None
+        anchored = self.layers if retention.activation > 0 or retention.norm > 0 else ()
+        if not (kl or anchored or retention.lm):
+            return {}
+        residuals, logits = kept_residuals(self.lm, batch, anchored, logits=kl or retention.lm > 0)
+        means: Means = {}
+        with self._full_precision():
+            if logits is not None:
+                means |= self._prediction_means(code, batch, logits, kl=kl, lm=retention.lm > 0)
+            if retention.activation > 0:
+                own = [token_activation(dictionary.encode(residuals[layer])) for layer, dictionary in self.dictionaries.items()]
+                means["activation"] = Mean.of(torch.stack(own, dim=1))
+            if retention.norm > 0:
+                means["norm"] = self._norm_means(code, batch, residuals)
+        return means
+
+    def gap_means(self, batch: TokenBatch, residuals: Residuals, sentences: Int[Tensor, " sentence"]) -> Mean:
+        """What the gap term of a target language is a function of.
+
+        Args:
+            batch: a part of its text.
+            residuals: of the kept tokens behind each layer of the loss, with gradient; rescaled where the loss is norm-matched.
+            sentences: of the whole batch.
+        """
+        gap = self.loss.gap
+        match gap.objective:
+            case "activation":
+                return self._pooled(torch.stack([token_activation(features) for features in self._features(residuals)], dim=1), batch)
+            case "norm":
+                return self._pooled(torch.stack([residuals[layer].norm(dim=-1) for layer in self.layers], dim=1), batch)
+            case "profile":
+                return Mean.of(torch.cat(self._features(residuals), dim=1))
+            case "hinge":
+                chosen = [latents.to(self.layer_weights.device) for latents in self.reference.active]
+                aims = [mean.to(self.layer_weights.device)[at] for mean, at in zip(self.reference.mean_pre(), chosen, strict=True)]
+                pre = [dictionary.folded_pre_activations(residuals[layer]) for layer, dictionary in self.dictionaries.items()]
+                short = [pre_activation_hinge(z[:, at], aim) for z, at, aim in zip(pre, chosen, aims, strict=True)]
+                return Mean.of(torch.stack(short, dim=1))
+            case "contrastive":
+                return _sentence_means(torch.stack([residuals[layer] for layer in self.layers], dim=1), batch, sentences.unique().cpu())
+            case "diffmean":
+                return Mean.of(torch.stack([residuals[layer] for layer in self.layers], dim=1))
+
+    def _features(self, residuals: Residuals) -> list[Float[Tensor, "token d_sae"]]:
+        bandwidth = self.loss.gap.bandwidth if self.loss.gap.gradient == "straight_through" else None
+        return [encode(dictionary, residuals[layer], straight_through=bandwidth) for layer, dictionary in self.dictionaries.items()]
+
+    def _pooled(self, values: Float[Tensor, "token layer"], batch: TokenBatch) -> Mean:
+        """Mean over tokens, or mean over sentences of the mean within each; a sentence that comes twice counts twice as much."""
+        if self.loss.gap.pooling == "token":
+            return Mean.of(values)
+        occurrence = (batch.first.cumsum(0) - 1).to(values.device)[batch.kept_row.to(values.device)]
+        sums = torch.zeros(int(batch.first.sum()), values.shape[1], device=values.device).index_add(0, occurrence, values)
+        return Mean.of(sums / torch.bincount(occurrence, minlength=len(sums))[:, None])
+
+    def _norm_matched(self, code: str, batch: TokenBatch, residuals: Residuals) -> Residuals:
+        norms = self.anchors[code].norms(batch).to(self.layer_weights.device)
+        return {layer: rescaled(x, norms[:, row]) for row, (layer, x) in enumerate(residuals.items())}
+
+    def _prediction_means(self, code: str, batch: TokenBatch, logits: Tensor, *, kl: bool, lm: bool) -> Means:
+        means: Means = {}
+        if kl:
+            predicted = batch.keep[:, 1:].to(logits.device)
+            own, frozen = logits[:, :-1][predicted], self.predictions.get(code)
+            means["kl"] = Mean.of(frozen.kl(batch, own) if frozen is not None else kl_per_token(self._base_logits(batch)[:, :-1][predicted], own))
+        if lm:
+            means["lm"] = Mean.of(next_token_nll(logits, batch)[0])
+        return means
+
+    def _base_logits(self, batch: TokenBatch) -> Float[Tensor, "batch seq vocabulary"]:
+        """With the adapter off, without gradient."""
+        with torch.no_grad(), base_behaviour(self.lm.model):
+            _, logits = kept_residuals(self.lm, batch, (), logits=True)
+        assert logits is not None
+        return logits
+
+    def _norm_means(self, code: str, batch: TokenBatch, residuals: Residuals) -> Mean:
+        base = self.anchors[code].norms(batch).to(self.layer_weights.device)
+        ratios = [squared_log_ratio(residuals[layer].norm(dim=-1), base[:, row]) for row, layer in enumerate(self.layers)]
+        return Mean.of(torch.stack(ratios, dim=1))
+
+    def _fit_means(self, residuals: Residuals) -> Means:
+        """Mean squared error of the SAEs, mean squared norm and mean residual, of which FVU is made."""
+        x = torch.stack([residuals[layer] for layer in self.layers], dim=1)
+        guess = torch.stack([d.decode(d.encode(residuals[layer])) for layer, d in self.dictionaries.items()], dim=1)
+        values = {"error": (x - guess).square().sum(dim=-1), "square": x.square().sum(dim=-1), "mean": x}
+        return {f"fit/{name}": Mean.of(value) for name, value in values.items()}
+
+    def _full_precision(self) -> torch.autocast:
+        """The terms are computed in float32, whatever the precision of the passes: bf16 would leave a loss of three digits."""
+        return torch.autocast(self.layer_weights.device.type, enabled=False)
+
+    # --- terms of means --------------------------------------------------------------------------------------------------------------------------
+
+    def _target_terms(self, code: str, means: Means, sentences: Int[Tensor, " sentence"]) -> Terms:
+        terms: Terms = {}
+        if "gap" in means:
+            terms["gap"] = self.gap(means["gap"], sentences)
+        if "lm" in means:
+            terms["target_lm"] = means["lm"].value
+        if "kl" in means:
+            terms["target_kl"] = means["kl"].value
+        if "norm" in means:
+            terms["norm"] = self.layer_weights @ means["norm"].value
+        if "fit/error" in means:
+            after = fvu(*(means[f"fit/{name}"].value for name in ("error", "square", "mean")))
+            terms["fit"] = fit_loss(after, self.anchors[code].fvu(sentences).to(self.layer_weights.device), self.layer_weights)
+        return terms
+
+    def _reference_terms(self, means: Means, sentences: Int[Tensor, " sentence"]) -> Terms:
+        terms: Terms = {}
+        if "kl" in means:
+            terms["retention"] = means["kl"].value
+        if "lm" in means:
+            terms["reference_lm"] = means["lm"].value
+        if "activation" in means:
+            before = self.frozen.reference.activation_of(sentences).to(self.layer_weights.device)
+            terms["reference_activation"] = activation_gap(means["activation"].value, before, self.layer_weights, one_sided=False)
+        if "norm" in means:
+            terms["norm"] = self.layer_weights @ means["norm"].value
+        return terms
+
+    def gap(self, mean: Mean, sentences: Int[Tensor, " sentence"]) -> Float[Tensor, ""]:
+        """The gap term of one target language from its `gap_means` over the whole batch."""
+        gap, reference, weights, own = self.loss.gap, self.reference, self.layer_weights, mean.value
+        match gap.objective:
+            case "activation":
+                return activation_gap(own, reference.activation(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
+            case "norm":
+                return activation_gap(own, reference.mean_norm(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
+            case "profile":
+                # Every occurrence counts: a batch may straddle two epochs and hold a sentence twice.
+                aims = [aim.to(own.device) for aim in reference.profiles_of(sentences)]
+                return profile_gap(own.split([len(aim) for aim in aims]), aims, weights)
+            case "hinge":
+                return weights @ own
+            case "contrastive":
+                aims = [aim.to(own.device) for aim in reference.means_of(sentences.unique())]
+                return pooled_contrast(own.unbind(dim=1), aims, weights, temperature=gap.temperature)
+            case "diffmean":
+                return mean_gap(own, reference.mean().to(own.device), weights)
+
+
+def _sentence_means(values: Float[Tensor, "token ..."], batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Mean:
+    """Mean over the tokens of each of the given sentences, which are in order; nothing for one that is not in this part of the batch."""
+    place = torch.searchsorted(sentences, batch.kept_sentence).to(values.device)
+    sums = torch.zeros(len(sentences), *values.shape[1:], device=values.device).index_add(0, place, values)
+    return Mean(sums, torch.bincount(place, minlength=len(sentences)).float())
+
+
+def _merged(means: dict[str, Means], merge: Merge) -> dict[str, Means]:
+    names = [(code, name) for code, own in means.items() for name in own]
+    added = merge([tensor for code, name in names for tensor in (means[code][name].total, means[code][name].count)])
+    pairs = iter(zip(added[::2], added[1::2], strict=True))
+    return {code: {name: Mean(*next(pairs)) for name in own} for code, own in means.items()}

@@ -1,0 +1,254 @@
+"""The LightningModule: the combined loss over an adapter, its weights over the steps, and what a checkpoint holds."""
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from lingact.activations.functional import LossTerms, combine
+from lingact.config.training import OptimConfig, TrainerConfig
+from lingact.errors import UserError, out_of_memory
+from lingact.models.adapters import train_adapter_only
+from lingact.training.batch_loss import BatchLoss
+from lingact.training.batches import AlignedBatch
+
+CLOSED_OVER = 10
+"""Steps over which the gap term is averaged before `stop_when_closed` believes it."""
+
+
+class Diverged(Exception):
+    """The loss or its gradient is no finite number; the adapter is as it was before that step."""
+
+    def __init__(self, step: int, what: str, sentences: list[int]) -> None:
+        super().__init__(f"step {step}: {what}")
+        self.step, self.what, self.sentences = step, what, sentences
+
+
+class GapModule(pl.LightningModule):
+    """Trains an adapter so that the target languages come nearer to the reference language as it is under the base model.
+
+    Args:
+        batch_loss: the terms; its model has an adapter attached, which alone has gradients.
+        seed: of the adapter's dropout.
+    """
+
+    def __init__(self, batch_loss: BatchLoss, optim: OptimConfig, trainer: TrainerConfig, seed: int) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold the adapter alone
+        self.model = batch_loss.lm.model
+        # Not an nn.Module, so SAEs are in no checkpoint and no optimiser.
+        self.batch_loss = batch_loss
+        self.loss = batch_loss.loss
+        self.optim = optim
+        self.steps = trainer.steps
+        self.part = trainer.micro_batch
+        """Sentences that are read at once; halved when memory runs out."""
+        self.checkpointing = trainer.activation_checkpointing
+        self.strategy = trainer.strategy
+        self.seed = seed
+        self.multiplier = self.loss.retention.kl
+        """Weight of the KL term; follows `retention.limit` where one is set."""
+        self.history: list[dict[str, float]] = []
+        """Every term of every step so far, checkpointed with the adapter."""
+
+    # --- one step --------------------------------------------------------------------------------------------------------------------------------
+
+    def loss_terms(self, batch: AlignedBatch) -> LossTerms:
+        """All terms of one batch, with their weights at this step."""
+        merge = self._over_processes if self.trainer.world_size > 1 else None
+        raw = self.batch_loss.terms(batch, part=self.part, merge=merge)
+        retention = self.loss.retention
+        weights = {
+            "gap": self.loss.gap.weight * min(1.0, (self.global_step + 1) / (self.loss.warm_up + 1)),
+            "target_lm": self.loss.target_lm,
+            "retention": self.multiplier,
+            "reference_lm": retention.lm,
+            "reference_activation": retention.activation,
+            "norm": retention.norm,
+            "fit": retention.fit,
+            "target_kl": retention.target_kl,
+        }
+        return combine(raw, {name: weights[name] for name in raw})
+
+    def _over_processes(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Sums over processes, with gradient, in one message."""
+        flat = _SumOverProcesses.apply(torch.cat([tensor.flatten() for tensor in tensors]))
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+    # --- what Lightning calls --------------------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Divide the base weights among the processes, if asked to; then the adapter alone is left to DDP."""
+        if self.strategy == "fsdp" and self.trainer.world_size > 1:
+            self.batch_loss.lm.shard()
+            base = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, base)
+
+    def cpu(self) -> "GapModule":
+        """Where Lightning moves the model when it is done with it; in the middle of an interrupted pass a sharded one cannot be moved."""
+        return self if self.batch_loss.lm.sharded else super().cpu()
+
+    def on_fit_start(self) -> None:
+        """Dropout of the adapter alone: the reference was frozen without any in the base model, and KL compares with a base without."""
+        train_adapter_only(self.model)
+        if self.checkpointing:
+            self.model.activation_checkpointing_enable()  # pyrefly: ignore[not-callable]
+            # The library recomputes only blocks in train mode; their parts stay in eval mode.
+            for block in self.batch_loss.lm.blocks:
+                block.training = True
+
+    def on_fit_end(self) -> None:
+        """Measuring needs no gradient."""
+        if self.checkpointing:
+            self.model.activation_checkpointing_disable()  # pyrefly: ignore[not-callable]
+        self.model.eval()
+
+    def on_train_start(self) -> None:
+        """A run that had stopped because the gap was closed may be resumed from its very last checkpoint."""
+        self._stop_when_closed()
+
+    def training_step(self, batch: AlignedBatch, _index: int) -> Tensor:
+        """The loss of one step.
+
+        Raises:
+            Diverged: it is no finite number.
+        """
+        # Dropout follows from seed, step and process alone: a resumed step, or one tried again with less memory, is the same.
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
+        terms = self.loss_terms(batch)
+        self._row = {"step": self.global_step, "loss/total": float(terms.total.detach())}
+        self._row |= {f"loss/raw/{name}": float(value.detach()) for name, value in terms.raw.items()}
+        self._row |= {f"loss/weighted/{name}": float(value.detach()) for name, value in terms.weighted.items()}
+        if self.loss.retention.limit is not None:
+            self._row["multiplier"] = self.multiplier
+        if not math.isfinite(self._row["loss/total"]):
+            wrong = [name for name, value in terms.raw.items() if not value.isfinite()]
+            raise Diverged(self.global_step, f"the loss is {self._row['loss/total']} ({', '.join(wrong)})", self._sentences)
+        return terms.total
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One optimiser step; where memory runs out on the way to the gradient, it is tried again with parts of half as many sentences.
+
+        The loss is a function of means over the batch: smaller parts change nothing but its rounding, and the draws of dropout if there is any.
+        """
+
+        def careful() -> Any:
+            while True:
+                try:
+                    return optimizer_closure()
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    said = str(error)
+                # Outside, where the error no longer holds on to what the step had computed.
+                self._halve_parts(said)
+
+        super().optimizer_step(epoch, batch_idx, optimizer, careful)
+        # Before the end of the batch, where the checkpoint is written.
+        self.history.append(self._row)
+
+    def _halve_parts(self, said: str) -> None:
+        sentences = -(-len(self._sentences) // self.trainer.world_size)
+        now = min(self.part or sentences, sentences)
+        if now == 1 or self.trainer.world_size > 1:
+            # Other processes wait for this one's share of the step, which cannot be begun again alone.
+            raise UserError(
+                f"out of memory with {now} of {sentences} sentences at a time (trainer.micro_batch): {said.splitlines()[0]}. Give "
+                f"trainer.activation_checkpointing=true, {'a smaller trainer.micro_batch' if now > 1 else 'a shorter model.context'}, or use a "
+                "larger device"
+            )
+        self.part = now // 2
+        self.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tqdm.write(f"Out of memory at step {self.global_step}: going on with {self.part} of {sentences} sentences at a time (trainer.micro_batch)")
+
+    def on_train_batch_start(self, batch: AlignedBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Remember the sentences, for messages."""
+        self._sentences = batch.sentences.tolist()
+
+    def on_after_backward(self) -> None:
+        """Refuse a gradient that would spoil the adapter, while the state behind the last step is still held (`Keeper`).
+
+        Raises:
+            Diverged: a gradient is no finite number.
+        """
+        # float16 training scales its gradients and steps over infinite ones by itself.
+        if self.trainer.precision != "16-mixed":
+            wrong = [name for name, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            if wrong:
+                raise Diverged(self.global_step, f"the gradient of {len(wrong)} weights is not finite, such as {wrong[0]}", self._sentences)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Dual ascent on the constraint KL <= limit.
+
+        The multiplier grows while KL is above and shrinks, not below 0, while it is below.
+        """
+        retention = self.loss.retention
+        if retention.limit is not None:
+            self.multiplier = max(0.0, self.multiplier + retention.rate * (self._row["loss/raw/retention"] - retention.limit))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Log every term raw and weighted, and the multiplier that weighted it; stop when the gap is closed, if asked to."""
+        self.log_dict({name: value for name, value in self._row.items() if name != "step"}, batch_size=1)
+        self.log("loss", self._row["loss/total"], prog_bar=True, logger=False, batch_size=1)
+        self._stop_when_closed()
+
+    def _stop_when_closed(self) -> None:
+        gap = self.loss.gap
+        if not gap.stop_when_closed or len(self.history) < CLOSED_OVER:
+            return
+        recent = [row["loss/raw/gap"] for row in self.history[-CLOSED_OVER:]]
+        if sum(recent) / len(recent) < gap.tolerance:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """History, multiplier and size of the parts travel with the weights. The history is copied: a checkpoint may be written steps later."""
+        checkpoint["history"] = list(self.history)
+        checkpoint["multiplier"] = self.multiplier
+        checkpoint["part"] = self.part
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with those of the saved run; in smaller parts if this machine needs them."""
+        self.history = checkpoint["history"]
+        self.multiplier = checkpoint["multiplier"]
+        self.part = min((part for part in (checkpoint["part"], self.part) if part is not None), default=None)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the adapter; linear warm-up, cosine decay to zero."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=self.optim.lr, weight_decay=self.optim.weight_decay)
+        warmup = self.optim.warmup_steps
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adapter weights only."""
+        trainable = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Every process then has the same loss; its gradients add up here and are averaged by DDP, which together is the gradient of one process."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+        total = grads[0].clone()
+        torch.distributed.all_reduce(total)
+        return total

@@ -1,0 +1,42 @@
+"""What analysis and training both set up: model, SAEs, corpus, and who they are."""
+
+from dataclasses import dataclass
+
+from lingact.config.jobs import AnalyzeConfig, TrainConfig
+from lingact.data.corpus import ParallelCorpus
+from lingact.models.lm import LanguageModel, load_model
+from lingact.models.preflight import chosen_layers
+from lingact.models.sae import Dictionaries, load_dictionaries
+from lingact.runtime.tracking import Run
+
+MEASURING, HELDOUT = "measuring", "heldout"
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """A loaded model, its SAEs by meter, and the aligned corpus."""
+
+    lm: LanguageModel
+    meters: dict[str, Dictionaries]
+    layers: tuple[int, ...]
+    corpus: ParallelCorpus
+    identity: dict[str, str]
+    """What statistics depend on: hashes of model, SAEs and corpus."""
+
+
+def set_up(run: Run, config: AnalyzeConfig | TrainConfig, corpus: ParallelCorpus) -> Instruments:
+    """Load the rest once, cheapest first, and record it in the manifest.
+
+    Raises:
+        UserError: anything is missing or does not fit.
+    """
+    lm = load_model(config.model, config.device)
+    layers = chosen_layers(config.sae, len(lm.blocks))
+    meters, saes = {}, {}
+    for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
+        if spec is not None:
+            meters[meter], saes[meter] = load_dictionaries(spec, layers, lm)
+    run.identify(model=lm.identity, sae=saes, corpus=corpus.identity)
+    identity = {"model": lm.identity["sha256"], "corpus": corpus.sha256, "context": str(config.model.context), "masking": "special tokens out"}
+    identity |= {f"sae/{meter}": found["sha256"] for meter, found in saes.items()}
+    return Instruments(lm, meters, layers, corpus, identity)
