@@ -41,8 +41,8 @@ def count_differences(one: Measurement, other: Measurement) -> dict[str, int]:
 
 def main() -> None:
     """Print, for each batch size, decisions, flips and the upper end of their exact 95 % interval (Poisson), in parts per million."""
-    lm, meters, corpus = embedded(int(sys.argv[1]) if sys.argv[1:] else 300)
-    saes = meters["measuring"]
+    lm, sae_sets, corpus = embedded(int(sys.argv[1]) if sys.argv[1:] else 300)
+    saes = sae_sets["measuring"]
     rows = []
     for batch_tokens in OTHERS:
         part = corpus.select(list(range(min(len(corpus.ids), ALONE)))) if batch_tokens == 1 else corpus

@@ -25,11 +25,11 @@ def embedded(sentences: int) -> tuple[LanguageModel, dict[str, Dictionaries], Pa
         config = judge(AnalyzeConfig, compose("analyze", ["device=cpu"]))
     lm = load_model(config.model, config.device)
     layers = chosen_layers(config.sae, len(lm.blocks))
-    meters = {}
-    for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
+    sae_sets = {}
+    for sae_set, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
         assert spec is not None
-        meters[meter] = load_dictionaries(spec, layers, lm)[0]
-    return lm, meters, repeated(load_corpus(config.corpus, config.languages.all), sentences)
+        sae_sets[sae_set] = load_dictionaries(spec, layers, lm)[0]
+    return lm, sae_sets, repeated(load_corpus(config.corpus, config.languages.all), sentences)
 
 
 def repeated(corpus: ParallelCorpus, count: int) -> ParallelCorpus:

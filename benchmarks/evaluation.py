@@ -39,10 +39,10 @@ def lingact() -> tuple[float, float, float]:
     import lm_eval.tasks  # noqa: F401 (not counted here, nor there)
 
     began = time.process_time()
-    placed = load_tasks(config.tasks, LANGUAGES).placed
+    instance = load_tasks(config.tasks, LANGUAGES).instances
     ready = time.process_time()
     with tempfile.TemporaryDirectory() as folder, tqdm(disable=True) as bar:
-        runs = [Scorer(lm, BATCH, Answers(Path(folder)), bar).score(lm.model, placed, f"{number}") for number in range(MODELS)]
+        runs = [Scorer(lm, BATCH, Answers(Path(folder)), bar).score(lm.model, instance, f"{number}") for number in range(MODELS)]
     return ready - began, time.process_time() - ready, sum(run.items["acc"].sum() for run in runs)
 
 

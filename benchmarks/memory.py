@@ -18,8 +18,8 @@ def measured_peak(batch_tokens: int, sentences: int) -> dict[str, int]:
     from benchmarks.embedded import embedded
     from lingact.activations.measure import measure
 
-    lm, meters, corpus = embedded(sentences)
-    found = measure(lm, meters, corpus.speaking(LANGUAGES), batch_tokens=batch_tokens, identity={})
+    lm, sae_sets, corpus = embedded(sentences)
+    found = measure(lm, sae_sets, corpus.speaking(LANGUAGES), batch_tokens=batch_tokens, identity={})
     results = [array for code in LANGUAGES for array in found.arrays(code).values() if array.shape[-1] == sentences]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return {"peak": peak, "results": sum(array.nbytes for array in results)}

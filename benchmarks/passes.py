@@ -26,13 +26,13 @@ def read(lm: LanguageModel, corpus: ParallelCorpus) -> None:
 
 def main() -> None:
     """Print medians, smallest and largest over the rounds, in CPU time of one thread; ratios are to the forward pass in the same round."""
-    lm, meters, corpus = embedded(SENTENCES)
+    lm, sae_sets, corpus = embedded(SENTENCES)
     tokens = sum(lm.tokens.count(texts) for texts in corpus.texts.values())
     measured = partial(measure, lm, corpus=corpus, batch_tokens=BATCH_TOKENS, identity={})
     passes: dict[str, Callable[[], object]] = {
         "forward pass": partial(read, lm, corpus),
-        "one set of SAEs": partial(measured, {"measuring": meters["measuring"]}),
-        "two sets of SAEs": partial(measured, meters),
+        "one set of SAEs": partial(measured, {"measuring": sae_sets["measuring"]}),
+        "two sets of SAEs": partial(measured, sae_sets),
     }
     seconds = np.empty((ROUNDS + 1, len(passes)))
     for row in seconds:

@@ -34,7 +34,7 @@ def step_cost(way: str) -> dict[str, float]:
     from lingact.models.adapters import attach_adapter, train_adapter_only
     from lingact.training.batch_loss import BatchLoss
     from lingact.training.batches import AlignedBatch
-    from lingact.training.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
+    from lingact.training.frozen import BaseOutputs, CacheSettings, cache_anchor, cache_predictions, cache_reference
 
     torch.set_num_threads(1)
     settings = WAYS[way]
@@ -42,9 +42,9 @@ def step_cost(way: str) -> dict[str, float]:
     lm, dictionaries, corpus = random_model()
     written = yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text())
     loss_config = LossConfig.model_validate(written | {"retention": written["retention"] | {"top": top}})
-    reference = freeze_reference(lm, dictionaries, corpus, "en", Freezing(1024), profiles=False)
-    predictions = {code: freeze_predictions(lm, corpus, code, Freezing(1024), top=64) for code in ("en", "ml")} if top else {}
-    anchors = {code: freeze_anchor(lm, dictionaries, corpus, code, Freezing(1024)) for code in ("en", "ml")}
+    reference = cache_reference(lm, dictionaries, corpus, "en", CacheSettings(1024), profiles=False)
+    predictions = {code: cache_predictions(lm, corpus, code, CacheSettings(1024), top=64) for code in ("en", "ml")} if top else {}
+    anchors = {code: cache_anchor(lm, dictionaries, corpus, code, CacheSettings(1024)) for code in ("en", "ml")}
     peft = LoraAdapter.model_validate(yaml.safe_load((CONF / "peft" / "lora.yaml").read_text()))
     lm.model = attach_adapter(lm.model, lm.blocks, peft, 0)
     train_adapter_only(lm.model)
@@ -52,7 +52,7 @@ def step_cost(way: str) -> dict[str, float]:
         lm.model.activation_checkpointing_enable()  # pyrefly: ignore[not-callable]
         for block in lm.blocks:
             block.training = True
-    loss = BatchLoss(lm, dictionaries, Frozen(reference, reference, predictions, anchors), "en", torch.full((LAYERS,), 1 / LAYERS), loss_config)
+    loss = BatchLoss(lm, dictionaries, BaseOutputs(reference, reference, predictions, anchors), "en", torch.full((LAYERS,), 1 / LAYERS), loss_config)
     windows = {code: lm.tokens.by_sentence(texts) for code, texts in corpus.texts.items()}
     batch = AlignedBatch(
         torch.arange(SENTENCES), {code: lm.tokens.collate([w for s in range(SENTENCES) for w in own[s]]) for code, own in windows.items()}

@@ -57,7 +57,7 @@ REFUSED = {
     "train corpus.splits.train=nan": "corpus.splits.train: Input should be a finite number; got nan",
     "train model.training_shares={en:inf}": "model.training_shares.en: Input should be a finite number; got inf",
     "analyze measures.causal.doses=[0,nan]": "measures.causal.doses: Input should be a finite number; got nan",
-    "eval leakage.share=nan": "leakage.share: Input should be a finite number; got nan",
+    "eval contamination.share=nan": "contamination.share: Input should be a finite number; got nan",
     "eval power=nan": "power: Input should be a finite number; got nan",
     # a yes is no number
     "train trainer.steps=true": "trainer.steps: true is no number",
@@ -77,8 +77,8 @@ REFUSED = {
     "analyze seed=4294967296": "seed: Input should be less than 4294967296",
     "analyze batch_tokens=1e12": "batch_tokens: Input should be less than or equal to 1000000000",
     "analyze model.context=1": "model.context: Input should be greater than or equal to 2; got 1",
-    "analyze piece=1/99999999999999999999": "piece: Input should be less than or equal to 100000",
-    "analyze piece=[5,4]": "piece: there is no piece 6 of 4; write for instance piece=2/4",
+    "analyze shard=1/99999999999999999999": "shard: Input should be less than or equal to 100000",
+    "analyze shard=[5,4]": "shard: there is no shard 6 of 4; write for instance shard=2/4",
     "analyze measures.features.alpha=0.95": "measures.features.alpha: Input should be less than or equal to 0.5; got 0.95",
     "analyze measures.features.random_tokens=1": "measures.features.random_tokens: Input should be greater than or equal to 100; got 1",
     "analyze measures.causal.doses=[1e30]": "measures.causal.doses: Input should be less than or equal to 1000; got 1e+30",
@@ -146,7 +146,7 @@ def test_refused(command: str) -> None:
         "train seed=4294967295", "train loss.gap.layers={0:1,2:0.5}", "train peft.targets=q_proj", "train peft.targets=[q_proj]",
         "analyze statistics.resamples=100", "analyze statistics.resamples=100 statistics.confidence=0.98", "analyze sae.layers=[2,0]",
         "analyze statistics.resamples=2000 statistics.confidence=0.999", "analyze measures.causal.doses=[-1,0,1]", "analyze device=cuda:3",
-        "analyze piece=4/4", "analyze statistics.early=[0,1]", "eval resamples=100", "eval adapter=null", "eval tasks.batch_size=8",
+        "analyze shard=4/4", "analyze statistics.early=[0,1]", "eval resamples=100", "eval adapter=null", "eval tasks.batch_size=8",
     ],
 )  # fmt: skip
 def test_taken(command: str) -> None:

@@ -1,4 +1,4 @@
-"""analyze.py from the command line to the run folder, on the small organism: the core run, pieces, interruption, bad input."""
+"""analyze.py from the command line to the run folder, on the small organism: the core run, shards, interruption, bad input."""
 
 import itertools
 import json
@@ -73,8 +73,11 @@ def never(*_: object, **__: object) -> None:
 
 def test_the_run_folder_is_complete(analyzed: Path) -> None:
     there = {str(path.relative_to(analyzed)) for path in analyzed.rglob("*") if path.is_file() and path.parts[len(analyzed.parts)] != "wandb"}
-    meters = ("", "_heldout")
-    made = {f"tables/gap_by_{by}{meter}.csv" for by in ("layer", "range") for meter in meters} | {"tables/gap_by_measure.csv", "tables/confounds.csv"}
+    sae_sets = ("", "_heldout")
+    made = {f"tables/gap_by_{by}{sae_set}.csv" for by in ("layer", "range") for sae_set in sae_sets} | {
+        "tables/gap_by_measure.csv",
+        "tables/confounds.csv",
+    }
     drawn = {f"figures/{name}.png" for name in ("gap_heatmap", "gap_heatmap_heldout", "gap_groups", "measures", "confounds")}
     raw = {"stats/index.json", *(f"stats/{code}.safetensors" for code in PAPER.all)}
     assert there == {"config.yaml", "manifest.json", "summary.json", "report.html"} | made | drawn | raw
@@ -87,7 +90,7 @@ def test_the_summary_has_the_agreed_keys_and_only_finite_numbers(analyzed: Path)
     assert all(math.isfinite(value) for value in summary.values())
     names = {*PAPER.high, *PAPER.low, "low", "high", "low_vs_high"}
     places = ("0", "1", "2", "early", "deep", "all", "early_max", "deep_max", "all_max")
-    gaps = {f"{meter}gap/{name}/{place}" for meter in ("", "heldout/") for name in names for place in places}
+    gaps = {f"{sae_set}gap/{name}/{place}" for sae_set in ("", "heldout/") for name in names for place in places}
     by_measure = {f"measure/{measure}/{name}" for measure in MEASURES.keys() - {"reference_active", "norm_matched"} for name in names}
     assert set(summary) == gaps | by_measure
     assert summary["measure/mean/hi"] == summary["gap/hi/all"]
@@ -122,13 +125,13 @@ def test_tables_can_be_rebuilt_from_the_saved_statistics(analyzed: Path) -> None
     assert summary["gap/hi/1"] == pytest.approx(1 - hindi / english)
 
 
-# --- pieces --------------------------------------------------------------------------------------------------------------------------------------
+# --- shards --------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def pieces(start: Start, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = [tmp_path_factory.mktemp("pieces") / f"piece_{place}" for place in (1, 2)]
-    assert [start("analyze", folder, *FEW, f"piece={place}/2") for place, folder in enumerate(folders, start=1)] == [0, 0]
+def shards(start: Start, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("shards") / f"shard_{place}" for place in (1, 2)]
+    assert [start("analyze", folder, *FEW, f"shard={place}/2") for place, folder in enumerate(folders, start=1)] == [0, 0]
     return folders
 
 
@@ -137,9 +140,9 @@ def listed(folders: list[Path]) -> str:
 
 
 def test_pieces_put_together_are_the_whole(
-    pieces: list[Path], undisturbed: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: list[Path], undisturbed: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (first, one), (second, other) = map(load_measurement, (folder / "stats" for folder in pieces))
+    (first, one), (second, other) = map(load_measurement, (folder / "stats" for folder in shards))
     assert (one, other) == ((0, 2), (1, 2))
     whole, merged = load_measurement(undisturbed / "stats")[0], first.merge(second)
     for code in CODES:
@@ -150,7 +153,7 @@ def test_pieces_put_together_are_the_whole(
             else:
                 np.testing.assert_allclose(array, expected, rtol=1e-12, atol=1e-12, err_msg=name)
     monkeypatch.setattr("lingact.workflows.setup.load_model", never)
-    assert start("analyze", tmp_path / "merged", "tracking=none", f"stats={listed(pieces[::-1])}") == 0
+    assert start("analyze", tmp_path / "merged", "tracking=none", f"stats={listed(shards[::-1])}") == 0
     names = sorted(path.name for path in (undisturbed / "tables").iterdir())
     assert sorted(path.name for path in (tmp_path / "merged" / "tables").iterdir()) == names
     for name in names:
@@ -195,37 +198,37 @@ def test_statistics_from_before_places_were_kept_have_no_blocks(
     assert (tmp_path / "again" / "tables" / "gap_by_layer.csv").read_bytes() == (undisturbed / "tables" / "gap_by_layer.csv").read_bytes()
 
 
-def test_a_piece_is_left_alone_when_it_is_complete(pieces: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(pieces[0]) == "complete"
-    assert not (pieces[0] / "report.html").exists()
-    assert cli.main("analyze", CONF, [f"resume={pieces[0]}"]) == 0
+def test_a_shard_is_left_alone_when_it_is_complete(shards: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(shards[0]) == "complete"
+    assert not (shards[0] / "report.html").exists()
+    assert cli.main("analyze", CONF, [f"resume={shards[0]}"]) == 0
     assert "is complete; nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("chosen", "seen"), [((0, 0), "piece_1: 1/2, "), ((1,), "piece_2: 2/2")], ids=["twice", "missing"])
+@pytest.mark.parametrize(("chosen", "seen"), [((0, 0), "shard_1: 1/2, "), ((1,), "shard_2: 2/2")], ids=["twice", "missing"])
 def test_pieces_that_make_no_whole_are_refused(
-    chosen: tuple[int, ...], seen: str, pieces: list[Path], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chosen: tuple[int, ...], seen: str, shards: list[Path], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [pieces[place] for place in chosen]
+    given = [shards[place] for place in chosen]
     assert start("analyze", tmp_path / "merged", "tracking=none", f"stats={listed(given)}") == 2
     message = capsys.readouterr().err
-    assert "these are not the pieces of one analysis, each once" in message
+    assert "these are not the shards of one analysis, each once" in message
     assert seen in message
-    assert "name every piece from 1/2 to 2/2" in message
+    assert "name every shard from 1/2 to 2/2" in message
     assert not (tmp_path / "merged").exists()
 
 
-def test_pieces_of_different_analyses_do_not_merge(pieces: list[Path], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start("analyze", tmp_path / "other", *FEW, "piece=2/2", "batch_tokens=128") == 0
+def test_pieces_of_different_analyses_do_not_merge(shards: list[Path], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start("analyze", tmp_path / "other", *FEW, "shard=2/2", "batch_tokens=128") == 0
     capsys.readouterr()
-    assert start("analyze", tmp_path / "merged", "tracking=none", f"stats={listed([pieces[0], tmp_path / 'other'])}") == 2
+    assert start("analyze", tmp_path / "merged", "tracking=none", f"stats={listed([shards[0], tmp_path / 'other'])}") == 2
     assert "does not belong here; it differs in batch_tokens: 128 / 256" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_piece_is_not_compared(pieces: list[Path], undisturbed: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start("analyze", tmp_path / "run", *FEW, f"compare={listed([undisturbed, pieces[1]])}") == 2
-    assert "piece_2' holds piece 2 of 2 only" in capsys.readouterr().err
+def test_a_shard_is_not_compared(shards: list[Path], undisturbed: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start("analyze", tmp_path / "run", *FEW, f"compare={listed([undisturbed, shards[1]])}") == 2
+    assert "shard_2' holds shard 2 of 2 only" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -400,8 +403,8 @@ def test_long_texts_are_split_and_counted(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["piece=5/4"], "piece: '5/4' is not k/n with k from 1 to n"),
-        (["piece=2/4", "measures=full"], "piece: pieces measure without further parts"),
+        (["shard=5/4"], "shard: '5/4' is not k/n with k from 1 to n"),
+        (["shard=2/4", "measures=full"], "shard: shards measure without further parts"),
         (["measures.gap=norm_matched"], "gap=norm_matched needs the part by_reference"),
         (["measures.parts=[causal]"], "the part causal needs the part features"),
         (["languages.high=[]", "languages.low=[]"], "there is nothing to compare 'en' with"),

@@ -272,7 +272,7 @@ def test_an_adapter_adds_before_and_after(pair: Pair) -> None:
     assert "<h2>Before and after</h2>" not in page(pair.base)
     found = summary(pair.adapter)
     per_language = ("gain", "gap_closed", "overshoot", "norm_matched/gap_closed", "fvu", "fvu_before")
-    expected = {f"{meter}{key}/{code}" for meter in ("", "heldout/") for key in per_language for code in OTHERS}
+    expected = {f"{sae_set}{key}/{code}" for sae_set in ("", "heldout/") for key in per_language for code in OTHERS}
     assert expected <= {key.removesuffix("/undefined") for key in found}
     for name in ("gap_by_layer", "gap_by_range", "confounds"):
         one, other = (read(folder, name) for folder in (pair.adapter, pair.base))
@@ -293,8 +293,8 @@ def test_an_adapter_is_edited_as_the_base_model_is(edited: Path, pair: Pair, sta
     losses = {after: CausalLosses.load(edited / "stats" / f"causal{after}.safetensors") for after in ("", "_adapter")}
     assert losses[""].arms == losses["_adapter"].arms
     measured = load_measurement(edited / "stats")[0]
-    assert measured.meters == ("measuring", "heldout", "random1", "random2")
-    assert {variant for meter, variant, _ in measured.stats if meter.startswith("random")} == {"base"}
+    assert measured.sae_sets == ("measuring", "heldout", "random1", "random2")
+    assert {variant for sae_set, variant, _ in measured.stats if sae_set.startswith("random")} == {"base"}
     by_sentence = {variant: measured.of("measuring", variant)["ml"] for variant in ("base", "adapter")}
     assert losses[""].base["ml"].sum() != losses["_adapter"].base["ml"].sum()
     some = [by_sentence["base"].nll.tolist().index(pytest.approx(value, rel=1e-4)) for value in losses[""].base["ml"]]  # pyrefly: ignore
@@ -329,7 +329,7 @@ def as_it_was(run: Path) -> None:
     del config["measures"]["random_sae"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     index = json.loads((run / "stats" / "index.json").read_text())
-    index["keys"] = [[meter.replace("random1", "random"), variant, code] for meter, variant, code in index["keys"] if meter != "random2"]
+    index["keys"] = [[sae_set.replace("random1", "random"), variant, code] for sae_set, variant, code in index["keys"] if sae_set != "random2"]
     index["header"]["sae/random"] = index["header"].pop("sae/random1")
     del index["header"]["sae/random2"]
     (run / "stats" / "index.json").write_text(json.dumps(index))
@@ -340,13 +340,13 @@ def as_it_was(run: Path) -> None:
         save_state(path, header, arrays, range(done), steps)
 
 
-@pytest.mark.parametrize("meter", ["measuring", "heldout"])
-def test_gains_are_those_of_the_statistics_of_base_and_adapter(meter: str, pair: Pair) -> None:
+@pytest.mark.parametrize("sae_set", ["measuring", "heldout"])
+def test_gains_are_those_of_the_statistics_of_base_and_adapter(sae_set: str, pair: Pair) -> None:
     measured = load_measurement(pair.adapter / "stats")[0]
     table = read(pair.adapter, "change_by_layer")
-    table = table[table["meter"] == meter].set_index(["language", "quantity", "layer"])["estimate"].sort_index()
+    table = table[table["sae_set"] == sae_set].set_index(["language", "quantity", "layer"])["estimate"].sort_index()
     activation = {
-        variant: {code: s.activation.sum(axis=1) / s.tokens.sum() for code, s in measured.of(meter, variant).items()}
+        variant: {code: s.activation.sum(axis=1) / s.tokens.sum() for code, s in measured.of(sae_set, variant).items()}
         for variant in ("base", "adapter", "norm_matched")
     }
     assert set(table.index.get_level_values("language")) == set(CODES)

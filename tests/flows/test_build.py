@@ -71,8 +71,8 @@ def test_tasks_are_aligned_over_languages(benchmark: str, small_organism: Path) 
     assert max(golds.count(gold) for gold in range(4)) < 0.45 * len(golds), "the place of the answer gives nothing away"
 
 
-def _items(organism: Path, benchmark: str, code: str) -> list[dict]:
-    return [json.loads(line) for line in (organism / "tasks" / f"micro_{benchmark}_{code}.jsonl").read_text(encoding="utf-8").splitlines()]
+def _items(toy_model: Path, benchmark: str, code: str) -> list[dict]:
+    return [json.loads(line) for line in (toy_model / "tasks" / f"micro_{benchmark}_{code}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_prompt_has_the_same_tokens_before_every_option(small_organism: Path) -> None:

@@ -96,7 +96,7 @@ def test_pairs_train_and_an_evaluation_knows_what_was_read(
     model = [f"model.name={small_organism}/model", "tracking=none", "device=cpu", "cache=null", "resamples=100", "text_split=all"]
     few = ["languages.high=[]", "languages.low=[ml]", "tasks.benchmarks=[micro_arc]", "tasks.limit=4", f"adapter={tmp_path / 'run'}"]
     assert cli.main("eval", CONF, [*model, *few, f"corpus.path={tmp_path / 'text.jsonl'}", f"hydra.run.dir={tmp_path / 'eval'}"]) == 0
-    table = pd.read_csv(tmp_path / "eval/tables/leakage.csv")
+    table = pd.read_csv(tmp_path / "eval/tables/contamination.csv")
     assert set(table["corpus"]) == {"Helsinki-NLP/opus-100"}
     of_text = table.query("benchmark == 'text' and language == 'ml'").iloc[0]
     assert (of_text["n"], of_text["whole"]) == (len({row["ml"] for row in rows}), len(texts["ml"]))

@@ -103,9 +103,9 @@ def test_answers_are_kept_and_belong_to_their_model(seeds: Path, base_arguments:
     asked: list[str] = []
     real = harness.Scorer._answer
 
-    def answer(self: harness.Scorer, model: Any, placed: Any) -> Any:
-        asked.append(placed.entry.task)
-        return real(self, model, placed)
+    def answer(self: harness.Scorer, model: Any, instance: Any) -> Any:
+        asked.append(instance.entry.task)
+        return real(self, model, instance)
 
     monkeypatch.setattr(harness.Scorer, "_answer", answer)
     assert cli.main("eval", CONF, [*given, f"hydra.run.dir={tmp_path / 'second'}"]) == 0
@@ -143,7 +143,7 @@ def test_text_that_was_trained_on_is_not_held_out(seeds: Path, base_arguments: l
         assert cli.main("eval", CONF, [*given, f"text_split={split}", f"hydra.run.dir={tmp_path / split}"]) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert ("sentences for bits per byte in ml were trained on; they are not held out" in said) == (split == "train")
-    rows = frames(tmp_path / "train")["leakage"].query("benchmark == 'text'").set_index("language")
+    rows = frames(tmp_path / "train")["contamination"].query("benchmark == 'text'").set_index("language")
     assert (rows.loc["ml", "whole"], rows.loc["ml", "n"]) == (rows.loc["en", "n"], rows.loc["en", "n"])
 
 
@@ -194,7 +194,7 @@ def test_benchmarks_that_stand_in_the_training_text_are_told(
     (run / "config.yaml").write_text(config, encoding="utf-8")
     given = [text for text in base_arguments if not text.startswith("tasks.limit")]
     assert cli.main("eval", CONF, [*given, f"adapter={run}", "tasks.benchmarks=[micro_arc]", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
-    row = frames(tmp_path / "run")["leakage"].set_index(["benchmark", "language"]).loc[("micro_arc", "ml")]
+    row = frames(tmp_path / "run")["contamination"].set_index(["benchmark", "language"]).loc[("micro_arc", "ml")]
     assert row["n"] == len(tasks)
     assert abs(row["whole"] - len(leaked)) <= 2, "all but what fell into dev and held-out"
     printed = " ".join(capsys.readouterr().out.split())

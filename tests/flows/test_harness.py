@@ -21,7 +21,7 @@ from lingact.config.training import LoraAdapter
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
 from lingact.evaluation import compare, harness
-from lingact.evaluation.tasks import Placed, load_tasks
+from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapters import attach_adapter, base_behaviour, save_adapter, unload_adapter, weights_hash
 from lingact.models.lm import LanguageModel
 from lingact.statistics.paired import How
@@ -101,20 +101,20 @@ def score(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompt: st
 
 def asked(
     folder: Path, languages: Sequence[str] = LANGUAGES, benchmarks: Mapping[str, str] = BENCHMARKS, limit: int | None = None
-) -> tuple[Placed, ...]:
+) -> tuple[TaskInstance, ...]:
     """The questions of the benchmarks."""
     own = {
         name: {"kind": "lm_eval", "folder": folder, "task": task, "key": ["id"], "facts": True, "split_by": "kind"}
         for name, task in benchmarks.items()
     }
-    return load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own, **ITEMS, "limit": limit}), languages).placed
+    return load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own, **ITEMS, "limit": limit}), languages).instances
 
 
 def answer(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Placed], *, context: int = 256, batch_size: int = 5
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[TaskInstance], *, context: int = 256, batch_size: int = 5
 ) -> harness.EvalRun:
     lm = LanguageModel(model, tokenizer, Tokens(tokenizer, context), torch.nn.ModuleList(), {"name": "tiny", "sha256": "0"})
-    with tqdm(total=sum(len(placed.requests) for placed in tasks), desc="base", leave=False) as bar:
+    with tqdm(total=sum(len(instance.requests) for instance in tasks), desc="base", leave=False) as bar:
         return harness.Scorer(lm, batch_size, None, bar).score(model, tasks, None)
 
 
@@ -289,7 +289,7 @@ def config(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder:
     return EvalConfig.model_validate(
         {
             "seed": 1, "device": "cpu", "batch_tokens": 512, "adapter": None, "resamples": 200, "block": None, "confidence": 0.95, "power": 0.8,
-            "cache": tmp_path / "cache", "leakage": {"words": 8, "share": 0.5}, "text_split": "all",
+            "cache": tmp_path / "cache", "contamination": {"words": 8, "share": 0.5}, "text_split": "all",
             "corpus": {"kind": "files", "path": tmp_path / "text.jsonl", "max_sentences": None, "splits": {"train": 0.4, "dev": 0.3, "heldout": 0.3}},
             "model": {"name": str(tmp_path / "model"), "revision": None, "dtype": "float32", "attention": "eager", "context": 256},
             "languages": {"reference": "en", "high": [], "low": ["ml"]},

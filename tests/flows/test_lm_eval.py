@@ -22,7 +22,7 @@ from lingact.config.base import asset
 from lingact.config.tasks import TasksConfig
 from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
-from lingact.evaluation.tasks import Placed, load_tasks
+from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapters import attach_adapter, save_adapter, weights_hash
 
 from . import hub
@@ -214,21 +214,21 @@ def _table(text: str) -> list[tuple[str, ...]]:
 
 
 @pytest.fixture
-def ask() -> Callable[..., dict[str, Placed]]:
+def ask() -> Callable[..., dict[str, TaskInstance]]:
     """Task name -> its questions, of benchmarks in languages."""
 
-    def load(benchmarks: Sequence[str], codes: Sequence[str] = CODES, **more: Any) -> dict[str, Placed]:
+    def load(benchmarks: Sequence[str], codes: Sequence[str] = CODES, **more: Any) -> dict[str, TaskInstance]:
         given = {"benchmarks": tuple(benchmarks), "own": {}, "missing": "refuse", "items": "all", "limit": None, "fewshot": None, "batch_size": BATCH}
-        return {placed.entry.task: placed for placed in load_tasks(TasksConfig.model_validate(given | more), codes).placed}
+        return {instance.entry.task: instance for instance in load_tasks(TasksConfig.model_validate(given | more), codes).instances}
 
     return load
 
 
-def test_examples_are_those_that_lm_eval_takes(ask: Callable[..., dict[str, Placed]]) -> None:
+def test_examples_are_those_that_lm_eval_takes(ask: Callable[..., dict[str, TaskInstance]]) -> None:
     import lm_eval.tasks
 
     names = ["arc_challenge", "m_mmlu_ml", "hellaswag_ml", "belebele_mal_Mlym"]
-    placed = ask(["arc"], ["en"], fewshot=2) | ask(["mmlu", "hellaswag", "belebele"], ["ml"], fewshot=2)
+    instance = ask(["arc"], ["en"], fewshot=2) | ask(["mmlu", "hellaswag", "belebele"], ["ml"], fewshot=2)
     shelf = Path(lm_eval.tasks.__file__).parent
     folders = ("arc", "okapi/mmlu_multilingual", "okapi/hellaswag_multilingual", "belebele")
     manager = lm_eval.tasks.TaskManager(include_path=[str(shelf / folder) for folder in folders], include_defaults=False)
@@ -238,15 +238,15 @@ def test_examples_are_those_that_lm_eval_takes(ask: Callable[..., dict[str, Plac
     for name in names:
         its = sorted(theirs["samples"][name], key=lambda sample: sample["doc_id"])
         asked = [[tuple(pair) for pair in sample["arguments"]] for sample in its]
-        assert [[request.args for request in question.requests] for question in placed[name].questions] == asked, name
+        assert [[request.args for request in question.requests] for question in instance[name].questions] == asked, name
         assert len(asked) == hub.ITEMS
-        for question in placed[name].questions:
+        for question in instance[name].questions:
             *examples, last = question.requests[0].args[0].split("\n\n")
             assert len(examples) == 2
             assert not any(example.startswith(last) for example in examples)
 
 
-def test_a_task_that_would_show_its_own_answers_is_refused(ask: Callable[..., dict[str, Placed]]) -> None:
+def test_a_task_that_would_show_its_own_answers_is_refused(ask: Callable[..., dict[str, TaskInstance]]) -> None:
     problem = r"'global_piqa_parallel_cloze_eng_latn' has no examples but its own questions \('test'\), answers included; use tasks\.fewshot=0"
     with pytest.raises(UserError, match=problem):
         ask(["global_piqa"], fewshot=2)
@@ -255,7 +255,7 @@ def test_a_task_that_would_show_its_own_answers_is_refused(ask: Callable[..., di
 # --- where lm-eval's tasks are mended --------------------------------------------------------------------------------------------------------------
 
 
-def test_whole_arc_keeps_brackets_and_finds_the_answer_behind_an_empty_option(ask: Callable[..., dict[str, Placed]]) -> None:
+def test_whole_arc_keeps_brackets_and_finds_the_answer_behind_an_empty_option(ask: Callable[..., dict[str, TaskInstance]]) -> None:
     cut, whole = ask(["arc"])["arc_ml"], ask(["arc_whole"])["lingact_arc_ml"]
     rows = hub.m_arc("ml", "test")
     for place, (row, theirs, ours) in enumerate(zip(rows, cut.questions, whole.questions, strict=True)):
@@ -275,24 +275,24 @@ def test_whole_arc_keeps_brackets_and_finds_the_answer_behind_an_empty_option(as
     assert len(_asked(whole, whole.questions[3])[1]) == 5
 
 
-def test_whole_arc_takes_quotes_and_backslashes(ask: Callable[..., dict[str, Placed]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_arc_takes_quotes_and_backslashes(ask: Callable[..., dict[str, TaskInstance]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = hub.m_arc("hi", "test")[:3]
     odd = ['it\'s "so"', "\\frac{1}{2}", "{{x}} {% if %}", "true"]
     rows[1] |= {f"option_{letter}": option for letter, option in zip("abcd", odd, strict=True)} | {"answer": "C"}
     hub.write_dataset(tmp_path / "alexandrainst/m_arc", {"hi": dict.fromkeys(("train", "validation", "test"), rows)}, "jsonl")
     monkeypatch.chdir(tmp_path)
-    placed = ask(["arc_whole"], ["hi"])["lingact_arc_hi"]
-    assert _asked(placed, placed.questions[1])[1:] == ([f" {option}" for option in odd], 2)
+    instance = ask(["arc_whole"], ["hi"])["lingact_arc_hi"]
+    assert _asked(instance, instance.questions[1])[1:] == ([f" {option}" for option in odd], 2)
 
 
-def _asked(placed: Placed, question: Any) -> tuple[set[str], list[str], int]:
+def _asked(instance: TaskInstance, question: Any) -> tuple[set[str], list[str], int]:
     """Prompts, which are all the same, options, and the right one's place."""
-    gold: Any = placed.task.doc_to_target(question.document)
+    gold: Any = instance.task.doc_to_target(question.document)
     return {request.args[0] for request in question.requests}, [request.args[1] for request in question.requests], gold
 
 
 def test_chinese_hellaswag_is_asked_like_the_other_languages(
-    ask: Callable[..., dict[str, Placed]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., dict[str, TaskInstance]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = hub.m_hellaswag("zh", "val")
     paired = json.loads(json.dumps(plain))
@@ -313,7 +313,7 @@ def test_chinese_hellaswag_is_asked_like_the_other_languages(
 
 
 def test_chinese_hellaswag_that_is_not_to_be_had_says_so(
-    ask: Callable[..., dict[str, Placed]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., dict[str, TaskInstance]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"the data of 'lingact_hellaswag_zh' \(alexandrainst/m_hellaswag, CC BY-NC 4\.0\) cannot be had: "):
@@ -329,14 +329,16 @@ def _put_into_cache(cache: Path, name: str, files: Mapping[str, hub.Rows]) -> No
     (place / "refs/main").write_text(commit)
 
 
-def test_indic_arc_understands_numbers_for_answers(ask: Callable[..., dict[str, Placed]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indic_arc_understands_numbers_for_answers(
+    ask: Callable[..., dict[str, TaskInstance]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = hub.ai2_arc("hi", "test")
     for place in (1, 6):  # numbers for letters
         rows[place]["answerKey"] = str("ABCD".index(rows[place]["answerKey"]) + 1)
     hub.write_dataset(tmp_path / "sarvamai/arc-challenge-indic", {"hi": {"validation": rows, "test": rows}}, "parquet")
     monkeypatch.chdir(tmp_path)
-    placed = ask(["arc_indic"], ["hi"])["lingact_arc_indic_hi"]
-    asked = [_asked(placed, question) for question in placed.questions]
+    instance = ask(["arc_indic"], ["hi"])["lingact_arc_indic_hi"]
+    asked = [_asked(instance, question) for question in instance.questions]
     assert [gold for _, _, gold in asked] == [place % 4 for place in range(hub.ITEMS)]
     assert [choices for _, choices, _ in asked] == [[f" {text}" for text in row["choices"]["text"]] for row in rows]
     assert [prompts for prompts, _, _ in asked] == [{f"Question: {row['question']}\nAnswer:"} for row in rows]

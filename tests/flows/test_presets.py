@@ -10,16 +10,16 @@ from lingact.cli import main as cli
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def local(organism: Path) -> list[str]:
+def local(toy_model: Path) -> list[str]:
     return [
-        f"model.name={organism}/model",
+        f"model.name={toy_model}/model",
         "model.context=128",
-        f"sae.measuring.release={organism}/sae",
+        f"sae.measuring.release={toy_model}/sae",
         "sae.measuring.id='layer_{layer}'",
-        f"sae.heldout.release={organism}/sae_heldout",
+        f"sae.heldout.release={toy_model}/sae_heldout",
         "sae.heldout.id='layer_{layer}'",
         "corpus=files",
-        f"corpus.path={organism}/corpus.jsonl",
+        f"corpus.path={toy_model}/corpus.jsonl",
         "corpus.max_sentences=40",
         "statistics.resamples=100",
         "device=cpu",

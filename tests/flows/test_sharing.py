@@ -96,8 +96,8 @@ def test_what_is_pushed_comes_back(
     here, there = (json.loads((folder / "manifest.json").read_text())["identity"]["adapter"] for folder in (runs[1], tmp_path / "eval"))
     assert there == {"name": NAME, "sha256": here["sha256"]}
     # The text that it was trained on is named, but does not travel: how much of it the benchmarks hold cannot be checked there.
-    same_tables(runs[1], tmp_path / "eval", but={"leakage.csv"})
-    (reason,) = pd.read_csv(tmp_path / "eval/tables/leakage.csv")["reason"].unique()
+    same_tables(runs[1], tmp_path / "eval", but={"contamination.csv"})
+    (reason,) = pd.read_csv(tmp_path / "eval/tables/contamination.csv")["reason"].unique()
     assert "corpus.jsonl (not shared, sha256 " in reason
 
     for place, adapter in (("here", str(trained)), ("there", f"{NAME}@{COMMIT}")):
@@ -109,9 +109,11 @@ def test_nothing_private_is_sent(
     runs: tuple[Path, Path, list[str]], trained: Path, share: Callable[..., str], small_organism: Path, tmp_path: Path
 ) -> None:
     evaluated = shutil.copytree(runs[1], tmp_path / "eval")
-    leakage = pd.read_csv(evaluated / "tables" / "leakage.csv")
-    assert str(small_organism) in leakage["corpus"][0]
-    leakage.assign(same_source="FLORES", reason=f"there is no file '{small_organism}/gone'").to_csv(evaluated / "tables" / "leakage.csv", index=False)
+    contamination = pd.read_csv(evaluated / "tables" / "contamination.csv")
+    assert str(small_organism) in contamination["corpus"][0]
+    contamination.assign(same_source="FLORES", reason=f"there is no file '{small_organism}/gone'").to_csv(
+        evaluated / "tables" / "contamination.csv", index=False
+    )
     share(trained, "--dry-run", f"--eval={evaluated}")
     assert {path.name for path in (trained / "hub").iterdir()} == SENT
     told = {name: (trained / "hub" / name).read_text() for name in SENT - {WEIGHTS}}
@@ -138,10 +140,10 @@ def test_the_card_tells_what_was_found(runs: tuple[Path, Path, list[str]], train
         card.text,
         {name: pd.read_csv(folder / "tables" / f"{name}.csv") for folder, name in ((runs[0], "change_by_range"), (runs[1], "differences"))},
     )
-    for meter in ("measuring", "heldout"):
+    for sae_set in ("measuring", "heldout"):
         rows = tables["change_by_range"].query("meter == @meter and language == 'ml' and quantity == 'gap_closed'")
         estimate, low, high = rows[["estimate", "lo", "hi"]].round(2).iloc[0]
-        assert f"| ml | {meter} | gap closed |  | {estimate:+.2f} [{low:.2f}, {high:.2f}] |" in text
+        assert f"| ml | {sae_set} | gap closed |  | {estimate:+.2f} [{low:.2f}, {high:.2f}] |" in text
     assert f"on {tables['change_by_range']['n'].iloc[0]} aligned sentences of the split `heldout`" in text
     row = tables["differences"].query("task == 'micro_arc' and language == 'ml' and kind == 'all' and metric == 'acc'").iloc[0]
     found = f"{row['estimate']:+.3f}" if row["estimate"] else "0.000"

@@ -33,7 +33,7 @@ PROBE = ["The sky is blue.", "എന്റെ വീട്."]
 TARGET = "lang=ml"
 
 
-def organism(folder: Path) -> LanguageModel:
+def toy_model(folder: Path) -> LanguageModel:
     return load_model(ModelConfig(name=str(folder / "model"), revision=None, dtype="float32", attention="eager", context=512), "cpu")
 
 
@@ -64,7 +64,7 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_organi
     real = train.save_adapter
 
     def watched(model: PeftModel, *rest: Any) -> None:
-        lm = organism(small_organism)
+        lm = toy_model(small_organism)
         lm.model, lm.blocks = model, model.get_base_model().model.layers
         seen.update(base=adapters.weights_hash(model), on=answers(lm), training=model.training)
         with adapters.base_behaviour(model):
@@ -79,7 +79,7 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_organi
 
 def test_the_base_model_is_untouched_and_the_adapter_can_be_switched_off(trained: tuple[Path, dict[str, Any]], small_organism: Path) -> None:
     folder, seen = trained
-    lm = organism(small_organism)
+    lm = toy_model(small_organism)
     assert seen["base"] == adapters.weights_hash(lm.model) == manifest(folder)["identity"]["model"]["sha256"]
     assert same(seen["off"], answers(lm))
     assert not same(seen["on"], seen["off"])
@@ -89,7 +89,7 @@ def test_the_base_model_is_untouched_and_the_adapter_can_be_switched_off(trained
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks transformers 5.23
 def test_the_adapter_loads_with_plain_peft(trained: tuple[Path, dict[str, Any]], small_organism: Path) -> None:
     folder, seen = trained
-    lm = organism(small_organism)
+    lm = toy_model(small_organism)
     model = AutoModelForCausalLM.from_pretrained(small_organism / "model", dtype=torch.float32, attn_implementation="eager")
     lm.model = PeftModel.from_pretrained(model, folder / "adapter").eval()
     lm.blocks = model.model.layers
@@ -127,7 +127,7 @@ def test_the_summary_has_the_agreed_keys_and_only_finite_numbers(trained: tuple[
     assert summary["retention/kl"] > 0
     assert abs(summary["retention/bits_per_byte"] - 1) < 0.5
     table = pd.read_csv(trained[0] / "tables" / "change_by_layer.csv")
-    gain = table[(table.meter == "measuring") & (table.language == "ml") & (table.quantity == "gain")].estimate.mean()
+    gain = table[(table.sae_set == "measuring") & (table.language == "ml") & (table.quantity == "gain")].estimate.mean()
     assert summary["gain/ml"] == pytest.approx(gain)
 
 
@@ -216,7 +216,7 @@ def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path, capsys:
     again = ("tracking=none", "seed=0", f"compare={tmp_path}")
     assert start("analyze", tmp_path / "compared", *again) == 0
     by_name = pd.read_csv(tmp_path / "compared" / "tables" / "recipes.csv")
-    same = ["language", "meter", "quantity", "n", "value_one", "estimate", "lo", "hi", "p", "p_holm", "covers"]
+    same = ["language", "sae_set", "quantity", "n", "value_one", "estimate", "lo", "hi", "p", "p_holm", "covers"]
     pd.testing.assert_frame_equal(by_name[same], tested[same])
     assert start("analyze", tmp_path / "runs", *again[:2], f"compare=[{tmp_path / '0'},{tmp_path / '1'}]") == 0
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "runs" / "tables" / "recipes.csv"), by_name)

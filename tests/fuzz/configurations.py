@@ -41,13 +41,13 @@ class Command:
     """A job and its arguments, without those that make it small."""
 
     job: str
-    pieces: tuple[tuple[str, ...], ...]
+    shards: tuple[tuple[str, ...], ...]
     """Arguments that belong together."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Of all pieces."""
-        return tuple(itertools.chain(*self.pieces))
+        """Of all shards."""
+        return tuple(itertools.chain(*self.shards))
 
     @property
     def whole(self) -> list[str]:
@@ -209,7 +209,7 @@ TOGETHER: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cache=text.jsonl",), ("cache=.",), ("cache=new",), ("cache=''",), ("cache=/dev/null",), ("experiment=nope",), ("experiment=gemma2_2b",), ("split=dev",), ("split=train",),
     ),
     "analyze": (
-        ("piece=1/2",), ("piece=2/2",), ("piece=5/4",), ("piece=0/0",), ("piece=1/1000000",), ("piece='1/2 '",), ("piece=[0,1]",), ("piece=[1,1]",), ("piece=½",), ("piece=1/2", "measures=full"), ("piece=１/２",),
+        ("shard=1/2",), ("shard=2/2",), ("shard=5/4",), ("shard=0/0",), ("shard=1/1000000",), ("shard='1/2 '",), ("shard=[0,1]",), ("shard=[1,1]",), ("shard=½",), ("shard=1/2", "measures=full"), ("shard=１/２",),
         ("compare=[run,run]",), ("compare=[run]",), ("compare=[run,other_run,cut_run]",), ("compare=run",), ("compare=[nowhere,run]",), ("stats=[run]",), ("stats=run",), ("stats=[nowhere]",), ("stats=[run,run]",), ("stats=[folder]", "compare=[run,run]"),
         ("stats=['']",), ("stats=[null]",), ("scores=scores.csv",), ("scores=[scores.csv,scores.csv]",), ("scores=[nowhere.csv]",), ("scores=[folder]",), ("scores=text.jsonl",), ("scores=[run]",), ("scores=[eval_run]",), ("scores=[3]",),
         ("adapter=nowhere",), ("adapter=run",), ("adapter=folder",), ("adapter=text.jsonl",), ("adapter=''",), ("adapter=a/b/c:v1",), ("adapter=a/b/c",), ("adapter=3",), ("adapter=[run]",), ("adapter=hf://x",), ("adapter='a b'",), ("adapter=..",), ("adapter=cut_run",),
@@ -229,7 +229,7 @@ TOGETHER: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tasks=files", "tasks.own={micro_arc:{kind:items,path:'quiz_{lang}.jsonl',split_by:null}}"), ("+tasks.own.all={kind:items,path:'quiz_{lang}.jsonl',split_by:null}",), ("+tasks.own.it's={kind:items,path:'quiz_{lang}.jsonl',split_by:null}",),
         ("+tasks.own.a/b={kind:items,path:'quiz_{lang}.jsonl',split_by:null}",), ("+tasks.own.x={kind:items,path:'quiz_{lang}.jsonl',split_by:null}",), ("+tasks.own={x:{kind:items}}",), ("tasks=lm_eval",), ("tasks=lm_eval", "tasks.own.mine.folder=folder", "tasks.own.mine.task='x_{lang}'"),
         ("adapter=nowhere",), ("adapter=run",), ("adapter=[run,run]",), ("adapter=[]",), ("adapter=['']",), ("adapter=[null]",), ("adapter=folder",), ("adapter=[a/b:c]",), ("adapter=cut_run",), ("adapter=a/b/c:v0",), ("adapter=.",), ("adapter=other_run",),
-        ("text_split=null",), ("text_split=dev",), ("text_split=nope",), ("text_split=heldout", "corpus.splits={train:0.98,dev:0.01,heldout:0.01}"), ("leakage.words=2",), ("leakage.words=1000000",), ("leakage.share=0",), ("leakage.share=1e-300",), ("power=1",), ("power=0.999999999999",),
+        ("text_split=null",), ("text_split=dev",), ("text_split=nope",), ("text_split=heldout", "corpus.splits={train:0.98,dev:0.01,heldout:0.01}"), ("contamination.words=2",), ("contamination.words=1000000",), ("contamination.share=0",), ("contamination.share=1e-300",), ("power=1",), ("power=0.999999999999",),
         ("confidence=0.5",), ("resamples=1",), ("resamples=1000000000000",), ("cache=text.jsonl",), ("cache=new",), ("cache=.",), ("languages.low=[]",), ("languages.low=[xx]",), ("corpus=opus_100", "languages.low=[ml,hi]"), ("sae=microworld",),
     ),
 }  # fmt: skip
@@ -384,12 +384,12 @@ def wrong(draw: st.DrawFn, job: str) -> tuple[str, ...]:
 def commands(draw: st.DrawFn) -> Command:
     """A command line of a job."""
     job = draw(st.sampled_from(JOBS))
-    pieces: list[tuple[str, ...]] = []
+    shards: list[tuple[str, ...]] = []
     for kind in draw(
         st.sampled_from(
             (("together",), ("together",), ("right",), ("wrong",), ("wrong",), ("wrong", "wrong"), ("right", "wrong"), ("together", "right"))
         )
     ):
         part = {"together": st.sampled_from((*TOGETHER[job], *COMMON)), "right": right(job), "wrong": wrong(job)}[kind]
-        pieces.append(draw(part))
-    return Command(job, tuple(pieces))
+        shards.append(draw(part))
+    return Command(job, tuple(shards))

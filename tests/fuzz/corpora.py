@@ -291,10 +291,10 @@ def unusual_cell(draw: st.DrawFn, form: str, truth: Truth) -> Example:
     )
 
 
-def before_the_last_line(piece: bytes) -> Callable[[bytes], bytes]:
+def before_the_last_line(shard: bytes) -> Callable[[bytes], bytes]:
     def insert(content: bytes) -> bytes:
         start = content.rstrip(b"\n").rfind(b"\n") + 1
-        return content[:start] + piece + content[start:]
+        return content[:start] + shard + content[start:]
 
     return insert
 

@@ -18,7 +18,7 @@ PARTS = 6
 @cache
 def all_commands() -> list[Command]:
     """Three hundred."""
-    return examples(configurations.commands(), 300, lambda command: [(command.job, piece) for piece in command.pieces])
+    return examples(configurations.commands(), 300, lambda command: [(command.job, shard) for shard in command.shards])
 
 
 @pytest.mark.parametrize("part", range(PARTS))

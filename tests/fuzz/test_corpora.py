@@ -55,14 +55,14 @@ def read_questions(path: Path, codes: tuple[str, ...], _truth: object) -> Questi
     own = OwnItems(kind="items", path=str(path), split_by=None)
     config = TasksConfig(benchmarks=(), own={"quiz": own}, missing="refuse", items="all", limit=None, fewshot=None, batch_size="auto")
     found: Questions = {}
-    for placed in load_tasks(config, codes).placed:
+    for instance in load_tasks(config, codes).instances:
         asked: list[Asked] = []
-        for question in placed.questions:
+        for question in instance.questions:
             texts, choices = zip(*(request.args for request in question.requests), strict=True)
             assert len(set(texts)) == 1
             assert all(choice.startswith(" ") for choice in choices)
-            asked.append((texts[0], tuple(choice[1:] for choice in choices), int(placed.task.doc_to_target(question.document))))  # pyrefly: ignore
-        found[placed.entry.language] = asked
+            asked.append((texts[0], tuple(choice[1:] for choice in choices), int(instance.task.doc_to_target(question.document))))  # pyrefly: ignore
+        found[instance.entry.language] = asked
     return found
 
 

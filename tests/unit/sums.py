@@ -33,10 +33,10 @@ def random_stats(seed: int, *, level: float = 10.0, count: int = 30, layers: int
 def keep(measured: Measurement, run: Path, ids: tuple[str, ...]) -> None:
     """Write statistics where `measure.load_measurement` finds those of a run. Their headers have meter, variant and language; the rest is shared."""
     some = next(iter(measured.stats.values()))
-    header = {key: value for key, value in some.header.items() if key not in ("meter", "variant", "language")}
+    header = {key: value for key, value in some.header.items() if key not in ("sae_set", "variant", "language")}
     (run / "stats").mkdir(parents=True)
     index = {"header": header, "keys": [list(key) for key in measured.stats], "layers": list(some.layers), "top_k": some.top_k_size}
-    index |= {"piece": [0, 1], "sentence_ids": list(ids), "vectors": {}}
+    index |= {"shard": [0, 1], "sentence_ids": list(ids), "vectors": {}}
     (run / "stats" / "index.json").write_text(json.dumps(index))
     for code in measured.languages:
         save_state(run / "stats" / f"{code}.safetensors", header | {"language": code}, measured.arrays(code), range(1), 1)

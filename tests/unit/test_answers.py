@@ -21,7 +21,7 @@ from lingact.config.training import LoraAdapter
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
 from lingact.evaluation.harness import Answers, EvalRun, Scorer, batch_size_for, identity_of
-from lingact.evaluation.tasks import Placed, load_tasks
+from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapters import adapter_hash, attach_adapter
 from lingact.models.lm import LanguageModel
 from tests.tree import plant, untouched
@@ -35,15 +35,15 @@ OPTIONS = 9
 PEFT = LoraAdapter(kind="lora", r=2, alpha=4, dropout=0.0, use_rslora=False, use_dora=False, init="gaussian", targets=("q_proj",), layers="all")
 
 
-def load(folder: Path, items: Sequence[dict[str, Any]] = ITEMS) -> tuple[Placed, ...]:
+def load(folder: Path, items: Sequence[dict[str, Any]] = ITEMS) -> tuple[TaskInstance, ...]:
     (folder / "quiz_en.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     own = {"quiz": {"kind": "items", "path": f"{folder}/quiz_{{lang}}.jsonl", "split_by": None}}
     rest = {"missing": "refuse", "items": "shared", "limit": None, "fewshot": None, "batch_size": 8}
-    return load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own} | rest), ["en"]).placed
+    return load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own} | rest), ["en"]).instances
 
 
 @pytest.fixture
-def tasks(tmp_path: Path) -> tuple[Placed, ...]:
+def tasks(tmp_path: Path) -> tuple[TaskInstance, ...]:
     return load(tmp_path)
 
 
@@ -58,7 +58,7 @@ def scorer(lm: LanguageModel, answers: Answers | None, batch_size: int = 8) -> I
         yield Scorer(lm, batch_size, answers, bar)
 
 
-def score(lm: LanguageModel, tasks: Sequence[Placed], answers: Answers | None, batch_size: int = 8, adapter: str | None = None) -> EvalRun:
+def score(lm: LanguageModel, tasks: Sequence[TaskInstance], answers: Answers | None, batch_size: int = 8, adapter: str | None = None) -> EvalRun:
     with scorer(lm, answers, batch_size) as made:
         return made.score(lm.model, tasks, adapter)
 
@@ -190,7 +190,7 @@ def test_answers_are_kept_once_for_each_model_batch_size_and_question(lm: Langua
 # --- the scorer ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_kept_answers_are_used(lm: LanguageModel, tasks: tuple[Placed, ...], answers: Answers) -> None:
+def test_kept_answers_are_used(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
     first = score(lm, tasks, answers)
     (path,) = kept(answers)
     content = json.loads(path.read_text())
@@ -206,7 +206,7 @@ def test_kept_answers_are_used(lm: LanguageModel, tasks: tuple[Placed, ...], ans
     assert likelihoods(score(lm, tasks, None)) == likelihoods(first), "a scorer that keeps nothing asks"
 
 
-def test_a_recalled_task_needs_no_model_and_moves_the_bar(lm: LanguageModel, tasks: tuple[Placed, ...], answers: Answers) -> None:
+def test_a_recalled_task_needs_no_model_and_moves_the_bar(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
     first = score(lm, tasks, answers)
     with forward_passes(lm) as passes, scorer(lm, answers) as made:
         again = made.score(lm.model, tasks, None)
@@ -216,7 +216,7 @@ def test_a_recalled_task_needs_no_model_and_moves_the_bar(lm: LanguageModel, tas
     assert again.items.equals(first.items)
 
 
-def test_an_adapters_answers_are_its_own(lm: LanguageModel, tasks: tuple[Placed, ...], answers: Answers) -> None:
+def test_an_adapters_answers_are_its_own(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
     base = score(lm, tasks, answers)
     lm.model = attach_adapter(lm.model, lm.blocks, PEFT, seed=1)
     for name, parameter in lm.model.named_parameters():
@@ -245,7 +245,7 @@ def forward_passes(
     handle.remove()
 
 
-def test_out_of_memory_halves_the_batch_and_changes_no_answer(lm: LanguageModel, tasks: tuple[Placed, ...], answers: Answers) -> None:
+def test_out_of_memory_halves_the_batch_and_changes_no_answer(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
     expected = score(lm, tasks, None, batch_size=2)
     with forward_passes(lm, most=2) as sizes, scorer(lm, answers) as made:
         found = made.score(lm.model, tasks, None)
@@ -257,7 +257,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(lm: LanguageModel,
         assert one == pytest.approx(other, abs=1e-4)
 
 
-def test_the_bar_goes_back_where_a_task_begins_anew(lm: LanguageModel, tasks: tuple[Placed, ...]) -> None:
+def test_the_bar_goes_back_where_a_task_begins_anew(lm: LanguageModel, tasks: tuple[TaskInstance, ...]) -> None:
     with forward_passes(lm, most=2, first=1) as sizes, scorer(lm, None, 4) as made:
         made.score(lm.model, tasks, None)
         assert made._bar.n == OPTIONS
@@ -275,21 +275,21 @@ def test_what_a_smaller_batch_answered_is_kept_under_the_size_that_was_asked_for
     assert sizes == []
 
 
-def test_a_smaller_batch_is_kept_for_the_tasks_behind(lm: LanguageModel, tasks: tuple[Placed, ...]) -> None:
+def test_a_smaller_batch_is_kept_for_the_tasks_behind(lm: LanguageModel, tasks: tuple[TaskInstance, ...]) -> None:
     with forward_passes(lm, most=2) as sizes, scorer(lm, None) as made:
         made.score(lm.model, tasks * 2, None)
         made.score(lm.model, tasks, None)
     assert sizes == [8, 4, *[2, 2, 2, 2, 1] * 3]
 
 
-def test_a_single_option_that_does_not_fit_is_an_error(lm: LanguageModel, tasks: tuple[Placed, ...], answers: Answers) -> None:
+def test_a_single_option_that_does_not_fit_is_an_error(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
     with forward_passes(lm, most=0) as sizes, scorer(lm, answers) as made, pytest.raises(RuntimeError, match="CUDA out of memory"):
         made.score(lm.model, tasks, None)
     assert sizes == [8, 4, 2, 1]
     assert kept(answers) == []
 
 
-def test_other_errors_are_raised_at_once(lm: LanguageModel, tasks: tuple[Placed, ...]) -> None:
+def test_other_errors_are_raised_at_once(lm: LanguageModel, tasks: tuple[TaskInstance, ...]) -> None:
     with (
         forward_passes(lm, most=2, message="device-side assert triggered") as sizes,
         scorer(lm, None) as made,
@@ -347,7 +347,7 @@ def test_a_letter_may_be_several_tokens(lm: LanguageModel, tmp_path: Path) -> No
 # --- what no answer can be told by ---------------------------------------------------------------------------------------------------------------
 
 
-def test_likelihoods_that_are_no_numbers_are_no_answers(lm: LanguageModel, tasks: tuple[Placed, ...]) -> None:
+def test_likelihoods_that_are_no_numbers_are_no_answers(lm: LanguageModel, tasks: tuple[TaskInstance, ...]) -> None:
     lm.model.model.norm.weight.data[0] = float("nan")
     lm.identity["dtype"] = "float16"
     with pytest.raises(UserError, match=r"tasks: 9 of 9 options of 'quiz_en' have no finite log-likelihood, .* use model\.dtype=bfloat16 or float32"):
@@ -355,7 +355,7 @@ def test_likelihoods_that_are_no_numbers_are_no_answers(lm: LanguageModel, tasks
 
 
 @pytest.mark.parametrize("pad", [None, "<far>"])
-def test_the_padding_of_the_tokenizer_changes_no_answer(pad: str | None, lm: LanguageModel, tasks: tuple[Placed, ...]) -> None:
+def test_the_padding_of_the_tokenizer_changes_no_answer(pad: str | None, lm: LanguageModel, tasks: tuple[TaskInstance, ...]) -> None:
     expected = likelihoods(score(lm, tasks, None))
     tokenizer: Any = copy.deepcopy(lm.tokenizer)
     if pad is None:

@@ -15,7 +15,7 @@ from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.training.batch_loss import BatchLoss, Terms
 from lingact.training.batches import AlignedBatch
-from lingact.training.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
+from lingact.training.frozen import BaseOutputs, CacheSettings, cache_anchor, cache_predictions, cache_reference
 
 from .combined import LAYERS, OFF, WEIGHTS, adapted, loss_of
 
@@ -28,16 +28,16 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
     """`make(gap, retention, ...)`: the loss on layers 0 and 2 with an adapter that has moved already; sentences take several windows."""
     lm.tokens = Tokens(lm.tokenizer, 12)
     chosen = {layer: dictionaries[layer] for layer in LAYERS}
-    frozen = freeze_reference(lm, chosen, corpus, "en", Freezing(64), profiles=True)
-    anchors = {code: freeze_anchor(lm, chosen, corpus, code, Freezing(64)) for code in ("en", "es", "hi")}
+    frozen = cache_reference(lm, chosen, corpus, "en", CacheSettings(64), profiles=True)
+    anchors = {code: cache_anchor(lm, chosen, corpus, code, CacheSettings(64)) for code in ("en", "es", "hi")}
 
     def loss(
         gap: dict[str, Any], retention: dict[str, Any] | None = None, *, shuffled: bool = False, dropout: float = 0.0, top: int = 0, **rest: Any
     ) -> BatchLoss:
-        predictions = {code: freeze_predictions(lm, corpus, code, Freezing(64), top=top) for code in ("en", "es")} if top else {}
+        predictions = {code: cache_predictions(lm, corpus, code, CacheSettings(64), top=top) for code in ("en", "es")} if top else {}
         adapted(lm, dropout)
         reference = frozen.shuffled(0) if shuffled else frozen
-        return BatchLoss(lm, chosen, Frozen(frozen, reference, predictions, anchors), "en", WEIGHTS, loss_of(gap, retention or {}, **rest))
+        return BatchLoss(lm, chosen, BaseOutputs(frozen, reference, predictions, anchors), "en", WEIGHTS, loss_of(gap, retention or {}, **rest))
 
     return loss
 

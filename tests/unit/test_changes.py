@@ -162,7 +162,7 @@ def test_without_norm_matched_statistics_what_is_made_of_them_is_undefined() -> 
     assert table.loc["gap_after", ["estimate", "lo", "hi"]].notna().all(axis=None)
 
 
-def test_variants_are_those_of_one_meter() -> None:
+def test_variants_are_those_of_one_sae_set() -> None:
     base, adapter, matched = (random_stats(seed) for seed in range(3))
     found = {("m", BASE, "en"): base, ("m", ADAPTER, "en"): adapter, ("m", NORM_MATCHED, "en"): matched, ("other", BASE, "en"): matched}
     assert Variants.of(Measurement(found), "m") == Variants({"en": base}, {"en": adapter}, {"en": matched})

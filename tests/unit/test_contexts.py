@@ -32,7 +32,7 @@ from lingact.runtime import resumable_passes
 
 WANTED = {2: [5, 40, 11], 0: [7]}
 HEADER = {"model": "tiny"}
-ORGANISM = Path(__file__).parents[2] / "src/lingact/assets/microworld/model"
+TOY_MODEL = Path(__file__).parents[2] / "src/lingact/assets/microworld/model"
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def metaspace() -> Tokens:
     """A vocabulary in the manner of SentencePiece: spaces lead words, unknown characters fall back to bytes."""
     from transformers import AutoTokenizer
 
-    return Tokens(AutoTokenizer.from_pretrained(ORGANISM), 64)
+    return Tokens(AutoTokenizer.from_pretrained(TOY_MODEL), 64)
 
 
 def test_a_token_keeps_its_leading_space(metaspace: Tokens) -> None:
@@ -200,8 +200,8 @@ def test_a_token_keeps_its_leading_space(metaspace: Tokens) -> None:
 
 def test_a_part_of_a_character_is_named(metaspace: Tokens) -> None:
     text = "a \N{SNOWMAN} b"
-    pieces = metaspace.tokenizer.convert_ids_to_tokens(metaspace.tokenizer(text, add_special_tokens=False).input_ids)
-    place = pieces.index("<0x98>")  # the middle byte of e2 98 83
+    shards = metaspace.tokenizer.convert_ids_to_tokens(metaspace.tokenizer(text, add_special_tokens=False).input_ids)
+    place = shards.index("<0x98>")  # the middle byte of e2 98 83
     before, token, after = _as_text(metaspace, stretch(metaspace, text, place))
     assert token == "<0x98>"
     assert before.strip().startswith("a")
@@ -254,15 +254,15 @@ def test_random_windows_hold_ordinary_tokens_behind_bos(lm: LanguageModel) -> No
 
 @torch.no_grad()
 def test_random_rates_are_those_of_one_window_at_a_time(lm: LanguageModel, dictionaries: Dictionaries) -> None:
-    meters = {"measuring": dictionaries, "heldout": {layer: Dictionary(dictionaries[0].sae, layer) for layer in dictionaries}}
-    found = random_token_rates(lm, meters, tokens=200, seed=7, batch_tokens=100, header=HEADER)
-    for meter, layer in (("measuring", 2), ("heldout", 1)):
+    sae_sets = {"measuring": dictionaries, "heldout": {layer: Dictionary(dictionaries[0].sae, layer) for layer in dictionaries}}
+    found = random_token_rates(lm, sae_sets, tokens=200, seed=7, batch_tokens=100, header=HEADER)
+    for sae_set, layer in (("measuring", 2), ("heldout", 1)):
         counts = torch.zeros(48)
         for window in _random_windows(lm.tokens, 200, 7):
             residual = lm.residuals(lm.tokens.collate([window]), (layer,))[0][layer][0, 1:]
-            counts += (meters[meter][layer].encode(residual) > 0).sum(dim=0)
-        np.testing.assert_allclose(found[meter][layer], counts / 200, atol=1.01 / 200)  # a flip at the threshold
-        assert 0 < found[meter][layer].mean() < 1
+            counts += (sae_sets[sae_set][layer].encode(residual) > 0).sum(dim=0)
+        np.testing.assert_allclose(found[sae_set][layer], counts / 200, atol=1.01 / 200)  # a flip at the threshold
+        assert 0 < found[sae_set][layer].mean() < 1
 
 
 def test_random_rates_are_computed_once(lm: LanguageModel, dictionaries: Dictionaries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

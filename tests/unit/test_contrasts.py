@@ -45,7 +45,7 @@ def judged(closed: float, *, seed: int = 0, count: int = SENTENCES, adapter: boo
         for variant, activation in ((BASE, before), *(((ADAPTER, changed), (NORM_MATCHED, changed)) if adapter else ())):
             spoken = {"nll": tokens * 2.0, "kl": tokens * (0.0 if variant == BASE else 0.01), "predicted": tokens}
             made: FeatureStats = stats_of(activation, tokens, **spoken)
-            made.header.update(known | {"meter": "measuring", "variant": variant, "language": code})
+            made.header.update(known | {"sae_set": "measuring", "variant": variant, "language": code})
             stats["measuring", variant, code] = made
     return Measurement(stats)
 
@@ -77,7 +77,7 @@ def test_a_planted_difference_is_found_with_its_size(runs: Runs) -> None:
     runs.add({f"{name}{seed}": judged(closed, seed=seed) for name, closed in (("a", 0.9), ("b", 0.5)) for seed in range(3)})
     table = recipe_table([trained(name[0], name) for name in runs], LANGUAGES, SETTINGS, 0).set_index(["language", "quantity"])
     row = table.loc[("hi", "gap_closed")]
-    assert row[["one", "other", "meter", "n", "seeds_one", "seeds_other", "covers"]].tolist() == [
+    assert row[["one", "other", "sae_set", "n", "seeds_one", "seeds_other", "covers"]].tolist() == [
         *("a", "b", "measuring", SENTENCES, 3, 3, "sentences and seeds")
     ]
     assert row["value_one"] == pytest.approx(0.9, abs=0.02)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingact.activations.random_saes import cut_for, is_random, pooled_sample, random_dictionaries, random_meter
+from lingact.activations.random_saes import cut_for, is_random, pooled_sample, random_dictionaries, random_sae_set
 from lingact.data.corpus import ParallelCorpus
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries, Dictionary
@@ -151,6 +151,6 @@ def test_directions_matched_on_all_languages_fire_as_often_over_all_of_them(
 
 
 def test_draws_differ_and_the_names_of_their_saes_are_known() -> None:
-    assert [random_meter(draw) for draw in (1, 12)] == ["random1", "random12"]
+    assert [random_sae_set(draw) for draw in (1, 12)] == ["random1", "random12"]
     assert all(map(is_random, ("random", "random1", "random12")))
     assert not any(map(is_random, ("measuring", "heldout", "random_sae", "")))

@@ -55,7 +55,7 @@ def test_splicing_by_hand() -> None:
         spliced={"measuring": {"en": np.stack([base + PREDICTED, [2.0, 3.0, 7.0]])}},
     )
     table = spliced_table(losses, drawn(losses), **SETTINGS)
-    assert list(table.columns) == ["meter", "language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi"]
+    assert list(table.columns) == ["sae_set", "language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi"]
     # One nat per token in every sentence: no uncertainty. Zeros cost four.
     constant = cell(table, layer=1, quantity="ce_increase")
     assert constant[["n", "estimate", "lo", "hi"]].tolist() == pytest.approx([3, 1, 1, 1])
@@ -262,10 +262,10 @@ def test_splicing_after_tuning_by_hand() -> None:
 
     before, after = losses(1, 1), losses(2, 1.5)
     table = spliced_table(before, drawn(before), after=after, **SETTINGS)
-    assert list(table.columns) == ["variant", "meter", "language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi"]
+    assert list(table.columns) == ["variant", "sae_set", "language", "layer", "quantity", "n", "resampled", "units", "estimate", "lo", "hi"]
     pd.testing.assert_frame_equal(of_variant(table, "base"), spliced_table(before, drawn(before), **SETTINGS))
     change = of_variant(table, "adapter_minus_base")
-    change = change[change["meter"] == "m"]
+    change = change[change["sae_set"] == "m"]
     assert cell(change, language="en", quantity="ce_increase")[["estimate", "lo", "hi"]].tolist() == pytest.approx([0.5] * 3)
     assert cell(change, language="hi", quantity="ce_increase")["estimate"] == pytest.approx(1)
     assert cell(change, language="en", quantity="loss_recovered")["estimate"] == pytest.approx((1 - 1.5 / 4) - (1 - 1 / 4))

@@ -43,8 +43,8 @@ def confounds(layers: int, growth: float = 1.0) -> pd.DataFrame:
 def change(codes: tuple[str, ...], layers: tuple[int, ...]) -> pd.DataFrame:
     values = {"gap_before": 0.4, "gap_after": 0.1, "gap_after_norm_matched": 0.2, "gain": 0.5}
     return pd.DataFrame(
-        {"meter": meter, "language": code, "layer": layer, "quantity": name, "n": 9, "estimate": value, "lo": value - 0.05, "hi": value + 0.05}
-        for meter in ("measuring", "heldout")
+        {"sae_set": sae_set, "language": code, "layer": layer, "quantity": name, "n": 9, "estimate": value, "lo": value - 0.05, "hi": value + 0.05}
+        for sae_set in ("measuring", "heldout")
         for code in codes
         for layer in layers
         for name, value in values.items()
@@ -118,12 +118,12 @@ def test_confounds_that_grow_get_a_log_axis() -> None:
 
 
 @pytest.mark.parametrize("codes", [("ml",), ("ml", "hi", "es")])
-def test_change_bars_have_a_panel_for_each_meter_and_language(codes: tuple[str, ...]) -> None:
+def test_change_bars_have_a_panel_for_each_sae_set_and_language(codes: tuple[str, ...]) -> None:
     figure = training.change_bars(change(codes, (2, 5)))  # layers need not begin at 0
     assert len(figure.axes) == 2 * len(codes)
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.4, 0.4, 0.1, 0.1, 0.2, 0.2]
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == [f"{code}, {meter} SAEs" for code in codes for meter in ("measuring", "heldout")]
+    assert titles == [f"{code}, {sae_set} SAEs" for code in codes for sae_set in ("measuring", "heldout")]
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["2", "5"]
 
 

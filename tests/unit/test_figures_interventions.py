@@ -73,8 +73,8 @@ def test_panels_without_an_owner_are_empty() -> None:
 
 def test_spliced_curves_have_a_line_for_each_language() -> None:
     rows = [
-        {"meter": meter, "language": code, "layer": layer, "quantity": quantity, "n": 9, "estimate": value, "lo": value, "hi": value}
-        for meter in ("measuring", "heldout")
+        {"sae_set": sae_set, "language": code, "layer": layer, "quantity": quantity, "n": 9, "estimate": value, "lo": value, "hi": value}
+        for sae_set in ("measuring", "heldout")
         for place, code in enumerate(CODES)
         for layer in (2, 0, 1)
         for quantity, value in (("ce_increase", place + layer / 10), ("loss_recovered", 0.9))

@@ -16,7 +16,7 @@ from lingact.errors import UserError
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.training import frozen as module
-from lingact.training.frozen import Anchor, Freezing, Predictions, Reference, freeze_anchor, freeze_predictions, freeze_reference
+from lingact.training.frozen import Anchor, CacheSettings, Predictions, Reference, cache_anchor, cache_predictions, cache_reference
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def cut(lm: LanguageModel) -> LanguageModel:
 def frozen(cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> Reference:
     for dictionary in dictionaries.values():
         dictionary.sae.threshold.data[:5] = 1e3  # silent latents
-    return freeze_reference(cut, dictionaries, corpus, "en", Freezing(64), profiles=True)
+    return cache_reference(cut, dictionaries, corpus, "en", CacheSettings(64), profiles=True)
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def test_a_layer_without_active_latents_is_named(frozen: Reference) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("top", [3, 10_000])
 def test_kl_of_predictions_against_the_base_models_own_logits(cut: LanguageModel, corpus: ParallelCorpus, top: int) -> None:
-    frozen = freeze_predictions(cut, corpus, "es", Freezing(64), top=top)
+    frozen = cache_predictions(cut, corpus, "es", CacheSettings(64), top=top)
     windows = cut.tokens.by_sentence(corpus.texts["es"])
     chosen = [7, 2, 7, 9]  # one of them twice, in no order
     batch = cut.tokens.collate([w for s in chosen for w in windows[s]])
@@ -123,7 +123,7 @@ def test_kl_of_predictions_against_the_base_models_own_logits(cut: LanguageModel
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_anchors_against_one_sentence_at_a_time(layer: int, cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
-    frozen, own, sae = freeze_anchor(cut, dictionaries, corpus, "en", Freezing(64)), alone(cut, corpus, layer), dictionaries[layer].sae
+    frozen, own, sae = cache_anchor(cut, dictionaries, corpus, "en", CacheSettings(64)), alone(cut, corpus, layer), dictionaries[layer].sae
     windows = cut.tokens.by_sentence(corpus.texts["en"])
     chosen = [7, 2, 7, 9]  # one of them twice, in no order
     batch = cut.tokens.collate([w for s in chosen for w in windows[s]])
@@ -147,11 +147,11 @@ def freeze(cut: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpu
     def all_three(*, cached: bool, corpus: ParallelCorpus = corpus, profiles: bool = False, top: int = 4) -> tuple[Reference, Predictions, Anchor]:
         ran = []
         monkeypatch.setattr(module, "kept_residuals", lambda *args, **rest: ran.append(1) or real(*args, **rest))
-        one = freeze_reference(cut, dictionaries, corpus, "en", Freezing(64, cache=tmp_path), profiles=profiles)
+        one = cache_reference(cut, dictionaries, corpus, "en", CacheSettings(64, cache=tmp_path), profiles=profiles)
         passes = [len(ran)]
-        other = freeze_predictions(cut, corpus, "en", Freezing(64, cache=tmp_path), top=top)
+        other = cache_predictions(cut, corpus, "en", CacheSettings(64, cache=tmp_path), top=top)
         passes.append(len(ran) - sum(passes))
-        third = freeze_anchor(cut, dictionaries, corpus, "en", Freezing(64, cache=tmp_path))
+        third = cache_anchor(cut, dictionaries, corpus, "en", CacheSettings(64, cache=tmp_path))
         passes.append(len(ran) - sum(passes))
         assert [count == 0 for count in passes] == [cached] * 3
         return one, other, third

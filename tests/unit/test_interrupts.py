@@ -29,11 +29,11 @@ def test_what_is_held_is_finished_however_many_come() -> None:
             send(signal.SIGTERM)
             with interrupts.held():
                 send(signal.SIGINT)
-                assert interrupts.waiting()
+                assert interrupts.pending()
             send(signal.SIGUSR1)
             done.append("outer")
         assert done == ["outer"]
-        assert not interrupts.waiting()
+        assert not interrupts.pending()
         with interrupts.held():  # once is once
             pass
 

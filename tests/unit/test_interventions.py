@@ -205,20 +205,20 @@ def test_interventions_that_make_no_sense_are_refused() -> None:
 
 
 def test_splicing_is_a_forward_pass_with_the_reconstruction_in_place(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
-    meters = {"measuring": dictionaries, "heldout": {layer: dictionaries[(layer + 1) % 3] for layer in dictionaries}}
-    found = spliced_losses(lm, meters, corpus, batch_tokens=200, header=HEADER, path=None)
+    sae_sets = {"measuring": dictionaries, "heldout": {layer: dictionaries[(layer + 1) % 3] for layer in dictionaries}}
+    found = spliced_losses(lm, sae_sets, corpus, batch_tokens=200, header=HEADER, path=None)
     assert found.layers == (0, 1, 2)
     for code, sentence in (("en", 4), ("es", 0), ("hi", 9)):
         text = corpus.texts[code][sentence][:20]
         cut = ParallelCorpus("one", ("a",), {code: (text,)})
-        one = spliced_losses(lm, meters, cut, batch_tokens=200, header=HEADER, path=None)
+        one = spliced_losses(lm, sae_sets, cut, batch_tokens=200, header=HEADER, path=None)
         base, predicted = loss_by_hand(lm, text, 0, lambda x: x)
         assert one.predicted[code].tolist() == [predicted]
         assert one.base[code] == pytest.approx([base], rel=1e-5)
         for layer in (0, 2):
-            for meter, ds in meters.items():
+            for sae_set, ds in sae_sets.items():
                 expected, _ = loss_by_hand(lm, text, layer, lambda x, d=ds[layer]: d.decode(d.encode(x)))
-                assert one.spliced[meter][code][layer] == pytest.approx([expected], rel=1e-5)
+                assert one.spliced[sae_set][code][layer] == pytest.approx([expected], rel=1e-5)
             assert one.zero[code][layer] == pytest.approx([loss_by_hand(lm, text, layer, torch.zeros_like)[0]], rel=1e-5)
     # A corpus at once gives what its sentences give alone.
     text = corpus.texts["es"][3]

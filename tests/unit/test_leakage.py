@@ -11,7 +11,7 @@ import pytest
 from lingact.config.data import Splits
 from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.evaluation.contamination import content_words, known_share, leakage_table, same_source, training_corpus, training_text
+from lingact.evaluation.contamination import contamination_table, content_words, known_share, same_source, training_corpus, training_text
 
 OSLO = "The capital city of the country Norway is the town Oslo"  # 11 words, 8 sequences of 4
 STOCKHOLM = "The capital city of the country Sweden is the town Stockholm"
@@ -148,7 +148,7 @@ def test_the_table_counts_items_with_any_enough_and_all_sequences_known() -> Non
         ("arc", "hi"): ["कुत्ता एक जानवर है"],
     }
     training = {"en": [STOCKHOLM, "Norway is the town Oslo", "Very cold blue water"], "es": ["Nada que ver con los perros"]}
-    table, found = leakage_table(asked, training, "openlanguagedata/flores_plus", words=4, share=0.625)
+    table, found = contamination_table(asked, training, "openlanguagedata/flores_plus", words=4, share=0.625)
     assert list(table.columns) == ["benchmark", "language", "corpus", "words", "n", "any", "known", "whole", "same_source"]
     rows = table.dropna(subset="known")[["benchmark", "language", "n", "any", "known", "whole"]].to_numpy().tolist()
     # Oslo has 5 of 8 (3 of the template, 2 of the short text), Stockholm and the water all.
@@ -158,14 +158,14 @@ def test_the_table_counts_items_with_any_enough_and_all_sequences_known() -> Non
     assert found["belebele", "en"].tolist() == pytest.approx([0.625, 1, 0, 1])
     assert set(table["corpus"]) == {"openlanguagedata/flores_plus"}
     assert set(table["words"]) == {4}
-    stricter, _ = leakage_table(asked, training, "mine", words=4, share=0.63)
+    stricter, _ = contamination_table(asked, training, "mine", words=4, share=0.63)
     assert stricter["known"].dropna().tolist() == [2, 0, 0]
     assert stricter["same_source"].isna().all()
 
 
 def test_languages_that_were_not_trained_on_are_judged_by_names() -> None:
     """Translations of a leaked text are no less leaked."""
-    table, found = leakage_table({("belebele", "hi"): ["कुत्ता"]}, {"en": ["A dog"]}, "gsarti/flores_101", words=4, share=0.5)
+    table, found = contamination_table({("belebele", "hi"): ["कुत्ता"]}, {"en": ["A dog"]}, "gsarti/flores_101", words=4, share=0.5)
     assert (table["same_source"].tolist(), table["known"].isna().tolist(), found) == (["flores"], [True], {})
 
 

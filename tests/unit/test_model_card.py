@@ -73,7 +73,7 @@ def evaluated(tmp_path: Path) -> Path:
     identity = {f"adapter {name}": {"name": f"runs/{name}", "sha256": sha256} for name, sha256 in names.items()}
     write_json(tmp_path / "manifest.json", {"job": "eval", "status": "complete", "identity": {"model": {}, **identity}})
     (tmp_path / "tables").mkdir()
-    for name in ("differences", "accuracy", "leakage"):
+    for name in ("differences", "accuracy", "contamination"):
         pd.DataFrame({"model": ["lang ml", "lang ml, r 8"], "language": ["nan", "ml"]}).to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
     return tmp_path
 

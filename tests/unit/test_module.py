@@ -20,7 +20,7 @@ from lingact.models.sae import Dictionaries
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatches, AlignedData
 from lingact.training.checkpoints import Keeper, LastStep
-from lingact.training.frozen import Freezing, Frozen, freeze_reference
+from lingact.training.frozen import BaseOutputs, CacheSettings, cache_reference
 from lingact.training.module import Diverged, GapModule
 
 from .combined import CONF, LAYERS, OFF, WEIGHTS, adapted, loss_of
@@ -34,7 +34,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
     """`make(gap, retention, ...)`: a module on layers 0 and 2 with an adapter that has moved already; sentences take several windows."""
     lm.tokens = Tokens(lm.tokenizer, 12)
     chosen = {layer: dictionaries[layer] for layer in LAYERS}
-    frozen = freeze_reference(lm, chosen, corpus, "en", Freezing(64), profiles=False)
+    frozen = cache_reference(lm, chosen, corpus, "en", CacheSettings(64), profiles=False)
 
     def module(
         gap: dict[str, Any], retention: dict[str, Any] | None = None, *, dropout: float = 0.0, trainer: dict[str, Any] | None = None, **rest: Any
@@ -43,7 +43,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
         optim = OptimConfig(lr=0.003, weight_decay=0, warmup_steps=0)
         settings = TrainerConfig.model_validate(TRAINER | {"steps": 20} | (trainer or {}))
         return GapModule(
-            BatchLoss(lm, chosen, Frozen(frozen, frozen, {}, {}), "en", WEIGHTS, loss_of(gap, retention or {}, **rest)), optim, settings, 0
+            BatchLoss(lm, chosen, BaseOutputs(frozen, frozen, {}, {}), "en", WEIGHTS, loss_of(gap, retention or {}, **rest)), optim, settings, 0
         )
 
     return module

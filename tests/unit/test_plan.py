@@ -76,7 +76,7 @@ def test_statistics_and_saes_are_as_large_as_the_real_ones(corpus: ParallelCorpu
         architecture="gemma2", layers=3, d_model=32, d_mlp=48, heads=4, kv_heads=2, head_dim=8, vocabulary=259, positions=None, tied=True, beside=0
     )
     config = config_of("analyze")
-    read = plan._Reading(config, plan._Sizes(config.model, shape, "", plan.Text(12, 9, "")), [plan._Meter("measuring", 48, "")], 3)
+    read = plan._Reading(config, plan._Sizes(config.model, shape, "", plan.Text(12, 9, "")), [plan._SaeSetShape("measuring", 48, "")], 3)
     per_sentence = 5 * 8 * 12  # tokens, windows, bytes, words, partial, which do not grow with layers and are left out
     assert read.statistics(1, 1, 12).size == 2 * (real - per_sentence)
     real_saes = sum(p.numel() for d in dictionaries.values() for p in d.sae.parameters()) + sum(d.norms.numel() for d in dictionaries.values())
@@ -132,7 +132,7 @@ def test_every_part_of_an_analysis_has_its_passes() -> None:
     found = make_plan(config_of("analyze", "measures=full", "adapter=somewhere"))
     assert found is not None
     assert [work.what for work in found.work] == [
-        *("measuring", "yardstick", "by the reference's yardstick", "random tokens and strongest contexts", "splicing", "intervening")
+        *("measuring", "reference statistics", "by the reference statistics", "random tokens and strongest contexts", "splicing", "intervening")
     ]
     core = make_plan(config_of("analyze"))
     assert core is not None

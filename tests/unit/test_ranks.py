@@ -18,15 +18,15 @@ Apart = Callable[..., list[Any]]
 
 def test_alone_everything_is_ones_own() -> None:
     state = {"sum": np.ones(2)}
-    distributed.unite(state, lambda _: pytest.fail("there is nobody else"))
-    assert (distributed.rank(), distributed.world(), distributed.told("a"), distributed.gathered("a")) == (0, 1, "a", ["a"])
-    with distributed.joined(1, 1):
+    distributed.all_reduce(state, lambda _: pytest.fail("there is nobody else"))
+    assert (distributed.rank(), distributed.world(), distributed.broadcast("a"), distributed.all_gather("a")) == (0, 1, "a", ["a"])
+    with distributed.process_group(1, 1):
         assert distributed.world() == 1
 
 
 def test_they_tell_each_other(apart: Apart) -> None:
     def work(rank: int) -> tuple[Any, ...]:
-        return distributed.rank(), distributed.world(), distributed.told({"from": rank}), distributed.gathered(10 * rank)
+        return distributed.rank(), distributed.world(), distributed.broadcast({"from": rank}), distributed.all_gather(10 * rank)
 
     assert apart(3, work) == [(rank, 3, {"from": 0}, [0, 10, 20]) for rank in range(3)]
 
@@ -39,7 +39,7 @@ def test_states_are_merged_in_the_order_of_ranks_and_handed_out(apart: Apart) ->
             state["order"][...] = 10 * state["order"] + other["order"]
             state["sum"] += other["sum"]
 
-        distributed.unite(state, merge)
+        distributed.all_reduce(state, merge)
         return {name: array.tolist() for name, array in state.items()}
 
     # ((0 * 10 + 1) * 10 + 2), and the sum that this order of additions has.
@@ -50,7 +50,7 @@ def test_who_waits_for_one_that_has_ended_is_told(apart: Apart) -> None:
     def work(rank: int) -> None:
         if rank == 1:
             os._exit(9)
-        distributed.told(0)
+        distributed.broadcast(0)
 
     told, nothing = apart(2, work)
     assert isinstance(told, UserError)
@@ -65,7 +65,7 @@ def test_who_waits_hears_of_an_interrupt(apart: Apart) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             began = time.monotonic()
             with pytest.raises(KeyboardInterrupt):
-                distributed.told(0)
+                distributed.broadcast(0)
             return time.monotonic() - began
         time.sleep(1.5)
         return 0.0

@@ -71,7 +71,7 @@ ANALYZE = JOB | {
     "scores": [],
     "stats": [],
     "compare": [],
-    "piece": "1/1",
+    "shard": "1/1",
 }
 EVAL = {key: JOB[key] for key in ("seed", "device", "batch_tokens", "model", "corpus", "languages", "tracking")} | {
     "devices": 1,
@@ -79,7 +79,7 @@ EVAL = {key: JOB[key] for key in ("seed", "device", "batch_tokens", "model", "co
     "adapter": None,
     "tasks": {"benchmarks": ["micro_arc"], "own": {}, "missing": "refuse", "items": "shared", "limit": None, "fewshot": None, "batch_size": 1},
     "text_split": None,
-    "leakage": {"words": 8, "share": 0.5},
+    "contamination": {"words": 8, "share": 0.5},
     "resamples": 1000,
     "block": None,
     "confidence": 0.95,
@@ -139,9 +139,9 @@ def change_frames(codes: tuple[str, ...] = ("ml", "hi"), closed: tuple[float, fl
     values = {"gap_before": -0.25, "gap_after": -0.05, "gap_after_norm_matched": -0.12, "gain": 0.2}
     values |= {"fvu_before": 0.1, "fvu_after": 0.14, "fvu_ratio": 1.4, "l0_before": 140.0, "l0_after": 144.0, "overshoot": 0.01}
     rows, layers = [], []
-    for meter in ("measuring", "heldout"):
+    for sae_set in ("measuring", "heldout"):
         for code in codes:
-            key = {"meter": meter, "language": code, "n": 9}
+            key = {"sae_set": sae_set, "language": code, "n": 9}
             layers += [
                 key | {"layer": layer, "quantity": name, "estimate": x, "lo": x - 0.03, "hi": x + 0.03}
                 for layer in (2, 5)
@@ -156,8 +156,8 @@ def change_frames(codes: tuple[str, ...] = ("ml", "hi"), closed: tuple[float, fl
         "change_by_range": pd.DataFrame(rows),
         "change_by_layer": pd.DataFrame(layers),
         "retention": pd.DataFrame(
-            {"meter": meter, "language": "en", "quantity": name, "n": 9, "estimate": x, "lo": x - 0.01, "hi": x + 0.01}
-            for meter in ("measuring", "heldout")
+            {"sae_set": sae_set, "language": "en", "quantity": name, "n": 9, "estimate": x, "lo": x - 0.01, "hi": x + 0.01}
+            for sae_set in ("measuring", "heldout")
             for name, x in kept.items()
         ),
         "bits": pd.DataFrame(

@@ -102,8 +102,8 @@ def test_a_fit_as_good_as_the_references_casts_no_doubt() -> None:
 def test_costs_of_splicing_are_told_for_each_set_of_saes() -> None:
     rises = {"measuring": {"en": -0.001, "zh": 0.1, "es": 0.1, "ml": 0.5, "hi": 0.2}, "heldout": dict.fromkeys(LANGUAGES.all, 0.25)}
     costs = pd.DataFrame(
-        {"meter": meter, "language": code, "layer": layer, "quantity": "ce_increase", "n": 12, "estimate": value + shift}
-        for meter, by_language in rises.items()
+        {"sae_set": sae_set, "language": code, "layer": layer, "quantity": "ce_increase", "n": 12, "estimate": value + shift}
+        for sae_set, by_language in rises.items()
         for code, value in by_language.items()
         for layer, shift in enumerate((-0.1, 0.1))
     )
@@ -162,8 +162,8 @@ def test_shuffled_labels_are_held_against_chance(significant: int, verdict: str)
     assert "and 7.5% of those of single layers" in text
 
 
-def test_meters_stand_side_by_side() -> None:
-    table = words.meters_table({"measuring": ranges(MEASURING), "random": ranges(RANDOM)})
+def test_sae_sets_stand_side_by_side() -> None:
+    table = words.sae_sets_table({"measuring": ranges(MEASURING), "random": ranges(RANDOM)})
     assert table.loc[table["name"] == "low vs high"].to_numpy().tolist() == [["low vs high", "+0.20 [0.19, 0.21]", "-0.10 [-0.11, -0.09]"]]
     assert len(table) == len(MEASURING)
 

@@ -378,9 +378,9 @@ def measured(lm: LanguageModel, make_sae: Callable[..., Any], tmp_path: Path) ->
 
     saes = {0: Dictionary(make_sae(0), 0)}
 
-    def once(corpus: ParallelCorpus, piece: tuple[int, int] = (0, 1)) -> Path:
-        folder = tmp_path / f"stats{piece[0]}"
-        measure(lm, {"m": saes}, corpus, batch_tokens=40, identity={}, wanted=Wanted(vectors=6, piece=piece), folder=folder)
+    def once(corpus: ParallelCorpus, shard: tuple[int, int] = (0, 1)) -> Path:
+        folder = tmp_path / f"stats{shard[0]}"
+        measure(lm, {"m": saes}, corpus, batch_tokens=40, identity={}, wanted=Wanted(vectors=6, shard=shard), folder=folder)
         return folder
 
     return once

@@ -15,7 +15,7 @@ from torch import Tensor
 from lingact.config.model import SaeSet
 from lingact.errors import UserError
 from lingact.models.lm import LanguageModel
-from lingact.models.sae import Dictionaries, Dictionary, load_dictionaries, waiting
+from lingact.models.sae import Dictionaries, Dictionary, load_dictionaries, offloaded
 
 MakeSae = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -245,6 +245,6 @@ def test_a_latent_that_nothing_wakes_is_dead_and_no_mistake(sae_release: Path, l
 
 def test_waiting_saes_come_back_as_they_were(dictionaries: Dictionaries, x: Tensor) -> None:
     before = {layer: dictionary.encode(x) for layer, dictionary in dictionaries.items()}
-    with waiting(dictionaries.values(), decoders_only=True):
+    with offloaded(dictionaries.values(), decoders_only=True):
         assert all(torch.equal(dictionary.encode(x), before[layer]) for layer, dictionary in dictionaries.items())
     assert all(torch.equal(dictionary.decode(dictionary.encode(x)), dictionary.decode(before[layer])) for layer, dictionary in dictionaries.items())

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lingact.activations.feature_stats import FeatureStats, Yardstick
-from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Wanted, load_measurement, measure, yardstick
+from lingact.activations.feature_stats import FeatureStats, ReferenceStatistics
+from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Wanted, load_measurement, measure, reference_statistics
 from lingact.config.training import LoraAdapter
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch, Tokens
@@ -78,14 +78,14 @@ def test_measuring_base_and_adapter_against_one_sentence_at_a_time(lm: LanguageM
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.2)
-    meters = {"measuring": dictionaries, "heldout": {2 - layer: Dictionary(d.sae, 2 - layer) for layer, d in reversed(dictionaries.items())}}
+    sae_sets = {"measuring": dictionaries, "heldout": {2 - layer: Dictionary(d.sae, 2 - layer) for layer, d in reversed(dictionaries.items())}}
     spoken = corpus.speaking(("en", "hi"))
-    found = measure(lm, meters, spoken, batch_tokens=100, identity={"model": "m"}, wanted=Wanted(adapter=True, language_model=True))
-    assert set(found.stats) == {(m, v, c) for m in meters for v in (BASE, ADAPTER, NORM_MATCHED) for c in ("en", "hi")}
+    found = measure(lm, sae_sets, spoken, batch_tokens=100, identity={"model": "m"}, wanted=Wanted(adapter=True, language_model=True))
+    assert set(found.stats) == {(m, v, c) for m in sae_sets for v in (BASE, ADAPTER, NORM_MATCHED) for c in ("en", "hi")}
     assert found.stats["heldout", ADAPTER, "hi"].header == {
         "model": "m",
         "batch_tokens": "100",
-        "meter": "heldout",
+        "sae_set": "heldout",
         "variant": ADAPTER,
         "language": "hi",
     }
@@ -140,11 +140,11 @@ def test_batch_size_changes_no_count(lm: LanguageModel, dictionaries: Dictionari
 
 def test_what_is_saved_is_loaded(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path) -> None:
     for language_model in (True, False):
-        wanted = Wanted(language_model=language_model, vectors=5, yardstick=by_english(lm, dictionaries, corpus), piece=(0, 1))
+        wanted = Wanted(language_model=language_model, vectors=5, reference_statistics=by_english(lm, dictionaries, corpus), shard=(0, 1))
         folder = tmp_path / str(language_model)
         measured = measure(lm, {"m": dictionaries}, corpus, batch_tokens=400, identity={"model": "é"}, wanted=wanted, folder=folder)
-        found, piece = load_measurement(folder)
-        assert piece == (0, 1)
+        found, shard = load_measurement(folder)
+        assert shard == (0, 1)
         stats, loaded = measured.of("m", BASE)["hi"], found.of("m", BASE)["hi"]
         assert (loaded.header, loaded.sentence_ids, loaded.layers) == (stats.header, stats.sentence_ids, stats.layers)
         assert loaded.halves.tolist() == stats.halves.tolist()
@@ -154,8 +154,8 @@ def test_what_is_saved_is_loaded(lm: LanguageModel, dictionaries: Dictionaries, 
         assert all(np.array_equal(mine[name], theirs[name]) and mine[name].dtype == theirs[name].dtype for name in mine)
 
 
-def by_english(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> Yardstick:
-    return yardstick(lm, {"m": dictionaries}, corpus, "en", batch_tokens=400, identity={})
+def by_english(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> ReferenceStatistics:
+    return reference_statistics(lm, {"m": dictionaries}, corpus, "en", batch_tokens=400, identity={})
 
 
 def test_measures_by_the_reference_against_one_sentence_at_a_time(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
@@ -168,7 +168,7 @@ def test_measures_by_the_reference_against_one_sentence_at_a_time(lm: LanguageMo
     often = (dictionaries[1].encode(x) > 0).double().mean(dim=0) >= 0.01
     assert torch.equal(by.active["m"][1], often)
     assert often.sum() == 38
-    stats = measure(lm, {"m": dictionaries}, corpus, batch_tokens=400, identity={}, wanted=Wanted(yardstick=by)).of("m", BASE)["hi"]
+    stats = measure(lm, {"m": dictionaries}, corpus, batch_tokens=400, identity={}, wanted=Wanted(reference_statistics=by)).of("m", BASE)["hi"]
     batch = next(lm.tokens.batches(lm.tokens.windows(corpus.texts["hi"][4:5]), 400))
     own = lm.residuals(batch, (1,))[0][1][batch.keep]
     features = dictionaries[1].encode(own)
@@ -212,7 +212,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same_bits(
     lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lingact.runtime.resumable_passes.SAVE_EVERY", 0.0)
-    given = {"meters": {"m": dictionaries}, "corpus": corpus, "batch_tokens": 60, "identity": {"model": "m"}, "wanted": Wanted(vectors=5)}
+    given = {"sae_sets": {"m": dictionaries}, "corpus": corpus, "batch_tokens": 60, "identity": {"model": "m"}, "wanted": Wanted(vectors=5)}
     whole_run = measure(lm, **given)
     count = sum(1 for texts in corpus.texts.values() for _ in lm.tokens.batches(lm.tokens.windows(texts), 60))
     assert count >= 20
@@ -229,19 +229,19 @@ def test_an_interrupted_measurement_goes_on_to_the_same_bits(
     while True:
         left[0] = 4
         try:
-            pieces = measure(lm, **given, folder=tmp_path)
+            shards = measure(lm, **given, folder=tmp_path)
             break
         except KeyboardInterrupt:
             interruptions += 1
     assert interruptions == (count - 1) // 4
     for code in corpus.texts:
-        mine, theirs = whole_run.arrays(code), pieces.arrays(code)
+        mine, theirs = whole_run.arrays(code), shards.arrays(code)
         assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_pieces_merge_to_the_whole(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
-    def run(piece: tuple[int, int]) -> Any:
-        return measure(lm, {"m": dictionaries}, corpus, batch_tokens=60, identity={}, wanted=Wanted(vectors=5, language_model=True, piece=piece))
+    def run(shard: tuple[int, int]) -> Any:
+        return measure(lm, {"m": dictionaries}, corpus, batch_tokens=60, identity={}, wanted=Wanted(vectors=5, language_model=True, shard=shard))
 
     whole_run, merged = run((0, 1)), run((2, 3)).merge(run((0, 3))).merge(run((1, 3)))
     for code in corpus.texts:
@@ -254,7 +254,7 @@ def test_pieces_merge_to_the_whole(lm: LanguageModel, dictionaries: Dictionaries
 
 
 def test_unfinished_or_foreign_files_are_refused(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, tmp_path: Path) -> None:
-    given = {"meters": {"m": dictionaries}, "corpus": corpus, "batch_tokens": 60}
+    given = {"sae_sets": {"m": dictionaries}, "corpus": corpus, "batch_tokens": 60}
     measure(lm, **given, identity={"model": "m"}, folder=tmp_path)
     with pytest.raises(UserError, match=r"en.safetensors' does not belong here; it differs in model: m / other"):
         measure(lm, **given, identity={"model": "other"}, folder=tmp_path)
@@ -274,7 +274,7 @@ def test_unfinished_or_foreign_files_are_refused(lm: LanguageModel, dictionaries
             load_measurement(tmp_path)
 
 
-def test_strangers_do_not_merge(dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
+def test_mismatched_do_not_merge(dictionaries: Dictionaries, corpus: ParallelCorpus) -> None:
     mine = small(dictionaries, corpus)
     with pytest.raises(UserError, match="one of the statistics does not belong here; it differs in language: ml / None; model: other / m"):
         mine.merge(small(dictionaries, corpus, model="other", language="ml"))

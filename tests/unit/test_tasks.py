@@ -18,7 +18,7 @@ from lingact.catalogue.benchmarks import entry, family
 from lingact.config.tasks import OwnItems, TasksConfig
 from lingact.errors import UserError
 from lingact.evaluation.selection import Candidates, Shared, allot, choose, corresponding
-from lingact.evaluation.tasks import Placed, Tasks, _facts, _Source, load_tasks
+from lingact.evaluation.tasks import TaskInstance, Tasks, _facts, _Source, load_tasks
 
 calmly = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -229,22 +229,28 @@ def asked(folder: Path, languages: Sequence[str] = ("en",), split_by: str | None
     return load_tasks(TasksConfig.model_validate(settings | changes), languages)
 
 
-def one(folder: Path, items: Sequence[dict[str, Any]] = ITEMS, **changes: Any) -> Placed:
+def one(folder: Path, items: Sequence[dict[str, Any]] = ITEMS, **changes: Any) -> TaskInstance:
     write(folder, "en", items)
-    (placed,) = asked(folder, **changes).placed
-    return placed
+    (instance,) = asked(folder, **changes).instances
+    return instance
 
 
 def test_own_items_become_questions(tmp_path: Path) -> None:
-    placed = one(tmp_path, split_by="kind")
-    assert (placed.entry.task, placed.entry.benchmark, placed.entry.language, placed.total, placed.shared) == ("quiz_en", "quiz", "en", 3, 3)
-    assert [(q.doc_id, q.item, q.kind) for q in placed.questions] == [(0, "quiz/sky", "seen"), (1, "quiz/sum", "counted"), (2, "quiz/dog", "seen")]
-    asked_for = [[request.args for request in question.requests] for question in placed.questions]
+    instance = one(tmp_path, split_by="kind")
+    assert (instance.entry.task, instance.entry.benchmark, instance.entry.language, instance.total, instance.shared) == (
+        "quiz_en",
+        "quiz",
+        "en",
+        3,
+        3,
+    )
+    assert [(q.doc_id, q.item, q.kind) for q in instance.questions] == [(0, "quiz/sky", "seen"), (1, "quiz/sum", "counted"), (2, "quiz/dog", "seen")]
+    asked_for = [[request.args for request in question.requests] for question in instance.questions]
     assert asked_for[0] == [("What colour is the sky?", " red"), ("What colour is the sky?", " blue"), ("What colour is the sky?", " green")]
     assert asked_for[1] == [("Two and three are", " 4"), ("Two and three are", " 5")]
-    assert [placed.task.doc_to_target(question.document) for question in placed.questions] == [1, 1, 0]
-    assert len(placed.requests) == 9
-    assert placed.texts == ["What colour is the sky? blue", "Two and three are 5", "A dog is an animal"]
+    assert [instance.task.doc_to_target(question.document) for question in instance.questions] == [1, 1, 0]
+    assert len(instance.requests) == 9
+    assert instance.texts == ["What colour is the sky? blue", "Two and three are 5", "A dog is an animal"]
 
 
 def test_without_a_column_of_kinds_there_are_none(tmp_path: Path) -> None:
@@ -258,25 +264,25 @@ def test_without_a_column_of_kinds_there_are_none(tmp_path: Path) -> None:
 def test_only_shared_items_of_two_languages_are_asked(tmp_path: Path) -> None:
     write(tmp_path, "en", ITEMS)
     write(tmp_path, "es", SPANISH)
-    english, spanish = asked(tmp_path, ("en", "es")).placed
+    english, spanish = asked(tmp_path, ("en", "es")).instances
     assert [question.item for question in english.questions] == ["quiz/sky", "quiz/dog"]
     assert [question.item for question in spanish.questions] == ["quiz/dog", "quiz/sky"]
     assert [question.doc_id for question in spanish.questions] == [0, 1]
     assert ((english.total, english.shared), (spanish.total, spanish.shared)) == ((3, 2), (3, 2))
     assert spanish.texts == ["Un perro es un animal", "¿De qué color es el cielo? azul"]
-    english, spanish = asked(tmp_path, ("en", "es"), items="all").placed
+    english, spanish = asked(tmp_path, ("en", "es"), items="all").instances
     assert [question.item for question in spanish.questions] == ["quiz/dog", "quiz/sky", "quiz/sea"]
-    (first, second) = asked(tmp_path, ("en", "es"), limit=1).placed
+    (first, second) = asked(tmp_path, ("en", "es"), limit=1).instances
     assert first.questions[0].item == second.questions[0].item
 
 
 def test_items_without_ids_are_asked_in_each_language_by_themselves(tmp_path: Path) -> None:
     for code, items in (("en", ITEMS), ("es", SPANISH)):
         write(tmp_path, code, [{name: value for name, value in item.items() if name != "id"} for item in items])
-    english, spanish = asked(tmp_path, ("en", "es")).placed
+    english, spanish = asked(tmp_path, ("en", "es")).instances
     assert [question.item for question in (*english.questions, *spanish.questions)] == [None] * 6
     assert english.shared is None
-    assert len(asked(tmp_path, ("en", "es"), limit=2).placed[1].questions) == 2
+    assert len(asked(tmp_path, ("en", "es"), limit=2).instances[1].questions) == 2
 
 
 def test_questions_on_one_passage_are_one_fact() -> None:
@@ -344,19 +350,19 @@ def test_numbers_and_figures_are_asked_as_they_are_written(written: str, text: s
     """lm-eval takes what a template makes of them for the place of a choice, if the first item asks it for the whole benchmark."""
     lines = [json.dumps(ITEMS[0]), f'{{"id": 7, "question": {written}, "choices": ["99", {written}, 5.0], "answer": 2}}']
     (tmp_path / "quiz_en.jsonl").write_text("\n".join(lines[:: 1 if place else -1]))
-    (placed,) = asked(tmp_path).placed
-    question = placed.questions[place]
+    (instance,) = asked(tmp_path).instances
+    question = instance.questions[place]
     assert [request.args for request in question.requests] == [(text, " 99"), (text, f" {text}"), (text, " 5.0")]
-    assert placed.texts[place] == f"{text} 5.0"
+    assert instance.texts[place] == f"{text} 5.0"
     assert question.item == "quiz/7"
-    assert placed.texts[1 - place] == "What colour is the sky? blue"
+    assert instance.texts[1 - place] == "What colour is the sky? blue"
 
 
 def test_an_answer_is_a_place_or_the_text_of_a_choice(tmp_path: Path) -> None:
     def right(choices: list[Any], answer: Any) -> int:
         (tmp_path / "quiz_en.jsonl").write_text(json.dumps({"question": "?", "choices": choices, "answer": answer}))
-        (placed,) = asked(tmp_path).placed
-        return placed.task.doc_to_target(placed.questions[0].document)  # pyrefly: ignore[bad-return]
+        (instance,) = asked(tmp_path).instances
+        return instance.task.doc_to_target(instance.questions[0].document)  # pyrefly: ignore[bad-return]
 
     assert right(["1", "2", "3"], 1) == 1, "a number is a place where choices are texts"
     assert right(["1", "2", "3"], "1") == 0
@@ -378,10 +384,10 @@ def test_all_items_that_cannot_be_asked_are_told_at_once(tmp_path: Path) -> None
 
 def test_only_the_columns_that_are_asked_for_are_judged(tmp_path: Path) -> None:
     write(tmp_path, "en", [ITEMS[0] | {"source": 1.5, "more": {"x": [1]}}, ITEMS[1] | {"source": None, "more": "text"}])
-    assert [question.item for question in asked(tmp_path).placed[0].questions] == ["quiz/sky", "quiz/sum"]
+    assert [question.item for question in asked(tmp_path).instances[0].questions] == ["quiz/sky", "quiz/sum"]
     for item, kind in ((ITEMS[0] | {"kind": 3}, "3"), (ITEMS[0] | {"kind": "Zu\u0308"}, "Z\u00fc")):
         write(tmp_path, "en", [item])
-        assert [question.kind for question in asked(tmp_path, split_by="kind").placed[0].questions] == [kind]
+        assert [question.kind for question in asked(tmp_path, split_by="kind").instances[0].questions] == [kind]
     write(tmp_path, "en", [ITEMS[0], {name: value for name, value in ITEMS[1].items() if name != "kind"}])
     with pytest.raises(UserError, match=r"line 2: kind is missing, and other rows have it"):
         asked(tmp_path, split_by="kind")
@@ -414,7 +420,7 @@ def test_missing_files_are_refused_or_skipped(tmp_path: Path) -> None:
         asked(tmp_path, ("en", "es", "hi"))
     skipping = asked(tmp_path, ("en", "es", "hi"), missing="skip")
     assert skipping.skipped == {"quiz": ("es", "hi")}
-    assert [placed.entry.language for placed in skipping.placed] == ["en"]
+    assert [instance.entry.language for instance in skipping.instances] == ["en"]
     with pytest.raises(UserError, match="none of quiz has any of the languages es, hi; choose others"):
         asked(tmp_path, ("es", "hi"), missing="skip")
     (tmp_path / "quiz_en.jsonl").unlink()
@@ -501,8 +507,8 @@ def test_task_files_whose_questions_are_numbers_name_the_item(tmp_path: Path) ->
     ):
         as_task_file(tmp_path)
     with patched(ITEMS, 0, {"question": "12"}):
-        (placed,) = as_task_file(tmp_path, doc_to_text="Question: {{question}}").placed
-    assert placed.questions[0].requests[0].args[0] == "Question: 12"
+        (instance,) = as_task_file(tmp_path, doc_to_text="Question: {{question}}").instances
+    assert instance.questions[0].requests[0].args[0] == "Question: 12"
 
 
 @contextmanager
@@ -534,13 +540,13 @@ def test_examples_from_the_questions_themselves_are_refused(tmp_path: Path) -> N
         as_task_file(tmp_path, fewshot=2)
     with pytest.raises(UserError, match=r"tasks\.fewshot: 'quiz_en' has no examples"):
         as_task_file(tmp_path, num_fewshot=1)
-    assert len(as_task_file(tmp_path, fewshot=0).placed[0].questions) == 3
+    assert len(as_task_file(tmp_path, fewshot=0).instances[0].questions) == 3
 
 
 @pytest.mark.parametrize("splits", [{"fewshot_split": "test"}, {"test_split": None, "validation_split": "test"}], ids=["named", "validation"])
 def test_where_the_asked_question_is_left_out_others_may_be_its_examples(splits: dict[str, str | None], tmp_path: Path) -> None:
-    (placed,) = as_task_file(tmp_path, **splits, fewshot=2).placed
-    for question in placed.questions:
+    (instance,) = as_task_file(tmp_path, **splits, fewshot=2).instances
+    for question in instance.questions:
         own, prompt = question.document["question"], question.requests[0].args[0]
         assert prompt.endswith(f"\n\n{own}")
         assert [prompt.count(item["question"]) for item in ITEMS] == [1, 1, 1]
@@ -550,23 +556,23 @@ def test_examples_from_the_questions_under_another_name_are_refused(tmp_path: Pa
     with pytest.raises(UserError, match=r"'quiz_en' has no examples but its own questions \('test'\)"):
         as_task_file(tmp_path, test_split=None, validation_split="test", fewshot_split="test", fewshot=2)
     samples = [{"question": "Ice is", "choices": ["cold", "hot"], "answer": 0}]
-    (placed,) = as_task_file(tmp_path, fewshot_config={"samples": samples, "sampler": "first_n"}, fewshot=1).placed
-    assert placed.questions[2].requests[0].args == ("Ice is cold\n\nA dog is an", " animal")
+    (instance,) = as_task_file(tmp_path, fewshot_config={"samples": samples, "sampler": "first_n"}, fewshot=1).instances
+    assert instance.questions[2].requests[0].args == ("Ice is cold\n\nA dog is an", " animal")
 
 
 def test_examples_from_a_split_of_their_own_stand_before_the_question(tmp_path: Path) -> None:
-    (placed,) = as_task_file(tmp_path, training_split="train", fewshot=1).placed
-    assert placed.questions[0].requests[1].args == ("Snow is white\n\nWhat colour is the sky?", " blue")
-    assert placed.texts[0] == "What colour is the sky? blue", "the example is no part of what the item asks"
-    assert placed.questions[0].item == "yours/sky", "facts have one name in all benchmarks"
-    (plain,) = as_task_file(tmp_path, training_split="train").placed
+    (instance,) = as_task_file(tmp_path, training_split="train", fewshot=1).instances
+    assert instance.questions[0].requests[1].args == ("Snow is white\n\nWhat colour is the sky?", " blue")
+    assert instance.texts[0] == "What colour is the sky? blue", "the example is no part of what the item asks"
+    assert instance.questions[0].item == "yours/sky", "facts have one name in all benchmarks"
+    (plain,) = as_task_file(tmp_path, training_split="train").instances
     assert plain.questions[0].requests[1].args == ("What colour is the sky?", " blue")
-    assert plain.sha256 != placed.sha256
+    assert plain.sha256 != instance.sha256
 
 
 def test_a_task_that_says_no_examples_gets_none(tmp_path: Path) -> None:
-    (placed,) = as_task_file(tmp_path, training_split="train", num_fewshot=0, fewshot=1).placed
-    assert placed.questions[0].requests[0].args[0] == "What colour is the sky?"
+    (instance,) = as_task_file(tmp_path, training_split="train", num_fewshot=0, fewshot=1).instances
+    assert instance.questions[0].requests[0].args[0] == "What colour is the sky?"
 
 
 def test_tasks_that_are_not_multiple_choice_are_refused(tmp_path: Path) -> None:

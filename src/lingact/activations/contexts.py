@@ -34,7 +34,7 @@ _EMPTY = -1
 @torch.no_grad()
 def random_token_rates(
     lm: LanguageModel,
-    meters: dict[str, Dictionaries],
+    sae_sets: dict[str, Dictionaries],
     *,
     seed: int,
     batch_tokens: int,
@@ -52,20 +52,20 @@ def random_token_rates(
         path: keep the counts there, and go on from what is there. None: nothing is kept.
     """
     windows = _random_windows(lm.tokens, tokens, seed)
-    counts = {f"{meter}/{layer}": np.zeros(d.width, np.int64) for meter, dictionaries in meters.items() for layer, d in dictionaries.items()}
-    layers = tuple(next(iter(meters.values())))
+    counts = {f"{sae_set}/{layer}": np.zeros(d.width, np.int64) for sae_set, dictionaries in sae_sets.items() for layer, d in dictionaries.items()}
+    layers = tuple(next(iter(sae_sets.values())))
 
     def add(batch: TokenBatch) -> None:
         residuals, _ = kept_residuals(lm, batch, layers)
-        for meter, dictionaries in meters.items():
+        for sae_set, dictionaries in sae_sets.items():
             for layer, dictionary in dictionaries.items():
-                counts[f"{meter}/{layer}"] += (dictionary.encode(residuals[layer]) > 0).sum(dim=0).cpu().numpy()
+                counts[f"{sae_set}/{layer}"] += (dictionary.encode(residuals[layer]) > 0).sum(dim=0).cpu().numpy()
 
     steps = list(lm.tokens.batches(windows, batch_tokens))
     described = header | {"random_tokens": str(tokens), "seed": str(seed), "batch_tokens": str(batch_tokens)}
     with token_bar(sum(len(window.ids) for window in windows), "random tokens") as bar:
         resumable(path, described, counts, steps, add, tokens=TokenBatch.size, bar=bar)
-    return {meter: {layer: counts[f"{meter}/{layer}"] / tokens for layer in dictionaries} for meter, dictionaries in meters.items()}
+    return {sae_set: {layer: counts[f"{sae_set}/{layer}"] / tokens for layer in dictionaries} for sae_set, dictionaries in sae_sets.items()}
 
 
 def _random_windows(tokens: Tokens, count: int, seed: int) -> list[Window]:

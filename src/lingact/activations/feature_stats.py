@@ -16,7 +16,7 @@ from lingact.data.corpus import ParallelCorpus, word_count
 from lingact.data.tokens import TokenBatch
 from lingact.errors import UserError
 from lingact.models.sae import Dictionaries
-from lingact.runtime.resumable_passes import refuse_strangers
+from lingact.runtime.resumable_passes import refuse_mismatched
 from lingact.statistics.bootstrap import Resampling
 
 DISCOVERY, CONFIRMATION = 0, 1
@@ -32,7 +32,7 @@ def settled(sums: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class ReferenceStatistics:
     """What must be known of the reference language before others are measured by it; all from its discovery half."""
 
     norm: dict[int, float]
@@ -107,7 +107,7 @@ class FeatureStats:
         d_model: int,
         *,
         language_model: bool = False,
-        yardstick: bool = False,
+        reference_statistics: bool = False,
         top_k_size: int = 10,
     ) -> "FeatureStats":
         """Zeros for every sentence of the corpus."""
@@ -138,8 +138,8 @@ class FeatureStats:
             firing=[np.zeros((2, d.width), np.int64) for d in dictionaries.values()],
             profile=[np.zeros((2, d.width)) for d in dictionaries.values()],
             fired=[np.zeros((2, d.width), np.int64) for d in dictionaries.values()],
-            reference_active=sums() if yardstick else None,
-            norm_matched=sums() if yardstick else None,
+            reference_active=sums() if reference_statistics else None,
+            norm_matched=sums() if reference_statistics else None,
             nll=np.zeros(count) if language_model else None,
             kl=np.zeros(count) if language_model else None,
             predicted=np.zeros(count, np.int64) if language_model else None,
@@ -198,7 +198,7 @@ class FeatureStats:
         for half in (DISCOVERY, CONFIRMATION):
             self.fired[row][half] += by_window[row_half == half].sum(dim=0).cpu().numpy()
 
-    def add_by_yardstick(
+    def add_by_reference(
         self,
         layer: int,
         features: Float[Tensor, "token d_sae"],
@@ -239,7 +239,7 @@ class FeatureStats:
         Raises:
             UserError: they are of different models, SAEs, corpora, languages or layers.
         """
-        refuse_strangers(other.header, self.header, "one of the statistics")
+        refuse_mismatched(other.header, self.header, "one of the statistics")
         if self._sentences() != other._sentences() or (self.layers, self.top_k_size) != (other.layers, other.top_k_size):
             raise UserError("these statistics do not belong together; they cover other sentences or layers, or another top k")
         mine, theirs = self.arrays(), other.arrays()
@@ -275,7 +275,7 @@ def add_batch(
     dictionaries: Dictionaries,
     residuals: dict[int, Float[Tensor, "token d_model"]],
     batch: TokenBatch,
-    yardstick: Yardstick | None = None,
+    reference_statistics: ReferenceStatistics | None = None,
 ) -> None:
     """Encode, decode and add the kept residuals of a batch, all layers."""
     with torch.no_grad():
@@ -283,9 +283,9 @@ def add_batch(
             x = residuals[layer]
             features = dictionary.encode(x)
             stats.add_layer(layer, x, features, dictionary.decode(features), batch)
-            if yardstick is not None:
-                matched = dictionary.encode(rescaled_to(x, yardstick.norm[layer]))
-                stats.add_by_yardstick(layer, features, matched, yardstick.active[stats.header["meter"]][layer].to(x.device), batch)
+            if reference_statistics is not None:
+                matched = dictionary.encode(rescaled_to(x, reference_statistics.norm[layer]))
+                stats.add_by_reference(layer, features, matched, reference_statistics.active[stats.header["sae_set"]][layer].to(x.device), batch)
 
 
 @dataclass

@@ -199,22 +199,22 @@ class SplicedLosses:
         """
         header, arrays = _finished(path)
         with _of_this_kind(path):
-            return cls._from_arrays(tuple(json.loads(header["layers"])), json.loads(header["meters"]), header["order"].split(), arrays)
+            return cls._from_arrays(tuple(json.loads(header["layers"])), json.loads(header["sae_sets"]), header["order"].split(), arrays)
 
     @classmethod
-    def _from_arrays(cls, layers: tuple[int, ...], meters: Sequence[str], codes: Sequence[str], arrays: dict[str, np.ndarray]) -> "SplicedLosses":
-        blocks = {code: arrays[f"nll.{code}"][1:].reshape(1 + len(meters), len(layers), -1) for code in codes}
+    def _from_arrays(cls, layers: tuple[int, ...], sae_sets: Sequence[str], codes: Sequence[str], arrays: dict[str, np.ndarray]) -> "SplicedLosses":
+        blocks = {code: arrays[f"nll.{code}"][1:].reshape(1 + len(sae_sets), len(layers), -1) for code in codes}
         return cls(
             layers=layers,
             predicted={code: arrays[f"predicted.{code}"] for code in codes},
             base={code: arrays[f"nll.{code}"][0] for code in codes},
             zero={code: block[0] for code, block in blocks.items()},
-            spliced={meter: {code: block[row] for code, block in blocks.items()} for row, meter in enumerate(meters, start=1)},
+            spliced={sae_set: {code: block[row] for code, block in blocks.items()} for row, sae_set in enumerate(sae_sets, start=1)},
         )
 
 
 def spliced_losses(
-    lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, *, batch_tokens: int, header: dict[str, str], path: Path | None
+    lm: LanguageModel, sae_sets: dict[str, Dictionaries], corpus: ParallelCorpus, *, batch_tokens: int, header: dict[str, str], path: Path | None
 ) -> SplicedLosses:
     """Cross-entropy of every language with the SAE's reconstruction spliced in, layer by layer; with zeros spliced in, as the scale's other end.
 
@@ -229,12 +229,12 @@ def spliced_losses(
     Raises:
         UserError: the file at `path` is of another pass.
     """
-    layers = tuple(next(iter(meters.values())))
+    layers = tuple(next(iter(sae_sets.values())))
     conditions: list[Condition] = [{}, *({layer: torch.zeros_like} for layer in layers)]
-    conditions += [{layer: reconstructed(dictionaries[layer])} for dictionaries in meters.values() for layer in layers]
-    header = header | {"layers": json.dumps(layers), "meters": json.dumps(list(meters))}
+    conditions += [{layer: reconstructed(dictionaries[layer])} for dictionaries in sae_sets.values() for layer in layers]
+    header = header | {"layers": json.dumps(layers), "sae_sets": json.dumps(list(sae_sets))}
     arrays = _summed(lm, corpus, conditions, batch_tokens=batch_tokens, header=header, path=path, title="splicing")
-    return SplicedLosses._from_arrays(layers, list(meters), list(corpus.texts), arrays)
+    return SplicedLosses._from_arrays(layers, list(sae_sets), list(corpus.texts), arrays)
 
 
 # --- causal checks -------------------------------------------------------------------------------------------------------------------------------

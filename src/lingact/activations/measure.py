@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lingact.activations.feature_stats import DISCOVERY, GIVEN, FeatureStats, SentenceVectors, Yardstick, add_batch
+from lingact.activations.feature_stats import DISCOVERY, GIVEN, FeatureStats, ReferenceStatistics, SentenceVectors, add_batch
 from lingact.activations.features import kept_residuals, next_token_nll, rescaled
 from lingact.activations.functional import kl_per_token
 from lingact.data.corpus import ParallelCorpus, split_in_halves
@@ -26,7 +26,7 @@ from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.models.sae_sources import ranges
 from lingact.runtime.distributed import rank
-from lingact.runtime.resumable_passes import add_up, load_state, refuse_strangers, resumable, token_bar
+from lingact.runtime.resumable_passes import add_up, load_state, refuse_mismatched, resumable, token_bar
 
 BASE, ADAPTER, NORM_MATCHED = "base", "adapter", "norm_matched"
 """What is measured: the base model, the adapted one, and the adapted one with each residual rescaled to the base's norm on that token."""
@@ -45,15 +45,15 @@ class Wanted:
     """Base, adapter and norm-matched adapter instead of the base alone; the model carries an adapter."""
     language_model: bool = False
     """Cross-entropies, and KL(base || adapter); needs the logits."""
-    yardstick: Yardstick | None = None
+    reference_statistics: ReferenceStatistics | None = None
     """Measures by the reference language."""
     base_alone: frozenset[str] = frozenset()
     """Sets of SAEs that see the base model alone, whatever else is measured."""
     vectors: int = 0
     """Keep the mean residuals of at most so many sentences, base model only."""
     top_k: int = 10
-    piece: tuple[int, int] = (0, 1)
-    """(k, n): every n-th batch, beginning with number k, of every language. Pieces merge."""
+    shard: tuple[int, int] = (0, 1)
+    """(k, n): every n-th batch, beginning with number k, of every language. Shards merge."""
     title: str = "measuring"
 
 
@@ -65,14 +65,14 @@ class Measurement:
     vectors: dict[str, SentenceVectors] = field(default_factory=dict)
     """By language; empty if none were wanted."""
 
-    def of(self, meter: str, variant: str) -> dict[str, FeatureStats]:
+    def of(self, sae_set: str, variant: str) -> dict[str, FeatureStats]:
         """Language -> statistics."""
-        return {code: s for (m, v, code), s in self.stats.items() if (m, v) == (meter, variant)}
+        return {code: s for (m, v, code), s in self.stats.items() if (m, v) == (sae_set, variant)}
 
     @property
-    def meters(self) -> tuple[str, ...]:
+    def sae_sets(self) -> tuple[str, ...]:
         """The sets of SAEs, in the order of measuring."""
-        return tuple(dict.fromkeys(meter for meter, _, _ in self.stats))
+        return tuple(dict.fromkeys(sae_set for sae_set, _, _ in self.stats))
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -123,12 +123,12 @@ class Lost:
 
 
 def _lost(key: Key, stats: FeatureStats) -> Iterator[Lost]:
-    meter, variant, code = key
+    sae_set, variant, code = key
     by_residual = np.asarray(~np.isfinite(stats.norm))
     seen = [stats.activation, stats.l2, stats.top_k, stats.error, *(x for x in (stats.reference_active, stats.norm_matched) if x is not None)]
     by_sae = np.asarray(~np.isfinite(seen).all(axis=0) & ~by_residual.any(axis=1, keepdims=True))
     model = {BASE: "", ADAPTER: " with the adapter", NORM_MATCHED: " with the adapter, norm-matched"}[variant]
-    for what, wrong in ((f"residuals{model}", by_residual), (f"activations of the {meter} SAEs{model}", by_sae)):
+    for what, wrong in ((f"residuals{model}", by_residual), (f"activations of the {sae_set} SAEs{model}", by_sae)):
         if wrong.any():
             layers = tuple(layer for layer, row in zip(stats.layers, wrong, strict=True) if row.any())
             yield Lost(what, layers, code, int(wrong.any(axis=0).sum()), len(stats.sentence_ids))
@@ -161,7 +161,7 @@ def lost_sentence(lost: Iterable[Lost], dtype: str) -> str:
 @torch.no_grad()
 def measure(
     lm: LanguageModel,
-    meters: dict[str, Dictionaries],
+    sae_sets: dict[str, Dictionaries],
     corpus: ParallelCorpus,
     *,
     batch_tokens: int,
@@ -178,20 +178,20 @@ def measure(
         identity: goes into the statistics' headers, with meter, variant and language added.
         folder: keep the statistics there, a file for each language, and go on from what is there. None: nothing is kept.
     """
-    layers = tuple(next(iter(meters.values())))
+    layers = tuple(next(iter(sae_sets.values())))
     header = identity | {"batch_tokens": str(batch_tokens)}
     # First of all, because it refuses texts without tokens.
     total = sum(lm.tokens.count(texts) for texts in corpus.texts.values())
-    measured = _empty(lm, meters, corpus, header, wanted)
+    measured = _empty(lm, sae_sets, corpus, header, wanted)
     if folder is not None and rank() == 0:
         _write_index(folder, measured, corpus, header, wanted)
 
     def add(code: str, batch: TokenBatch) -> None:
         residuals, predictions = _forward(lm, batch, layers, wanted)
-        for (meter, variant, language), stats in measured.stats.items():
+        for (sae_set, variant, language), stats in measured.stats.items():
             if language == code:
                 stats.count_tokens(batch, lm.tokens.partial)
-                add_batch(stats, meters[meter], residuals[variant], batch, wanted.yardstick)
+                add_batch(stats, sae_sets[sae_set], residuals[variant], batch, wanted.reference_statistics)
                 if variant in predictions:
                     stats.add_predictions(*predictions[variant])
         if code in measured.vectors:
@@ -210,7 +210,7 @@ def measure(
     def merge(code: str, other: dict[str, np.ndarray]) -> None:
         add_up(measured.arrays(code), {name: array for name, array in other.items() if name.rpartition("/")[2] not in GIVEN})
 
-    every, first = wanted.piece[1], wanted.piece[0]
+    every, first = wanted.shard[1], wanted.shard[0]
     with token_bar(total // every, wanted.title) as bar:
         for code, texts in corpus.texts.items():
             bar.set_postfix_str(code)
@@ -227,24 +227,24 @@ def dtype_of(lm: LanguageModel) -> str:
     return str(next(lm.model.parameters()).dtype).removeprefix("torch.")
 
 
-def _empty(lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, header: dict[str, str], wanted: Wanted) -> Measurement:
+def _empty(lm: LanguageModel, sae_sets: dict[str, Dictionaries], corpus: ParallelCorpus, header: dict[str, str], wanted: Wanted) -> Measurement:
     variants = (BASE, ADAPTER, NORM_MATCHED) if wanted.adapter else (BASE,)
     stats = {
-        (meter, variant, code): FeatureStats.empty(
-            header | {"meter": meter, "variant": variant, "language": code},
+        (sae_set, variant, code): FeatureStats.empty(
+            header | {"sae_set": sae_set, "variant": variant, "language": code},
             corpus,
             code,
             dictionaries,
             lm.d_model,
             language_model=wanted.language_model and variant != NORM_MATCHED,
-            yardstick=wanted.yardstick is not None,
+            reference_statistics=wanted.reference_statistics is not None,
             top_k_size=wanted.top_k,
         )
         for code in corpus.texts
-        for meter, dictionaries in meters.items()
-        for variant in (variants if meter not in wanted.base_alone else (BASE,))
+        for sae_set, dictionaries in sae_sets.items()
+        for variant in (variants if sae_set not in wanted.base_alone else (BASE,))
     }
-    layers = tuple(next(iter(meters.values())))
+    layers = tuple(next(iter(sae_sets.values())))
     kept = corpus.texts if wanted.vectors else ()
     return Measurement(stats, {code: SentenceVectors.empty(header | {"language": code}, corpus, layers, lm.d_model, wanted.vectors) for code in kept})
 
@@ -267,16 +267,16 @@ def _forward(lm: LanguageModel, batch: TokenBatch, layers: tuple[int, ...], want
     return residuals, predictions
 
 
-def yardstick(
+def reference_statistics(
     lm: LanguageModel,
-    meters: dict[str, Dictionaries],
+    sae_sets: dict[str, Dictionaries],
     corpus: ParallelCorpus,
     reference: str,
     *,
     batch_tokens: int,
     identity: dict[str, str],
     folder: Path | None = None,
-) -> Yardstick:
+) -> ReferenceStatistics:
     """Mean residual norms and active latents of the reference language, from a pass over its discovery half.
 
     They must be known before other languages are measured by them, so this half of one language is read twice. `folder` as in `measure`.
@@ -288,16 +288,18 @@ def yardstick(
     if not chosen:
         raise UserError(f"none of the {len(corpus.ids)} sentences is in the discovery half; give more sentences, or use measures=core")
     part = corpus.speaking((reference,)).select(chosen)
-    wanted = Wanted(title=f"yardstick {reference}")
-    found = measure(lm, meters, part, batch_tokens=batch_tokens, identity=identity, wanted=wanted, folder=folder)
-    by_meter = {meter: found.of(meter, BASE)[reference] for meter in meters}
-    any_meter = next(iter(by_meter.values()))
-    norms = any_meter.norm.sum(axis=1) / any_meter.tokens.sum()
+    wanted = Wanted(title=f"reference statistics {reference}")
+    found = measure(lm, sae_sets, part, batch_tokens=batch_tokens, identity=identity, wanted=wanted, folder=folder)
+    by_sae_set = {sae_set: found.of(sae_set, BASE)[reference] for sae_set in sae_sets}
+    any_sae_set = next(iter(by_sae_set.values()))
+    norms = any_sae_set.norm.sum(axis=1) / any_sae_set.tokens.sum()
     active = {
-        meter: {layer: torch.from_numpy(fires.sum(axis=0) >= ACTIVE_SHARE * s.tokens.sum()) for layer, fires in zip(s.layers, s.firing, strict=True)}
-        for meter, s in by_meter.items()
+        sae_set: {
+            layer: torch.from_numpy(fires.sum(axis=0) >= ACTIVE_SHARE * s.tokens.sum()) for layer, fires in zip(s.layers, s.firing, strict=True)
+        }
+        for sae_set, s in by_sae_set.items()
     }
-    return Yardstick({layer: float(norm) for layer, norm in zip(any_meter.layers, norms, strict=True)}, active)
+    return ReferenceStatistics({layer: float(norm) for layer, norm in zip(any_sae_set.layers, norms, strict=True)}, active)
 
 
 # --- on disk -------------------------------------------------------------------------------------------------------------------------------------
@@ -312,7 +314,7 @@ def _write_index(folder: Path, measured: Measurement, corpus: ParallelCorpus, he
         "keys": [list(key) for key in measured.stats],
         "layers": list(first.layers),
         "top_k": first.top_k_size,
-        "piece": list(wanted.piece),
+        "shard": list(wanted.shard),
         "sentence_ids": list(corpus.ids),
         "documents": corpus.documents,
         "rows": corpus.rows,
@@ -322,7 +324,7 @@ def _write_index(folder: Path, measured: Measurement, corpus: ParallelCorpus, he
 
 
 def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
-    """What `measure` kept in a folder, and which piece of it this is.
+    """What `measure` kept in a folder, and which shard of it this is.
 
     Raises:
         UserError: it is not there, or not complete, or damaged.
@@ -330,31 +332,31 @@ def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
     path = folder / _INDEX
     if not path.is_file():
         raise UserError(f"'{folder}' holds no statistics (no {_INDEX}); name a run folder of analyze.py or train.py")
-    needed = ("header", "keys", "layers", "top_k", "piece", "sentence_ids", "vectors")
+    needed = ("header", "keys", "layers", "top_k", "shard", "sentence_ids", "vectors")
     index = read_json_object(path, "delete it and resume the run that wrote it", needed)
     header, layers, ids = index["header"], tuple(index["layers"]), tuple(index["sentence_ids"])
     # Folders from before documents were known have neither; their sentences are drawn one by one.
     documents, rows = (None if index.get(key) is None else tuple(index[key]) for key in ("documents", "rows"))
     halves = split_in_halves(ids if documents is None else documents)
     sentences = {"sentence_ids": ids, "halves": halves, "documents": documents, "rows": rows}
-    keys: list[Key] = [(meter, variant, code) for meter, variant, code in index["keys"]]
+    keys: list[Key] = [(sae_set, variant, code) for sae_set, variant, code in index["keys"]]
     stats: dict[Key, FeatureStats] = {}
     vectors: dict[str, SentenceVectors] = {}
     for code in dict.fromkeys(code for _, _, code in keys):
         found, arrays, (done, total) = load_state(folder / f"{code}.safetensors")
         if done < total:
             raise UserError(f"the statistics in '{folder}' are not complete ({code}: {done} of {total} batches); finish the run with resume= first")
-        refuse_strangers(found, header | {"language": code}, f"'{folder / code}.safetensors'")
-        for meter, variant, _ in (key for key in keys if key[2] == code):
-            prefix = f"{meter}/{variant}/"
+        refuse_mismatched(found, header | {"language": code}, f"'{folder / code}.safetensors'")
+        for sae_set, variant, _ in (key for key in keys if key[2] == code):
+            prefix = f"{sae_set}/{variant}/"
             own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            described = header | {"meter": meter, "variant": variant, "language": code}
-            stats[meter, variant, code] = FeatureStats.from_arrays(described, sentences, layers, index["top_k"], own)
+            described = header | {"sae_set": sae_set, "variant": variant, "language": code}
+            stats[sae_set, variant, code] = FeatureStats.from_arrays(described, sentences, layers, index["top_k"], own)
         if code in index["vectors"]:
             places = np.array(index["vectors"][code], np.int64)
             chosen = tuple(ids[place] for place in places)
             vectors[code] = SentenceVectors(header | {"language": code}, chosen, places, layers, arrays["vectors.total"], arrays["vectors.tokens"])
-    place, count = index["piece"]
+    place, count = index["shard"]
     return Measurement(stats, vectors), (place, count)
 
 

@@ -24,14 +24,14 @@ _TOKENS, _LATENTS = 1024, 512
 """Sizes of chunks, which bound the memory that wide SAEs take."""
 
 
-def random_meter(draw: int) -> str:
+def random_sae_set(draw: int) -> str:
     """The set of SAEs of one draw of random directions, from 1, as statistics call it."""
     return f"random{draw}"
 
 
-def is_random(meter: str) -> bool:
+def is_random(sae_set: str) -> bool:
     """Whether a set of SAEs has random directions. `random` is the only draw of a run from before there were several."""
-    return re.fullmatch(r"random\d*", meter) is not None
+    return re.fullmatch(r"random\d*", sae_set) is not None
 
 
 @torch.no_grad()

@@ -25,9 +25,9 @@ class Variants:
     """The adapted model with each residual rescaled to the base's norm on that token. None: not measured, and nan in what is made of it."""
 
     @classmethod
-    def of(cls, measured: Measurement, meter: str) -> "Variants":
+    def of(cls, measured: Measurement, sae_set: str) -> "Variants":
         """What one set of SAEs saw of base and adapter."""
-        return cls(*(measured.of(meter, variant) for variant in (BASE, ADAPTER, NORM_MATCHED)))
+        return cls(*(measured.of(sae_set, variant) for variant in (BASE, ADAPTER, NORM_MATCHED)))
 
 
 def gap_closed(before: Draws, after: Draws, rows: Sequence[int]) -> Float[np.ndarray, " draw"]:
@@ -120,19 +120,19 @@ _PER_LAYER = _GAPS | {name: name for name in ("gain", "overshoot", *_BEFORE_AND_
 _OVERALL = {"gap_closed": "closed", "gap_closed_norm_matched": "closed_norm_matched"}
 
 
-def change_table(changes: dict[str, Change], layers: tuple[int, ...], drawn: Resampling, meter: str, confidence: float) -> pd.DataFrame:
+def change_table(changes: dict[str, Change], layers: tuple[int, ...], drawn: Resampling, sae_set: str, confidence: float) -> pd.DataFrame:
     """One row per language, layer and quantity."""
     rows = []
     for code, found in changes.items():
         for quantity, attribute in _PER_LAYER.items():
             bounds = interval(getattr(found, attribute), confidence, drawn.clusters)
             for layer, estimate, low, high in zip(layers, *bounds, strict=True):  # pyrefly: ignore[no-matching-overload]
-                row = {"meter": meter, "language": code, "layer": layer, "quantity": quantity} | drawn.columns
+                row = {"sae_set": sae_set, "language": code, "layer": layer, "quantity": quantity} | drawn.columns
                 rows.append(row | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
 
 
-def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]], drawn: Resampling, meter: str, confidence: float) -> pd.DataFrame:
+def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]], drawn: Resampling, sae_set: str, confidence: float) -> pd.DataFrame:
     """One row per language, range of layers and quantity (means over the range), and the gap closed over the counted layers (range `loss`)."""
     rows = []
     for code, found in changes.items():
@@ -140,7 +140,7 @@ def change_range_table(changes: dict[str, Change], ranges: dict[str, list[int]],
         cells |= {("loss", quantity): getattr(found, attribute) for quantity, attribute in _OVERALL.items()}
         for (label, quantity), draws in cells.items():
             estimate, low, high = interval(draws, confidence, drawn.clusters)
-            row = {"meter": meter, "language": code, "range": label, "quantity": quantity} | drawn.columns
+            row = {"sae_set": sae_set, "language": code, "range": label, "quantity": quantity} | drawn.columns
             rows.append(row | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
 
@@ -161,12 +161,12 @@ def change_summary(changes: dict[str, Change], targets: Sequence[str]) -> dict[s
     return summary
 
 
-def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str, drawn: Resampling, meter: str, confidence: float) -> pd.DataFrame:
+def retention_table(kept: dict[str, Float[np.ndarray, " draw"]], reference: str, drawn: Resampling, sae_set: str, confidence: float) -> pd.DataFrame:
     """One row per retention measure of the reference language."""
     rows = []
     for quantity, draws in kept.items():
         estimate, low, high = interval(draws, confidence, drawn.clusters)
-        row = {"meter": meter, "language": reference, "quantity": quantity} | drawn.columns
+        row = {"sae_set": sae_set, "language": reference, "quantity": quantity} | drawn.columns
         rows.append(row | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)
 
@@ -200,14 +200,14 @@ OVER_BASE = "adapter_over_base"
 """Stands in the column `variant` for the ratio of the two, resampled together."""
 
 
-def bits_table(measured: Measurement, meter: str, settings: Statistics, seed: int) -> pd.DataFrame:
+def bits_table(measured: Measurement, sae_set: str, settings: Statistics, seed: int) -> pd.DataFrame:
     """Bits per byte (comparable within a language only) and per aligned sentence (between languages too), for every variant measured.
 
     Where an adapter was measured, also its bits over the base model's (`OVER_BASE`), the same per byte and per sentence: 1 is unchanged.
     """
     rows = []
     for code in measured.languages:
-        spoken = {variant: by_code[code] for variant in (BASE, ADAPTER) if code in (by_code := measured.of(meter, variant))}
+        spoken = {variant: by_code[code] for variant in (BASE, ADAPTER) if code in (by_code := measured.of(sae_set, variant))}
         totals = {variant: s.nll / np.log(2) for variant, s in spoken.items() if s.nll is not None}
         if not totals:
             continue
@@ -233,7 +233,7 @@ def bits_summary(bits: pd.DataFrame, codes: Sequence[str]) -> dict[str, float]:
 
 
 def change_frames(
-    by_meter: Mapping[str, Variants],
+    by_sae_set: Mapping[str, Variants],
     languages: LanguagesConfig,
     settings: Statistics,
     loss_layers: tuple[int, ...],
@@ -244,15 +244,15 @@ def change_frames(
     """Tidy tables of a change by every meter, and the targets' summary numbers; keys of all but the first meter start with its name."""
     reference, summary = languages.reference, {}
     by_layer, by_range, kept_rows = [], [], []
-    for place, (meter, variants) in enumerate(by_meter.items()):
+    for place, (sae_set, variants) in enumerate(by_sae_set.items()):
         first = variants.base[reference]
         drawn, ranges = first.resampling(settings.block), named_ranges(first.layers, settings)
         found = {code: change(variants, code, languages, settings, loss_layers, seed) for code in variants.base}
-        by_layer.append(change_table(found, first.layers, drawn, meter, settings.confidence))
-        by_range.append(change_range_table(found, ranges, drawn, meter, settings.confidence))
+        by_layer.append(change_table(found, first.layers, drawn, sae_set, settings.confidence))
+        by_range.append(change_range_table(found, ranges, drawn, sae_set, settings.confidence))
         kept = retention(variants, reference, settings, seed)
-        kept_rows.append(retention_table(kept, reference, drawn, meter, settings.confidence))
+        kept_rows.append(retention_table(kept, reference, drawn, sae_set, settings.confidence))
         numbers = change_summary(found, targets) | {f"retention/{name}": float(draws[0]) for name, draws in kept.items()}
-        summary |= {key if place == 0 else f"{meter}/{key}": number for key, number in numbers.items()}
+        summary |= {key if place == 0 else f"{sae_set}/{key}": number for key, number in numbers.items()}
     frames = {"change_by_layer": by_layer, "change_by_range": by_range, "retention": kept_rows}
     return {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}, summary

@@ -31,7 +31,7 @@ QUANTITIES = ("gap_closed", "gap_closed_norm_matched", "fvu_ratio")
 SEEDS_TOO, SENTENCES = "sentences and seeds", "sentences"
 """What an interval covers."""
 _COLUMNS = (
-    *("one", "other", "language", "meter", "quantity", "n", "resampled", "units"),
+    *("one", "other", "language", "sae_set", "quantity", "n", "resampled", "units"),
     *("seeds_one", "seeds_other", "value_one", "value_other", "estimate", "lo", "hi", "p"),
 )
 
@@ -59,7 +59,7 @@ def recipe_table(trained: Sequence[Trained], languages: LanguagesConfig, setting
     for other targets have no rows.
 
     Raises:
-        UserError: statistics are missing, not of an adapter, of a piece, or not of the same base model, sentences and SAEs.
+        UserError: statistics are missing, not of an adapter, of a shard, or not of the same base model, sentences and SAEs.
     """
     numbers: dict[str, list[Numbers]] = {}
     first: tuple[Path, dict[str, Any]] | None = None
@@ -100,12 +100,12 @@ def pair_table(
         for key in (key for key in numbers[one][0] if key in numbers[other][0]):
             sides = [np.stack([seed[key] for seed in seeds]) for seeds in both]
             found = crossed_difference(*sides, drawn=drawn, confidence=confidence)
-            meter, language, quantity = key
+            sae_set, language, quantity = key
             cells = (
                 one,
                 other,
                 language,
-                meter,
+                sae_set,
                 quantity,
                 *drawn.columns.values(),
                 len(numbers[one]),
@@ -115,7 +115,7 @@ def pair_table(
             cells = (*cells, found.estimate.value, found.estimate.lo, found.estimate.hi, found.p)
             rows.append(dict(zip(_COLUMNS, cells, strict=True)) | {"covers": SEEDS_TOO if len(both[0]) > 1 else SENTENCES})
     table = pd.DataFrame(rows, columns=[*_COLUMNS, "covers"])
-    table["p_holm"] = table.groupby(["meter", "quantity"], sort=False)["p"].transform(lambda p: holm(p.to_numpy(float)))
+    table["p_holm"] = table.groupby(["sae_set", "quantity"], sort=False)["p"].transform(lambda p: holm(p.to_numpy(float)))
     return table[[*_COLUMNS, "p_holm", "covers"]]
 
 
@@ -128,16 +128,16 @@ def _numbers(
 ) -> Iterator[tuple[tuple[str, str, str], Float[np.ndarray, " draw"]]]:
     """Everything that is compared of one adapter. All that is drawn is drawn here, from the same seed for every adapter."""
     reference = languages.reference
-    for place, meter in enumerate(meter for meter in measured.meters if not is_random(meter)):
-        variants = Variants.of(measured, meter)
+    for place, sae_set in enumerate(sae_set for sae_set in measured.sae_sets if not is_random(sae_set)):
+        variants = Variants.of(measured, sae_set)
         for code in targets or tuple(code for code in measured.languages if code != reference):
             found = change(variants, code, languages, settings, layers, seed)
             values = (found.closed, found.closed_norm_matched, found.fvu_ratio.mean(axis=1))
-            yield from (((meter, code, quantity), draws) for quantity, draws in zip(QUANTITIES, values, strict=True))
+            yield from (((sae_set, code, quantity), draws) for quantity, draws in zip(QUANTITIES, values, strict=True))
         for quantity, draws in retention(variants, reference, settings, seed).items():
             of_the_model = quantity in ("bits_per_byte", "kl")  # and not of the SAEs
             if quantity != "profile" and (place == 0 or not of_the_model):
-                yield (meter, reference, quantity), draws
+                yield (sae_set, reference, quantity), draws
 
 
 def _loss_layers(given: Sequence[Literal["all"] | tuple[int, ...]], measured: tuple[int, ...]) -> tuple[int, ...]:
@@ -155,9 +155,9 @@ def has_adapter(run: Path) -> bool:
 
 
 def _judged(folder: Path, block: int | None) -> Measurement:
-    measured, (piece, count) = load_measurement(folder / "stats")
+    measured, (shard, count) = load_measurement(folder / "stats")
     if count > 1:
-        raise UserError(f"compare: '{folder}' holds piece {piece + 1} of {count} only; compare runs of the whole, measured without piece=")
+        raise UserError(f"compare: '{folder}' holds shard {shard + 1} of {count} only; compare runs of the whole, measured without shard=")
     if ADAPTER not in measured.variants:
         raise UserError(f"compare: '{folder}' has measured no adapter; recipes are compared by runs of train.py, or of analyze.py with adapter=")
     refuse_blocks_without_places(measured, block, str(folder))
@@ -167,12 +167,12 @@ def _judged(folder: Path, block: int | None) -> Measurement:
 def _basis(measured: Measurement, block: int | None) -> dict[str, Any]:
     """What must be the same for adapters to be compared; where blocks are drawn, also which sentences are neighbours."""
     some = next(iter(measured.stats.values()))
-    own = {"adapter", "batch_tokens", "meter", "variant", "language"}
+    own = {"adapter", "batch_tokens", "sae_set", "variant", "language"}
     header = {key: value for key, value in some.header.items() if key not in own and not is_random(key.removeprefix("sae/"))}
-    meters = tuple(meter for meter in measured.meters if not is_random(meter))
+    sae_sets = tuple(sae_set for sae_set in measured.sae_sets if not is_random(sae_set))
     named = {"languages": measured.languages, "sentence ids": some.sentence_ids, "documents": some.documents, "layers": some.layers}
     named |= {} if block is None else {"places of the sentences in the source": some.rows}
-    return named | {"sets of SAEs": meters} | header
+    return named | {"sets of SAEs": sae_sets} | header
 
 
 def refuse_other_basis(one: tuple[Path, Mapping[str, Any]], other: tuple[Path, Mapping[str, Any]]) -> None:

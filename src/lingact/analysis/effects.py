@@ -58,21 +58,21 @@ def spliced_table(
     weights = drawn.weights(resamples, seed)
     by_variant = _by_variant(_spliced(losses, weights), None if after is None else _spliced(after, weights))
     return pd.DataFrame(
-        variant | {"meter": meter, "language": code, "layer": layer, "quantity": quantity} | _cells(draws, drawn, confidence)
+        variant | {"sae_set": sae_set, "language": code, "layer": layer, "quantity": quantity} | _cells(draws, drawn, confidence)
         for variant, found in by_variant
-        for (meter, code, layer, quantity), draws in found.items()
+        for (sae_set, code, layer, quantity), draws in found.items()
     )
 
 
 def _spliced(losses: SplicedLosses, weights: Float[np.ndarray, "draw sentence"]) -> Named:
     found: Named = {}
-    for meter, by_language in losses.spliced.items():
+    for sae_set, by_language in losses.spliced.items():
         for code, sums in by_language.items():
             base, predicted = weights @ losses.base[code], weights @ losses.predicted[code]
             for layer, zero, spliced in zip(losses.layers, losses.zero[code] @ weights.T, sums @ weights.T, strict=True):
                 damage = np.where(zero > base, zero - base, np.nan)
-                found[meter, code, layer, "ce_increase"] = (spliced - base) / predicted
-                found[meter, code, layer, "loss_recovered"] = (zero - spliced) / damage
+                found[sae_set, code, layer, "ce_increase"] = (spliced - base) / predicted
+                found[sae_set, code, layer, "loss_recovered"] = (zero - spliced) / damage
     return found
 
 

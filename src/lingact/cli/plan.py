@@ -170,7 +170,7 @@ def _text_here(corpus: FilesCorpus, codes: tuple[str, ...], bytes_per_token: flo
 
 
 @dataclass(frozen=True)
-class _Meter:
+class _SaeSetShape:
     name: str
     width: int
     how: str
@@ -224,22 +224,22 @@ def make_plan(config: Config) -> Plan | None:
         return None
     if isinstance(config, EvalConfig):
         return _plan_of_eval(config, sizes)
-    meters = list(_meters(config, sizes.shape))
-    if any(meter is None for meter in meters):
+    sae_sets = list(_sae_sets(config, sizes.shape))
+    if any(sae_set is None for sae_set in sae_sets):
         return None
-    known = [meter for meter in meters if meter is not None]
+    known = [sae_set for sae_set in sae_sets if sae_set is not None]
     layers = sizes.shape.layers if config.sae.layers == "all" else len(config.sae.layers)
     read = _Reading(config, sizes, known, layers)
     return read.plan_of_training(config) if isinstance(config, TrainConfig) else read.plan_of_analysis(config)
 
 
-def _meters(config: TrainConfig | AnalyzeConfig, shape: Shape) -> Iterator[_Meter | None]:
+def _sae_sets(config: TrainConfig | AnalyzeConfig, shape: Shape) -> Iterator[_SaeSetShape | None]:
     for name, spec in (("measuring", config.sae.measuring), ("held out", config.sae.heldout)):
         if spec is not None:
             width, how = width_of(spec, shape.d_model)
-            yield None if width is None else _Meter(name, width, how)
+            yield None if width is None else _SaeSetShape(name, width, how)
             if name == "measuring" and width and isinstance(config, AnalyzeConfig) and "random_sae" in config.measures.parts:
-                yield from (_Meter(f"random {draw}", width, how, random=True) for draw in range(1, config.measures.random_sae.draws + 1))
+                yield from (_SaeSetShape(f"random {draw}", width, how, random=True) for draw in range(1, config.measures.random_sae.draws + 1))
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class _Reading:
 
     config: TrainConfig | AnalyzeConfig
     sizes: _Sizes
-    meters: list[_Meter]
+    sae_sets: list[_SaeSetShape]
     layers: int
     """So many are measured."""
 
@@ -260,16 +260,16 @@ class _Reading:
         """Encoder, decoder, biases, thresholds and decoder norms, in float32."""
         return [
             Need(
-                f"SAEs, {meter.name}: {self.layers} x {meter.width:,} latents in float32",
-                4 * self.layers * (2 * self.d * meter.width + 3 * meter.width + self.d),
-                f"{EXACT}; width from {meter.how}",
+                f"SAEs, {sae_set.name}: {self.layers} x {sae_set.width:,} latents in float32",
+                4 * self.layers * (2 * self.d * sae_set.width + 3 * sae_set.width + self.d),
+                f"{EXACT}; width from {sae_set.how}",
             )
-            for meter in self.meters
+            for sae_set in self.sae_sets
         ]
 
     def latents(self, tokens: Number) -> Need:
         """One layer at a time: pre-activations, ReLU, their product with the threshold, the folded ones, what sorting and counting takes."""
-        widest = max(meter.width for meter in self.meters)
+        widest = max(sae_set.width for sae_set in self.sae_sets)
         return Need(f"latents of {tokens:,.0f} tokens, a layer at a time", tokens * widest * 5 * 4)
 
     def residuals(self, tokens: Number, variants: int) -> Need:
@@ -284,15 +284,15 @@ class _Reading:
 
     def statistics(self, languages: int, variants: int, sentences: Number) -> Need:
         """Sums in int64 and float64: six per latent, seven per sentence and layer. One language's are copied when they are saved."""
-        per_layer = sum(self._seen(meter, variants) * (6 * 8 * meter.width + 7 * 8 * sentences + 8 * self.d) for meter in self.meters)
+        per_layer = sum(self._seen(sae_set, variants) * (6 * 8 * sae_set.width + 7 * 8 * sentences + 8 * self.d) for sae_set in self.sae_sets)
         return Need(f"statistics of {languages} languages", (languages + 1) * self.layers * per_layer, EXACT)
 
     def work_of_saes(self, tokens: Number, variants: int) -> Number:
         """Encoder and decoder."""
-        return sum(tokens * self._seen(meter, variants) * self.layers * 4 * self.d * meter.width for meter in self.meters)
+        return sum(tokens * self._seen(sae_set, variants) * self.layers * 4 * self.d * sae_set.width for sae_set in self.sae_sets)
 
-    def _seen(self, meter: _Meter, variants: int) -> int:
-        return 1 if meter.random else variants
+    def _seen(self, sae_set: _SaeSetShape, variants: int) -> int:
+        return 1 if sae_set.random else variants
 
     # --- analysis ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class _Reading:
         logits = config.adapter is not None or "language_model" in parts
         share = 1.0 if config.split == "all" else getattr(config.corpus.splits, config.split)
         sentences = text.sentences * share
-        tokens = sentences * text.tokens * len(codes) / config.piece[1]
+        tokens = sentences * text.tokens * len(codes) / config.shard[1]
         phases = {"measuring": self.measuring(config.batch_tokens, variants, logits=logits)}
         if {"spliced", "causal"} & set(parts):
             phases["intervening"] = [self.sizes.logits(config.batch_tokens, 2 * self.sizes.number + 8), self.latents(config.batch_tokens)]
@@ -320,13 +320,13 @@ class _Reading:
         parts, measures, per_sentence = config.measures.parts, config.measures, self.sizes.text.tokens
         codes, models = len(config.languages.all), 1 if config.adapter is None else 2
         if "by_reference" in parts:
-            yield self.pass_of("yardstick", sentences / 2 * per_sentence)
-            yield Pass("by the reference's yardstick", tokens, 0, self.work_of_saes(tokens, 1) / 2)
+            yield self.pass_of("reference statistics", sentences / 2 * per_sentence)
+            yield Pass("by the reference statistics", tokens, 0, self.work_of_saes(tokens, 1) / 2)
         if "features" in parts:
             yield self.pass_of("random tokens and strongest contexts", measures.features.random_tokens + tokens)
         if "spliced" in parts:
             read = min(measures.spliced.sentences, sentences) * per_sentence * codes
-            times = models * (1 + self.layers * (1 + sum(not meter.random for meter in self.meters)))
+            times = models * (1 + self.layers * (1 + sum(not sae_set.random for sae_set in self.sae_sets)))
             yield Pass("splicing", read * times, self.sizes.forward(read * times, logits=True), self.work_of_saes(read, 1))
         if "causal" in parts:
             read = min(measures.causal.sentences, sentences / 2) * per_sentence * codes
@@ -383,7 +383,7 @@ class _Reading:
         """The measuring SAEs on the targets' tokens, forward and back."""
         layers, encoded, decoded = self.in_loss(config)
         targets = tokens * len(config.lang) / (len(config.lang) + 1)
-        return targets * layers * (encoded + decoded) * 2 * 2 * self.d * self.meters[0].width
+        return targets * layers * (encoded + decoded) * 2 * 2 * self.d * self.sae_sets[0].width
 
     def adapter(self, config: TrainConfig) -> Need:
         """Weights, gradients and AdamW's two moments, in float32."""
@@ -414,7 +414,7 @@ class _Reading:
         ]
         if encoded:
             kept = 8 * layers * encoded + 12
-            needs.append(Need(f"latents of {layers} layers in the loss", target * read * self.meters[0].width * kept))
+            needs.append(Need(f"latents of {layers} layers in the loss", target * read * self.sae_sets[0].width * kept))
         retention = loss.retention
         speaking = bool(retention.kl or retention.lm or retention.limit) + len(config.lang) * bool(retention.target_kl or loss.target_lm)
         if speaking:
@@ -433,7 +433,7 @@ class _Reading:
             yield Need(f"next tokens of the base model, the {retention.top} likeliest", rows * (8 * retention.top + 4))
         sums = self.layers * (rows * 4 + spoken * sentences * (self.d + 4) * 4)
         if config.loss.gap.objective == "profile":
-            sums += self.layers * sentences * self.meters[0].width * 4
+            sums += self.layers * sentences * self.sae_sets[0].width * 4
         yield Need("norms, means and fit of the base model", sums)
 
 

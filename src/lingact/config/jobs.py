@@ -11,7 +11,7 @@ from lingact.config.data import CorpusConfig, LanguagesConfig, PairsCorpus, refu
 from lingact.config.limits import Confidence, Count, Device, Place, Power, Processors, Resamples, Seed, Text, Whole
 from lingact.config.measures import MeasuresConfig, Statistics, enough_resamples
 from lingact.config.model import ModelConfig, SaeConfig
-from lingact.config.tasks import LeakageConfig, TasksConfig
+from lingact.config.tasks import ContaminationConfig, TasksConfig
 from lingact.config.training import LossConfig, OptimConfig, PeftConfig, TrainerConfig
 from lingact.hub.wandb_limits import NAME, TAG, name_problem
 
@@ -110,12 +110,12 @@ def of_the_run(plain: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _read_piece(value: object) -> object:
+def _read_shard(value: object) -> object:
     """`2/4` as (1, 4): the place counts from 0 inside."""
     if isinstance(value, str):
         found = re.fullmatch(r"(\d+)/(\d+)", value)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"'{value}' is not k/n with k from 1 to n; write for instance piece=2/4 for the second of four")
+            raise ValueError(f"'{value}' is not k/n with k from 1 to n; write for instance shard=2/4 for the second of four")
         return (int(found[1]) - 1, int(found[2]))
     return value
 
@@ -133,8 +133,8 @@ class AnalyzeConfig(Processes, Job):
     """Runs whose statistics are used instead of measuring."""
     compare: Annotated[tuple[Place, ...], BeforeValidator(as_list)]
     """Two runs: before and after. Or trained runs and sweeps of them: their recipes against each other."""
-    piece: Annotated[
-        tuple[Whole, Annotated[Count, Field(le=100_000)]], BeforeValidator(_read_piece), PlainSerializer(lambda piece: f"{piece[0] + 1}/{piece[1]}")
+    shard: Annotated[
+        tuple[Whole, Annotated[Count, Field(le=100_000)]], BeforeValidator(_read_shard), PlainSerializer(lambda shard: f"{shard[0] + 1}/{shard[1]}")
     ]
     """(k, n): the k-th of n parts of the batches, from 0."""
 
@@ -145,16 +145,16 @@ class AnalyzeConfig(Processes, Job):
             raise ValueError("1 given; name two runs: compare=[BEFORE,AFTER], or several runs or a sweep of train.py, whose recipes to compare")
         return runs
 
-    @field_validator("piece")
+    @field_validator("shard")
     @classmethod
-    def _core_only(cls, piece: tuple[int, int], info: Any) -> tuple[int, int]:
+    def _core_only(cls, shard: tuple[int, int], info: Any) -> tuple[int, int]:
         # `info` is pydantic's ValidationInfo, a protocol that beartype cannot check.
-        if piece[0] >= piece[1]:
-            raise ValueError(f"there is no piece {piece[0] + 1} of {piece[1]}; write for instance piece=2/4 for the second of four")
+        if shard[0] >= shard[1]:
+            raise ValueError(f"there is no shard {shard[0] + 1} of {shard[1]}; write for instance shard=2/4 for the second of four")
         measures = info.data.get("measures")
-        if piece != (0, 1) and measures is not None and measures.parts:
-            raise ValueError(f"pieces measure without further parts, these were asked for: {', '.join(measures.parts)}; use measures=core")
-        return piece
+        if shard != (0, 1) and measures is not None and measures.parts:
+            raise ValueError(f"shards measure without further parts, these were asked for: {', '.join(measures.parts)}; use measures=core")
+        return shard
 
 
 class TrainConfig(Job):
@@ -233,7 +233,7 @@ class EvalConfig(Processes, Seeded):
     """Aligned text, for bits per byte."""
     text_split: Literal["train", "dev", "heldout", "all"] | None
     """Which of its sentences; None: leave bits per byte out."""
-    leakage: LeakageConfig
+    contamination: ContaminationConfig
     resamples: Resamples
     block: Count | None = None
     """As in `Statistics`, for bits per byte."""

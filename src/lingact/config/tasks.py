@@ -104,7 +104,7 @@ class TasksConfig(Section):
         return self
 
 
-class LeakageConfig(Section):
+class ContaminationConfig(Section):
     """How benchmark items are compared with the training text."""
 
     words: Annotated[Count, Field(ge=3, le=1000)]

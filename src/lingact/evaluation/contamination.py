@@ -85,7 +85,7 @@ def training_text(training: Mapping[str, Any]) -> ParallelCorpus:
     return load_corpus(described, codes).split("train", described.splits)
 
 
-def leakage_table(
+def contamination_table(
     asked: Mapping[tuple[str, str], Sequence[str]], training: Mapping[str, Sequence[str]], corpus: str, *, words: int, share: float
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], Float[np.ndarray, " item"]]]:
     """What the training text knows of the items.

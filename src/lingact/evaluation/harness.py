@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError, out_of_memory
-from lingact.evaluation.tasks import Placed, Question, quiet
+from lingact.evaluation.tasks import Question, TaskInstance, quiet
 from lingact.files.atomic import write_atomically
 from lingact.files.records import read_json_object
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
 from lingact.runtime import interrupts
-from lingact.runtime.distributed import gathered, rank, told, world
+from lingact.runtime.distributed import all_gather, broadcast, rank, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,11 +106,11 @@ def identity_of(lm: LanguageModel, adapter: str | None) -> dict[str, Any]:
     }
 
 
-def batch_size_for(lm: LanguageModel, tasks: Sequence[Placed]) -> int:
+def batch_size_for(lm: LanguageModel, tasks: Sequence[TaskInstance]) -> int:
     """Options per forward pass: a power of two whose logits fit into what the device can spare. Shapes decide, so that it never varies."""
     import torch
 
-    longest = max((sum(len(part.encode()) for part in _pair(request.args)) for placed in tasks for request in placed.requests), default=1)
+    longest = max((sum(len(part.encode()) for part in _pair(request.args)) for instance in tasks for request in instance.requests), default=1)
     tokens = min(lm.tokens.context, longest)  # a token is at least a byte of text, mostly more
     vocabulary = lm.model.get_input_embeddings().weight.shape[0]  # pyrefly: ignore[not-callable]
     budget = _CPU_BUDGET
@@ -135,7 +135,7 @@ class Scorer:
         self._asked_for = batch_size
         self._bar = bar
 
-    def score(self, model: nn.Module, tasks: Sequence[Placed], adapter: str | None) -> EvalRun:
+    def score(self, model: nn.Module, tasks: Sequence[TaskInstance], adapter: str | None) -> EvalRun:
         """Score every question. The model is left in eval mode. BOS goes in where the tokenizer itself adds it, as in lm-eval.
 
         Args:
@@ -145,25 +145,25 @@ class Scorer:
             UserError: an option cannot be scored: longer than the context, or without a token of its own.
         """
         identity = identity_of(self.lm, adapter) | {"batch_size": self._asked_for}
-        identities = [identity | {"task": placed.entry.task, "questions": placed.sha256} for placed in tasks]
+        identities = [identity | {"task": instance.entry.task, "questions": instance.sha256} for instance in tasks]
         rows, samples, truncated = [], {}, 0
-        for placed, found in zip(tasks, self._answers(model, tasks, identities), strict=True):
-            self._refuse_lost(placed, found["answers"])  # also of those that were kept before
+        for instance, found in zip(tasks, self._answers(model, tasks, identities), strict=True):
+            self._refuse_lost(instance, found["answers"])  # also of those that were kept before
             with quiet():
-                records = _records(placed, found["answers"])
-            whose = {"task": placed.entry.task, "benchmark": placed.entry.benchmark, "language": placed.entry.language}
+                records = _records(instance, found["answers"])
+            whose = {"task": instance.entry.task, "benchmark": instance.entry.benchmark, "language": instance.entry.language}
             rows += [whose | {column: record[column] for column in _COLUMNS} for record in records]
-            samples[placed.entry.task] = records
+            samples[instance.entry.task] = records
             truncated += found["truncated"]
         items = pd.DataFrame(rows).astype({"item": object, "kind": object, "acc": float, "acc_norm": float})
         return EvalRun(items, samples, truncated)
 
-    def _answers(self, model: nn.Module, tasks: Sequence[Placed], identities: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _answers(self, model: nn.Module, tasks: Sequence[TaskInstance], identities: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The answers to every task; those not kept are shared out task by task, because a task's batches hang together."""
         found: dict[int, dict[str, Any]] = {}
         if self.answers and rank() == 0:
             found = {number: kept for number, asked in enumerate(identities) if (kept := self.answers.recall(asked)) is not None}
-        found = told(found)
+        found = broadcast(found)
         self.kept += len(found)
         self._bar.update(sum(len(tasks[number].requests) for number in found))
         self._bar.unpause()
@@ -177,7 +177,7 @@ class Scorer:
                 with interrupts.held():
                     self.answers.keep(identities[number], found[number])
                     self.kept += 1
-        shares = gathered(({number: found[number] for number in own}, self.batch_size))
+        shares = all_gather(({number: found[number] for number in own}, self.batch_size))
         self._bar.update(sum(len(tasks[number].requests) for number in set(missing) - set(own)))
         self.batch_size = min(size for _, size in shares)
         for share, _ in shares:
@@ -192,14 +192,14 @@ class Scorer:
         harness.tokens = self.lm.tokens
         return harness
 
-    def _answer(self, harness: "_Harness", placed: Placed) -> dict[str, Any]:
+    def _answer(self, harness: "_Harness", instance: TaskInstance) -> dict[str, Any]:
         """Log-likelihood of every option in nats and whether it is the likeliest continuation; and how many lost their beginning."""
         begun = self._bar.n
         with quiet(), _counting(self._bar):
             while True:
                 harness.truncated = 0
                 try:
-                    found = harness.loglikelihood(placed.requests)
+                    found = harness.loglikelihood(instance.requests)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error) or self.batch_size == 1:
@@ -208,10 +208,10 @@ class Scorer:
                 harness.batch_size_per_gpu = self.batch_size
                 self._bar.n = begun
         answers = [[float(score), bool(greedy)] for score, greedy in found]
-        self._refuse_lost(placed, answers)
+        self._refuse_lost(instance, answers)
         return {"answers": answers, "truncated": harness.truncated}
 
-    def _refuse_lost(self, placed: Placed, answers: Sequence[Sequence[Any]]) -> None:
+    def _refuse_lost(self, instance: TaskInstance, answers: Sequence[Sequence[Any]]) -> None:
         """Refuse likelihoods that are no numbers: the first option would pass for the best one.
 
         Raises:
@@ -221,7 +221,7 @@ class Scorer:
         if lost:
             dtype = str(self.lm.identity.get("dtype", "float32"))
             raise UserError(
-                f"tasks: {lost} of {len(answers)} options of '{placed.entry.task}' have no finite log-likelihood, so that no answer can be told "
+                f"tasks: {lost} of {len(answers)} options of '{instance.entry.task}' have no finite log-likelihood, so that no answer can be told "
                 f"right or wrong. Most likely {beyond(dtype)}"
             )
 
@@ -291,28 +291,28 @@ def _counting(bar: tqdm) -> "Iterator[None]":
         yield
 
 
-def _records(placed: Placed, answers: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+def _records(instance: TaskInstance, answers: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     """The documents of a task with what lm-eval makes of the answers."""
-    requests = placed.requests
+    requests = instance.requests
     assert len(answers) == len(requests)
     for request, (score, greedy) in zip(requests, answers, strict=True):
         request.resps, request.filtered_resps = [(score, greedy)], {}
-    placed.task.apply_filters()
-    return [_record(placed, question) for question in placed.questions]
+    instance.task.apply_filters()
+    return [_record(instance, question) for question in instance.questions]
 
 
-def _record(placed: Placed, question: Question) -> dict[str, Any]:
+def _record(instance: TaskInstance, question: Question) -> dict[str, Any]:
     from lm_eval.utils import handle_non_serializable, hash_string
 
     first = question.requests[0]
     key = next(iter(first.filtered_resps))
     answered: list[Any] = [request.filtered_resps[key] for request in question.requests]
     doc, scores = first.doc, [float(score) for score, _ in answered]
-    metrics: dict[str, Any] = placed.task.process_results(doc, answered)  # pyrefly: ignore[bad-assignment]
-    target = placed.task.doc_to_target(doc)
-    options: list[str] = placed.task.doc_to_choice(doc)  # pyrefly: ignore[missing-attribute]
+    metrics: dict[str, Any] = instance.task.process_results(doc, answered)  # pyrefly: ignore[bad-assignment]
+    target = instance.task.doc_to_target(doc)
+    options: list[str] = instance.task.doc_to_choice(doc)  # pyrefly: ignore[missing-attribute]
     if "acc" not in metrics:
-        raise UserError(f"tasks: '{placed.entry.task}' has the metrics {', '.join(metrics)} and no acc; add it to its metric_list")
+        raise UserError(f"tasks: '{instance.entry.task}' has the metrics {', '.join(metrics)} and no acc; add it to its metric_list")
     content = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     return {
         "doc_id": question.doc_id,
@@ -342,7 +342,7 @@ def _length_normalised(scores: Sequence[float], options: Sequence[str], target: 
 # --- for other tools -----------------------------------------------------------------------------------------------------------------------------
 
 
-def results(tasks: Sequence[Placed], run: EvalRun, model: dict[str, Any]) -> dict[str, Any]:
+def results(tasks: Sequence[TaskInstance], run: EvalRun, model: dict[str, Any]) -> dict[str, Any]:
     """The scores in lm-eval's result format, as `lm_eval --output_path` writes them, for leaderboards and other readers.
 
     Args:
@@ -351,9 +351,9 @@ def results(tasks: Sequence[Placed], run: EvalRun, model: dict[str, Any]) -> dic
     from lm_eval.api.metrics import mean, mean_stderr  # summed in the same order, so that the last digit agrees
 
     found: dict[str, Any] = {name: {} for name in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")}
-    for placed in tasks:
-        name, records = placed.entry.task, run.samples[placed.entry.task]
-        wanted: dict[str, Any] = placed.task.higher_is_better()  # pyrefly: ignore[bad-assignment]
+    for instance in tasks:
+        name, records = instance.entry.task, run.samples[instance.entry.task]
+        wanted: dict[str, Any] = instance.task.higher_is_better()  # pyrefly: ignore[bad-assignment]
         scores: dict[str, Any] = {"name": name, "alias": name, "sample_len": len(records)}
         for metric in [metric for metric in ("acc", "acc_norm") if metric in wanted]:
             values = [record[metric] for record in records]
@@ -361,11 +361,11 @@ def results(tasks: Sequence[Placed], run: EvalRun, model: dict[str, Any]) -> dic
             scores |= {f"{metric},none": mean(values), f"{metric}_stderr,none": error}
         found["results"][name] = scores
         found["group_subtasks"][name] = []
-        settings = placed.task.dump_config()
+        settings = instance.task.dump_config()
         settings.pop("custom_dataset", None)  # the data themselves
         found["configs"][name] = {key: value for key, value in settings.items() if isinstance(value, (str, int, float, list, bool))}
-        found["versions"][name] = placed.task.VERSION
-        found["n-shot"][name] = placed.task.get_config("num_fewshot") or 0
+        found["versions"][name] = instance.task.VERSION
+        found["n-shot"][name] = instance.task.get_config("num_fewshot") or 0
         found["higher_is_better"][name] = wanted
-        found["n-samples"][name] = {"original": placed.total, "effective": len(records)}
+        found["n-samples"][name] = {"original": instance.total, "effective": len(records)}
     return found | {"config": model, "lm_eval_version": version("lm-eval"), "transformers_version": version("transformers")}

@@ -12,10 +12,10 @@ from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.evaluation import compare, scores
 from lingact.evaluation.bits_per_byte import Nats, base_bits, bits_table, corrected
-from lingact.evaluation.contamination import leakage_table, training_corpus, training_text
+from lingact.evaluation.contamination import contamination_table, training_corpus, training_text
 from lingact.evaluation.harness import EvalRun
 from lingact.evaluation.recipes import Recipe
-from lingact.evaluation.tasks import Placed, Tasks
+from lingact.evaluation.tasks import TaskInstance, Tasks
 from lingact.statistics.paired import How
 
 BASE, TEXT = "base", "text"
@@ -52,7 +52,7 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
     accuracy = [compare.accuracy_table(each.run.items, model=name, confidence=config.confidence) for name, each in answered.items()]
     sure = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
     frames = {
-        "benchmarks": benchmark_table(tasks.placed),
+        "benchmarks": benchmark_table(tasks.instances),
         "accuracy": pd.concat(accuracy, ignore_index=True),
         "groups": pd.concat([compare.group_table(each.run.items, groups, model=name, **sure) for name, each in answered.items()], ignore_index=True),
     }
@@ -61,7 +61,7 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
         frames["text"] = base_bits(answered[BASE].nats, text, how)
     if not recipes:
         return frames
-    differences, bits, leaks = [], [], []
+    differences, bits, contamination = [], [], []
     for recipe in recipes:
         own = [answered[candidate.name] for candidate in recipe.candidates]
         of = {"all": config.languages.all, **groups}
@@ -71,15 +71,15 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
         differences.append(table.assign(model=recipe.label))
         if text is not None:
             bits.append(bits_table(answered[BASE].nats, [each.nats for each in own], text, of, how).assign(model=recipe.label))
-        leaks.append(leakage_of(config, exam, recipe, base, [each.run.items for each in own]).assign(model=recipe.label))
+        contamination.append(contamination_of(config, exam, recipe, base, [each.run.items for each in own]).assign(model=recipe.label))
     # Over the recipes, too: who compares ten has ten chances.
     frames["differences"] = compare.corrected(pd.concat(differences, ignore_index=True))
-    frames["leakage"] = pd.concat(leaks, ignore_index=True)
+    frames["contamination"] = pd.concat(contamination, ignore_index=True)
     frames["changed"] = changed_answers(answered)
     return frames | ({"bits": corrected(pd.concat(bits, ignore_index=True))} if bits else {})
 
 
-def leakage_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.DataFrame, adapters: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def contamination_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.DataFrame, adapters: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """What the recipe's training text knows of the items, and the difference in accuracy without those that it knows.
 
     A row for each benchmark and language; with `reason` where the training text is not to be had. The row of the benchmark `text` counts the held-out
@@ -97,14 +97,14 @@ def leakage_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.DataFram
     except UserError as error:
         reason = str(error)
     asked: dict[tuple[str, str], list[str]] = {}
-    for placed in exam.tasks.placed:
-        asked.setdefault((placed.entry.benchmark, placed.entry.language), []).extend(placed.texts)
-    table, shares = leakage_table(asked, read, name, words=config.leakage.words, share=config.leakage.share)
+    for instance in exam.tasks.instances:
+        asked.setdefault((instance.entry.benchmark, instance.entry.language), []).extend(instance.texts)
+    table, shares = contamination_table(asked, read, name, words=config.contamination.words, share=config.contamination.share)
     without = []
     for benchmark, code in zip(table["benchmark"], table["language"], strict=True):
         place = ((base["benchmark"] == benchmark) & (base["language"] == code)).to_numpy()
         change = sum(frame["acc"].to_numpy()[place] for frame in adapters) / len(adapters) - base["acc"].to_numpy()[place]
-        new = shares[benchmark, code] < config.leakage.share if (benchmark, code) in shares else np.full(len(change), False)
+        new = shares[benchmark, code] < config.contamination.share if (benchmark, code) in shares else np.full(len(change), False)
         without.append({"estimate": change.mean(), "without_known": change[new].mean() if new.any() else float("nan"), "reason": reason})
     table = pd.concat([table, pd.DataFrame(without, index=table.index)], axis=1)
     if exam.text is not None and read:
@@ -138,7 +138,7 @@ def _option(record: dict[str, Any], place: Any) -> str:
     return record["choices"][place].strip() if isinstance(place, int) else str(place)
 
 
-def benchmark_table(placed: Sequence[Placed]) -> pd.DataFrame:
+def benchmark_table(instances: Sequence[TaskInstance]) -> pd.DataFrame:
     """What was asked: one row per task, with data set, licence, who wrote it, and how many of its items took part."""
     return pd.DataFrame(
         {
@@ -159,5 +159,5 @@ def benchmark_table(placed: Sequence[Placed]) -> pd.DataFrame:
             "sha256": each.sha256,
             "note": each.entry.note,
         }
-        for each in placed
+        for each in instances
     )

@@ -61,7 +61,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Placed:
+class TaskInstance:
     """An lm-eval task, its place in our tables, and the questions chosen from it."""
 
     entry: Entry
@@ -105,14 +105,14 @@ class Placed:
 class Tasks:
     """All that is asked, and what was left out for want of a task."""
 
-    placed: tuple[Placed, ...]
+    instances: tuple[TaskInstance, ...]
     skipped: dict[str, tuple[str, ...]]
     """Benchmark -> languages that it lacks."""
 
     @property
     def identity(self) -> dict[str, dict[str, Any]]:
         """Task -> number of items and a hash of what is asked, for the manifest."""
-        return {placed.entry.task: {"items": len(placed.questions), "sha256": placed.sha256} for placed in self.placed}
+        return {instance.entry.task: {"items": len(instance.questions), "sha256": instance.sha256} for instance in self.instances}
 
 
 def load_tasks(config: TasksConfig, languages: Sequence[str]) -> Tasks:
@@ -138,14 +138,14 @@ def load_tasks(config: TasksConfig, languages: Sequence[str]) -> Tasks:
     if problems:
         raise UserError("\n".join(problems))
     with tempfile.TemporaryDirectory(prefix="lingact-tasks-") as cache, quiet():
-        placed = [place for by_language in wanted.values() for place in _benchmark(config, by_language, Path(cache))]
-    return Tasks(tuple(_told_apart(placed)), skipped)
+        instances = [place for by_language in wanted.values() for place in _benchmark(config, by_language, Path(cache))]
+    return Tasks(tuple(_told_apart(instances)), skipped)
 
 
-def _told_apart(placed: Sequence[Placed]) -> Iterator[Placed]:
+def _told_apart(instances: Sequence[TaskInstance]) -> Iterator[TaskInstance]:
     """Benchmarks may share a task (the English of all ARCs is one): from the second on it bears the benchmark's name, too."""
     seen: set[str] = set()
-    for each in placed:
+    for each in instances:
         name = each.entry.task if each.entry.task not in seen else f"{each.entry.task}.{each.entry.benchmark}"
         seen.add(name)
         yield replace(each, entry=replace(each.entry, task=name))
@@ -238,7 +238,7 @@ def _lacking(name: str, config: TasksConfig, lacking: Sequence[str], files: dict
 # --- loading -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]], cache: Path) -> Iterator[Placed]:
+def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]], cache: Path) -> Iterator[TaskInstance]:
     """All tasks of one benchmark with the questions chosen from them."""
     sources = [source for several in by_language.values() for source in several]
     tasks = [_load(source, config, cache) for source in sources]
@@ -266,7 +266,7 @@ def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[_Source]]
             )
         questions = tuple(Question(place, facts[place], kinds[place], requests) for place, requests in zip(places, asked, strict=True))
         in_all = sum(key in common.keys for key in known.keys) if common else None
-        yield Placed(source.entry, task, questions, len(rows), _examples_from(task), in_all)
+        yield TaskInstance(source.entry, task, questions, len(rows), _examples_from(task), in_all)
 
 
 def _build_requests(row: Entry, task: "Task", rows: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:

@@ -116,16 +116,16 @@ def spliced_curves(table: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
         languages: the reference and the groups.
     """
     table = table[table["quantity"] == "ce_increase"]
-    meters, layers = list(dict.fromkeys(table["meter"])), sorted(set(table["layer"]))
-    figure = new_figure(0.8 + 5.2 * len(meters), 4.0)
-    panels = figure.subplots(1, len(meters), sharey=True, squeeze=False)[0]
+    sae_sets, layers = list(dict.fromkeys(table["sae_set"])), sorted(set(table["layer"]))
+    figure = new_figure(0.8 + 5.2 * len(sae_sets), 4.0)
+    panels = figure.subplots(1, len(sae_sets), sharey=True, squeeze=False)[0]
     groups = {"reference": (languages.reference,), "high": languages.high, "low": languages.low}
-    for axes, meter in zip(panels, meters, strict=True):
+    for axes, sae_set in zip(panels, sae_sets, strict=True):
         zero_line(axes)
         for name, codes in groups.items():
             colour, style = GROUP_LOOKS[name]
             for place, code in enumerate(codes):
-                own = table[(table["meter"] == meter) & (table["language"] == code)].sort_values("layer")
+                own = table[(table["sae_set"] == sae_set) & (table["language"] == code)].sort_values("layer")
                 if own.empty:
                     continue
                 axes.plot(
@@ -142,7 +142,7 @@ def spliced_curves(table: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
                 )
                 axes.fill_between(own["layer"], own["lo"], own["hi"], color=colour, alpha=0.08, linewidth=0)
         axes.set_xticks(layer_ticks(layers)[1])
-        axes.set_title(f"{meter} SAEs", fontsize=10)
+        axes.set_title(f"{sae_set} SAEs", fontsize=10)
         axes.set_xlabel("layer")
         axes.grid(color="0.92")
         axes.set_axisbelow(True)

@@ -45,12 +45,12 @@ def change_bars(frame: pd.DataFrame) -> "Figure":
         frame: `changes.change_table` of the languages to show, several meters below each other.
     """
     frame = frame[frame["quantity"].isin([look.quantity for look in _LOOKS])]
-    meters, codes = list(dict.fromkeys(frame["meter"])), list(dict.fromkeys(frame["language"]))
+    sae_sets, codes = list(dict.fromkeys(frame["sae_set"])), list(dict.fromkeys(frame["language"]))
     layers = sorted(set(frame["layer"]))
-    figure = new_figure(min(5.6, max(3.6, 1.2 + 0.34 * len(layers))) * len(meters), 0.9 + 2.1 * len(codes))
-    panels = figure.subplots(len(codes), len(meters), sharex=True, sharey=True, squeeze=False)
+    figure = new_figure(min(5.6, max(3.6, 1.2 + 0.34 * len(layers))) * len(sae_sets), 0.9 + 2.1 * len(codes))
+    panels = figure.subplots(len(codes), len(sae_sets), sharex=True, sharey=True, squeeze=False)
     for (row, column), axes in np.ndenumerate(panels):
-        cells = frame[(frame["language"] == codes[row]) & (frame["meter"] == meters[column])]
+        cells = frame[(frame["language"] == codes[row]) & (frame["sae_set"] == sae_sets[column])]
         draw = _bars if len(layers) <= _MOST_BARS else _curves
         for number, look in enumerate(_LOOKS):
             own = cells[cells["quantity"] == look.quantity]
@@ -59,7 +59,7 @@ def change_bars(frame: pd.DataFrame) -> "Figure":
         axes.set_xticks(*layer_ticks(layers))
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
-        axes.set_title(f"{codes[row]}, {meters[column]} SAEs", fontsize=10)
+        axes.set_title(f"{codes[row]}, {sae_sets[column]} SAEs", fontsize=10)
     figure.supxlabel("layer", fontsize=10)
     figure.supylabel("gap (positive: falls short)", fontsize=10)
     handles, labels = panels[0, 0].get_legend_handles_labels()

@@ -60,8 +60,8 @@ def accuracy(folder: Path, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFram
     """Accuracy per language and kind of fact, pooled over the benchmarks; and the high-resource mean minus each language."""
     benchmarks = {f"micro_{name}": f"micro_{name}_{{lang}}" for name in world.BENCHMARKS}
     own = {name: {"kind": "lm_eval", "folder": folder / "tasks", "task": task, **_ITEMS} for name, task in benchmarks.items()}
-    tasks = load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own, **_EVERYTHING}), LANGUAGES).placed
-    with tqdm(total=sum(len(placed.requests) for placed in tasks), desc="benchmarks", unit=" options", leave=False) as bar:
+    tasks = load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own, **_EVERYTHING}), LANGUAGES).instances
+    with tqdm(total=sum(len(instance.requests) for instance in tasks), desc="benchmarks", unit=" options", leave=False) as bar:
         found = Scorer(lm, 256, None, bar).score(lm.model, tasks, None).items
     scores = compare.accuracy_table(found, model="base", confidence=STATISTICS.confidence)
     groups = compare.group_table(found, {"high": PAPER_LANGUAGES.high}, model="base", resamples=2000, confidence=STATISTICS.confidence, seed=SEED)
@@ -73,7 +73,7 @@ def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus
     measured = measure(lm, saes, corpus, batch_tokens=4096, identity={"organism": "card"}, wanted=Wanted(language_model=True))
     stats = measured.of(next(iter(saes)), BASE)
     bits = bits_table(measured, next(iter(saes)), STATISTICS, SEED)
-    confounds = pd.concat([confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(meter=name) for name in saes], ignore_index=True)
+    confounds = pd.concat([confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(sae_set=name) for name in saes], ignore_index=True)
     drawn = corpus.resampling(STATISTICS.block)
     weights = drawn.weights(STATISTICS.resamples, SEED)
     per_sentence = {code: weights @ np.asarray(s.nll) / np.log(2) / weights.sum(axis=1) for code, s in stats.items()}
@@ -108,8 +108,8 @@ def _accuracy_rows(scores: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _layer_rows(confounds: pd.DataFrame, meter: str, quantity: str) -> pd.DataFrame:
-    chosen = confounds[(confounds.meter == meter) & (confounds.quantity == quantity)]
+def _layer_rows(confounds: pd.DataFrame, sae_set: str, quantity: str) -> pd.DataFrame:
+    chosen = confounds[(confounds.sae_set == sae_set) & (confounds.quantity == quantity)]
     wide = chosen.pivot_table(index="layer", columns="language", values="estimate", sort=False).round(3 if quantity == "fvu" else 1)
     return wide[list(LANGUAGES)].reset_index()
 
@@ -136,7 +136,7 @@ def write_card(folder: Path) -> None:
         }
     )
     per_sentence = bits[bits.quantity == "bits_per_sentence"].set_index("language")
-    tokens = confounds[(confounds.meter == "sae") & (confounds.quantity == "tokens_per_sentence")].set_index("language")
+    tokens = confounds[(confounds.sae_set == "sae") & (confounds.quantity == "tokens_per_sentence")].set_index("language")
     shares["tokens a sentence"] = [f"{tokens.loc[code, 'estimate']:.1f}" for code in LANGUAGES]
     shares["bits a sentence"] = [_cell(per_sentence.loc[code]) for code in LANGUAGES]
     above = harder.set_index("language")

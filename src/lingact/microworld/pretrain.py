@@ -56,16 +56,16 @@ def train_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
 
 def token_stream(recipe: Recipe, shares: dict[str, float], tokenizer: PreTrainedTokenizerFast, count: int) -> np.ndarray:
     """`count` token ids of documents from the mixture, one after the other, each behind a BOS."""
-    pieces: list[np.ndarray] = []
+    shards: list[np.ndarray] = []
     total = 0
     documents = mixture(recipe.seed, shares, recipe.corpus_events)
     with tqdm(total=count, desc="reading matter", unit="tok", unit_scale=True) as bar:
         while total < count:
             for encoding in tokenizer.backend_tokenizer.encode_batch([text for _, text in islice(documents, 2000)]):
-                pieces.append(np.array(encoding.ids, dtype=np.uint16))
+                shards.append(np.array(encoding.ids, dtype=np.uint16))
                 total += len(encoding.ids)
                 bar.update(len(encoding.ids))
-    return np.concatenate(pieces)[:count]
+    return np.concatenate(shards)[:count]
 
 
 def model_config(recipe: Recipe) -> Gemma2Config:

@@ -262,7 +262,7 @@ def check_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = N
     settings = _settings(folder)
     _refuse_changed_base(folder, settings)
     shapes = _shapes(folder)
-    _refuse_stranger(model, folder, base_sha256)
+    _refuse_mismatched(model, folder, base_sha256)
     _refuse_misfit(model, folder, settings, shapes)
     _refuse_nonfinite(folder, settings)
     return folder
@@ -334,7 +334,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"adapter: '{path}' cannot be read, it is cut off or damaged: {error}") from None
 
 
-def _refuse_stranger(model: nn.Module, folder: Path, base_sha256: str | None) -> None:
+def _refuse_mismatched(model: nn.Module, folder: Path, base_sha256: str | None) -> None:
     """Compare the identities, where the adapter carries one."""
     path = folder / IDENTITY
     if not path.is_file():

@@ -67,7 +67,7 @@ def problems(config: Any, *, here: bool) -> list[str]:
         tried(lambda: check_ranges(layers, config.statistics))
         tried(lambda: check_layers_named(config, layers))
     if isinstance(config, TrainConfig):
-        tried(lambda: stand_ins(config))
+        tried(lambda: substitutes(config))
         tried(lambda: check_adapter_places(config.peft, facts))
     return found
 
@@ -376,7 +376,7 @@ def check_adapter_places(peft: PeftConfig, facts: Facts) -> None:
         check_modules(peft, sizes, transposed=transposed, model=f"the architecture {facts.shape.architecture}")
 
 
-def stand_ins(config: TrainConfig) -> dict[str, str]:
+def substitutes(config: TrainConfig) -> dict[str, str]:
     """Target -> the language whose text it is trained on under the control wrong_language: the next one of its group that is no target.
 
     Where the group has none left, one of the other group. Empty without that control.

@@ -138,7 +138,7 @@ def weights_digest(dictionaries: Dictionaries) -> str:
 
 
 @contextmanager
-def waiting(dictionaries: Iterable[Dictionary], *, decoders_only: bool) -> Iterator[None]:
+def offloaded(dictionaries: Iterable[Dictionary], *, decoders_only: bool) -> Iterator[None]:
     """While open, these SAEs, or their decoders alone, are in host memory, to leave the device to what is done without them."""
     moved = [p for d in dictionaries for name, p in d.sae.named_parameters() if not decoders_only or name == "W_dec"]
     homes = [parameter.device for parameter in moved]

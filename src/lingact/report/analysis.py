@@ -13,7 +13,7 @@ from lingact.analysis.measures import Stats
 from lingact.config.data import LanguagesConfig
 from lingact.config.jobs import AnalyzeConfig
 from lingact.report.page import Card
-from lingact.report.words import GROUPS, MEASURES, listed, meter_title, name_of, verdict, with_interval
+from lingact.report.words import GROUPS, MEASURES, listed, name_of, sae_set_title, verdict, with_interval
 from lingact.statistics.bootstrap import Resampling
 
 
@@ -108,11 +108,11 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
         )
     if costs is not None:
         rises = costs[costs["quantity"] == "ce_increase"]
-        for meter, own in rises.groupby("meter", sort=False):
+        for sae_set, own in rises.groupby("sae_set", sort=False):
             mean = own.groupby("language", sort=False)["estimate"].mean()
             own_rise = round(float(mean[reference]), 2) + 0.0  # no -0.00
             sentences.append(
-                f"Putting the {meter_title(str(meter))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
+                f"Putting the {sae_set_title(str(sae_set))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
                 f"{own_rise:.2f} nats per token in {name_of(reference)} and by {_span(mean[others])} elsewhere (mean over layers, "
                 f"n = {own['n'].iloc[0]} sentences)."
             )
@@ -128,11 +128,11 @@ def spliced_change_text(costs: pd.DataFrame, languages: LanguagesConfig) -> str:
     """
     rises = costs[costs["quantity"] == "ce_increase"]
     said = []
-    for meter, apart in rises[rises["variant"] == ADAPTER_MINUS_BASE].groupby("meter", sort=False):
+    for sae_set, apart in rises[rises["variant"] == ADAPTER_MINUS_BASE].groupby("sae_set", sort=False):
         change = apart.groupby("language", sort=False)["estimate"].mean()
         sure = int(((apart["lo"] > 0) | (apart["hi"] < 0)).sum())
         said.append(
-            f"After tuning, putting the {meter_title(str(meter))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
+            f"After tuning, putting the {sae_set_title(str(sae_set))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
             f"{_signed(change[languages.reference])} nats per token more than before in {name_of(languages.reference)} and by "
             f"{_signed(change.drop(languages.reference).min())} to {_signed(change.drop(languages.reference).max())} elsewhere (mean over layers; "
             f"{sure} of {len(apart)} intervals of single layers and languages exclude 0)."
@@ -147,7 +147,7 @@ def _signed(value: float) -> str:
 def wide_spliced(costs: pd.DataFrame) -> pd.DataFrame:
     """A row per set of SAEs and language, a column per variant: rise of the cross-entropy in nats per token, mean over layers."""
     rises = costs[costs["quantity"] == "ce_increase"]
-    means = rises.groupby(["meter", "language", "variant"], sort=False)["estimate"].mean().unstack("variant", sort=False)
+    means = rises.groupby(["sae_set", "language", "variant"], sort=False)["estimate"].mean().unstack("variant", sort=False)
     return means.rename(columns={ADAPTER_MINUS_BASE: "adapter minus base"}).reset_index()
 
 
@@ -160,24 +160,24 @@ def wide_confounds(table: pd.DataFrame) -> pd.DataFrame:
 # --- controls ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def meters_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def sae_sets_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """A row per language and group, a column per set of SAEs with the mean gap over all layers."""
     columns = {}
-    for meter, table in ranges.items():
+    for sae_set, table in ranges.items():
         own = table[(table["range"] == "all") & (table["statistic"] == "mean")]
-        columns[meter_title(meter)] = pd.Series({str(row["name"]).replace("_", " "): with_interval(row, "gap") for row in own.to_dict("records")})
+        columns[sae_set_title(sae_set)] = pd.Series({str(row["name"]).replace("_", " "): with_interval(row, "gap") for row in own.to_dict("records")})
     return pd.DataFrame(columns).rename_axis("name").reset_index()
 
 
-def l0_table(by_meter: Mapping[str, Stats]) -> pd.DataFrame:
+def l0_table(by_sae_set: Mapping[str, Stats]) -> pd.DataFrame:
     """A row per language, a column per set of SAEs: active latents per token, mean over layers and over draws of random directions.
 
     Random SAEs are matched over all languages together, so that the means over the languages agree and the languages need not.
     """
     columns: dict[str, dict[str, list[float]]] = {}
-    for meter, own in by_meter.items():
+    for sae_set, own in by_sae_set.items():
         for code, s in own.items():
-            columns.setdefault(meter_title(meter), {}).setdefault(code, []).append(float((s.l0.sum(axis=1) / s.tokens.sum()).mean()))
+            columns.setdefault(sae_set_title(sae_set), {}).setdefault(code, []).append(float((s.l0.sum(axis=1) / s.tokens.sum()).mean()))
     means = {title: {code: sum(values) / len(values) for code, values in own.items()} for title, own in columns.items()}
     return pd.DataFrame(means).rename_axis("language").reset_index()
 
@@ -248,19 +248,19 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
     main, *others = overall
     codes = [code for code in _others(languages) if code in overall[main].index]
     sentences = []
-    for meter in others:
-        own, checked = overall[meter].loc[codes, "gap"], overall[main].loc[codes, "gap"]
+    for sae_set in others:
+        own, checked = overall[sae_set].loc[codes, "gap"], overall[main].loc[codes, "gap"]
         defined = own.notna() & checked.notna()
         same = int((np.sign(own) == np.sign(checked))[defined].sum())
-        what = "SAEs with random directions, which fire as often over all languages," if is_random(meter) else f"The {meter_title(meter)} SAEs"
+        what = "SAEs with random directions, which fire as often over all languages," if is_random(sae_set) else f"The {sae_set_title(sae_set)} SAEs"
         groups = [
-            f"{with_interval(overall[meter].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
+            f"{with_interval(overall[sae_set].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
             f"{with_interval(overall[main].loc[group].to_dict(), 'gap')}"
             for group, title in GROUPS.items()
-            if group in overall[meter].index
+            if group in overall[sae_set].index
         ]
         sentences.append(f"{what} give the gap the same sign in {same} of {int(defined.sum())} languages: {'; '.join(groups)}.")
-        if is_random(meter):
+        if is_random(sae_set):
             sentences.append(
                 "Where such SAEs give a gap of the same sign and size, sign and size alone are no evidence for learned features; the two are not "
                 "additive."
@@ -471,9 +471,11 @@ def recipes_text(table: pd.DataFrame, confidence: float) -> str:
         table: `contrasts.recipe_table`.
     """
     alpha, said = 1 - confidence, []
-    for (meter, quantity), own in table[table["quantity"].isin(["gap_closed", "gap_closed_norm_matched"])].groupby(["meter", "quantity"], sort=False):
+    for (sae_set, quantity), own in table[table["quantity"].isin(["gap_closed", "gap_closed_norm_matched"])].groupby(
+        ["sae_set", "quantity"], sort=False
+    ):
         sure = own[own["p_holm"] < alpha]
-        said.append(f"{RECIPE_TITLES[str(quantity)]} by the {meter_title(str(meter))} SAEs: {len(sure)} of {len(own)}")
+        said.append(f"{RECIPE_TITLES[str(quantity)]} by the {sae_set_title(str(sae_set))} SAEs: {len(sure)} of {len(own)}")
     covers = {str(what): int(count) for what, count in table.groupby("covers", sort=False).size().items()}  # pyrefly: ignore[not-iterable]
     seeds = (
         "They cover the sentences and the seeds of training: the answer is about the recipes."
@@ -498,7 +500,10 @@ def wide_recipes(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             key = (row["one"], row["other"], row["language"])
             cells = rows.setdefault(key, {"recipe": row["one"], "minus": row["other"], "lang": row["language"]})
             p = "-" if pd.isna(row["p_holm"]) else "<.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
-            cells |= {f"{meter_title(row['meter'])} SAEs": with_interval(row, digits=4 if quantity == "kl" else 3), f"p (Holm), {row['meter']}": p}
+            cells |= {
+                f"{sae_set_title(row['sae_set'])} SAEs": with_interval(row, digits=4 if quantity == "kl" else 3),
+                f"p (Holm), {row['sae_set']}": p,
+            }
         if rows:
             shown[f"Difference in {title}"] = pd.DataFrame(rows.values())
     return shown
@@ -641,7 +646,7 @@ def reviewer_table(config: AnalyzeConfig, drawn: Resampling, *, heldout: bool, w
         ("Harness artefacts, chance, power", "a question for eval.py; scores come as they are given"),
         ("Would tuning on the language alone do the same?", "a question for training's controls"),
         ("Forgetting in other languages", f"every language is measured before and after: {adapted}"),
-        ("Leakage from the corpus into benchmarks", "not checked here; eval.py knows the benchmarks"),
+        ("Contamination of benchmarks by the corpus", "not checked here; eval.py knows the benchmarks"),
         (
             "Numerics",
             "residuals by hooks on the blocks, SAEs in float32, sums in float64; other batch sizes flip fewer than one threshold in a million",

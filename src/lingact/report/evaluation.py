@@ -52,7 +52,7 @@ def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[st
 
 def notices_of_tables(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Those of the notices that the tables alone tell: guessing, and benchmarks that stand in the training text."""
-    return _at_chance(tables["accuracy"]) + _leaks(tables.get("leakage"))
+    return _at_chance(tables["accuracy"]) + _leaks(tables.get("contamination"))
 
 
 def _by_benchmark(rows: pd.DataFrame) -> str:
@@ -67,24 +67,26 @@ def _at_chance(accuracy: pd.DataFrame) -> list[str]:
     return [f"the base model cannot be told from guessing in {_by_benchmark(guessed)}; differences there say little"] if len(guessed) else []
 
 
-def _leaks(leakage: pd.DataFrame | None) -> list[str]:
-    if leakage is None:
+def _leaks(contamination: pd.DataFrame | None) -> list[str]:
+    if contamination is None:
         return []
-    reasons = leakage.loc[leakage["reason"].notna(), "reason"].unique()
+    reasons = contamination.loc[contamination["reason"].notna(), "reason"].unique()
     found = [f"whether the benchmarks stand in the training text could not be checked word by word: {reason}" for reason in reasons]
-    if "known" not in leakage:
+    if "known" not in contamination:
         return found
-    for (benchmark, source, corpus), rows in leakage[leakage["same_source"].notna()].groupby(["benchmark", "same_source", "corpus"], sort=False):
+    for (benchmark, source, corpus), rows in contamination[contamination["same_source"].notna()].groupby(
+        ["benchmark", "same_source", "corpus"], sort=False
+    ):
         languages = ", ".join(rows["language"])
         found.append(f"LEAK: {benchmark} ({languages}) is made of the text that was trained on ({source}, {corpus})")
-    for row in leakage[leakage["known"].fillna(0) > 0].to_dict("records"):
+    for row in contamination[contamination["known"].fillna(0) > 0].to_dict("records"):
         where = f"{row['benchmark']} ({row['language']})"
         found.append(
             f"OVERLAP: {row['known']} of {row['n']} items of {where} have much of their {row['words']:.0f}-word sequences"
             f" in common with the training text, {row['whole']} all of them: leaked, or made from the same templates. Without them the difference is "
             f"{row['without_known']:+.3f} instead of {row['estimate']:+.3f}"
         )
-    for row in leakage[(leakage["benchmark"] == "text") & (leakage["whole"].fillna(0) > 0)].to_dict("records"):
+    for row in contamination[(contamination["benchmark"] == "text") & (contamination["whole"].fillna(0) > 0)].to_dict("records"):
         found.append(
             f"OVERLAP: {row['whole']} of the {row['n']} sentences for bits per byte in {row['language']} were trained on; they are not held out"
         )
@@ -122,7 +124,7 @@ def difference_section(label: str, seeds: int, tables: Mapping[str, pd.DataFrame
         shown["Bits per byte on held-out text, adapter over base (1: unchanged, less is better)"] = tables["bits"].drop(columns="model")
         text.append(_bits_verdict(tables["bits"], config))
     shown["By benchmark, language and kind"] = differences
-    shown["Benchmarks and training text"] = tables["leakage"].drop(columns="model")
+    shown["Benchmarks and training text"] = tables["contamination"].drop(columns="model")
     changed = tables["changed"] if seeds == 1 else pd.DataFrame()
     if len(changed):
         shown["Answers that changed (the first 200)"] = changed.drop(columns="model").head(200)

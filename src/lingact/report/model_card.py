@@ -75,7 +75,7 @@ def read_exam(run: Path, config: Mapping[str, Any], adapter_sha256: str) -> Exam
     if not own:
         asked = ", ".join(f"'{entry['name']}'" for entry in names.values()) or "the base model alone"
         raise UserError(f"--eval: '{run}' is of {asked}, not of this adapter; name an evaluation of it, or leave --eval out")
-    if not {"differences", "accuracy", "leakage"} <= tables.keys():
+    if not {"differences", "accuracy", "contamination"} <= tables.keys():
         raise UserError(f"--eval: '{run}' has lost its tables; evaluate again, or leave --eval out")
     labels = dict.fromkeys(map(str, tables["differences"]["model"]))
     label = max((label for label in labels if own[0] == label or own[0].startswith(f"{label}_seed")), key=len)
@@ -166,7 +166,7 @@ def _facts(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
     weights = ", ".join(f"{term} {held[term]:g}" for term in ("kl", "lm", "activation", "norm", "fit", "target_kl", "target_lm") if held[term])
     limit = f"; KL held below {held['limit']:g} nats" if held["limit"] is not None else ""
     settings = ", ".join(f"{key} {_plain(value)}" for key, value in peft.items() if key != "kind")
-    saes = [f"{meter}: {entry['release']}, {_plain(entry['id'])}, sha256 {entry['sha256'][:12]}" for meter, entry in identity["sae"].items()]
+    saes = [f"{sae_set}: {entry['release']}, {_plain(entry['id'])}, sha256 {entry['sha256'][:12]}" for sae_set, entry in identity["sae"].items()]
     git, hardware = manifest["git"], manifest["hardware"]
     texts = [identity[key] for key in ("train_corpus", "corpus") if key in identity]
     corpora = [
@@ -214,7 +214,7 @@ def _of_training(config: Mapping[str, Any], caution: str, tables: Mapping[str, p
         "Norm-matched: with residuals as loud as the base model's, so that loudness alone closes nothing. FVU is the share of variance that the SAEs "
         "do not explain: where it grows, they read less."
     )
-    if "heldout" in set(tables["change_by_range"]["meter"]):
+    if "heldout" in set(tables["change_by_range"]["sae_set"]):
         lead += " The held-out SAEs took no part in training."
     shown = train_tables(tables, config["lang"], reference)
     shown.pop("Trained languages, layer by layer")
@@ -234,7 +234,7 @@ _SPLITS = {
 
 def _of_exam(exam: Exam, config: Mapping[str, Any]) -> _Results:
     asked, how = exam.config["tasks"], exam.config
-    own = {name: frame[frame["model"] == exam.label] for name, frame in exam.tables.items() if name in ("differences", "bits", "leakage")}
+    own = {name: frame[frame["model"] == exam.label] for name, frame in exam.tables.items() if name in ("differences", "bits", "contamination")}
     differences = own["differences"]
     limit = f", {asked['limit']} items of each" if asked["limit"] is not None else ""
     shots = "as many examples as each task says" if asked["fewshot"] is None else f"{asked['fewshot']} examples"
@@ -266,9 +266,9 @@ def _of_exam(exam: Exam, config: Mapping[str, Any]) -> _Results:
         ]
         tables["Held-out text (1: unchanged, less is better)"] = pd.DataFrame(shown)
     # Where the evaluation found the training text, or did not, is a place on its machine.
-    leakage = own["leakage"].assign(corpus=_named(_corpora(config)[0]))
-    leakage["reason"] = leakage["reason"].where(leakage["reason"].isna(), "it was not at hand")
-    notices = notices_of_tables({"accuracy": exam.tables["accuracy"], "leakage": leakage})
+    contamination = own["contamination"].assign(corpus=_named(_corpora(config)[0]))
+    contamination["reason"] = contamination["reason"].where(contamination["reason"].isna(), "it was not at hand")
+    notices = notices_of_tables({"accuracy": exam.tables["accuracy"], "contamination": contamination})
     return _Results(lead, "", notices, [(heading, markdown_table(frame)) for heading, frame in tables.items() if len(frame)])
 
 

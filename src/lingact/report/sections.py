@@ -39,7 +39,7 @@ from lingact.report import analysis as words
 from lingact.report.gaps import analysis_text, gap_rows, gaps_lead, wide_layers
 from lingact.report.page import Card
 from lingact.report.training import retention_rows, train_rows, training_text
-from lingact.report.words import MEASURES, meter_title
+from lingact.report.words import MEASURES, sae_set_title
 from lingact.statistics.bootstrap import Resampling
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _LARGEST = "Most positive gap of any layer in the range (biased upwards: the lar
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ReportSettings:
     """How everything is judged."""
 
     languages: LanguagesConfig
@@ -69,7 +69,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Chapter:
+class AnalysisSection:
     """One subject of the report."""
 
     heading: str
@@ -89,7 +89,7 @@ class Chapter:
     summary: dict[str, float] = field(default_factory=dict)
 
 
-def gaps(stats: Stats, meter: str, how: Judgement, *, measure: str, suffix: str = "") -> tuple[Chapter, Disparities]:
+def gaps(stats: Stats, sae_set: str, how: ReportSettings, *, measure: str, suffix: str = "") -> tuple[AnalysisSection, Disparities]:
     """Which languages fall short of the reference, at which layers, by one set of SAEs."""
     found = disparities(stats, how.languages, how.settings, how.seed, measure=measure)
     layers, ranges = layer_table(found), range_table(found)
@@ -105,23 +105,23 @@ def gaps(stats: Stats, meter: str, how: Judgement, *, measure: str, suffix: str 
         f"gap_groups{suffix}": gap_figures.group_curves(found),
     }
     frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
-    heading = f"Gaps by the {meter_title(meter)} SAEs, measured {MEASURES[measure]}"
+    heading = f"Gaps by the {sae_set_title(sae_set)} SAEs, measured {MEASURES[measure]}"
     printed = {} if suffix else {f"Activation gap against {how.languages.reference}": next(iter(shown.values()))}
     if suffix:  # a check of the measuring SAEs: their numbers stand side by side among the controls
         figures.pop(f"gap_groups{suffix}")
         shown = {title: frame for title, frame in shown.items() if title.startswith("Gap by layer")}
     lead = "" if suffix else gaps_lead(ranges, how.languages)
-    return Chapter(heading, text, lead, frames, figures, shown, summary=gap_summary(found), printed=printed), found
+    return AnalysisSection(heading, text, lead, frames, figures, shown, summary=gap_summary(found), printed=printed), found
 
 
-def measures(stats: Stats, how: Judgement) -> Chapter:
+def measures(stats: Stats, how: ReportSettings) -> AnalysisSection:
     """Does the answer depend on the measure of activation?"""
     table = measure_table(stats, how.languages, how.settings, how.seed)
     overall = table[table["place"] == "all"]
     summary = {f"measure/{row['measure']}/{row['name']}": float(row["gap"]) for row in overall.to_dict("records")}
     names = available(stats[how.languages.reference])
     text = words.measures_text(overall, how.languages)
-    return Chapter(
+    return AnalysisSection(
         "Other measures of activation",
         text,
         text,
@@ -135,11 +135,11 @@ def measures(stats: Stats, how: Judgement) -> Chapter:
 def confounds(
     stats: Stats,
     spliced: tuple[SplicedLosses, np.ndarray] | None,
-    how: Judgement,
+    how: ReportSettings,
     suffix: str = "",
     *,
     after: SplicedLosses | None = None,
-) -> Chapter:
+) -> AnalysisSection:
     """What else differs between the languages: text, tokenizer, norms, and how well the SAEs fit.
 
     Args:
@@ -154,16 +154,16 @@ def confounds(
         frames["spliced"] = effects.spliced_table(losses, how.drawn(stats, places), after=after, **how.how_sure)
         costs = effects.of_variant(frames["spliced"], BASE)
         figures["spliced"] = causal_figures.spliced_curves(costs, how.languages)
-        rises = costs[costs["quantity"] == "ce_increase"].groupby(["meter", "language"], sort=False)["estimate"].mean()
-        summary = {f"spliced/{meter}/{code}": float(value) for (meter, code), value in rises.items()}  # pyrefly: ignore[not-iterable]
+        rises = costs[costs["quantity"] == "ce_increase"].groupby(["sae_set", "language"], sort=False)["estimate"].mean()
+        summary = {f"spliced/{sae_set}/{code}": float(value) for (sae_set, code), value in rises.items()}  # pyrefly: ignore[not-iterable]
     text, shown = words.confounds_text(table, costs, how.languages), {"By language": words.wide_confounds(table)}
     if after is not None:
         text += "\n\n" + words.spliced_change_text(frames["spliced"], how.languages)
         shown["Rise of the cross-entropy by splicing, before and after tuning, mean over layers"] = words.wide_spliced(frames["spliced"])
-    return Chapter("Confounds: text, norms and the fit of the SAEs", text, "", frames, figures, shown, summary=summary)
+    return AnalysisSection("Confounds: text, norms and the fit of the SAEs", text, "", frames, figures, shown, summary=summary)
 
 
-def random_gaps(by_draw: Sequence[Stats], trained: Disparities, how: Judgement, *, measure: str) -> Chapter:
+def random_gaps(by_draw: Sequence[Stats], trained: Disparities, how: ReportSettings, *, measure: str) -> AnalysisSection:
     """What SAEs with random directions give, and how far the trained ones are from that.
 
     Args:
@@ -173,7 +173,7 @@ def random_gaps(by_draw: Sequence[Stats], trained: Disparities, how: Judgement, 
     found = [disparities(stats, how.languages, how.settings, how.seed, measure=measure) for stats in by_draw]
     layers, ranges, apart = draws_by_layer(found), draws_by_range(found), trained_minus_random(trained, found)
     by_layer = mean_rows(layers)
-    return Chapter(
+    return AnalysisSection(
         f"Gaps by the random-direction SAEs, measured {MEASURES[measure]}",
         words.random_text(ranges, apart, how.languages, how.settings.confidence),
         frames={"gap_by_layer_random": layers, "gap_by_range_random": ranges, "gap_trained_minus_random": apart},
@@ -189,7 +189,9 @@ def random_gaps(by_draw: Sequence[Stats], trained: Disparities, how: Judgement, 
     )
 
 
-def controls(ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, Stats], how: Judgement, *, measure: str, shuffled: bool) -> Chapter:
+def controls(
+    ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, Stats], how: ReportSettings, *, measure: str, shuffled: bool
+) -> AnalysisSection:
     """Would the same come out where nothing can be there, or with other SAEs?
 
     Args:
@@ -197,7 +199,7 @@ def controls(ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, Stats], 
     """
     frames, shown, summary = {}, {}, {}
     if len(ranges) > 1:
-        shown["Mean gap over all layers by each set of SAEs"] = words.meters_table(ranges)
+        shown["Mean gap over all layers by each set of SAEs"] = words.sae_sets_table(ranges)
         shown["Active latents per token (L0), mean over layers"] = words.l0_table(by_stats)
     table = None
     if shuffled:
@@ -207,10 +209,10 @@ def controls(ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, Stats], 
         every = table[(table["name"] == "all") & (table["scope"] == "mean")]
         summary["control/shuffled/share"] = float(every["share"].iloc[0])
     text = words.controls_text(ranges, table, how.languages)
-    return Chapter("Controls", text, text, frames, {}, shown, summary=summary)
+    return AnalysisSection("Controls", text, text, frames, {}, shown, summary=summary)
 
 
-def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) -> Chapter:
+def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: ReportSettings) -> AnalysisSection:
     """Are translations represented alike, and what tells the languages apart?"""
     first = vectors[how.languages.reference]
     means = {code: own.means() for code, own in vectors.items()}
@@ -227,7 +229,7 @@ def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) 
         f"similarity/{quantity}/{code}": float(value)
         for (quantity, code), value in table.groupby(["quantity", "language"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).items()  # pyrefly: ignore[not-iterable]
     }
-    return Chapter(
+    return AnalysisSection(
         "Similarity of representations",
         words.similarity_text(table, apart, how.languages),
         "",
@@ -242,12 +244,12 @@ def alike(vectors: Mapping[str, SentenceVectors], stats: Stats, how: Judgement) 
 
 
 def language_features(
-    by_meter: Mapping[str, pd.DataFrame],
+    by_sae_set: Mapping[str, pd.DataFrame],
     cards: tuple[Sequence[Context], Mapping[tuple[int, int], str], int],
     stats: Stats,
-    how: Judgement,
+    how: ReportSettings,
     criteria: Criteria,
-) -> Chapter:
+) -> AnalysisSection:
     """Which latents belong to one language?
 
     Args:
@@ -256,7 +258,7 @@ def language_features(
         criteria: by which they were found.
     """
     contexts, links, per_language = cards
-    found, *others = by_meter.values()
+    found, *others = by_sae_set.values()
     layers = next(iter(stats.values())).layers
     best = strongest_confirmed(found, per_language=per_language)
     rates = rate_table(best, stats, confidence=how.settings.confidence, block=how.settings.block)
@@ -271,7 +273,7 @@ def language_features(
     for code in how.languages.all:
         for name, column in (("candidates", "size"), ("confirmed", "sum")):
             summary[f"features/{code}/{name}"] = float(counts[column].get(code, 0))
-    return Chapter(
+    return AnalysisSection(
         "Language-specific features",
         "\n\n".join([features_text(found, how.languages, criteria)] + ([words.random_features_text(found, others)] if others else [])),
         words.features_lead(found, *others),
@@ -283,7 +285,7 @@ def language_features(
     )
 
 
-def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: Judgement, *, after: CausalLosses | None = None) -> Chapter:
+def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: ReportSettings, *, after: CausalLosses | None = None) -> AnalysisSection:
     """Do the features matter to the model, and to their own language more than to others? And after tuning?
 
     Args:
@@ -291,7 +293,7 @@ def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: Judgement, 
         after: the same latents of the adapted model edited in the same way.
     """
     if not losses.arms:
-        return Chapter("Causal checks", "No features were chosen, so there was nothing to intervene on.")
+        return AnalysisSection("Causal checks", "No features were chosen, so there was nothing to intervene on.")
     frames = {
         "causal": effects.causal_table(losses, drawn, after=after, **how.how_sure),
         "selectivity": effects.selectivity_table(losses, drawn, after=after, **how.how_sure),
@@ -312,7 +314,7 @@ def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: Judgement, 
             f"Selectivity, {title}": words.wide_selectivity(effects.of_variant(frames["selectivity"], variant))
             for title, variant in (("after tuning", ADAPTER), ("after minus before", effects.ADAPTER_MINUS_BASE))
         }
-    return Chapter(
+    return AnalysisSection(
         "Causal checks",
         text,
         words.causal_lead(selectivity, table, 1 - how.settings.confidence),
@@ -324,8 +326,8 @@ def causal(losses: CausalLosses, drawn: Resampling, mode: Mode, how: Judgement, 
 
 
 def benchmarks(
-    found: Disparities, scores: pd.DataFrame, alikeness: pd.DataFrame | None, stats: Stats, how: Judgement, shares: Mapping[str, float] | None
-) -> Chapter:
+    found: Disparities, scores: pd.DataFrame, alikeness: pd.DataFrame | None, stats: Stats, how: ReportSettings, shares: Mapping[str, float] | None
+) -> AnalysisSection:
     """Do gaps go with benchmark scores, and do similarities?
 
     Args:
@@ -360,10 +362,10 @@ def benchmarks(
             "side_by_side": score_figures.side_by_side_figure(beside, how.languages),
         }
     shown = {"Correlation of the mean gap over all layers with scores": words.wide_correlation(table)}
-    return Chapter("Benchmark scores", text, words.correlation_lead(table), frames, figures, shown, summary=summary)
+    return AnalysisSection("Benchmark scores", text, words.correlation_lead(table), frames, figures, shown, summary=summary)
 
 
-def recipes(table: pd.DataFrame, confidence: float) -> Chapter:
+def recipes(table: pd.DataFrame, confidence: float) -> AnalysisSection:
     """Training recipes against each other.
 
     Args:
@@ -371,10 +373,12 @@ def recipes(table: pd.DataFrame, confidence: float) -> Chapter:
         confidence: of its intervals.
     """
     text, shown = words.recipes_text(table, confidence), words.wide_recipes(table)
-    return Chapter("Recipes against each other", text, text, {"recipes": table}, {}, shown, printed=dict(list(shown.items())[:2]))
+    return AnalysisSection("Recipes against each other", text, text, {"recipes": table}, {}, shown, printed=dict(list(shown.items())[:2]))
 
 
-def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], how: Judgement) -> Chapter:
+def changed(
+    by_sae_set: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], how: ReportSettings
+) -> AnalysisSection:
     """What an adapter, or the step from one model to another, did to every language.
 
     Args:
@@ -382,12 +386,12 @@ def changed(by_meter: Mapping[str, Variants], measured: Measurement | None, coun
         counted_layers: layers over which the gap closed is summed up.
     """
     codes = [code for code in how.languages.all if code != how.languages.reference]
-    frames, summary = change_frames(by_meter, how.languages, how.settings, counted_layers, codes, seed=how.seed)
+    frames, summary = change_frames(by_sae_set, how.languages, how.settings, counted_layers, codes, seed=how.seed)
     if measured is not None:
-        frames["bits"] = bits_table(measured, next(iter(by_meter)), how.settings, how.seed)
+        frames["bits"] = bits_table(measured, next(iter(by_sae_set)), how.settings, how.seed)
     shown = {"Before and after": pd.DataFrame(train_rows(frames, codes)), "Retention of the reference": pd.DataFrame(retention_rows(frames))}
     text = training_text(frames, codes, how.languages.reference)
     targets = frames["change_by_layer"][frames["change_by_layer"]["language"].isin(codes)]
     rows = shown["Before and after"]
     printed = shown | {"Before and after": rows[rows["measure"].isin(["gap all", "gap closed"])]}  # ranges of layers are for the page
-    return Chapter("Before and after", text, text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=printed)
+    return AnalysisSection("Before and after", text, text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=printed)

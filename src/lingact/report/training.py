@@ -11,7 +11,7 @@ from lingact.activations.measure import ADAPTER, BASE
 from lingact.analysis.changes import OVER_BASE
 from lingact.config.jobs import TrainConfig
 from lingact.report.page import Card, Section, measured_facts, write_report
-from lingact.report.words import Cells, cells_by, meter_title, name_of, plain, reading_gaps, share_of, with_interval
+from lingact.report.words import Cells, cells_by, name_of, plain, reading_gaps, sae_set_title, share_of, with_interval
 from lingact.statistics.bootstrap import Resampling
 
 Frames = Mapping[str, pd.DataFrame]
@@ -27,11 +27,11 @@ def train_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
     """
     rows = []
     for code in codes:
-        for meter, own in _by_meter(frames["change_by_range"], code):
+        for sae_set, own in _by_sae_set(frames["change_by_range"], code):
             for label in _ranges(frames):
                 gaps = {"before": plain(own[label, "gap_before"]["estimate"], "+.2f")}
-                rows.append({"lang": code, "SAEs": meter, "measure": f"gap {label}", **gaps, **_after(own, label), **_cautions(own, label)})
-            rows.append({"lang": code, "SAEs": meter, "measure": "gap closed", "before": "", **_closed(own), **_cautions(own, "all")})
+                rows.append({"lang": code, "SAEs": sae_set, "measure": f"gap {label}", **gaps, **_after(own, label), **_cautions(own, label)})
+            rows.append({"lang": code, "SAEs": sae_set, "measure": "gap closed", "before": "", **_closed(own), **_cautions(own, "all")})
     return rows
 
 
@@ -39,11 +39,11 @@ def _full_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
     """`train_rows` for a page: nothing without its interval but FVU and L0 before and after."""
     rows = []
     for code in codes:
-        for meter, own in _by_meter(frames["change_by_range"], code):
+        for sae_set, own in _by_sae_set(frames["change_by_range"], code):
             for label in _ranges(frames):
-                row = {"language": code, "SAEs": meter, "measure": f"gap {label}", "before": with_interval(own[label, "gap_before"])}
+                row = {"language": code, "SAEs": sae_set, "measure": f"gap {label}", "before": with_interval(own[label, "gap_before"])}
                 rows.append(row | _after(own, label) | {"gain": share_of(own[label, "gain"])} | _fit(own, label) | _cautions(own, label))
-            row = {"language": code, "SAEs": meter, "measure": "gap closed", "before": ""} | _closed(own)
+            row = {"language": code, "SAEs": sae_set, "measure": "gap closed", "before": ""} | _closed(own)
             rows.append(row | {"gain": share_of(own["all", "gain"])} | _fit(own, "all") | _cautions(own, "all"))
     return rows
 
@@ -52,9 +52,9 @@ def _layer_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
     table = frames["change_by_layer"]
     rows = []
     for code in codes:
-        for meter, own in _by_meter(table, code, "layer"):
+        for sae_set, own in _by_sae_set(table, code, "layer"):
             for layer in dict.fromkeys(table["layer"]):
-                row = {"language": code, "SAEs": meter, "layer": str(layer), "before": with_interval(own[layer, "gap_before"])}
+                row = {"language": code, "SAEs": sae_set, "layer": str(layer), "before": with_interval(own[layer, "gap_before"])}
                 row |= _after(own, layer) | {"overshoot": with_interval(own[layer, "overshoot"])}
                 rows.append(row | _fit(own, layer) | _cautions(own, layer))
     return rows
@@ -64,17 +64,17 @@ def _bystander_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]
     bits = cells_by(frames["bits"], "language", "variant", "quantity")
     rows = []
     for code in codes:
-        for meter, own in _by_meter(frames["change_by_range"], code):
+        for sae_set, own in _by_sae_set(frames["change_by_range"], code):
             closed = _closed(own)
-            row = {"language": code, "SAEs": meter, "gap closed": closed["after"], "norm-matched": closed["norm-matched"]} | _cautions(own, "all")
+            row = {"language": code, "SAEs": sae_set, "gap closed": closed["after"], "norm-matched": closed["norm-matched"]} | _cautions(own, "all")
             rows.append(row | {"bits per byte, after / base": with_interval(bits[code, OVER_BASE, "bits_per_byte"], digits=3, signed=False)})
     return rows
 
 
-def _by_meter(table: pd.DataFrame, code: str, place: str = "range") -> list[tuple[str, Cells]]:
+def _by_sae_set(table: pd.DataFrame, code: str, place: str = "range") -> list[tuple[str, Cells]]:
     """Cells of one language by place and quantity, for every set of SAEs."""
     own = table[table["language"] == code]
-    return [(meter, cells_by(own[own["meter"] == meter], place, "quantity")) for meter in dict.fromkeys(own["meter"])]
+    return [(sae_set, cells_by(own[own["sae_set"] == sae_set], place, "quantity")) for sae_set in dict.fromkeys(own["sae_set"])]
 
 
 def _ranges(frames: Frames) -> list[str]:
@@ -110,16 +110,16 @@ def retention_rows(frames: Frames) -> list[dict[str, str]]:
         "kl": ("KL(base || adapter), nats per token", "0"),
     }
     kept = frames["retention"]
-    cells = cells_by(kept, "quantity", "meter")
-    meters = list(dict.fromkeys(kept["meter"]))
+    cells = cells_by(kept, "quantity", "sae_set")
+    sae_sets = list(dict.fromkeys(kept["sae_set"]))
     rows = []
     for quantity in dict.fromkeys(kept["quantity"]):
-        own = {meter: cells[quantity, meter] for meter in meters}
+        own = {sae_set: cells[quantity, sae_set] for sae_set in sae_sets}
         label, unchanged = names[quantity]
         digits = 4 if quantity == "kl" else 3
         said = {
-            meter: plain(cell["estimate"], ".3f") if quantity == "profile" else with_interval(cell, digits=digits, signed=False)
-            for meter, cell in own.items()
+            sae_set: plain(cell["estimate"], ".3f") if quantity == "profile" else with_interval(cell, digits=digits, signed=False)
+            for sae_set, cell in own.items()
         }
         rows.append({"measure": label, "unchanged": unchanged} | said)
     return rows
@@ -154,14 +154,14 @@ def train_tables(frames: Frames, codes: Sequence[str], reference: str) -> dict[s
     }
 
 
-def loss_text(config: TrainConfig, stand_ins: Mapping[str, str]) -> str:
+def loss_text(config: TrainConfig, substitutes: Mapping[str, str]) -> str:
     """What the reader has to know of the loss before its effects.
 
     Args:
         stand_ins: target -> the language whose text it was trained on instead.
     """
     gap, retention = config.loss.gap, config.loss.retention
-    said = [f"{name_of(code)} was not trained on: text in {name_of(other)} stood in its place (control)." for code, other in stand_ins.items()]
+    said = [f"{name_of(code)} was not trained on: text in {name_of(other)} stood in its place (control)." for code, other in substitutes.items()]
     held = ["the norm-matched gap"] if gap.weight > 0 and gap.norm_matched else []
     held += ["the FVU of the measuring SAEs"] if retention.fit > 0 else []
     held += ["the targets' next-token distributions"] if retention.target_kl > 0 else []
@@ -176,16 +176,16 @@ def training_text(frames: Frames, codes: Sequence[str], reference: str) -> str:
     bits = cells_by(frames["bits"], "language", "variant", "quantity") if "bits" in frames else {}
     paragraphs = []
     for code in codes:
-        by_meter = _by_meter(frames["change_by_range"], code)
-        sentences = [f"{name_of(code)}, {meter_title(meter)} SAEs: {_verdict(own)}; {_fvu_said(own)}." for meter, own in by_meter]
+        by_sae_set = _by_sae_set(frames["change_by_range"], code)
+        sentences = [f"{name_of(code)}, {sae_set_title(sae_set)} SAEs: {_verdict(own)}; {_fvu_said(own)}." for sae_set, own in by_sae_set]
         beyond = _beyond_zero(frames, code)
         if beyond:
             sentences.append(f"The gap, not norm-matched, went beyond zero at {' and at '.join(beyond)}.")
         if (code, OVER_BASE, "bits_per_byte") in bits:
             sentences.append(f"Bits per byte are {_percent(bits[code, OVER_BASE, 'bits_per_byte'])} of the base model's.")
         paragraphs.append(" ".join(sentences))
-    kept = cells_by(frames["retention"], "meter", "quantity")
-    first = frames["retention"]["meter"].iloc[0]
+    kept = cells_by(frames["retention"], "sae_set", "quantity")
+    first = frames["retention"]["sae_set"].iloc[0]
     words = {"activation": "activation is {} of the base model's", "bits_per_byte": "bits per byte are {} of the base model's"}
     costs = [text.format(_percent(kept[first, quantity])) for quantity, text in words.items() if (first, quantity) in kept]
     if (first, "kl") in kept:
@@ -213,10 +213,10 @@ def _fvu_said(own: Cells) -> str:
 def _beyond_zero(frames: Frames, code: str) -> list[str]:
     """`layers 4, 5 (measuring SAEs)`: where the intervals lie on opposite sides of 0 before and after."""
     found = []
-    for meter, own in _by_meter(frames["change_by_layer"], code, "layer"):
+    for sae_set, own in _by_sae_set(frames["change_by_layer"], code, "layer"):
         layers = [layer for layer in dict.fromkeys(layer for layer, _ in own) if _crossed(own[layer, "gap_before"], own[layer, "gap_after"])]
         if layers:
-            found.append(f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} ({meter_title(meter)} SAEs)")
+            found.append(f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} ({sae_set_title(sae_set)} SAEs)")
     return found
 
 

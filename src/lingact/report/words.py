@@ -43,9 +43,9 @@ GROUPS = {"low": "medium-to-low-resource", "high": "high-resource"}
 """Groups as they are called in sentences."""
 
 
-def meter_title(meter: str) -> str:
+def sae_set_title(sae_set: str) -> str:
     """A set of SAEs as it is called in sentences."""
-    return "random-direction" if is_random(meter) else {"heldout": "held-out"}.get(meter, meter)
+    return "random-direction" if is_random(sae_set) else {"heldout": "held-out"}.get(sae_set, sae_set)
 
 
 def share_of(cell: Mapping[Any, Any]) -> str:

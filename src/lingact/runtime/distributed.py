@@ -47,7 +47,7 @@ def world() -> int:
 # --- what they tell each other -------------------------------------------------------------------------------------------------------------------
 
 
-def told(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's value, for all; what the others give does not count."""
     from torch import distributed
 
@@ -59,7 +59,7 @@ def told(value: T) -> T:
     return values[0]
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Every process's value in the order of ranks, for all."""
     from torch import distributed
 
@@ -71,7 +71,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def unite(state: dict[str, np.ndarray], merge: Callable[[dict[str, np.ndarray]], None]) -> None:
+def all_reduce(state: dict[str, np.ndarray], merge: Callable[[dict[str, np.ndarray]], None]) -> None:
     """Give every process the state of all, the same to the last bit: the first takes the others' in, in the order of ranks, and hands it out.
 
     Args:
@@ -150,7 +150,7 @@ def cluster_environment(nodes: int) -> "ClusterEnvironment":
 
 
 @contextmanager
-def joined(devices: int, nodes: int) -> Iterator[None]:
+def process_group(devices: int, nodes: int) -> Iterator[None]:
     """While open, so many processes share the passes (`shape`); the first one starts those of its machine that are not there.
 
     They run the command of the first one from its beginning and join it here. Where the first one fails, or is interrupted, it ends those that it has

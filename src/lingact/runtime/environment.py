@@ -101,8 +101,8 @@ def _of_torchrun(variables: Variables) -> Iterator[str]:
         yield f"WORLD_SIZE={world}, but {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set; start with torchrun, which sets all"
     if "LOCAL_RANK" not in variables:
         yield from _asked_of_torchrun(variables, ("PET_NPROC_PER_NODE",))
-    placed = _place(variables)
-    local_rank, local_world = int(placed["LOCAL_RANK"]), int(placed["LOCAL_WORLD_SIZE"])
+    place = _place(variables)
+    local_rank, local_world = int(place["LOCAL_RANK"]), int(place["LOCAL_WORLD_SIZE"])
     if local_rank >= local_world:
         yield f"LOCAL_RANK={local_rank} is not among the {local_world} processes of this machine (LOCAL_WORLD_SIZE), which count from 0"
     if world % local_world:

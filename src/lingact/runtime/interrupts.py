@@ -84,7 +84,7 @@ def let_go() -> None:
         _State.waiting = None
 
 
-def waiting() -> bool:
+def pending() -> bool:
     """Whether a signal has arrived while something was held."""
     return _State.waiting is not None
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically
 from lingact.runtime import distributed, interrupts
-from lingact.runtime.distributed import rank, told, unite
+from lingact.runtime.distributed import all_reduce, broadcast, rank
 
 SAVE_EVERY = 15.0
 """Seconds between saves: what a killed run loses at most, beside the step that it was in."""
@@ -56,7 +56,7 @@ def resumable(  # noqa: PLR0913 (all that a pass is made of)
     """
     merge = merge or partial(add_up, state)
     place, world = rank(), distributed.world()
-    done = set(told(restore(path, header, state, len(steps), merge) if path is not None and place == 0 else set()))
+    done = set(broadcast(restore(path, header, state, len(steps), merge) if path is not None and place == 0 else set()))
     bar.update(sum(tokens(steps[number]) for number in done))
     # What was measured by an earlier process says nothing about the speed of this one.
     bar.unpause()
@@ -78,7 +78,7 @@ def resumable(  # noqa: PLR0913 (all that a pass is made of)
             if start + world < len(left) and time.monotonic() - saved > SAVE_EVERY:
                 save()
                 saved = time.monotonic()
-    unite(state, merge)
+    all_reduce(state, merge)
     if path is not None and left and place == 0:
         save_state(path, header, state, range(len(steps)), len(steps))
         # Those of processes that are here now; others' were taken in, and removed, when the pass began.
@@ -95,7 +95,7 @@ def saved_when_interrupted(save: Callable[[], None]) -> Iterator[None]:
     """
     with interrupts.held():
         yield
-        if interrupts.waiting():
+        if interrupts.pending():
             save()
 
 
@@ -174,7 +174,7 @@ def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], to
     parts = _parts(path)
     for file in [path] * path.is_file() + parts:
         found, arrays, numbers, of = _read(file)
-        refuse_strangers(found, header, f"'{file}'")
+        refuse_mismatched(found, header, f"'{file}'")
         if of != total or {name: array.shape for name, array in arrays.items()} != {name: array.shape for name, array in state.items()}:
             raise UserError(f"'{file}' has other statistics than this run would make; delete it or name another folder")
         if numbers <= done:
@@ -212,7 +212,7 @@ def _parts(path: Path) -> list[Path]:
     return sorted(part for part in path.parent.iterdir() if name.fullmatch(part.name)) if path.parent.is_dir() else []
 
 
-def refuse_strangers(found: dict[str, str], wanted: dict[str, str], name: str) -> None:
+def refuse_mismatched(found: dict[str, str], wanted: dict[str, str], name: str) -> None:
     """Raise unless both headers are the same.
 
     Raises:

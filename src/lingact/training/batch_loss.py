@@ -30,7 +30,7 @@ from lingact.models.adapters import base_behaviour
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.training.batches import AlignedBatch
-from lingact.training.frozen import Frozen
+from lingact.training.frozen import BaseOutputs
 
 Residuals = dict[int, Float[Tensor, "token d_model"]]
 Terms = dict[str, Float[Tensor, ""]]
@@ -78,7 +78,7 @@ class BatchLoss:
         self,
         lm: LanguageModel,
         dictionaries: Dictionaries,
-        frozen: Frozen,
+        frozen: BaseOutputs,
         code: str,
         layer_weights: Float[Tensor, " layer"],
         loss: LossConfig,
@@ -130,8 +130,8 @@ class BatchLoss:
         total: Means = {}
         # On the device, because torch repeats the random numbers of those devices alone whose tensors are among the arguments.
         sentences = sentences.to(self.lm.device)
-        for piece in batch.split(part):
-            found = checkpoint(read, code, piece, sentences, use_reentrant=False)
+        for shard in batch.split(part):
+            found = checkpoint(read, code, shard, sentences, use_reentrant=False)
             total = {name: total[name] + mean if name in total else mean for name, mean in found.items()}
         return total
 

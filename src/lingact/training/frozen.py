@@ -181,7 +181,7 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class BaseOutputs:
     """All that a loss takes from the base model."""
 
     reference: Reference
@@ -200,7 +200,7 @@ def _rows(start: Int[Tensor, " boundary"], batch: TokenBatch) -> Int[Tensor, " r
 
 
 @dataclass(frozen=True)
-class Freezing:
+class CacheSettings:
     """How the passes are made."""
 
     batch_tokens: int
@@ -211,7 +211,9 @@ class Freezing:
     """Folder. None: compute, and keep nothing."""
 
 
-def freeze_reference(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, how: Freezing, *, profiles: bool) -> Reference:
+def cache_reference(
+    lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, how: CacheSettings, *, profiles: bool
+) -> Reference:
     """The reference language under the base model, from the cache or by one pass over it.
 
     Args:
@@ -242,7 +244,7 @@ def freeze_reference(lm: LanguageModel, dictionaries: Dictionaries, corpus: Para
     return found
 
 
-def _refuse_lost(lm: LanguageModel, how: Freezing, code: str, layers: tuple[int, ...], *by_layer: Tensor) -> None:
+def _refuse_lost(lm: LanguageModel, how: CacheSettings, code: str, layers: tuple[int, ...], *by_layer: Tensor) -> None:
     """Refuse to train towards, or to hold on to, what is no number; measuring goes on where other layers are left, a loss does not.
 
     Args:
@@ -275,7 +277,7 @@ def _add(found: Reference, lm: LanguageModel, dictionaries: Dictionaries, batch:
             found.profile[row].index_add_(0, sentence, features.cpu())
 
 
-def freeze_predictions(lm: LanguageModel, corpus: ParallelCorpus, code: str, how: Freezing, *, top: int) -> Predictions:
+def cache_predictions(lm: LanguageModel, corpus: ParallelCorpus, code: str, how: CacheSettings, *, top: int) -> Predictions:
     """The base model's next-token distributions of one language, their top part, from the cache or by one pass over it.
 
     Args:
@@ -306,7 +308,7 @@ def freeze_predictions(lm: LanguageModel, corpus: ParallelCorpus, code: str, how
     return frozen
 
 
-def freeze_anchor(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, how: Freezing) -> Anchor:
+def cache_anchor(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, how: CacheSettings) -> Anchor:
     """One language's residual norms and the SAEs' fit under the base model, from the cache or by one pass over it."""
     layers, texts = tuple(dictionaries), corpus.texts[code]
     identity = _identity("anchor", lm, texts, how, layers=list(layers), saes=weights_digest(dictionaries))
@@ -358,7 +360,7 @@ def _whole_sentences(lm: LanguageModel, windows: Sequence[list[Window]], batch_t
 # --- the cache -----------------------------------------------------------------------------------------------------------------------------------
 
 
-def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], how: Freezing, **rest: object) -> dict[str, object]:
+def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], how: CacheSettings, **rest: object) -> dict[str, object]:
     """Everything that frozen quantities depend on; the token ids stand for text, order, tokenizer and context."""
     digest = hashlib.sha256()
     for window in lm.tokens.windows(texts):

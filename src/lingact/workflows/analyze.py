@@ -23,7 +23,7 @@ from lingact.models.preflight import check_analysis
 from lingact.report import sections
 from lingact.report.analysis import reviewer_table
 from lingact.report.page import Section, measured_facts, write_report
-from lingact.report.sections import Chapter, Judgement
+from lingact.report.sections import AnalysisSection, ReportSettings
 from lingact.report.words import cautions_of, name_of, reading_gaps, text_of
 from lingact.runtime.terminal import note, show
 from lingact.runtime.tracking import Run, first_process, open_run, read_manifest
@@ -54,9 +54,9 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
             seen = observe(run, config)
         if not run.first:
             return None
-        if config.piece != (0, 1):
+        if config.shard != (0, 1):
             run.summary({})
-            show([{"piece": f"{config.piece[0] + 1} of {config.piece[1]}", "statistics": str(folder / "stats")}])
+            show([{"shard": f"{config.shard[0] + 1} of {config.shard[1]}", "statistics": str(folder / "stats")}])
             return None
         told = list(tell(config, seen, scores))
         said = (lost_sentence(seen.measured.lost(), config.model.dtype), scores_of_another_model(config.scores, folder))
@@ -94,32 +94,32 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
         raise UserError(f"stats: '{config.stats[0]}' is not a run of analyze.py; name the run folders whose statistics to use")
     saved = read_yaml_object(path, "put it back, or analyse again", needed=("measures",))
     given = config.model_dump(mode="json")
-    judged = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking", *Processes.model_fields)} | {"piece": "1/1"}
+    judged = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking", *Processes.model_fields)} | {"shard": "1/1"}
     return validate(AnalyzeConfig, saved | judged | {"measures": saved["measures"] | {"gap": given["measures"]["gap"]}})
 
 
-def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Chapter]:
+def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[AnalysisSection]:
     """The chapters, from what was seen."""
-    how = Judgement(config.languages, config.statistics, config.seed)
+    how = ReportSettings(config.languages, config.statistics, config.seed)
     measured, measures = seen.measured, config.measures
-    by_meter: dict[str, Stats] = {meter: measured.of(meter, BASE) for meter in measured.meters}
-    stats = by_meter[MEASURING]
+    by_sae_set: dict[str, Stats] = {sae_set: measured.of(sae_set, BASE) for sae_set in measured.sae_sets}
+    stats = by_sae_set[MEASURING]
     found, ranges = {}, {}
-    for meter, own in by_meter.items():
-        if not is_random(meter):
-            chapter, found[meter] = sections.gaps(own, meter, how, measure=measures.gap, suffix="" if meter == MEASURING else f"_{meter}")
-            ranges[meter] = range_table(found[meter])
-            yield chapter if meter == MEASURING else _aside(chapter, meter)
-    drawn = [own for meter, own in by_meter.items() if is_random(meter)]
+    for sae_set, own in by_sae_set.items():
+        if not is_random(sae_set):
+            section, found[sae_set] = sections.gaps(own, sae_set, how, measure=measures.gap, suffix="" if sae_set == MEASURING else f"_{sae_set}")
+            ranges[sae_set] = range_table(found[sae_set])
+            yield section if sae_set == MEASURING else _aside(section, sae_set)
+    drawn = [own for sae_set, own in by_sae_set.items() if is_random(sae_set)]
     if drawn:
-        chapter = sections.random_gaps(drawn, found[MEASURING], how, measure=measures.gap)
-        ranges["random"] = mean_rows(chapter.frames["gap_by_range_random"])
-        yield chapter
+        section = sections.random_gaps(drawn, found[MEASURING], how, measure=measures.gap)
+        ranges["random"] = mean_rows(section.frames["gap_by_range_random"])
+        yield section
     yield sections.measures(stats, how)
     first = stats[config.languages.reference]
     spliced = None if seen.spliced is None else (seen.spliced, spliced_places(config, first.sentence_ids))
     yield sections.confounds(stats, spliced, how, after=seen.spliced_after)
-    yield sections.controls(ranges, by_meter, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
+    yield sections.controls(ranges, by_sae_set, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
     alike = None
     if measured.vectors:
         alike = sections.alike(measured.vectors, stats, how)
@@ -135,16 +135,16 @@ def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[Cha
         yield sections.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)
     if ADAPTER in measured.variants:
         layers = stats[config.languages.reference].layers
-        variants = {meter: Variants.of(measured, meter) for meter in measured.meters if not is_random(meter)}
+        variants = {sae_set: Variants.of(measured, sae_set) for sae_set in measured.sae_sets if not is_random(sae_set)}
         yield sections.changed(variants, measured, layers, how)
 
 
-def _aside(chapter: Chapter, meter: str) -> Chapter:
+def _aside(section: AnalysisSection, sae_set: str) -> AnalysisSection:
     """The gaps by SAEs that check the measuring ones: their summary keys carry the meter's name."""
-    return replace(chapter, summary={f"{meter}/{key}": value for key, value in chapter.summary.items()})
+    return replace(section, summary={f"{sae_set}/{key}": value for key, value in section.summary.items()})
 
 
-def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Measurement, *, lost: str, title: str = "") -> None:
+def publish(run: Run, config: AnalyzeConfig, told: list[AnalysisSection], measured: Measurement, *, lost: str, title: str = "") -> None:
     """Write every chapter's tables and figures, the summary and the page; print the answer.
 
     Args:
@@ -152,23 +152,23 @@ def publish(run: Run, config: AnalyzeConfig, told: list[Chapter], measured: Meas
     """
     first = next(iter(measured.stats.values()))
     pages, summary = [], {}
-    for chapter in told:
-        for name, frame in chapter.frames.items():
+    for section in told:
+        for name, frame in section.frames.items():
             run.table(name, frame)
-        paths = {name: run.figure(name, figure) for name, figure in chapter.figures.items()}
-        pages.append(Section(chapter.heading, paths, chapter.shown, chapter.text, chapter.cards))
-        summary |= chapter.summary
+        paths = {name: run.figure(name, figure) for name, figure in section.figures.items()}
+        pages.append(Section(section.heading, paths, section.shown, section.text, section.cards))
+        summary |= section.summary
     run.summary(summary)
     windows = {code: float(measured.stats[key].windows.mean()) for key in measured.stats if (code := key[2])}
     drawn = first.resampling(config.statistics.block)
-    asked = reviewer_table(config, drawn, heldout="heldout" in measured.meters, windows=windows)
+    asked = reviewer_table(config, drawn, heldout="heldout" in measured.sae_sets, windows=windows)
     pages.append(Section("What a reviewer would ask", {}, {"Question and answer": asked}))
-    lead = "\n\n".join(text for text in (lost, *(chapter.lead for chapter in told)) if text)
+    lead = "\n\n".join(text for text in (lost, *(section.lead for section in told)) if text)
     title = title or f"Activation gaps against {name_of(config.languages.reference)}"
     facts = measured_facts(run.folder, config, first.header, drawn)
     page = write_report(run.folder, title, lead, pages, facts, reading=reading_gaps(config.statistics, drawn, config.measures.gap))
-    for chapter in told:
-        for caption, table in chapter.printed.items():
+    for section in told:
+        for caption, table in section.printed.items():
             show([{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")], title=f"{caption}, {text_of(drawn)}")
     for caution in (*([lost] if lost else ()), *cautions_of(drawn, config.statistics.block)):
         note(caution)
@@ -182,7 +182,7 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
     """What changed from the first run to the second, from their saved statistics; or recipe against recipe, where all have measured an adapter.
 
     Raises:
-        UserError: they did not measure the same sentences with the same SAEs, or only a piece of them.
+        UserError: they did not measure the same sentences with the same SAEs, or only a shard of them.
     """
     if len(config.compare) != 2 or any((path / ".jobs").is_dir() for path in config.compare) or all(map(has_adapter, config.compare)):
         compare_recipes(config, folder)
@@ -190,27 +190,27 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
     (before, first), (after, second) = (load_measurement(path / "stats") for path in config.compare)
     for path, (place, count) in zip(config.compare, (first, second), strict=True):
         if count > 1:
-            raise UserError(f"compare: '{path}' holds piece {place + 1} of {count} only; compare runs of the whole, measured without piece=")
+            raise UserError(f"compare: '{path}' holds shard {place + 1} of {count} only; compare runs of the whole, measured without shard=")
     paths = (str(config.compare[0]), str(config.compare[1]))
     refuse_incomparable(before, after, paths)
     refuse_blocks_without_places(before, config.statistics.block, paths[0])
     adapted = ADAPTER in after.variants
-    by_meter = {}
-    for meter in (meter for meter in before.meters if meter in after.meters and not is_random(meter)):
-        changed = after.of(meter, ADAPTER if adapted else BASE)
+    by_sae_set = {}
+    for sae_set in (sae_set for sae_set in before.sae_sets if sae_set in after.sae_sets and not is_random(sae_set)):
+        changed = after.of(sae_set, ADAPTER if adapted else BASE)
         # The divergence of a base model from itself says nothing of the step between two runs.
         changed = changed if adapted else {code: replace(stats, kl=None) for code, stats in changed.items()}
-        by_meter[meter] = Variants(before.of(meter, BASE), changed, after.of(meter, NORM_MATCHED) if adapted else None)
+        by_sae_set[sae_set] = Variants(before.of(sae_set, BASE), changed, after.of(sae_set, NORM_MATCHED) if adapted else None)
     strangers = [code for code in config.languages.all if code not in before.languages]
     if strangers:
         raise UserError(f"compare: {', '.join(strangers)} not measured in '{paths[0]}' ({', '.join(before.languages)} are); choose languages=...")
     with open_run("analyze", config, config.tracking, folder) as run:
         run.identify(before={"name": paths[0]}, after={"name": paths[1]}, sae=read_manifest(config.compare[0])["identity"]["sae"])
-        how = Judgement(config.languages, config.statistics, config.seed)
-        chapter = sections.changed(by_meter, None, next(iter(before.stats.values())).layers, how)
+        how = ReportSettings(config.languages, config.statistics, config.seed)
+        section = sections.changed(by_sae_set, None, next(iter(before.stats.values())).layers, how)
         saved = read_yaml_object(config.compare[0] / "config.yaml", "put it back, or analyse again", needed=("model",))
         lost = lost_sentence(dict.fromkeys([*before.lost(), *after.lost()]), saved["model"]["dtype"])
-        publish(run, config, [chapter], before, lost=lost, title=f"From {config.compare[0].name} to {config.compare[1].name}")
+        publish(run, config, [section], before, lost=lost, title=f"From {config.compare[0].name} to {config.compare[1].name}")
 
 
 def compare_recipes(config: AnalyzeConfig, folder: Path) -> None:
@@ -267,7 +267,7 @@ def refuse_incomparable(before: Measurement, after: Measurement, paths: tuple[st
         UserError: with what differs.
     """
     one, other = (next(iter(measurement.stats.values())) for measurement in (before, after))
-    free = {"adapter", "batch_tokens", "meter", "variant", "language"} | ({"model"} if ADAPTER not in after.variants else set())
+    free = {"adapter", "batch_tokens", "sae_set", "variant", "language"} | ({"model"} if ADAPTER not in after.variants else set())
     keys = sorted(key for key in (one.header.keys() | other.header.keys()) - free if not is_random(key.removeprefix("sae/")))
     differing = [key for key in keys if one.header.get(key) != other.header.get(key)]
     # Other languages make another corpus, too; that they differ says more.

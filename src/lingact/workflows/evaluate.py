@@ -16,7 +16,7 @@ from lingact.evaluation.bits_per_byte import Nats, lost_nats, sentence_nats
 from lingact.evaluation.harness import Answers, Scorer, batch_size_for, identity_of, results
 from lingact.evaluation.recipes import Candidate, Recipe, find_recipes
 from lingact.evaluation.results import BASE, Answered, Exam, find
-from lingact.evaluation.tasks import Placed, load_tasks
+from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.figures import evaluation as figures
 from lingact.files.atomic import write_atomically, write_json
 from lingact.models.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, find_adapter
@@ -24,7 +24,7 @@ from lingact.models.adapters import adapter_hash, check_adapter, load_adapter, u
 from lingact.models.lm import LanguageModel, load_model
 from lingact.report import evaluation as report
 from lingact.report.words import cautions_of
-from lingact.runtime.distributed import joined, rank, told
+from lingact.runtime.distributed import broadcast, process_group, rank
 from lingact.runtime.terminal import note, show
 from lingact.runtime.tracking import Run, open_run
 
@@ -51,11 +51,11 @@ def run(config: EvalConfig, folder: Path) -> float | None:
         refuse_copies(candidates)
         run.identify(model=lm.identity, tasks=tasks.identity, **({} if text is None else {"text": {"name": text.name, "sha256": text.sha256}}))
         exam = Exam(tasks, text)
-        with joined(config.devices, config.nodes):
+        with process_group(config.devices, config.nodes):
             answered = ask_everyone(config, run, lm, exam, candidates)
         if not run.first:
             return None
-        save_samples(folder, tasks.placed, answered, config)
+        save_samples(folder, tasks.instances, answered, config)
         return conclude(run, config, exam, recipes, answered)
 
 
@@ -84,10 +84,10 @@ def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
 
 def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, candidates: Sequence[Candidate]) -> dict[str, Answered]:
     """Name -> what that model answered: the base model and every adapter, one after the other on the one model in memory."""
-    placed = exam.tasks.placed
-    answers = Answers(config.cache / "answers" if config.cache else told(run.folder) / "answers")
-    batch_size = batch_size_for(lm, placed) if config.tasks.batch_size == "auto" else config.tasks.batch_size
-    options = sum(len(each.requests) for each in placed)
+    instances = exam.tasks.instances
+    answers = Answers(config.cache / "answers" if config.cache else broadcast(run.folder) / "answers")
+    batch_size = batch_size_for(lm, instances) if config.tasks.batch_size == "auto" else config.tasks.batch_size
+    options = sum(len(each.requests) for each in instances)
     found: dict[str, Answered] = {}
     with tqdm(total=options * (1 + len(candidates)), unit=" options", leave=False, dynamic_ncols=True, smoothing=0.1) as bar:
         scorer = Scorer(lm, batch_size, answers, bar)
@@ -98,10 +98,10 @@ def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, ca
                     part = "adapter" if len(candidates) == 1 else f"adapter {name}"
                     run.identify(**{part: {"name": candidate.given, "sha256": sha256}})
                 bar.set_description(name)
-                scored = scorer.score(lm.model, placed, sha256)
+                scored = scorer.score(lm.model, instances, sha256)
                 found[name] = Answered(scored, _nats(config, lm, exam.text, sha256, answers, name))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"the answers to {scorer.kept} of {len(placed) * (1 + len(candidates))} tasks") from None
+            raise KeyboardInterrupt(f"the answers to {scorer.kept} of {len(instances) * (1 + len(candidates))} tasks") from None
     if scorer.batch_size < batch_size:
         note(f"out of memory with {batch_size} options at a time; went on with {scorer.batch_size}")
     return found
@@ -126,7 +126,7 @@ def _nats(config: EvalConfig, lm: LanguageModel, text: ParallelCorpus | None, ad
     if text is None:
         return {}
     identity = identity_of(lm, adapter) | {"text": text.sha256, "batch_tokens": config.batch_tokens}
-    kept = told(answers.recall(identity) if rank() == 0 else None)
+    kept = broadcast(answers.recall(identity) if rank() == 0 else None)
     if kept is None:
         found = sentence_nats(lm, text, batch_tokens=config.batch_tokens, title=f"{name}, text")
         kept = {code: nats.tolist() for code, nats in found.items()}
@@ -135,14 +135,14 @@ def _nats(config: EvalConfig, lm: LanguageModel, text: ParallelCorpus | None, ad
     return {code: np.array(nats) for code, nats in kept.items()}
 
 
-def save_samples(folder: Path, placed: Sequence[Placed], answered: dict[str, Answered], config: EvalConfig) -> None:
+def save_samples(folder: Path, instances: Sequence[TaskInstance], answered: dict[str, Answered], config: EvalConfig) -> None:
     """`samples/<model>_<task>.jsonl`: what was asked and how each option scored; `results/<model>.json`: the scores in lm-eval's format."""
     for name, each in answered.items():
         for task, records in each.run.samples.items():
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             write_atomically(_samples(folder, name, task), lines)
         model = {"model": "hf", "model_args": f"pretrained={config.model.name},dtype={config.model.dtype}", "limit": config.tasks.limit}
-        write_json(folder / "results" / f"{name}.json", results(placed, each.run, model | {"adapter": name}))
+        write_json(folder / "results" / f"{name}.json", results(instances, each.run, model | {"adapter": name}))
 
 
 def _samples(folder: Path, name: str, task: str) -> Path:
@@ -182,7 +182,11 @@ def tell(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices:
         rows, title = scores.accuracy_rows(accuracy), f"Accuracy of the base model, {config.confidence:.0%} interval (Wilson)"
         show(rows, title=title)
     for recipe in recipes:
-        own = {name: frame[frame["model"] == recipe.label] for name, frame in tables.items() if name in ("differences", "bits", "leakage", "changed")}
+        own = {
+            name: frame[frame["model"] == recipe.label]
+            for name, frame in tables.items()
+            if name in ("differences", "bits", "contamination", "changed")
+        }
         name = "differences" if len(recipes) == 1 else f"differences_{recipe.label}"
         drawn = run.figure(name, figures.difference_figure(own["differences"], config.languages, confidence=config.confidence, power=config.power))
         sections.append(report.difference_section(recipe.label, len(recipe.candidates), own, name, drawn, config))

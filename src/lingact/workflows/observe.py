@@ -22,8 +22,17 @@ from lingact.activations.interventions import (
     matched_random,
     spliced_losses,
 )
-from lingact.activations.measure import ADAPTER, BASE, Measurement, Wanted, load_measurement, measure, refuse_blocks_without_places, yardstick
-from lingact.activations.random_saes import SAMPLE_TOKENS, is_random, pooled_sample, random_dictionaries, random_meter
+from lingact.activations.measure import (
+    ADAPTER,
+    BASE,
+    Measurement,
+    Wanted,
+    load_measurement,
+    measure,
+    reference_statistics,
+    refuse_blocks_without_places,
+)
+from lingact.activations.random_saes import SAMPLE_TOKENS, is_random, pooled_sample, random_dictionaries, random_sae_set
 from lingact.analysis.language_features import Criteria, chosen_latents, find_features
 from lingact.analysis.similarity import diffmean_directions
 from lingact.analysis.tables import named_ranges
@@ -37,11 +46,11 @@ from lingact.models.adapters import adapter_hash, base_behaviour, load_adapter
 from lingact.models.lm import LanguageModel
 from lingact.models.preflight import check_causal
 from lingact.models.sae import Dictionaries
-from lingact.runtime.distributed import joined, rank, told
+from lingact.runtime.distributed import broadcast, process_group, rank
 from lingact.runtime.resumable_passes import load_state
 from lingact.runtime.tracking import Run
 from lingact.statistics.bootstrap import Resampling
-from lingact.workflows.setup import MEASURING, Instruments, set_up
+from lingact.workflows.setup import MEASURING, Components, set_up
 
 _NAMES = {"random_rates": "random_tokens.safetensors", "spliced": "spliced.safetensors", "causal": "causal.safetensors", "contexts": "contexts.json"}
 
@@ -72,60 +81,62 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     whole = load_corpus(config.corpus, config.languages.all)
     corpus = whole.split(config.split, config.corpus.splits)
     _check_enough(config, corpus.ids, corpus.halves, corpus.resampling(config.statistics.block))
-    instruments = set_up(run, config, whole)
-    named_ranges(instruments.layers, config.statistics)
-    check_causal(config, instruments.layers, {layer: sae.width for layer, sae in instruments.meters[MEASURING].items()})
+    components = set_up(run, config, whole)
+    named_ranges(components.layers, config.statistics)
+    check_causal(config, components.layers, {layer: sae.width for layer, sae in components.sae_sets[MEASURING].items()})
     for texts in corpus.texts.values():
-        instruments.lm.tokens.windows(texts)  # refuses a text without tokens before anything is measured
-    lm, identity = instruments.lm, instruments.identity | {"sentences": corpus.sha256}
+        components.lm.tokens.windows(texts)  # refuses a text without tokens before anything is measured
+    lm, identity = components.lm, components.identity | {"sentences": corpus.sha256}
     if config.adapter is not None:
         lm.model = load_adapter(lm.model, config.adapter, base_sha256=lm.identity["sha256"])
         run.identify(adapter={"name": config.adapter, "sha256": adapter_hash(lm.model)})
         identity |= {"adapter": adapter_hash(lm.model)}
-    with joined(config.devices, config.nodes):
-        return _passes(config, instruments, corpus, identity, told(run.folder) / "stats")
+    with process_group(config.devices, config.nodes):
+        return _passes(config, components, corpus, identity, broadcast(run.folder) / "stats")
 
 
-def _passes(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus, identity: dict[str, str], folder: Path) -> Observations:
+def _passes(config: AnalyzeConfig, components: Components, corpus: ParallelCorpus, identity: dict[str, str], folder: Path) -> Observations:
     """All passes, their state kept in the folder."""
-    lm, parts = instruments.lm, config.measures.parts
+    lm, parts = components.lm, config.measures.parts
     with base_behaviour(lm.model):
-        meters = dict(instruments.meters)
+        sae_sets = dict(components.sae_sets)
         if "random_sae" in parts:
-            meters |= _random_meters(config, instruments, corpus)
-            identity |= {f"sae/{meter}": f"random directions, seed {config.seed}, matched on all languages" for meter in meters if is_random(meter)}
+            sae_sets |= _random_sae_sets(config, components, corpus)
+            identity |= {
+                f"sae/{sae_set}": f"random directions, seed {config.seed}, matched on all languages" for sae_set in sae_sets if is_random(sae_set)
+            }
         by_reference = None
         if "by_reference" in parts:
             given = {"batch_tokens": config.batch_tokens, "identity": identity, "folder": folder / "yardstick"}
-            by_reference = yardstick(lm, meters, corpus, config.languages.reference, **given)
+            by_reference = reference_statistics(lm, sae_sets, corpus, config.languages.reference, **given)
     wanted = Wanted(
         adapter=config.adapter is not None,
         language_model=config.adapter is not None or "language_model" in parts,
-        yardstick=by_reference,
+        reference_statistics=by_reference,
         vectors=config.measures.similarity.sentences if "similarity" in parts else 0,
-        base_alone=frozenset(meter for meter in meters if is_random(meter)),
+        base_alone=frozenset(sae_set for sae_set in sae_sets if is_random(sae_set)),
         top_k=config.measures.top_k,
-        piece=config.piece,
+        shard=config.shard,
     )
-    measured = measure(lm, meters, corpus, batch_tokens=config.batch_tokens, identity=identity, wanted=wanted, folder=folder)
+    measured = measure(lm, sae_sets, corpus, batch_tokens=config.batch_tokens, identity=identity, wanted=wanted, folder=folder)
     with base_behaviour(lm.model):
-        seen = _further(config, lm, meters, corpus, measured, folder)
+        seen = _further(config, lm, sae_sets, corpus, measured, folder)
     if config.adapter is None:
         return seen
-    spliced, causal = _edited(config, lm, meters, corpus, seen, folder, after=True)
+    spliced, causal = _edited(config, lm, sae_sets, corpus, seen, folder, after=True)
     return replace(seen, spliced_after=spliced, causal_after=causal)
 
 
 def _further(
-    config: AnalyzeConfig, lm: LanguageModel, meters: dict[str, Dictionaries], corpus: ParallelCorpus, measured: Measurement, folder: Path
+    config: AnalyzeConfig, lm: LanguageModel, sae_sets: dict[str, Dictionaries], corpus: ParallelCorpus, measured: Measurement, folder: Path
 ) -> Observations:
     """The passes of their own, on the base model with the measuring SAEs."""
-    saes, parts, measures = meters[MEASURING], config.measures.parts, config.measures
+    saes, parts, measures = sae_sets[MEASURING], config.measures.parts, config.measures
     given = {"batch_tokens": config.batch_tokens, "header": _identity(measured)}
     features = contexts = links = None
     if "features" in parts:
         tokens = measures.features.random_tokens
-        searched = {meter: own for meter, own in meters.items() if meter == MEASURING or is_random(meter)}
+        searched = {sae_set: own for sae_set, own in sae_sets.items() if sae_set == MEASURING or is_random(sae_set)}
         rates = random_token_rates(lm, searched, seed=config.seed, tokens=tokens, path=folder / _NAMES["random_rates"], **given)
         features = found_features(measured, config, rates)
         shown: dict[int, list[int]] = {}
@@ -138,14 +149,14 @@ def _further(
             write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
             save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
     seen = Observations(measured, features, contexts, links)
-    spliced, causal = _edited(config, lm, meters, corpus, seen, folder)
+    spliced, causal = _edited(config, lm, sae_sets, corpus, seen, folder)
     return replace(seen, spliced=spliced, causal=causal)
 
 
 def _edited(
     config: AnalyzeConfig,
     lm: LanguageModel,
-    meters: dict[str, Dictionaries],
+    sae_sets: dict[str, Dictionaries],
     corpus: ParallelCorpus,
     seen: Observations,
     folder: Path,
@@ -159,18 +170,20 @@ def _edited(
     spliced = causal = None
     if "spliced" in parts:
         some = corpus.select(spliced_places(config, corpus.ids).tolist())
-        spliced = spliced_losses(lm, {meter: own for meter, own in meters.items() if not is_random(meter)}, some, path=place["spliced"], **given)
+        spliced = spliced_losses(
+            lm, {sae_set: own for sae_set, own in sae_sets.items() if not is_random(sae_set)}, some, path=place["spliced"], **given
+        )
     if "causal" in parts:
         some = corpus.select(causal_places(config, corpus.ids, corpus.halves).tolist())
         interventions = list(planned_interventions(config, measured, seen.features[MEASURING] if seen.features else None))
-        causal = causal_losses(lm, meters[MEASURING], some, interventions, path=place["causal"], **given)
+        causal = causal_losses(lm, sae_sets[MEASURING], some, interventions, path=place["causal"], **given)
     return spliced, causal
 
 
 def _identity(measured: Measurement) -> dict[str, str]:
     """What all statistics of a measurement depend on."""
     shared = next(iter(measured.stats.values())).header
-    return {key: value for key, value in shared.items() if key not in ("meter", "variant", "language")}
+    return {key: value for key, value in shared.items() if key not in ("sae_set", "variant", "language")}
 
 
 def _check_enough(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.ndarray, " sentence"], drawn: Resampling) -> None:
@@ -209,7 +222,9 @@ def found_features(measured: Measurement, config: AnalyzeConfig, rates: dict[str
     """`find_features` by meter, with the random-token rates of each."""
     chosen, block = criteria(config.measures.features), config.statistics.block
     # The measuring meter first, whatever the order of the rates.
-    return {meter: find_features(measured.of(meter, BASE), rates[meter], chosen, block=block) for meter in measured.meters if meter in rates}
+    return {
+        sae_set: find_features(measured.of(sae_set, BASE), rates[sae_set], chosen, block=block) for sae_set in measured.sae_sets if sae_set in rates
+    }
 
 
 def _kept_rates(folder: Path) -> dict[str, dict[int, Float[np.ndarray, " d_sae"]]]:
@@ -223,8 +238,8 @@ def _kept_rates(folder: Path) -> dict[str, dict[int, Float[np.ndarray, " d_sae"]
         raise UserError(f"the random-token rates in '{folder}' are not complete ({done} of {steps} batches); finish the run with resume= first")
     rates: dict[str, dict[int, np.ndarray]] = {}
     for name, fired in counts.items():
-        meter, _, layer = name.partition("/")
-        rates.setdefault(meter, {})[int(layer)] = fired / int(header["random_tokens"])
+        sae_set, _, layer = name.partition("/")
+        rates.setdefault(sae_set, {})[int(layer)] = fired / int(header["random_tokens"])
     return rates
 
 
@@ -233,14 +248,14 @@ def criteria(settings: FeaturesConfig) -> Criteria:
     return Criteria(min_rate=settings.min_rate, per_layer=settings.per_layer, alpha=settings.alpha)
 
 
-def _random_meters(config: AnalyzeConfig, instruments: Instruments, corpus: ParallelCorpus) -> dict[str, Dictionaries]:
+def _random_sae_sets(config: AnalyzeConfig, components: Components, corpus: ParallelCorpus) -> dict[str, Dictionaries]:
     """Draws of SAEs with random directions that fire as often as the measuring ones on the discovery half of all languages."""
     discovery = [place for place, half in enumerate(corpus.halves) if half == DISCOVERY]
     if not discovery:
         raise UserError(f"none of the {len(corpus.ids)} sentences is in the discovery half; give more sentences, or use measures=core")
     part, draws = corpus.select(discovery), range(1, config.measures.random_sae.draws + 1)
-    sample = pooled_sample(instruments.lm, part, instruments.layers, tokens=SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
-    return {random_meter(draw): random_dictionaries(instruments.meters[MEASURING], sample, config.seed, draw) for draw in draws}
+    sample = pooled_sample(components.lm, part, components.layers, tokens=SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
+    return {random_sae_set(draw): random_dictionaries(components.sae_sets[MEASURING], sample, config.seed, draw) for draw in draws}
 
 
 # --- interventions -------------------------------------------------------------------------------------------------------------------------------
@@ -307,17 +322,17 @@ def _directions(measured: Measurement, reference: str) -> dict[str, dict[int, np
 
 
 def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
-    """The observations of earlier runs, which are one whole run or all pieces of one.
+    """The observations of earlier runs, which are one whole run or all shards of one.
 
     Raises:
         UserError: they are not complete, or not of one analysis.
     """
     found = [load_measurement(folder / "stats") for folder in folders]
-    pieces = [piece for _, piece in found]
-    count = pieces[0][1]
-    if sorted(pieces) != [(place, count) for place in range(count)]:
-        listed = ", ".join(f"{folder}: {place + 1}/{of}" for folder, (place, of) in zip(folders, pieces, strict=True))
-        raise UserError(f"stats: these are not the pieces of one analysis, each once ({listed}); name every piece from 1/{count} to {count}/{count}")
+    shards = [shard for _, shard in found]
+    count = shards[0][1]
+    if sorted(shards) != [(place, count) for place in range(count)]:
+        listed = ", ".join(f"{folder}: {place + 1}/{of}" for folder, (place, of) in zip(folders, shards, strict=True))
+        raise UserError(f"stats: these are not the shards of one analysis, each once ({listed}); name every shard from 1/{count} to {count}/{count}")
     measured = reduce(Measurement.merge, (measurement for measurement, _ in found))
     refuse_blocks_without_places(measured, config.statistics.block, str(folders[0]))
     first = next(iter(measured.stats.values()))

@@ -13,18 +13,18 @@ MEASURING, HELDOUT = "measuring", "heldout"
 
 
 @dataclass(frozen=True)
-class Instruments:
+class Components:
     """A loaded model, its SAEs by meter, and the aligned corpus."""
 
     lm: LanguageModel
-    meters: dict[str, Dictionaries]
+    sae_sets: dict[str, Dictionaries]
     layers: tuple[int, ...]
     corpus: ParallelCorpus
     identity: dict[str, str]
     """What statistics depend on: hashes of model, SAEs and corpus."""
 
 
-def set_up(run: Run, config: AnalyzeConfig | TrainConfig, corpus: ParallelCorpus) -> Instruments:
+def set_up(run: Run, config: AnalyzeConfig | TrainConfig, corpus: ParallelCorpus) -> Components:
     """Load the rest once, cheapest first, and record it in the manifest.
 
     Raises:
@@ -32,11 +32,11 @@ def set_up(run: Run, config: AnalyzeConfig | TrainConfig, corpus: ParallelCorpus
     """
     lm = load_model(config.model, config.device)
     layers = chosen_layers(config.sae, len(lm.blocks))
-    meters, saes = {}, {}
-    for meter, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
+    sae_sets, saes = {}, {}
+    for sae_set, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
         if spec is not None:
-            meters[meter], saes[meter] = load_dictionaries(spec, layers, lm)
+            sae_sets[sae_set], saes[sae_set] = load_dictionaries(spec, layers, lm)
     run.identify(model=lm.identity, sae=saes, corpus=corpus.identity)
     identity = {"model": lm.identity["sha256"], "corpus": corpus.sha256, "context": str(config.model.context), "masking": "special tokens out"}
-    identity |= {f"sae/{meter}": found["sha256"] for meter, found in saes.items()}
-    return Instruments(lm, meters, layers, corpus, identity)
+    identity |= {f"sae/{sae_set}": found["sha256"] for sae_set, found in saes.items()}
+    return Components(lm, sae_sets, layers, corpus, identity)

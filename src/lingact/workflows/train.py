@@ -20,8 +20,8 @@ from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
 from lingact.models.adapters import adapter_hash, attach_adapter, load_adapter, save_adapter
-from lingact.models.preflight import loss_layers, stand_ins
-from lingact.models.sae import Dictionaries, waiting
+from lingact.models.preflight import loss_layers, substitutes
+from lingact.models.sae import Dictionaries, offloaded
 from lingact.report import training as report
 from lingact.report.page import Section
 from lingact.report.words import cautions_of, text_of
@@ -32,9 +32,9 @@ from lingact.training.batches import AlignedBatches, AlignedData
 from lingact.training.checkpoints import Trained, keep_trained, recall_trained
 from lingact.training.continuations import continuation_table, repetition_summary
 from lingact.training.fit import fit
-from lingact.training.frozen import Freezing, Frozen, freeze_anchor, freeze_predictions, freeze_reference
+from lingact.training.frozen import BaseOutputs, CacheSettings, cache_anchor, cache_predictions, cache_reference
 from lingact.training.module import GapModule
-from lingact.workflows.setup import MEASURING, Instruments, set_up
+from lingact.workflows.setup import MEASURING, Components, set_up
 
 ADAPTER = "adapter"
 """Folder in the run's."""
@@ -48,57 +48,57 @@ def run(config: TrainConfig, folder: Path) -> float:
         for name in ("dev", "heldout"):
             splits[name].resampling(config.statistics.block).check_enough(f"in the split '{name}'")
         sentences = training_sentences(run, config, corpus)
-        instruments = set_up(run, config, corpus)
-        named_ranges(instruments.layers, config.statistics)
+        components = set_up(run, config, corpus)
+        named_ranges(components.layers, config.statistics)
         text = training_text(config, sentences)
-        if stand_ins(config):
-            run.identify(training_text=stand_ins(config))
-        layers, header = loss_layers(config, instruments.layers), run.header
+        if substitutes(config):
+            run.identify(training_text=substitutes(config))
+        layers, header = loss_layers(config, components.layers), run.header
         trained = recall_trained(folder, header)
         if trained is None or not (folder / ADAPTER).is_dir():
-            trained = train(run, config, instruments, sentences, text)
+            trained = train(run, config, components, sentences, text)
             if trained is None:
                 return math.nan
             keep_trained(folder, header, trained)
         else:
             if not run.first:
                 return math.nan
-            put_back(instruments, folder / ADAPTER, trained)
+            put_back(components, folder / ADAPTER, trained)
         run.identify(adapter={"sha256": trained.sha256})
         run.artifact(("adapter", *config.lang), "adapter", [folder / ADAPTER / name for name in (SETTINGS, WEIGHTS, IDENTITY)])
 
         judged = splits[config.split]
         # The held-out SAEs are read for the table that is told, not for choices.
-        meters = instruments.meters if config.split == "heldout" else {MEASURING: instruments.meters[MEASURING]}
-        measured = measure_change(instruments, meters, judged, config, folder / "stats")
+        sae_sets = components.sae_sets if config.split == "heldout" else {MEASURING: components.sae_sets[MEASURING]}
+        measured = measure_change(components, sae_sets, judged, config, folder / "stats")
         frames, summary = conclude(config, measured, layers)
         frames["loss"] = pd.DataFrame(trained.history)
-        frames["continuations"] = continuation_table(instruments.lm, judged, (*config.lang, config.languages.reference))
+        frames["continuations"] = continuation_table(components.lm, judged, (*config.lang, config.languages.reference))
         summary |= repetition_summary(frames["continuations"])
-        summary["objective"] = objective(config, instruments, splits["dev"], layers)
+        summary["objective"] = objective(config, components, splits["dev"], layers)
         for name, frame in frames.items():
             run.table(name, frame)
         run.summary(summary)
-        tell(run, config, frames, instruments.identity, measured)
+        tell(run, config, frames, components.identity, measured)
         show([{"adapter": str(folder / ADAPTER), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
 
 
-def train(run: Run, config: TrainConfig, instruments: Instruments, sentences: ParallelCorpus, text: ParallelCorpus) -> Trained | None:
+def train(run: Run, config: TrainConfig, components: Components, sentences: ParallelCorpus, text: ParallelCorpus) -> Trained | None:
     """Train the adapter, which the model carries from then on, and put it into the run folder. None in the processes beside the first one.
 
     Args:
         sentences, text: as in `batch_loss`.
     """
     # Before the adapter, so that what is frozen is the base model's.
-    loss = batch_loss(config, instruments, sentences, text)
-    lm = instruments.lm
+    loss = batch_loss(config, components, sentences, text)
+    lm = components.lm
     lm.model = attach_adapter(lm.model, lm.blocks, config.peft, config.seed)
     module = GapModule(loss, config.optim, config.trainer, config.seed)
     batches = AlignedBatches(
         lm.tokens, text, sentences=config.trainer.sentences, count=config.trainer.steps, seed=config.seed, workers=config.trainer.workers
     )
-    with room_for_training(config, instruments):
+    with room_for_training(config, components):
         fit(module, AlignedData(batches), config, run)
     if not run.first:
         return None
@@ -107,13 +107,13 @@ def train(run: Run, config: TrainConfig, instruments: Instruments, sentences: Pa
     return Trained(adapter_hash(lm.model), module.history)  # pyrefly: ignore[bad-argument-type]
 
 
-def put_back(instruments: Instruments, folder: Path, trained: Trained) -> None:
+def put_back(components: Components, folder: Path, trained: Trained) -> None:
     """Put the adapter that an earlier part of the run has trained on the model.
 
     Raises:
         UserError: it is another one by now.
     """
-    lm = instruments.lm
+    lm = components.lm
     lm.model = load_adapter(lm.model, str(folder), base_sha256=lm.identity["sha256"])
     found = adapter_hash(lm.model)
     if found != trained.sha256:
@@ -124,14 +124,14 @@ def put_back(instruments: Instruments, folder: Path, trained: Trained) -> None:
 
 
 @contextmanager
-def room_for_training(config: TrainConfig, instruments: Instruments) -> Iterator[None]:
+def room_for_training(config: TrainConfig, components: Components) -> Iterator[None]:
     """Meanwhile the held-out SAEs wait in host memory, and the decoders of the measuring ones where the loss does not decode."""
     with ExitStack() as stack:
-        for meter, saes in instruments.meters.items():
-            if meter != MEASURING:
-                stack.enter_context(waiting(saes.values(), decoders_only=False))
+        for sae_set, saes in components.sae_sets.items():
+            if sae_set != MEASURING:
+                stack.enter_context(offloaded(saes.values(), decoders_only=False))
             elif config.loss.retention.fit == 0:
-                stack.enter_context(waiting(saes.values(), decoders_only=True))
+                stack.enter_context(offloaded(saes.values(), decoders_only=True))
         yield
 
 
@@ -146,7 +146,7 @@ def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identit
         {name: run.figure(name, figure) for name, figure in plotted.items()},
         report.train_tables(frames, config.lang, reference),
         "\n\n".join(
-            text for text in (lost, report.loss_text(config, stand_ins(config)), report.training_text(frames, config.lang, reference)) if text
+            text for text in (lost, report.loss_text(config, substitutes(config)), report.training_text(frames, config.lang, reference)) if text
         ),
     )
     report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, drawn)
@@ -158,25 +158,25 @@ def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identit
         note(caution)
 
 
-def batch_loss(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, text: ParallelCorpus) -> BatchLoss:
+def batch_loss(config: TrainConfig, components: Components, corpus: ParallelCorpus, text: ParallelCorpus) -> BatchLoss:
     """The combined loss with all that it takes from the base model.
 
     Args:
         corpus: the training sentences as they are.
         text: the languages to train on, as a control may have changed them.
     """
-    lm, layers, reference = instruments.lm, loss_layers(config, instruments.layers), config.languages.reference
-    dictionaries = {layer: instruments.meters[MEASURING][layer] for layer in layers}
+    lm, layers, reference = components.lm, loss_layers(config, components.layers), config.languages.reference
+    dictionaries = {layer: components.sae_sets[MEASURING][layer] for layer in layers}
     if config.loss.control == "random_features":
         sample = pooled_sample(lm, corpus, layers, tokens=SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
         dictionaries = random_dictionaries(dictionaries, sample, config.seed)
-    how = Freezing(config.batch_tokens, config.trainer.precision, config.cache)
-    frozen = freeze_reference(lm, dictionaries, corpus, reference, how, profiles=config.loss.gap.objective == "profile")
+    how = CacheSettings(config.batch_tokens, config.trainer.precision, config.cache)
+    frozen = cache_reference(lm, dictionaries, corpus, reference, how, profiles=config.loss.gap.objective == "profile")
     aims = frozen.shuffled(config.seed) if config.loss.control == "shuffled_pairs" else frozen
     top = config.loss.retention.top
-    predictions = {code: freeze_predictions(lm, text, code, how, top=top) for code in held_by_kl(config) if top is not None}
-    anchors = {code: freeze_anchor(lm, dictionaries, text, code, how) for code in anchored(config)}
-    return BatchLoss(lm, dictionaries, Frozen(frozen, aims, predictions, anchors), reference, _layer_weights(config, layers), config.loss)
+    predictions = {code: cache_predictions(lm, text, code, how, top=top) for code in held_by_kl(config) if top is not None}
+    anchors = {code: cache_anchor(lm, dictionaries, text, code, how) for code in anchored(config)}
+    return BatchLoss(lm, dictionaries, BaseOutputs(frozen, aims, predictions, anchors), reference, _layer_weights(config, layers), config.loss)
 
 
 def held_by_kl(config: TrainConfig) -> tuple[str, ...]:
@@ -210,7 +210,7 @@ def training_sentences(run: Run, config: TrainConfig, corpus: ParallelCorpus) ->
     """The split train of the measured corpus, or of the one that is there to train on."""
     if config.train_corpus is None:
         return corpus.split("train", config.corpus.splits)
-    codes = (config.languages.reference, *config.lang, *stand_ins(config).values())
+    codes = (config.languages.reference, *config.lang, *substitutes(config).values())
     sentences, identity = load_training_text(config.train_corpus, codes, corpus)
     run.identify(train_corpus=identity)
     return sentences
@@ -219,19 +219,19 @@ def training_sentences(run: Run, config: TrainConfig, corpus: ParallelCorpus) ->
 def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
     """Reference and targets, or what stands in the targets' places."""
     spoken = corpus.speaking((*config.lang, config.languages.reference))
-    return replace(spoken, texts=spoken.texts | {code: corpus.texts[other] for code, other in stand_ins(config).items()})
+    return replace(spoken, texts=spoken.texts | {code: corpus.texts[other] for code, other in substitutes(config).items()})
 
 
 def measure_change(
-    instruments: Instruments, meters: dict[str, Dictionaries], corpus: ParallelCorpus, config: TrainConfig, folder: Path | None = None
+    components: Components, sae_sets: dict[str, Dictionaries], corpus: ParallelCorpus, config: TrainConfig, folder: Path | None = None
 ) -> Measurement:
     """Base, adapter and norm-matched adapter on the same sentences, in one pass; the raw statistics are kept in the folder."""
     return measure(
-        instruments.lm,
-        meters,
+        components.lm,
+        sae_sets,
         corpus,
         batch_tokens=config.batch_tokens,
-        identity=instruments.identity | {"adapter": adapter_hash(instruments.lm.model)},  # pyrefly: ignore[bad-argument-type]
+        identity=components.identity | {"adapter": adapter_hash(components.lm.model)},  # pyrefly: ignore[bad-argument-type]
         wanted=Wanted(adapter=True, language_model=True),
         folder=folder,
     )
@@ -239,21 +239,21 @@ def measure_change(
 
 def conclude(config: TrainConfig, measured: Measurement, loss_layers: tuple[int, ...]) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """Tidy tables and summary numbers of what the adapter did, by every meter; keys of the held-out meter start with `heldout/`."""
-    variants = {meter: changes.Variants.of(measured, meter) for meter in measured.meters}
+    variants = {sae_set: changes.Variants.of(measured, sae_set) for sae_set in measured.sae_sets}
     frames, summary = changes.change_frames(variants, config.languages, config.statistics, loss_layers, config.lang, seed=config.seed)
     frames["bits"] = changes.bits_table(measured, MEASURING, config.statistics, config.seed)
     spoken = [code for code in config.languages.all if code != config.languages.reference]
     return frames, summary | changes.bits_summary(frames["bits"], spoken)
 
 
-def objective(config: TrainConfig, instruments: Instruments, corpus: ParallelCorpus, loss_layers: tuple[int, ...]) -> float:
+def objective(config: TrainConfig, components: Components, corpus: ParallelCorpus, loss_layers: tuple[int, ...]) -> float:
     """What sweeps maximise, on the dev split and by the measuring SAEs.
 
     Mean over targets of the norm-matched gap closed, minus the reference's KL in nats, minus the mean growth of the targets' FVU
     (`relu(ratio - 1)`), so that a gap closed by leaving the dictionary does not win.
     """
     spoken = corpus.speaking((*config.lang, config.languages.reference))
-    measured = measure_change(instruments, {MEASURING: instruments.meters[MEASURING]}, spoken, config)
+    measured = measure_change(components, {MEASURING: components.sae_sets[MEASURING]}, spoken, config)
     variants = changes.Variants.of(measured, MEASURING)
     found = [changes.change(variants, code, config.languages, config.statistics, loss_layers, config.seed) for code in config.lang]
     kept = changes.retention(variants, config.languages.reference, config.statistics, config.seed)
