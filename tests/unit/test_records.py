@@ -24,9 +24,9 @@ from lingact.files.records import (
     read_jsonl,
     read_lines,
     read_parquet,
+    read_run_config,
     read_table,
     read_text,
-    read_yaml_object,
 )
 
 NO_LINE_ENDS = "\r \u2028 \u2029 \x85 \v \f \x1c \x1d \x1e"
@@ -157,11 +157,11 @@ def test_rows_come_from_lines_and_from_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"b": 1}', b"\xff", b"a: [", b"[" * 2000, b"\0", b"2026-99-99"])
 def test_a_damaged_file_of_a_run_is_refused_with_its_path(content: bytes, tmp_path: Path) -> None:
     path = written(tmp_path / "x.json", content)
-    for read in (read_json_object, read_yaml_object):
+    for read in (read_json_object, read_run_config):
         assert refused(read, path, "delete it", ["a"]) == f"'{path}' cannot be read: it is cut off or of something else; delete it"
         assert refused(read, tmp_path, "delete it").startswith(f"'{tmp_path}' cannot be read")
     written(path, '{"a": 1}')
-    assert read_json_object(path, "", ["a"]) == read_yaml_object(path, "", ["a"]) == {"a": 1}
+    assert read_json_object(path, "", ["a"]) == read_run_config(path, "", ["a"]) == {"a": 1}
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------------------------------

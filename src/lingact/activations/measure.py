@@ -19,7 +19,8 @@ from lingact.data.corpus import ParallelCorpus, split_in_halves
 from lingact.data.tokens import TokenBatch
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
-from lingact.files.records import read_json_object
+from lingact.files.earlier import present_entries
+from lingact.files.records import damaged, read_json_object
 from lingact.models.adapters import base_behaviour
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
@@ -333,7 +334,9 @@ def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
     if not path.is_file():
         raise UserError(f"'{folder}' holds no statistics (no {_INDEX}); name a run folder of analyze.py or train.py")
     needed = ("header", "keys", "layers", "top_k", "shard", "sentence_ids", "vectors")
-    index = read_json_object(path, "delete it and resume the run that wrote it", needed)
+    index = present_entries(read_json_object(path, "delete it and resume the run that wrote it"))
+    if not set(needed) <= index.keys():
+        raise damaged(path, "delete it and resume the run that wrote it")
     header, layers, ids = index["header"], tuple(index["layers"]), tuple(index["sentence_ids"])
     # Folders from before documents were known have neither; their sentences are drawn one by one.
     documents, rows = (None if index.get(key) is None else tuple(index[key]) for key in ("documents", "rows"))

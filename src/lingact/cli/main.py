@@ -50,8 +50,9 @@ from lingact.config.training import TrainerConfig
 from lingact.config.validation import judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.files.atomic import full_disk
+from lingact.files.earlier import renamed
 from lingact.files.folders import LOCK, TEMPORARY, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, still_taken, taken
-from lingact.files.records import is_there, read_json_object, read_yaml_object
+from lingact.files.records import is_there, read_json_object, read_run_config
 from lingact.hub.wandb_limits import shortened
 from lingact.models.sae_sources import sae_rows
 from lingact.runtime.environment import RUN_FOLDER, STARTED_BY_US, adopted, check_environment, first_process, shape, started_outside
@@ -396,6 +397,8 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     if f"corpus@{section}" in groups and plain[section] is None:
         return f"{key}: there is no {section} yet; choose one with it, for instance corpus@{section}=files (options: conf/corpus/)"
     folder = key.partition(".")[0]
+    if new := renamed(key):
+        return f"{key}: this key is called {new} now; write {new}=..."
     return f"{key}: unknown key{nearest(key, known)}{f' (options: conf/{folder}/)' if folder in groups else ''}"
 
 
@@ -667,7 +670,7 @@ def _saved(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.yaml"
     if not path.is_file():
         return None
-    return read_yaml_object(path, "put it back, or start a new run in another folder")
+    return read_run_config(path, "put it back, or start a new run in another folder")
 
 
 def _names(folder: Path) -> set[str]:

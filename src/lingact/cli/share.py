@@ -23,7 +23,7 @@ from lingact.config.validation import validate
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
 from lingact.files.folders import put_in_place, taken, temporary_beside
-from lingact.files.records import read_json_object
+from lingact.files.records import read_json_object, read_run_config
 from lingact.hub.huggingface import ON_THE_HUB, why_offline
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
 from lingact.runtime.tracking import read_manifest
@@ -149,11 +149,9 @@ def _finished(run: Path, job: str) -> tuple[Any, dict[str, Any]]:
         raise UserError(f"'{run}' was made by {manifest['job']}.py; name a run folder of {job}.py")
     if manifest["status"] != "complete":
         raise UserError(f"'{run}' is not complete (status: {manifest['status']}); finish it first: python {job}.py resume={run}")
+    saved = read_run_config(run / "config.yaml", "put it back")
     try:
-        saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         return validate(SCHEMAS[job], saved), manifest
-    except (OSError, ValueError, yaml.YAMLError):
-        raise UserError(f"'{run / 'config.yaml'}' cannot be read: it is gone, cut off or of something else; put it back") from None
     except UserError as error:
         raise UserError(f"'{run / 'config.yaml'}' does not fit this version: {str(error).splitlines()[0]}") from None
 

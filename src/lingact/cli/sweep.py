@@ -20,7 +20,7 @@ from lingact.config.measures import Statistics
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
 from lingact.files.folders import move_aside
-from lingact.files.records import read_json_object, read_yaml_object
+from lingact.files.records import read_json_object, read_run_config
 from lingact.runtime.tracking import DPI, first_process
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _is_control(loss: Mapping[str, Any]) -> bool:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
-    return read_yaml_object(path, "put it back") if path.is_file() else {}
+    return read_run_config(path, "put it back") if path.is_file() else {}
 
 
 def _training_run(adapter: str) -> Path:

@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from lingact.errors import UserError
+from lingact.files.earlier import present_keys
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -180,9 +181,9 @@ def read_json_object(path: Path, otherwise: str, needed: Collection[str] = ()) -
     return _object_of(path, read_json, otherwise, needed)
 
 
-def read_yaml_object(path: Path, otherwise: str, needed: Collection[str] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file that lingact has written; otherwise as `read_json_object`."""
-    return _object_of(path, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), otherwise, needed)
+def read_run_config(path: Path, otherwise: str, needed: Collection[str] = ()) -> dict[str, Any]:
+    """The configuration of a run, from its config.yaml, with the keys of this version; otherwise as `read_json_object`."""
+    return present_keys(_object_of(path, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), otherwise, needed))
 
 
 def _object_of(path: Path, read: Callable[[Path], Any], otherwise: str, needed: Collection[str]) -> dict[str, Any]:
@@ -191,8 +192,13 @@ def _object_of(path: Path, read: Callable[[Path], Any], otherwise: str, needed: 
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         found = None
     if not isinstance(found, dict) or not set(needed) <= found.keys():
-        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; {otherwise}")
+        raise damaged(path, otherwise)
     return found
+
+
+def damaged(path: Path, otherwise: str) -> UserError:
+    """What is said of a file of lingact's that is not as it was written."""
+    return UserError(f"'{path}' cannot be read: it is cut off or of something else; {otherwise}")
 
 
 def read_json_rows(path: Path, *, as_written: bool = False) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ import yaml
 from lingact.catalogue.languages import nearest
 from lingact.config.base import asset
 from lingact.errors import UserError
+from lingact.files.earlier import present_keys
 from lingact.hub.huggingface import HubItem, from_the_hub
 from lingact.hub.wandb_artifacts import fetch_artifact
 
@@ -82,7 +83,7 @@ def training_of(place: Path) -> dict[str, Any] | None:
     place = place.resolve()
     run = place.parent / "config.yaml"
     if place.name == "adapter" and run.is_file():
-        return _told(run, yaml.safe_load, "copy the adapter out of the run's folder")
+        return present_keys(_told(run, yaml.safe_load, "copy the adapter out of the run's folder"))
     if not (place / IDENTITY).is_file():
         return None
     training = _told(place / IDENTITY, json.loads, "delete it and do without what it tells").get("training")

@@ -11,6 +11,7 @@ from lingact.catalogue.benchmarks import ALL
 from lingact.catalogue.licences import notice_of
 from lingact.errors import UserError
 from lingact.evaluation.scores import difference_rows
+from lingact.files.earlier import RENAMED_COLUMNS, RENAMED_TABLES
 from lingact.report.evaluation import notices_of_tables
 from lingact.report.training import train_tables, training_text
 from lingact.report.words import markdown_table, name_of, with_interval
@@ -52,9 +53,10 @@ def read_tables(run: Path) -> dict[str, pd.DataFrame]:
     found = {}
     for path in sorted((run / "tables").glob("*.csv")):
         try:
-            found[path.stem] = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            table = pd.read_csv(path, keep_default_na=False, na_values=[""])
         except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
             raise UserError(f"'{path}' cannot be read ({str(error).strip()}); put it back, or let the run make it again") from None
+        found[RENAMED_TABLES.get(path.stem, path.stem)] = table.rename(columns=RENAMED_COLUMNS)
     return found
 
 

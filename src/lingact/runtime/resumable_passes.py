@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically
+from lingact.files.earlier import present_entries
 from lingact.runtime import distributed, interrupts
 from lingact.runtime.distributed import all_reduce, broadcast, rank
 
@@ -156,7 +157,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], set[int], 
             raise ValueError("its numbers are not those that were saved")
         count, total = json.loads(described["steps"])
         done = set(json.loads(described["done"])) if "done" in described else set(range(count))
-        return json.loads(described["header"]), arrays, done, total
+        return present_entries(json.loads(described["header"])), arrays, done, total
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as statistics of lingact ({error}); it is cut off or of something else: delete it") from None
 

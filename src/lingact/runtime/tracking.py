@@ -31,6 +31,7 @@ from lingact.config.base import Section
 from lingact.config.jobs import TrackingConfig, of_the_run
 from lingact.errors import UserError
 from lingact.files.atomic import full_disk, write_atomically, write_json
+from lingact.files.earlier import RENAMED_FOLDERS, first_keys
 from lingact.files.folders import TOKEN, leftovers
 from lingact.files.records import read_json_object
 from lingact.hub.wandb_artifacts import has_key
@@ -47,7 +48,7 @@ DPI = 160
 _PACKAGES = ("torch", "transformers", "sae-lens", "peft", "pytorch-lightning", "lm-eval", "hydra-core", "wandb", "numpy", "lingact")
 STATUSES = ("running", "complete", "interrupted", "failed")
 """What a manifest says of its run."""
-_PARTS = ("tables", "figures", "stats", "stats/contexts", "stats/yardstick", "checkpoints", "answers", "samples", "results")
+_PARTS = ("tables", "figures", "stats", "stats/contexts", *RENAMED_FOLDERS, *RENAMED_FOLDERS.values(), "checkpoints", "answers", "samples", "results")
 """The folders in a run's that files are written to."""
 RUN_FILES = {"config.yaml", "manifest.json", "summary.json", "report.html", "wandb", "adapter", *_PARTS}
 """Names in a run folder that are the run's; others are the user's."""
@@ -132,7 +133,7 @@ class Run:
         self.first = first
         """Whether this process writes; in the others of a distributed run nothing but the training itself has to be done."""
         self._manifest = manifest
-        self._parts: dict[str, Any] = {"configuration": of_the_run(config)}
+        self._parts: dict[str, Any] = {"configuration": first_keys(of_the_run(config))}
 
     def identify(self, **identity: object) -> None:
         """Record who took part (model, SAEs, corpus, adapter, tasks: name, revision, hash) in the manifest.

@@ -17,7 +17,7 @@ from lingact.config.jobs import AnalyzeConfig, Processes
 from lingact.config.validation import validate
 from lingact.errors import UserError
 from lingact.evaluation.recipes import find_recipes
-from lingact.files.records import read_yaml_object
+from lingact.files.records import read_run_config
 from lingact.models.adapter_sources import expand_adapters, find_adapter
 from lingact.models.preflight import check_analysis
 from lingact.report import sections
@@ -92,7 +92,7 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
     path = config.stats[0] / "config.yaml"
     if not path.is_file() or read_manifest(config.stats[0])["job"] != "analyze":
         raise UserError(f"stats: '{config.stats[0]}' is not a run of analyze.py; name the run folders whose statistics to use")
-    saved = read_yaml_object(path, "put it back, or analyse again", needed=("measures",))
+    saved = read_run_config(path, "put it back, or analyse again", needed=("measures",))
     given = config.model_dump(mode="json")
     judged = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking", *Processes.model_fields)} | {"shard": "1/1"}
     return validate(AnalyzeConfig, saved | judged | {"measures": saved["measures"] | {"gap": given["measures"]["gap"]}})
@@ -208,7 +208,7 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
         run.identify(before={"name": paths[0]}, after={"name": paths[1]}, sae=read_manifest(config.compare[0])["identity"]["sae"])
         how = ReportSettings(config.languages, config.statistics, config.seed)
         section = sections.changed(by_sae_set, None, next(iter(before.stats.values())).layers, how)
-        saved = read_yaml_object(config.compare[0] / "config.yaml", "put it back, or analyse again", needed=("model",))
+        saved = read_run_config(config.compare[0] / "config.yaml", "put it back, or analyse again", needed=("model",))
         lost = lost_sentence(dict.fromkeys([*before.lost(), *after.lost()]), saved["model"]["dtype"])
         publish(run, config, [section], before, lost=lost, title=f"From {config.compare[0].name} to {config.compare[1].name}")
 
@@ -249,7 +249,7 @@ def find_trained(given: list[str]) -> list[Trained]:
         )
     places = {}
     for path in folders:
-        adapter = read_yaml_object(path / "config.yaml", "put it back").get("adapter")
+        adapter = read_run_config(path / "config.yaml", "put it back").get("adapter")
         places[str(path)] = path / "adapter" if adapter is None else find_adapter(adapter)
     found = []
     for recipe in find_recipes(places):

@@ -41,6 +41,7 @@ from lingact.config.measures import FeaturesConfig
 from lingact.data.corpus import ParallelCorpus, load_corpus, sample_places
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
+from lingact.files.earlier import RENAMED_FOLDERS
 from lingact.files.records import read_json
 from lingact.models.adapters import adapter_hash, base_behaviour, load_adapter
 from lingact.models.lm import LanguageModel
@@ -107,7 +108,7 @@ def _passes(config: AnalyzeConfig, components: Components, corpus: ParallelCorpu
             }
         by_reference = None
         if "by_reference" in parts:
-            given = {"batch_tokens": config.batch_tokens, "identity": identity, "folder": folder / "yardstick"}
+            given = {"batch_tokens": config.batch_tokens, "identity": identity, "folder": _reference_folder(folder)}
             by_reference = reference_statistics(lm, sae_sets, corpus, config.languages.reference, **given)
     wanted = Wanted(
         adapter=config.adapter is not None,
@@ -151,6 +152,12 @@ def _further(
     seen = Observations(measured, features, contexts, links)
     spliced, causal = _edited(config, lm, sae_sets, corpus, seen, folder)
     return replace(seen, spliced=spliced, causal=causal)
+
+
+def _reference_folder(stats: Path) -> Path:
+    """Where the reference's own statistics are kept; a run that an earlier version began has them under their former name."""
+    former, present = next(iter(RENAMED_FOLDERS.items()))
+    return stats.parent / (former if (stats.parent / former).is_dir() else present)
 
 
 def _edited(
