@@ -192,7 +192,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from lingact import cli
+from lingact.cli import main as cli
 asked = ["lang=ml", "peft.layers=[99]", "device=cuda", "sae.layers=[7]", "tracking=none"]
 assert cli.main("train", Path({str(CONF)!r}), asked) == 2
 print([name for name in {heavy} if name in sys.modules])
