@@ -286,7 +286,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lingact import cli, passes
+from lingact.cli import main as cli
+from lingact.runtime import resumable_passes as passes
 from lingact.models.lm import LanguageModel
 passes.SAVE_EVERY = 0.0
 real, calls = LanguageModel.residuals, iter(range(1, 1000))

@@ -19,7 +19,7 @@ FEW = ["tracking=none", "device=cpu", "text_split=null", "cache=null", "resample
 MANY = """
 import json, sys
 from pathlib import Path
-from lingact import cli
+from lingact.cli import main as cli
 for arguments in json.loads(sys.argv[2]):
     print("exit code", cli.main("eval", Path(sys.argv[1]), arguments), file=sys.stderr, flush=True)
 """

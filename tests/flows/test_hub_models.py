@@ -29,7 +29,7 @@ CODES = ("en", "hi")
 MANY = """
 import json, sys
 from pathlib import Path
-from lingact import cli
+from lingact.cli import main as cli
 for job, arguments in json.loads(sys.argv[2]):
     print(job, "exit code", cli.main(job, Path(sys.argv[1]), arguments), file=sys.stderr, flush=True)
 """

@@ -18,14 +18,14 @@ FAULTS = {
     ],
     "style": [("src/lingact/activations/functional.py", "PLANTED = {'a':1}\n", "would be reformatted")],
     "types": [
-        ("src/lingact/activations/functional.py", '\nPLANTED: int = "one"\n', "losses.py"),
+        ("src/lingact/activations/functional.py", '\nPLANTED: int = "one"\n', "functional.py"),
         ("tests/conf/test_planted.py", '"""Planted."""\n\nPLANTED: int = "one"\n', "test_planted.py"),
         ("src/lingact/evaluation/compare.py", "\nPLANTED = np.zeroes\n", "missing-attribute"),
     ],
     "layers": [
         ("src/lingact/activations/functional.py", "\nfrom lingact import workflows\n", "lingact.activations.functional -> lingact.workflows"),
-        ("src/lingact/evaluation/compare.py", "\nfrom lingact import corpus\n", "lingact.evaluation.compare -> lingact.data.corpus"),
-        ("src/lingact/activations/functional.py", "\nimport wandb\n", "lingact.activations.functional -> wandb"),
+        ("src/lingact/statistics/paired.py", "\nfrom lingact.data import corpus\n", "lingact.statistics.paired -> lingact.data.corpus"),
+        ("src/lingact/analysis/tables.py", "\nimport wandb\n", "lingact.analysis.tables -> wandb"),
     ],
     "layers without a place": [("src/lingact/planted.py", '"""Planted."""\n', "planted")],
 }

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lingact.catalogue.languages import nearest
 from lingact.config.base import Section
 from lingact.errors import UserError
+from lingact.files.earlier import renamed
 
 _SECTIONS = ("measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking")
 _FOLDERS = {**{name: name for name in _SECTIONS}, "train_corpus": "corpus"}
@@ -57,7 +58,9 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
         path = ".".join(part for part in steps if isinstance(part, str))
         folder = f" (options: conf/{_FOLDERS[item['loc'][0]]}/)" if item["loc"] and item["loc"][0] in _FOLDERS else ""
         message = "Input should be a path" if item["type"] == "path_type" else item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and (new := renamed(path)):
+            lines.append(f"{path}: this key is called {new} now; write {new}=...")
+        elif item["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key{nearest(str(item['loc'][-1]), _allowed_keys(schema, item['loc'][:-1]))}{folder}")
         elif item["type"] == "missing":
             lines.append(f"{path}: missing{'; ' + _HOW_TO_GIVE[path] if path in _HOW_TO_GIVE else ''}{folder}")
