@@ -11,9 +11,8 @@ import yaml
 from lingact.cli import main as cli
 from lingact.config.base import Section
 from lingact.files.atomic import write_json
+from tests.helpers.paths import CONF
 
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 CORPUS = ["corpus=files", "corpus.path=corpus.jsonl"]
 
 

@@ -18,8 +18,9 @@ from lingact.config.jobs import SCHEMAS
 from lingact.config.validation import judge
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
+from tests.helpers.paths import CONF, ROOT
 
-from .conftest import CONF, CORPUS, ROOT, Runs
+from .conftest import CORPUS, Runs
 
 Train = Callable[..., int]
 

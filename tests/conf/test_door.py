@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from lingact.cli import main as cli
-
-from .conftest import CONF
+from tests.helpers.paths import CONF
 
 Train = Callable[..., int]
 LAUNCHERS = (

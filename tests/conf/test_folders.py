@@ -14,9 +14,10 @@ from lingact.cli import main as cli
 from lingact.errors import UserError
 from lingact.files.folders import LOCK, TOKEN, taken
 from lingact.runtime.environment import RUN_FOLDER
-from tests.tree import plant, snapshot, untouched
+from tests.helpers.folders import plant, snapshot, untouched
+from tests.helpers.paths import CONF
 
-from .conftest import CONF, CORPUS, Runs
+from .conftest import CORPUS, Runs
 
 Train = Callable[..., int]
 MINE = (".bashrc.20240101", "proj/.env.2", ".config.1/x")

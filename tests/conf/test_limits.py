@@ -20,8 +20,7 @@ from lingact.config.base import Section
 from lingact.config.jobs import SCHEMAS
 from lingact.config.validation import judge, validate
 from lingact.errors import UserError
-
-CONF = Path(__file__).parents[2] / "conf"
+from tests.helpers.paths import CONF
 
 
 @functools.cache

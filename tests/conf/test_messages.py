@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lingact.cli import main as cli
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 FILES = "corpus=files corpus.path=corpus.jsonl"
 

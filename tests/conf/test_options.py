@@ -12,8 +12,8 @@ from lingact.config.base import Section
 from lingact.config.jobs import SCHEMAS
 from lingact.config.training import GapLoss, LossConfig
 from lingact.config.validation import judge
+from tests.helpers.paths import CONF
 
-CONF = Path(__file__).parents[2] / "conf"
 JOBS = sorted(SCHEMAS)
 # `sweep` holds files for wandb, not options of Hydra's; those of `hydra` are of its own groups.
 OPTIONS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml") if path.parent.name != "sweep")

@@ -16,9 +16,8 @@ from lingact.config.base import asset
 from lingact.config.model import ModelConfig
 from lingact.models.preflight import cuda_devices
 from lingact.models.shapes import facts_of
+from tests.helpers.paths import CONF, ROOT
 
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 MODEL, SAE = Path(asset("microworld/model")), Path(asset("microworld/sae"))
 Refused = Callable[[str], list[str]]
 

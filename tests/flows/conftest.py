@@ -1,20 +1,15 @@
 """Jobs through the real command line, on the small organism and few sentences."""
 
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lingact.cli import main as cli
-
-CONF = Path(__file__).parents[2] / "conf"
-ROOT = CONF.parent
-Start = Callable[..., int]
+from tests.helpers.paths import CONF, ROOT
+from tests.helpers.processes import Start, hub_surroundings
 
 
 @pytest.fixture(scope="session")
@@ -61,22 +56,3 @@ def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run([sys.executable, *command], cwd=tmp_path / "here", env=everything, capture_output=True, text=True, check=False)
 
     return run
-
-
-def unused_port() -> int:
-    """A port of this machine at which there is nobody."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def launch(command: list[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
-    """A process whose errors and progress bars go into a file; a pipe that nobody reads would fill up."""
-    with log.open("wb") as errors:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, **more)
-
-
-def hub_surroundings(home: Path) -> dict[str, str]:
-    """The environment of a process that asks a hub on this machine and keeps what it gets in that folder. The hub's address is still to be added."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    return kept | {"HF_HOME": str(home), "PYTHONPATH": str(ROOT / "src"), "no_proxy": "127.0.0.1", "COLUMNS": "110"}

@@ -23,8 +23,8 @@ from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
 from lingact.models.lm import LanguageModel
 from lingact.runtime.resumable_passes import load_state, save_state
-
-from .conftest import CONF, Start
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start
 
 PAPER = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
 FEW = ("tracking=none", "corpus.max_sentences=24", "languages.high=[zh,es]", "languages.low=[ml,hi]", "batch_tokens=256")

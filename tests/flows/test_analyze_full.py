@@ -20,8 +20,7 @@ from lingact.activations.measure import load_measurement
 from lingact.models.lm import LanguageModel
 from lingact.runtime.resumable_passes import load_state, save_state
 from lingact.workflows import analyze
-
-from .conftest import Start
+from tests.helpers.processes import Start
 
 LANGUAGES = ("languages.high=[zh,es]", "languages.low=[ml,hi]")
 CODES, OTHERS = ("en", "zh", "es", "ml", "hi"), ("zh", "es", "ml", "hi")

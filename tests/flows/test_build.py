@@ -14,7 +14,7 @@ from lingact.microworld import LANGUAGES, world
 from lingact.microworld.build import SMALL, build, identity, main
 from lingact.microworld.documents import aligned_corpus, benchmark_items, reading
 from lingact.microworld.text import lexicon, problems
-from tests.tree import plant, snapshot, untouched
+from tests.helpers.folders import plant, snapshot, untouched
 
 DOCUMENTS = 400
 

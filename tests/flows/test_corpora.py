@@ -10,9 +10,9 @@ import pytest
 
 from lingact.cli import main as cli
 from lingact.workflows import train
-
-from . import hub
-from .conftest import CONF, Start
+from tests.helpers import hub
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start
 
 FEW = ("lang=ml", "languages.high=[]", "languages.low=[ml]", "tracking=none", "trainer.steps=2")
 

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save
 
 from lingact.cli import main as cli
 from lingact.models.lm import LanguageModel
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start
 
-from .conftest import CONF, Start
 from .test_analyze import at_call, interrupt
 
 FORMER = {"shard": "piece", "contamination": "leakage", "sae_set": "meter", "sae_sets": "meters"}

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from lingact.cli import main as cli
 from lingact.evaluation import harness
 from lingact.models import adapters
-
-from .conftest import CONF, ROOT, Start, launch
+from tests.helpers.paths import CONF, ROOT
+from tests.helpers.processes import Start, launch
 
 EMBEDDED = ROOT / "src" / "lingact" / "assets" / "microworld" / "tasks"
 SMALL = ("languages.high=[es]", "languages.low=[ml,hi]")

@@ -7,9 +7,9 @@ import pytest
 from lingact.cli import main as cli
 from lingact.models import adapters
 from lingact.workflows import train
-from tests.tree import plant, snapshot, untouched
-
-from .conftest import CONF, Start
+from tests.helpers.folders import plant, snapshot, untouched
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start
 
 MINE = (".bashrc.20240101", "proj/.env.2", ".config.1/x", "wandb/run.1", "lightning_logs/version_0/x", ".hydra/config.yaml", "checkpoints/last.ckpt")
 FEW = ("languages.high=[]", "languages.low=[ml]")

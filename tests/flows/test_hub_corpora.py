@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from lingact.config.data import HubCorpus, PairsCorpus, Splits
 from lingact.data.corpus import _listed_documents, load_corpus
 from lingact.errors import UserError
-
-from . import hub
-from .conftest import CONF, unused_port
-from .hub_server import HubServer, serving
+from tests.helpers import hub
+from tests.helpers.hub_server import HubServer, serving
+from tests.helpers.paths import CONF
+from tests.helpers.processes import unused_port
 
 SHARES = Splits(train=0.5, dev=0.2, heldout=0.3)
 

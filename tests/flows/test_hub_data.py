@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from lingact.cli import main as cli
-
-from . import hub
-from .conftest import CONF, ROOT, unused_port
-from .hub_server import HubServer, serving
+from tests.helpers import hub
+from tests.helpers.hub_server import HubServer, serving
+from tests.helpers.paths import CONF, ROOT
+from tests.helpers.processes import unused_port
 
 FEW = ["tracking=none", "device=cpu", "text_split=null", "cache=null", "resamples=100", "languages.high=[]"]
 MANY = """

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM
 from lingact.config.model import ModelConfig, SaeSet
 from lingact.models.lm import LanguageModel, load_model
 from lingact.models.sae import Dictionary, load_dictionaries
-
-from . import hub, hub_models
-from .conftest import CONF, hub_surroundings, unused_port
-from .hub_server import COMMIT, HubServer, serving
+from tests.helpers import hub, hub_models
+from tests.helpers.hub_server import COMMIT, HubServer, serving
+from tests.helpers.paths import CONF
+from tests.helpers.processes import hub_surroundings, unused_port
 
 CODES = ("en", "hi")
 MANY = """

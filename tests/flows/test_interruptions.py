@@ -18,8 +18,8 @@ from lingact.training import checkpoints, frozen
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.module import GapModule
 from lingact.workflows import train
-
-from .conftest import CONF, Start
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start
 
 LONG = ("trainer.checkpoint_every=1000", "trainer.checkpoint_minutes=1000")
 """No checkpoint that nobody asked for."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from .conftest import ROOT, Start, launch
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import Start, launch
 
 FEW = ("languages.high=[]", "languages.low=[ml]", "tracking=none", "sae.layers=[0]", "sae.heldout=null")
 

@@ -24,9 +24,8 @@ from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
 from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapters import attach_adapter, save_adapter, weights_hash
-
-from . import hub
-from .conftest import CONF
+from tests.helpers import hub
+from tests.helpers.paths import CONF
 
 CODES = ("en", "ml")
 MICRO = ("micro_arc", "micro_hellaswag")

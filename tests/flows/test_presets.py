@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from lingact.cli import main as cli
-
-CONF = Path(__file__).parents[2] / "conf"
+from tests.helpers.paths import CONF
 
 
 def local(toy_model: Path) -> list[str]:

@@ -23,8 +23,8 @@ from lingact.config.training import LoraAdapter
 from lingact.data.corpus import ParallelCorpus
 from lingact.models import adapters
 from lingact.models.lm import LanguageModel, load_model
-
-from .conftest import CONF, Start, launch
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start, launch, processes_of
 
 SMALL = ("lang=ml", "tracking=none", "languages.high=[]", "languages.low=[ml]")
 FIRST_LAYER = ("loss=gap_only", "loss.gap.layers=[0]", "trainer.steps=40")
@@ -52,12 +52,6 @@ def results(folder: Path) -> dict[str, bytes]:
 def files(folder: Path) -> dict[str, int]:
     """All files below a folder, and when each was written."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
-def processes_of(folder: Path) -> list[str]:
-    """The processes whose command names this folder."""
-    lines = subprocess.run(("ps", "-A", "-ww", "-o", "pid=,args="), capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in lines if str(folder) in line]
 
 
 def same_training(one: Path, other: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,8 @@ from safetensors.numpy import load_file
 
 from lingact.cli import main as cli
 from lingact.evaluation import harness
-
-from .conftest import CONF, ROOT, Start, launch
+from tests.helpers.paths import CONF, ROOT
+from tests.helpers.processes import Start, launch, processes_of
 
 FEW = ("languages.high=[]", "languages.low=[ml,hi]", "tracking=none")
 FULL = (
@@ -32,12 +31,6 @@ FULL = (
     "measures.causal.draws=1",
 )
 """Every pass there is, over several batches each."""
-
-
-def processes_of(folder: Path) -> list[str]:
-    """The processes whose command names this folder."""
-    lines = subprocess.run(("ps", "-A", "-ww", "-o", "pid=,args="), capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in lines if str(folder) in line]
 
 
 def summary(folder: Path) -> dict[str, float]:

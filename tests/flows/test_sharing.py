@@ -17,11 +17,10 @@ from lingact.config.base import asset
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from lingact.models.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter, training_of
-from tests.tree import plant, snapshot
-
-from .conftest import CONF, Start
-from .hub_server import COMMIT, HubServer, serving
-from .test_hub_data import unused_port
+from tests.helpers.folders import plant, snapshot
+from tests.helpers.hub_server import COMMIT, HubServer, serving
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start, unused_port
 
 NAME, BASE = "jane/organism-malayalam", "jane/organism"
 SMALL = ("languages.high=[]", "languages.low=[ml,hi]", "tracking=none", "tracking.entity=secret-team")

@@ -25,8 +25,8 @@ from lingact.cli import main as cli
 from lingact.evaluation import tasks
 from lingact.models import adapters
 from lingact.workflows import analyze, evaluate, train
-
-from .conftest import CONF, ROOT, Start, launch
+from tests.helpers.paths import CONF, ROOT
+from tests.helpers.processes import Start, launch
 
 ALONE = ("lang=ml", "tracking=none", "languages.high=[]", "languages.low=[ml,hi,mr]")
 

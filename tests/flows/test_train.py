@@ -26,8 +26,8 @@ from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatches
 from lingact.training.frozen import Reference
 from lingact.workflows import train
-
-from .conftest import CONF, Start
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start
 
 PROBE = ["The sky is blue.", "എന്റെ വീട്."]
 TARGET = "lang=ml"

@@ -18,11 +18,10 @@ from hydra.core.global_hydra import GlobalHydra
 from lingact.cli import main as cli
 from lingact.config.jobs import SCHEMAS
 from lingact.config.validation import judge
+from tests.helpers.paths import CONF, ROOT
 
 from .configurations import LEAST, SMALL, Command, keys
 
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 JARGON = re.compile(
     r"pydantic|omegaconf|DictConfig|ListConfig|ConfigKeyError|validation error|Traceback|NoneType|<class|object at 0x|AnyNode|AnyUrl|\[type=|hydra\.errors|Errno|full_key"
 )

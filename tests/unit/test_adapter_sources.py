@@ -28,9 +28,8 @@ from lingact.models import adapters
 from lingact.models.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, expand_adapters, find_adapter, training_of
 from lingact.models.adapters import attach_adapter, load_adapter, save_adapter, weights_hash
 from lingact.models.lm import LanguageModel
-from tests.tree import plant, snapshot, untouched
-
-from .wandb_server import ENTITY, KEY, Artifact, WandbServer, serve
+from tests.helpers.folders import plant, snapshot, untouched
+from tests.helpers.wandb_server import ENTITY, KEY, Artifact, WandbServer, serve
 
 PEFT = LoraAdapter(kind="lora", r=2, alpha=4, dropout=0.0, use_rslora=False, use_dora=False, init="gaussian", targets=("q_proj",), layers="all")
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the client leaves them behind where it fails

@@ -44,9 +44,9 @@ from lingact.models.adapters import (
     weights_hash,
 )
 from lingact.models.lm import find_blocks
-from tests.tree import plant, snapshot
+from tests.helpers.folders import plant, snapshot
+from tests.helpers.paths import CONF
 
-CONF = Path(__file__).parents[2] / "conf"
 PLACES: dict[str, Any] = {"targets": ("q_proj", "up_proj", "down_proj"), "layers": "all"}
 PEFT = LoraAdapter(kind="lora", r=4, alpha=8, dropout=0.0, use_rslora=False, use_dora=False, init="default", **PLACES)
 EVERY = {

@@ -24,7 +24,7 @@ from lingact.evaluation.harness import Answers, EvalRun, Scorer, batch_size_for,
 from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapters import adapter_hash, attach_adapter
 from lingact.models.lm import LanguageModel
-from tests.tree import plant, untouched
+from tests.helpers.folders import plant, untouched
 
 ITEMS = [
     {"question": "Snow is", "choices": ["white", "red", "hot"], "answer": 0},

@@ -16,8 +16,7 @@ from lingact.models.sae import Dictionaries
 from lingact.training.batch_loss import BatchLoss, Terms
 from lingact.training.batches import AlignedBatch
 from lingact.training.frozen import BaseOutputs, CacheSettings, cache_anchor, cache_predictions, cache_reference
-
-from .combined import LAYERS, OFF, WEIGHTS, adapted, loss_of
+from tests.helpers.losses import LAYERS, OFF, WEIGHTS, adapted, loss_of
 
 SENTENCES = [7, 2, 9, 4]
 Make = Callable[..., BatchLoss]

@@ -15,10 +15,11 @@ from lingact.config.base import asset
 from lingact.config.tasks import TasksConfig
 from lingact.errors import UserError
 from lingact.evaluation import tasks
+from tests.helpers.paths import CONF
 
 TEN = tuple(LANGUAGES)[:10]
 HARNESS = Path(lm_eval.tasks.__file__).parent
-SETS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((Path(__file__).parents[2] / "conf" / "tasks").glob("*.yaml"))}
+SETS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((CONF / "tasks").glob("*.yaml"))}
 LACKING = {
     **dict.fromkeys(("micro_arc", "micro_mmlu", "micro_hellaswag", "arc", "arc_whole", "hellaswag", "mmlu"), ""),
     **dict.fromkeys(("belebele", "global_piqa", "global_piqa_local"), ""),

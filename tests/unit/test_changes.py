@@ -9,8 +9,7 @@ from lingact.analysis.changes import Variants
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
 from lingact.statistics.bootstrap import Resampling
-
-from .sums import four, random_stats, stats_of
+from tests.helpers.sums import four, random_stats, stats_of
 
 SETTINGS = Statistics(pooling="token", resamples=500, confidence=0.9, early="third", deep="third", block=None)
 LANGUAGES = LanguagesConfig(reference="en", high=("es", "it"), low=("hi",))

@@ -20,8 +20,7 @@ from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from lingact.report import analysis as words
 from lingact.statistics.bootstrap import Resampling
-
-from .sums import keep, stats_of
+from tests.helpers.sums import keep, stats_of
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi",))
 SETTINGS = Statistics(pooling="token", resamples=300, confidence=0.95, early="third", deep="third")

@@ -9,8 +9,7 @@ from lingact.analysis.tables import Disparities, disparities, layer_table, range
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
 from lingact.report import analysis as words
-
-from .sums import stats_of
+from tests.helpers.sums import stats_of
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi",))
 SETTINGS = Statistics(pooling="token", resamples=200, confidence=0.95, early="third", deep="third")

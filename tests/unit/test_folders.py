@@ -23,7 +23,7 @@ from lingact.errors import UserError
 from lingact.files.atomic import write_atomically
 from lingact.files.folders import LOCK, TOKEN, claim, is_temporary, make_folders, move_aside, put_in_place, remove_empty, taken, temporary_beside
 from lingact.runtime.tracking import read_manifest, remove_leftovers
-from tests.tree import plant, snapshot, untouched
+from tests.helpers.folders import plant, snapshot, untouched
 
 SOURCE = Path(lingact.__file__).parents[1]
 FORK = multiprocessing.get_context("fork")

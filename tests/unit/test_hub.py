@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from lingact.errors import UserError
 from lingact.hub.huggingface import HubItem, from_the_hub
-from tests.tree import snapshot
+from tests.helpers.folders import snapshot
 
 ITEM = HubItem("model 'a/b'", "a/b", "model", "or leave it out")
 

@@ -5,8 +5,7 @@ import pytest
 
 from lingact.activations.feature_stats import FeatureStats
 from lingact.analysis.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Pooling, available, value
-
-from .sums import stats_of
+from tests.helpers.sums import stats_of
 
 ONCE = np.ones((1, 3))
 

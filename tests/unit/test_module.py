@@ -22,8 +22,8 @@ from lingact.training.batches import AlignedBatches, AlignedData
 from lingact.training.checkpoints import Keeper, LastStep
 from lingact.training.frozen import BaseOutputs, CacheSettings, cache_reference
 from lingact.training.module import Diverged, GapModule
-
-from .combined import CONF, LAYERS, OFF, WEIGHTS, adapted, loss_of
+from tests.helpers.losses import LAYERS, OFF, WEIGHTS, adapted, loss_of
+from tests.helpers.paths import CONF
 
 TRAINER = yaml.safe_load((CONF / "trainer" / "default.yaml").read_text())
 Make = Callable[..., GapModule]

@@ -11,8 +11,7 @@ from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from lingact.workflows.analyze import as_measured, scores_of_another_model
 from lingact.workflows.observe import _links
-
-CONF = Path(__file__).parents[2] / "conf"
+from tests.helpers.paths import CONF
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from lingact.errors import UserError
 from lingact.runtime import resumable_passes
 from lingact.runtime.resumable_passes import load_state, restore, resumable, save_state, token_bar
-from tests.tree import plant, snapshot, untouched
+from tests.helpers.folders import plant, snapshot, untouched
 
 HEADER = {"model": "m"}
 STEPS = (3, 1, 4, 1, 5, 9)

@@ -18,8 +18,8 @@ from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.models.adapters import attach_adapter
 from lingact.models.sae import Dictionaries
+from tests.helpers.paths import CONF
 
-CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = ("gemma2_2b", "gemma2_2b_quick", "gemma3_1b", "gpt2", "llama31_8b")
 SPEED = {"float32": 1e13, "bfloat16": 1e14}
 

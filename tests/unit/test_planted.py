@@ -21,8 +21,7 @@ from lingact.data.corpus import ParallelCorpus
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionary
 from lingact.statistics.bootstrap import Resampling, interval, simultaneous_band
-
-from .sums import stats_of
+from tests.helpers.sums import stats_of
 
 SEED = 20261122
 SETTINGS = Statistics(pooling="token", resamples=2000, confidence=0.95, early="third", deep="third", block=None)

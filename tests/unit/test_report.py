@@ -23,6 +23,7 @@ from lingact.report import evaluation, gaps, training
 from lingact.report.page import Card, Section, measured_facts, run_facts, write_report
 from lingact.report.words import reading_gaps
 from lingact.statistics.bootstrap import Resampling
+from tests.helpers.paths import CONF
 
 HOSTILE = "<script>alert('x')</script>\"&/a b"
 LANGUAGES = {"reference": "en", "high": ["zh", "es"], "low": ["ml", "hi", "id"]}
@@ -30,7 +31,7 @@ LANGUAGES = {"reference": "en", "high": ["zh", "es"], "low": ["ml", "hi", "id"]}
 
 def shipped(option: str) -> dict[str, Any]:
     """An option as it stands in `conf/`."""
-    return yaml.safe_load((Path(__file__).parents[2] / "conf" / f"{option}.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((CONF / f"{option}.yaml").read_text(encoding="utf-8"))
 
 
 JOB: dict[str, Any] = {

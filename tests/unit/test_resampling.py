@@ -29,8 +29,7 @@ from lingact.report.gaps import analysis_text
 from lingact.report.words import cautions_of, reading_gaps, text_of
 from lingact.statistics.bootstrap import Resampling, interval, p_value, simultaneous_band, standard_error
 from lingact.statistics.paired import How
-
-from .sums import random_stats, stats_of
+from tests.helpers.sums import random_stats, stats_of
 
 SETTINGS = Statistics(pooling="token", resamples=400, confidence=0.9, early="third", deep="third", block=None)
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi",))

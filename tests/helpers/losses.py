@@ -1,6 +1,5 @@
 """What the tests of the loss and of training share: a plain loss to add to, and an adapter that has moved already."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +8,8 @@ import yaml
 from lingact.config.training import LoraAdapter, LossConfig
 from lingact.models.adapters import attach_adapter
 from lingact.models.lm import LanguageModel
+from tests.helpers.paths import CONF
 
-CONF = Path(__file__).parents[2] / "conf"
 DEFAULT = yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text())
 PEFT = yaml.safe_load((CONF / "peft" / "lora.yaml").read_text())
 LAYERS, WEIGHTS = (0, 2), torch.tensor([0.25, 0.75])

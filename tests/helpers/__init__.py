@@ -1,0 +1,1 @@
+"""What several test modules share: places, processes, folders compared before and after, statistics written by hand, imitations of servers."""
