@@ -1,6 +1,5 @@
 """The surroundings of every test: no hub, a silent W&B, one thread for each test process; and tiny things to test with."""
 
-import fcntl
 import os
 import signal
 from collections.abc import Callable
@@ -119,17 +118,12 @@ def sae_release(make_sae: Callable[..., Any], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def small_organism(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The microworld from its minute-sized recipe, built once for all test processes; not to be changed."""
-    from lingact.microworld.build import SMALL, build
+def small_organism(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The microworld from its minute-sized recipe, kept between sessions in pytest's cache; not to be changed."""
+    from tests.helpers.toy_model import small_toy_model
 
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    with (shared / "organism.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / "organism").exists():
-            build(SMALL, shared / "organism", shared / "organism_work")
-    return shared / "organism"
+    cache = getattr(request.config, "cache", None)  # none with `-p no:cacheprovider`
+    return small_toy_model(Path(cache.mkdir("toy_model")) if cache else tmp_path_factory.getbasetemp().parent / "toy_model")
 
 
 @pytest.fixture

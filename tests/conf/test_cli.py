@@ -198,7 +198,7 @@ def test_fault_of_ours_ends_in_1_with_its_traceback() -> None:
 
 @pytest.mark.usefixtures("place")
 def test_sigterm_interrupts() -> None:
-    process = start("print('ready', flush=True); import time; time.sleep(60)", "lang=ml", "hydra.run.dir=run")
+    process = start("print('ready', flush=True); import time; time.sleep(3000)", "lang=ml", "hydra.run.dir=run")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)

@@ -1,15 +1,29 @@
 """Jobs through the real command line, on the small organism and few sentences."""
 
+import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lingact.cli import main as cli
+from tests.helpers.figures import undrawn
 from tests.helpers.paths import CONF, ROOT
-from tests.helpers.processes import Start, hub_surroundings
+from tests.helpers.processes import Start, fork, hub_surroundings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """`make test` draws figures in tests/unit, in the modules marked `draws` and where `drawn` says so; `make test-all` draws all of them."""
+    if request.config.option.markexpr != "not slow" or request.node.get_closest_marker("draws"):
+        yield
+        return
+    with undrawn():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +70,26 @@ def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run([sys.executable, *command], cwd=tmp_path / "here", env=everything, capture_output=True, text=True, check=False)
 
     return run
+
+
+@pytest.fixture
+def tasks_of_slurm() -> Callable[..., list[int | None]]:
+    """`tasks_of_slurm(job, arguments)`: the exit codes of two processes as `srun` starts them."""
+
+    def started(job: str, arguments: list[str]) -> list[int | None]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"}
+        shared |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+        def task(rank: int) -> int:
+            os.environ.update(shared, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+            return cli.main(job, CONF, arguments)
+
+        processes = [fork(partial(task, rank)) for rank in range(2)]
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+    return started

@@ -5,8 +5,7 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from lingact.config.measures import Statistics
 from lingact.models.lm import LanguageModel
 from lingact.runtime.resumable_passes import load_state, save_state
 from tests.helpers.paths import CONF
-from tests.helpers.processes import Start
+from tests.helpers.processes import Start, killed_at
 
 PAPER = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
 FEW = ("tracking=none", "corpus.max_sentences=24", "languages.high=[zh,es]", "languages.low=[ml,hi]", "batch_tokens=256")
@@ -283,35 +282,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     assert same_results(folder, undisturbed)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from lingact.cli import main as cli
-from lingact.runtime import resumable_passes as passes
-from lingact.models.lm import LanguageModel
-passes.SAVE_EVERY = 0.0
-real, calls = LanguageModel.residuals, iter(range(1, 1000))
-def residuals(*given, **named):
-    if next(calls) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*given, **named)
-LanguageModel.residuals = residuals
-sys.exit(cli.main("analyze", Path(sys.argv[1]), sys.argv[2:]))
-"""
-
-
-@pytest.mark.timeout(300)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
-
-    def in_a_process(job: str, conf: Path, arguments: list[str]) -> int:
-        assert job == "analyze"
-        done = subprocess.run((sys.executable, "-c", KILLED, str(conf), *arguments), capture_output=True, timeout=240, check=False)
-        return done.returncode
-
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "main", in_a_process)
-        assert start("analyze", folder, *FEW) == -9
+        patch.setattr("lingact.runtime.resumable_passes.SAVE_EVERY", 0.0)
+        assert killed_at(5, LanguageModel, "residuals", lambda: start("analyze", folder, *FEW)) == -signal.SIGKILL
     assert status(folder) == "running", "nobody could write anything else"
     assert sum(load_state(path)[2][0] for path in (folder / "stats").glob("*.safetensors")) == 4
     assert cli.main("analyze", CONF, [f"resume={folder}"]) == 0

@@ -20,6 +20,7 @@ from lingact.activations.measure import load_measurement
 from lingact.models.lm import LanguageModel
 from lingact.runtime.resumable_passes import load_state, save_state
 from lingact.workflows import analyze
+from tests.helpers.figures import drawn
 from tests.helpers.processes import Start
 
 LANGUAGES = ("languages.high=[zh,es]", "languages.low=[ml,hi]")
@@ -56,7 +57,8 @@ def scores(runs: Path) -> Path:
 @pytest.fixture(scope="module")
 def full(start: Start, runs: Path, scores: Path) -> Path:
     """A run of everything."""
-    assert start("analyze", runs / "full", "tracking=none", *LANGUAGES, "corpus.max_sentences=40", *FULL, f"scores={scores}") == 0
+    with drawn():
+        assert start("analyze", runs / "full", "tracking=none", *LANGUAGES, "corpus.max_sentences=40", *FULL, f"scores={scores}") == 0
     return runs / "full"
 
 
@@ -209,6 +211,7 @@ def test_statistics_that_are_not_finished_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_full_run_interrupted_again_and_again_ends_the_same(
     full: Path, start: Start, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

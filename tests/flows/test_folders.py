@@ -11,6 +11,7 @@ from tests.helpers.folders import plant, snapshot, untouched
 from tests.helpers.paths import CONF
 from tests.helpers.processes import Start
 
+pytestmark = pytest.mark.draws
 MINE = (".bashrc.20240101", "proj/.env.2", ".config.1/x", "wandb/run.1", "lightning_logs/version_0/x", ".hydra/config.yaml", "checkpoints/last.ckpt")
 FEW = ("languages.high=[]", "languages.low=[ml]")
 JOBS = {

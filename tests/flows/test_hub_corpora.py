@@ -196,15 +196,17 @@ from lingact.config import CorpusConfig
 from lingact.data.corpus import load_corpus
 from lingact.errors import UserError
 import datasets, huggingface_hub
+slept, sleep = [], time.sleep
+time.sleep = lambda seconds: (slept.append(seconds), sleep(seconds))
 for path in sys.argv[1:]:
     config = TypeAdapter(CorpusConfig).validate_python(yaml.safe_load(Path(path).read_text()))
-    started = time.monotonic()
+    slept.clear()
     try:
         corpus = load_corpus(config, ("en", "ml"))
         found = corpus.identity | {"texts": corpus.texts}
     except UserError as error:
         found = {"problem": str(error)}
-    print(json.dumps(found | {"seconds": time.monotonic() - started}))
+    print(json.dumps(found | {"slept": sum(slept)}))
 """
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -244,7 +246,7 @@ def test_every_preset_loads_and_loads_again_when_the_hub_is_gone(server: HubServ
 
     again = load(process, f"http://127.0.0.1:{unused_port()}")
     assert {name: found["sha256"] for name, found in again.items()} == {name: found["sha256"] for name, found in first.items()}
-    assert max(found["seconds"] for found in again.values()) < 5, "no retries"
+    assert max(found["slept"] for found in again.values()) < 1, "no retries"
 
 
 def test_what_the_hub_refuses_names_licence_and_page(server: HubServer, process: Process) -> None:
@@ -274,4 +276,4 @@ def test_no_hub_and_nothing_downloaded(process: Process) -> None:
     for name, found in load(process, address).items():
         licence = yaml.safe_load((CONF / "corpus" / f"{name}.yaml").read_text())["licence"]
         assert f"({licence}) cannot be had: there is no way to {address}, and it was not downloaded before. Connect once" in found["problem"]
-        assert found["seconds"] < 5, "no retries"
+        assert found["slept"] < 1, "no retries"

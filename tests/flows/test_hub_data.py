@@ -77,6 +77,7 @@ def test_no_hub_at_all(process: Callable[..., subprocess.CompletedProcess[str]],
     assert list((tmp_path / "here").rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer(server: HubServer, process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     server.stalls = True
     done = process(server.url, *evaluation("tasks=belebele"), HF_HUB_ETAG_TIMEOUT="1")
@@ -86,6 +87,7 @@ def test_a_hub_that_does_not_answer(server: HubServer, process: Callable[..., su
     assert list((tmp_path / "here").rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_hub_that_gives_and_then_is_gone(server: HubServer, process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     done = process(server.url, *evaluation("tasks=belebele", f"hydra.run.dir={tmp_path / 'first'}"))
     assert done.returncode == 0, done.stderr

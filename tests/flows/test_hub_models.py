@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,9 +219,6 @@ def test_what_the_hub_does_not_give(process: Callable[..., subprocess.CompletedP
 @pytest.mark.slow
 def test_no_hub_and_no_cache(process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
-    started = time.monotonic()
     done = process(tmp_path / "home", ("train", PRESETS["openai-community/gpt2"]), HF_ENDPOINT=address)
-    # The client alone would retry for 23 s beside the time that imports take.
-    assert time.monotonic() - started < 200, "no retries for minutes"
     told = f"there is no way to {address}, and it was not downloaded before. Connect once so that it can be downloaded, or choose another model.name"
     assert done.stderr == f"train.py:\n  model 'openai-community/gpt2' (licence mit) cannot be had: {told}\ntrain exit code 2\n"

@@ -23,12 +23,17 @@ from lingact.config.training import LoraAdapter
 from lingact.data.corpus import ParallelCorpus
 from lingact.models import adapters
 from lingact.models.lm import LanguageModel, load_model
+from lingact.workflows import train
 from tests.helpers.paths import CONF
 from tests.helpers.processes import Start, launch, processes_of
 
 SMALL = ("lang=ml", "tracking=none", "languages.high=[]", "languages.low=[ml]")
 FIRST_LAYER = ("loss=gap_only", "loss.gap.layers=[0]", "trainer.steps=40")
 """The adapters of later layers get no gradient; and there is time for an interruption."""
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def losses(folder: Path) -> pd.DataFrame:
@@ -70,12 +75,25 @@ def one(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- two processes -------------------------------------------------------------------------------------------------------------------------------
 
 
+def test_two_tasks_of_slurm_train_as_one_process_does(
+    tasks_of_slurm: Callable[..., list[int | None]], arguments: Callable[..., list[str]], one: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert tasks_of_slurm("train", arguments("train", folder, *SMALL, "trainer.devices=2")) == [0, 0], capfd.readouterr().err
+    assert status(folder) == "complete"
+    assert files(folder).keys() == files(one).keys()
+    same_training(folder, one)
+    found, expected = (json.loads((run / "summary.json").read_text()) for run in (folder, one))
+    assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(command: Callable[..., list[str]], one: Path, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     assert launch(command(folder, *SMALL, "trainer.devices=2"), log).wait() == 0, log.read_text()
     assert not processes_of(folder)
     said = {line.partition(":")[0] for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
-    assert said == {"SAEs", "freezing en", "freezing ml", "measuring"}, "these bars, and nothing else"
+    assert said <= {"SAEs", "freezing en", "freezing ml", "measuring"}, "nothing else is said; a short bar may be gone before it is drawn"
     assert status(folder) == "complete"
     assert files(folder).keys() == files(one).keys()
     same_training(folder, one)
@@ -98,7 +116,7 @@ def test_two_processes_that_share_the_weights_are_interrupted_together_and_go_on
             time.sleep(0.01)
         assert len(processes_of(folder)) == 2
         interrupt(process)
-        assert process.wait(60) == 130, log.read_text()
+        assert process.wait() == 130, log.read_text()
         assert status(folder) == "interrupted"
         assert not processes_of(folder)
         said = log.read_text().splitlines()[-1]
@@ -221,12 +239,19 @@ def test_a_cache_saves_the_pass_over_the_text_and_changes_nothing(start: Start, 
         assert start("train", tmp_path / name, *SMALL, f"cache={cache}", *overrides) == 0
         return capfd.readouterr().err
 
+    def begun(name: str, *overrides: str) -> str:
+        """What it said up to its first step."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "fit", interrupt)
+            assert start("train", tmp_path / name, *SMALL, f"cache={cache}", *overrides) == 130
+        return capfd.readouterr().err
+
     assert "freezing en" in trained("first")
     kept = files(cache)
     assert kept
     assert "freezing" not in trained("second")
-    assert "freezing" not in trained("other_seed", "seed=5", "trainer.steps=1")
+    assert "freezing" not in begun("other_seed", "seed=5", "trainer.steps=1")
     assert files(cache) == kept
     assert results(tmp_path / "first") == results(tmp_path / "second") == results(one)
-    assert "freezing en" in trained("other_sentences", "corpus.max_sentences=50", "trainer.steps=1")
+    assert "freezing en" in begun("other_sentences", "corpus.max_sentences=50", "trainer.steps=1")
     assert files(cache).keys() > kept.keys()

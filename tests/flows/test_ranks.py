@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +55,15 @@ def same_analysis(found: Path, expected: Path) -> None:
         assert (found / "stats" / name).read_bytes() == (expected / "stats" / name).read_bytes()
 
 
+def test_two_tasks_of_slurm_analyse_as_one_process_does(
+    tasks_of_slurm: Callable[..., list[int | None]], arguments: Callable[..., list[str]], start: Start, tmp_path: Path
+) -> None:
+    assert start("analyze", tmp_path / "one", *FULL) == 0
+    assert tasks_of_slurm("analyze", arguments("analyze", tmp_path / "two", *FULL)) == [0, 0]
+    same_analysis(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_two_processes_analyse_as_one_does(arguments: Callable[..., list[str]], start: Start, tmp_path: Path) -> None:
     folder, log = tmp_path / "two", tmp_path / "log"
     command = [sys.executable, str(ROOT / "analyze.py"), *arguments("analyze", folder, *FULL, "devices=2")]
@@ -73,40 +81,8 @@ def test_two_processes_analyse_as_one_does(arguments: Callable[..., list[str]], 
     assert cli.main("analyze", CONF, [f"resume={folder}", "devices=3", "batch_tokens=1"]) == 2
 
 
-@pytest.fixture
-def tasks_of_slurm(apart: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """`tasks_of_slurm(job, arguments)`: the exit codes of two processes as `srun` starts them."""
-    import multiprocessing
-
-    def started(job: str, arguments: list[str]) -> list[int]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"}
-        shared |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1"}
-
-        def task(rank: int) -> None:
-            os.environ.update(shared, MASTER_PORT=str(port), SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
-            code = 1
-            try:
-                code = cli.main(job, CONF, arguments)
-            finally:
-                sys.stdout.flush()
-                os._exit(code)  # nothing of what pytest has to do at its end
-
-        context = multiprocessing.get_context("fork")
-        processes = [context.Process(target=task, args=(rank,)) for rank in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        return [process.exitcode or 0 for process in processes]
-
-    return started
-
-
 def test_two_tasks_of_slurm_evaluate_as_one_process_does(
-    tasks_of_slurm: Callable[..., list[int]],
+    tasks_of_slurm: Callable[..., list[int | None]],
     small_organism: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

@@ -1,6 +1,6 @@
 """Runs that are killed, that find no space on the disk, whose folder is damaged, or that come back to another world than they left.
 
-With LINGACT_KILLS=20 a run is killed at twenty random moments instead of three chosen ones.
+The slow tier kills runs at random moments: three, or as many as LINGACT_KILLS says.
 """
 
 import json
@@ -21,12 +21,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lingact.activations import feature_stats
 from lingact.cli import main as cli
 from lingact.evaluation import tasks
 from lingact.models import adapters
 from lingact.workflows import analyze, evaluate, train
 from tests.helpers.paths import CONF, ROOT
-from tests.helpers.processes import Start, launch
+from tests.helpers.processes import Start, killed_at, launch
 
 ALONE = ("lang=ml", "tracking=none", "languages.high=[]", "languages.low=[ml,hi,mr]")
 
@@ -79,22 +80,22 @@ def finish(first: list[str], folder: Path) -> None:
     assert not hidden(folder)
 
 
-@pytest.mark.skipif("LINGACT_KILLS" in os.environ, reason="random moments were asked for")
-def test_a_killed_run_goes_on_as_if_nothing_had_been(command: Callable[..., list[str]], undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_been(arguments: Callable[..., list[str]], undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = command(folder, *ALONE)
-    before_a_checkpoint = lambda: (folder / "manifest.json").exists() and "model" in manifest(folder)["identity"]  # noqa: E731
-    after_one = (folder / "checkpoints" / "last.ckpt").exists
-    while_measuring = (folder / "stats" / "en.safetensors").exists
+    first = ["python", "train.py", *arguments("train", folder, *ALONE)]
+    before_a_checkpoint = (1, train, "fit")
+    after_one = (5, torch.optim.AdamW, "step")
+    while_measuring = (6, feature_stats.FeatureStats, "count_tokens")
     for moment in (before_a_checkpoint, after_one, while_measuring):
-        assert kill(launch(again(first, folder), tmp_path / "log"), moment)
+        assert killed_at(*moment, lambda: cli.main("train", CONF, again(first, folder)[2:])) == -signal.SIGKILL
         assert manifest(folder)["status"] == "running"
+        assert (folder / "checkpoints" / "last.ckpt").exists() is (moment is not before_a_checkpoint)
     assert (folder / "adapter" / adapters.WEIGHTS).exists()
     finish(first, folder)
     assert results(folder) == results(undisturbed)
 
 
-@pytest.mark.skipif("LINGACT_KILLS" not in os.environ, reason="takes minutes; LINGACT_KILLS=20 asks for it")
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_kills_at_random_moments_change_nothing(command: Callable[..., list[str]], start: Start, tmp_path: Path) -> None:
     settings = (*ALONE, "peft.dropout=0.1")
@@ -103,7 +104,7 @@ def test_kills_at_random_moments_change_nothing(command: Callable[..., list[str]
     began = time.monotonic()
     assert launch(command(tmp_path / "timed", *settings), tmp_path / "log").wait() == 0
     duration = time.monotonic() - began
-    left, moments, runs = int(os.environ["LINGACT_KILLS"]), random.Random(0), 0
+    left, moments, runs = int(os.environ.get("LINGACT_KILLS", "3")), random.Random(0), 0
     while left:
         folder = tmp_path / str(runs)
         first = command(folder, *settings)
@@ -393,6 +394,7 @@ def several(small_organism: Path, tmp_path: Path) -> Callable[..., tuple[int, st
     return run
 
 
+@pytest.mark.slow
 def test_lightning_may_start_processes_beside_each_job_and_none_of_them_talks_or_writes(several: Callable[..., Any], tmp_path: Path) -> None:
     code, out, err, seen = several("-m", "lang=ml,hi", "tracking=none", "hydra.sweep.dir=grid")
     assert (code, out.count("here I am"), err) == (0, 2, "here I am\n" * 2)

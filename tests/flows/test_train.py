@@ -146,7 +146,7 @@ def test_a_complete_run_is_left_alone(trained: tuple[Path, dict[str, Any]], caps
     assert manifest(trained[0]) == before
 
 
-def keyboard() -> None:
+def keyboard(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -185,7 +185,17 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
 
 
 def test_a_sweep_leaves_complete_runs_and_a_table(start: Start, tmp_path: Path) -> None:
-    code = start("train", None, "-m", "lang=ml,hi", "tracking=none", "trainer.steps=3", f"hydra.sweep.dir={tmp_path / 'grid'}")
+    code = start(
+        "train",
+        None,
+        "-m",
+        "lang=ml,hi",
+        "tracking=none",
+        "languages.high=[]",
+        "languages.low=[ml,hi]",
+        "trainer.steps=3",
+        f"hydra.sweep.dir={tmp_path / 'grid'}",
+    )
     assert code == 0
     folders = [tmp_path / "grid" / str(number) for number in range(2)]
     assert [manifest(folder)["status"] for folder in folders] == ["complete", "complete"]
@@ -226,8 +236,8 @@ def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path, capsys:
     assert not (tmp_path / "alone").exists()
 
 
-def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[BatchLoss, AlignedBatches, Reference]:
-    """What a run of one step trains with, and the frozen reference as it was before any control."""
+def seen_by_training(start: Start, folder: Path, *overrides: str, whole: bool = False) -> tuple[BatchLoss, AlignedBatches, Reference]:
+    """What a run of one step trains with, and the frozen reference as it was before any control. It stops before that step unless it is `whole`."""
     seen: dict[str, Any] = {}
 
     def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -240,7 +250,9 @@ def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[Batch
     with pytest.MonkeyPatch.context() as patch:
         for name in ("BatchLoss", "AlignedBatches", "freeze_reference"):
             patch.setattr(train, name, watched(name, getattr(train, name)))
-        assert start("train", folder, TARGET, "tracking=none", "trainer.steps=1", *overrides) == 0
+        if not whole:
+            patch.setattr(train, "fit", keyboard)
+        assert start("train", folder, TARGET, "tracking=none", "trainer.steps=1", *overrides) == (0 if whole else 130)
     return seen["BatchLoss"], seen["AlignedBatches"], seen["freeze_reference"]
 
 
@@ -264,7 +276,7 @@ def test_layers_and_controls_reach_the_loss(start: Start, tmp_path: Path) -> Non
     assert sorted(shuffled.reference.tokens.tolist()) == sorted(before.tokens.tolist())
     assert shuffled.reference.tokens.tolist() != before.tokens.tolist()
 
-    _, text, _ = seen_by_training(start, tmp_path / "wrong", "loss=wrong_language")
+    _, text, _ = seen_by_training(start, tmp_path / "wrong", "loss=wrong_language", whole=True)
     assert text.windows["en"] == own.windows["en"]
     assert manifest(tmp_path / "wrong")["identity"]["training_text"] == {"ml": "hi"}
     assert "Malayalam was not trained on: text in Hindi stood in its place" in (tmp_path / "wrong" / "report.html").read_text()

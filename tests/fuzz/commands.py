@@ -15,7 +15,7 @@ from .configurations import Command
 from .corpora import Example, Truth, snapshot
 from .door import ROOT, message_complaint, small_run
 
-LONGEST = 240
+LONGEST = 1200
 """Seconds until a command counts as hanging."""
 MEMORY = 14 * 2**30
 """Bytes of address space of a command, so that one that wants too much fails alone."""

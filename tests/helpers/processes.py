@@ -1,16 +1,72 @@
 """Jobs as processes of their own: how they are started, what they see, and which of them are left."""
 
+import itertools
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
+import sys
+import traceback
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.helpers.paths import ROOT
 
 Start = Callable[..., int]
 """Runs a job in this process and returns its exit code."""
+
+
+def fork(work: Callable[[], int], log: Path | None = None) -> BaseProcess:
+    """Start `work` in a copy of this process, where nothing is imported again; it ends with the exit code that `work` returns, or 1.
+
+    Args:
+        work: what to do there. Patches of this process hold there, too.
+        log: file for the errors and progress bars, of this process if it is None.
+    """
+
+    def run() -> None:
+        code = 1
+        try:
+            if log:
+                descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(descriptor, 2)
+            code = work()
+        except BaseException:  # noqa: BLE001 (told where the other messages are)
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # nothing of what pytest has to do at its end
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def forked(work: Callable[[], int], log: Path | None = None) -> int | None:
+    """The exit code of `work` in a copy of this process (`fork`); of one that was killed, minus the signal's number."""
+    process = fork(work, log)
+    process.join()
+    return process.exitcode
+
+
+def killed_at(call: int, owner: Any, name: str, work: Callable[[], int]) -> int | None:
+    """What `forked(work)` gives where the process gets SIGKILL right before the given call, counted from 1, of the function `name` of `owner`."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def function(*given: Any, **more: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, function)
+        return forked(work)
 
 
 def launch(command: list[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
@@ -25,11 +81,14 @@ def processes_of(folder: Path) -> list[str]:
     return [line for line in lines if str(folder) in line]
 
 
+_TAKEN: list[socket.socket] = []
+
+
 def unused_port() -> int:
-    """A port of this machine on which nothing listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """A port of this machine on which nothing listens: it stays taken, so that no other process gets it meanwhile."""
+    _TAKEN.append(socket.socket())
+    _TAKEN[-1].bind(("127.0.0.1", 0))
+    return _TAKEN[-1].getsockname()[1]
 
 
 def hub_surroundings(home: Path) -> dict[str, str]:

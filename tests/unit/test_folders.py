@@ -193,7 +193,7 @@ def test_without_the_token_of_a_run_nothing_is_removed(token: str | None, tmp_pa
 HOLD = "import sys, time; from pathlib import Path; from lingact.files.folders import taken\nwith taken(Path(sys.argv[1])): print('in', flush=True); {then}"
 
 
-def hold(folder: Path, then: str = "time.sleep(60)") -> subprocess.Popen[str]:
+def hold(folder: Path, then: str = "time.sleep(3000)") -> subprocess.Popen[str]:
     """A process that works in the folder."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     process = subprocess.Popen((sys.executable, "-c", HOLD.format(then=then), str(folder)), stdout=subprocess.PIPE, text=True, env=environment)
@@ -215,7 +215,8 @@ def test_a_folder_is_taken_while_a_process_lives_and_free_when_it_is_killed(tmp_
 
 
 def test_a_forked_child_does_not_keep_the_folder(tmp_path: Path) -> None:
-    then = "import os; pid = os.fork(); time.sleep(60 if pid == 0 else 0.2); print(pid, flush=True); os.kill(os.getpid(), 9)"
+    forks = "import os; end, start = os.pipe(); pid = os.fork(); (os.write(start, b'!'), time.sleep(3000)) if pid == 0 else os.read(end, 1)"
+    then = f"{forks}; print(pid, flush=True); os.kill(os.getpid(), 9)"
     with hold(tmp_path, then) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
