@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapters import attach_adapter, save_adapter, weights_hash
 from tests.helpers import hub
 from tests.helpers.paths import CONF
+from tests.helpers.processes import fork
 
 CODES = ("en", "ml")
 MICRO = ("micro_arc", "micro_hellaswag")
@@ -89,31 +89,29 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(files: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Told, Told]]:
-    """`base` and `adapter` -> what we say, and what lm-eval says. Its command line runs twice meanwhile; it takes long to start."""
+    """`base` and `adapter` -> what we say, and what lm-eval says, whose command line runs twice meanwhile."""
     work, ours = tmp_path_factory.mktemp("theirs"), tmp_path_factory.mktemp("ours") / "run"
     models = {"base": f"pretrained={MODEL},dtype=float32", "adapter": f"pretrained={MODEL},dtype=float32,peft={adapter}"}
-    with ExitStack() as stack:
-        started = {name: stack.enter_context(_command_line(files, work / name, model)) for name, model in models.items()}
-        code = cli.main("eval", CONF, _arguments(ours, f"adapter={adapter}"))
-        exits = {name: process.wait() for name, process in started.items()}
+    started = {name: fork(partial(_command_line, files, work / name, model), work / f"{name}.log") for name, model in models.items()}
+    code = cli.main("eval", CONF, _arguments(ours, f"adapter={adapter}"))
+    for process in started.values():
+        process.join()
     logs = [(work / f"{name}.log").read_text()[-2000:] for name in models]
-    assert (code, exits) == (0, dict.fromkeys(models, 0)), logs
+    assert (code, {name: process.exitcode for name, process in started.items()}) == (0, dict.fromkeys(models, 0)), logs
     return {name: (_ours(ours, name), _theirs(work / name)) for name in models}
 
 
-@contextmanager
-def _command_line(files: Path, out: Path, model: str) -> Iterator[subprocess.Popen[bytes]]:
+def _command_line(files: Path, out: Path, model: str) -> int:
+    """lm-eval's command line in this process, which is to be one of its own."""
+    from lm_eval.__main__ import cli_evaluate
+
     arguments = ["--model", "hf", "--model_args", model, "--tasks", ",".join(TASKS), "--include_path", str(MICRO_TASKS)]
     arguments += ["--batch_size", str(BATCH), "--device", "cpu", "--output_path", str(out), "--log_samples"]
-    surroundings = {**os.environ, "HF_HOME": str(out.parent / f"{out.name}_home"), "HF_HUB_OFFLINE": "1"}
-    with (
-        out.with_suffix(".log").open("wb") as log,
-        subprocess.Popen([sys.executable, "-m", "lm_eval", "run", *arguments], cwd=files, stdout=log, stderr=log, env=surroundings) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.kill()
+    os.chdir(files)
+    datasets.config.HF_DATASETS_CACHE = out.parent / f"{out.name}_cache"
+    sys.argv = ["lm_eval", "run", *arguments]
+    cli_evaluate()
+    return 0
 
 
 def _arguments(folder: Path, *more: str) -> list[str]:

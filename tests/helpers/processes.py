@@ -26,15 +26,16 @@ def fork(work: Callable[[], int], log: Path | None = None) -> BaseProcess:
 
     Args:
         work: what to do there. Patches of this process hold there, too.
-        log: file for the errors and progress bars, of this process if it is None.
+        log: file for what it prints; without one that goes where this process prints.
     """
 
     def run() -> None:
         code = 1
         try:
             if log:
-                descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(descriptor, 2)
+                sys.stdout = sys.stderr = log.open("w")
+                os.dup2(sys.stdout.fileno(), 1)
+                os.dup2(sys.stdout.fileno(), 2)
             code = work()
         except BaseException:  # noqa: BLE001 (told where the other messages are)
             traceback.print_exc()

@@ -17,6 +17,7 @@ from lingact.training.batch_loss import BatchLoss, Terms
 from lingact.training.batches import AlignedBatch
 from lingact.training.frozen import BaseOutputs, CacheSettings, cache_anchor, cache_predictions, cache_reference
 from tests.helpers.losses import LAYERS, OFF, WEIGHTS, adapted, loss_of
+from tests.helpers.tiers import tiers
 
 SENTENCES = [7, 2, 9, 4]
 Make = Callable[..., BatchLoss]
@@ -237,8 +238,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("twice", [False, True], ids=["distinct", "twice"])
+@pytest.mark.parametrize("parts", tiers((2,), (1, 2, 3, 100)), ids=len)
 def test_in_parts_loss_and_gradient_are_those_of_the_whole(
-    name: str, twice: bool, make: Make, lm: LanguageModel, corpus: ParallelCorpus, batch: AlignedBatch
+    name: str, twice: bool, parts: tuple[int, ...], make: Make, lm: LanguageModel, corpus: ParallelCorpus, batch: AlignedBatch
 ) -> None:
     if twice:  # a batch that straddles two epochs
         windows = {code: lm.tokens.by_sentence(corpus.texts[code]) for code in batch.texts}
@@ -247,7 +249,7 @@ def test_in_parts_loss_and_gradient_are_those_of_the_whole(
     loss = make(*SETTINGS[name], target_lm=0.5, top=5)
     adapter = [p for p in lm.model.parameters() if p.requires_grad]
     found = {}
-    for part in (None, 1, 2, 3, 100):
+    for part in (None, *parts):
         terms = loss.terms(batch, part=part)
         gradient = torch.autograd.grad(total(terms), adapter, allow_unused=True)
         found[part] = terms, torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for g, p in zip(gradient, adapter, strict=True)])
