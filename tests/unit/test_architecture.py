@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "lingact"
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ARCHITECTURE, CONTRIBUTING, GLOSSARY = (
+    (ROOT / page).read_text(encoding="utf-8") for page in ("docs/architecture.md", "CONTRIBUTING.md", "docs/glossary.md")
+)
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md", "docs/paper.md", "docs/models.md", "benchmarks/README.md")
 
+Imports = dict[str, set[str]]
+"""Package -> packages that any of its modules imports."""
 _ARROW = re.compile(r'^\s*(\w+) (-->|-\.->)(?:\|"(\d+) ([^"]+)"\|)? (\w+)$')
 
 
@@ -47,10 +52,9 @@ def arrow(line: str) -> Arrow:
 
 
 @pytest.fixture(scope="module")
-def imports() -> dict[str, set[str]]:
-    """Package -> packages that any of its modules imports."""
+def imports() -> Imports:
     graph = grimp.build_graph("lingact", cache_dir=None)
-    found: dict[str, set[str]] = {name.split(".")[1]: set() for name in graph.modules if name != "lingact"}
+    found: Imports = {name.split(".")[1]: set() for name in graph.modules if name != "lingact"}
     for name in graph.modules - {"lingact"}:
         package = name.split(".")[1]
         others = {imported.split(".")[1] for imported in graph.find_modules_directly_imported_by(name) if imported != "lingact"}
@@ -58,7 +62,7 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
-def reached(arrows: dict[str, set[str]], start: str) -> set[str]:
+def reached(arrows: Imports, start: str) -> set[str]:
     seen: set[str] = set()
     waiting = [start]
     while waiting:
@@ -79,15 +83,18 @@ def modules(package: str) -> list[Path]:
     return [single] if single.is_file() else sorted((SOURCE / package).rglob("*.py"))
 
 
-def definitions(path: Path) -> Iterator[str]:
+@cache
+def definitions(path: Path) -> frozenset[str]:
     """Names that a module defines: functions, classes and constants, and what classes define as `Class.name` and `name`."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        for name in names_of(node):
-            yield name
-        if isinstance(node, ast.ClassDef):
-            for inner in node.body:
-                for name in names_of(inner):
+
+    def found() -> Iterator[str]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            yield from names_of(node)
+            if isinstance(node, ast.ClassDef):
+                for name in (name for inner in node.body for name in names_of(inner)):
                     yield from (f"{node.name}.{name}", name)
+
+    return frozenset(found())
 
 
 def names_of(node: ast.stmt) -> list[str]:
@@ -100,18 +107,18 @@ def names_of(node: ast.stmt) -> list[str]:
     return []
 
 
-def test_the_drawing_has_every_package_and_no_other(imports):
+def test_the_drawing_has_every_package_and_no_other(imports: Imports) -> None:
     (arrows,) = drawings("packages")
     assert {end for each in arrows for end in (each.start, each.end)} == imports.keys()
 
 
-def test_every_package_is_described_once(imports):
+def test_every_package_is_described_once(imports: Imports) -> None:
     rows = re.findall(r"^\| `(\w+)` \| \S", ARCHITECTURE, flags=re.MULTILINE)
     named = [name for name in rows if name in imports]
     assert sorted(named) == sorted(imports)
 
 
-def test_drawn_arrows_are_real_imports(imports):
+def test_drawn_arrows_are_real_imports(imports: Imports) -> None:
     for each in [each for kind in ("packages", "walk") for drawing in drawings(kind) for each in drawing]:
         if each.dotted:
             assert each.end not in imports[each.start], f"{each.start} imports {each.end}: draw a whole line"
@@ -120,9 +127,9 @@ def test_drawn_arrows_are_real_imports(imports):
             assert each.end in imports[each.start], f"no module of {each.start} imports {each.end}"
 
 
-def test_no_import_is_missing_in_the_drawing(imports):
+def test_no_import_is_missing_in_the_drawing(imports: Imports) -> None:
     (arrows,) = drawings("packages")
-    drawn: dict[str, set[str]] = {}
+    drawn: Imports = {}
     for each in arrows:
         drawn.setdefault(each.start, set()).add(each.end)
     missing = [f"{start} --> {end}" for start, ends in imports.items() for end in sorted(ends - reached(drawn, start))]
@@ -130,7 +137,7 @@ def test_no_import_is_missing_in_the_drawing(imports):
     assert not [name for name in drawn if name in reached(drawn, name)], "the drawing has a circle"
 
 
-def test_walks_are_numbered_and_name_what_is_there():
+def test_walks_are_numbered_and_name_what_is_there() -> None:
     walks = drawings("walk")
     assert len(walks) == 3
     for walk in walks:
@@ -140,8 +147,8 @@ def test_walks_are_numbered_and_name_what_is_there():
             assert set(each.names) <= there, f"{each.end} has no {set(each.names) - there}"
 
 
-def test_every_term_of_the_glossary_stands_once_and_names_code_that_is_there():
-    rows = [line for line in (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines() if line.startswith("| **")]
+def test_every_term_of_the_glossary_stands_once_and_names_code_that_is_there() -> None:
+    rows = [line for line in GLOSSARY.splitlines() if line.startswith("| **")]
     terms = [term.strip().lower() for row in rows for bold in re.findall(r"\*\*(.+?)\*\*", row.split(" | ")[0]) for term in bold.split(",")]
     assert len(rows) > 60
     assert sorted(terms) == sorted(set(terms))
@@ -153,15 +160,14 @@ def test_every_term_of_the_glossary_stands_once_and_names_code_that_is_there():
         assert name in {found for path in paths for found in definitions(path)}, f"{place}{file or ''} has no {name}"
 
 
-def test_paths_that_the_architecture_names_are_there():
-    for name in re.findall(r"`((?:[a-z_]+/)+(?:[\w.]+)?)`", ARCHITECTURE):
-        place = re.sub(r"^src/lingact/", "", name)
-        there = [base / place for base in (SOURCE, ROOT)] + [ROOT / name]
-        assert any(path.exists() for path in there) or name in ("stats/",), f"no {name}"
+def test_paths_that_the_pages_name_are_there() -> None:
+    for name in re.findall(r"`((?:[\w.]+/)+[\w.]*)`", ARCHITECTURE + CONTRIBUTING):
+        of_a_run = name in ("stats/", "outputs/cache")
+        assert of_a_run or any((base / name).exists() for base in (ROOT, SOURCE, ROOT / "tests")), f"no {name}"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_between_pages_lead_somewhere(page):
+def test_links_between_pages_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if not target.startswith("https://"):
