@@ -166,6 +166,12 @@ def test_paths_that_the_pages_name_are_there() -> None:
         assert of_a_run or any((base / name).exists() for base in (ROOT, SOURCE, ROOT / "tests")), f"no {name}"
 
 
+def test_classes_and_constants_that_the_pages_name_are_there() -> None:
+    there = {name for folder in (SOURCE, ROOT / "tests") for path in folder.rglob("*.py") for name in definitions(path)}
+    named = set(re.findall(r"`([A-Z]\w+(?:\.\w+)?)`", ARCHITECTURE + CONTRIBUTING))
+    assert {name for name in named - there if not (ROOT / name).exists()} == set()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
