@@ -32,6 +32,7 @@ from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries, weights_digest
 from lingact.models.sae_sources import ranges
+from lingact.runtime.compat.huggingface import attention_implementation
 from lingact.runtime.resumable_passes import digest, token_bar
 
 Tensors = dict[str, Tensor]
@@ -372,7 +373,7 @@ def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], how: CacheSett
         "model": lm.identity["sha256"],
         "config": config.to_json_string(use_diff=False),  # pyrefly: ignore[missing-attribute, not-callable]
         "dtype": str(next(lm.model.parameters()).dtype),
-        "attention": config._attn_implementation,  # pyrefly: ignore[missing-attribute]
+        "attention": attention_implementation(lm.model),
         "tokens": digest.hexdigest(),
         "special": lm.tokens.special.tolist(),
         "device": lm.device.type,

@@ -6,13 +6,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lingact.activations.functional import LossTerms, combine
 from lingact.config.training import OptimConfig, TrainerConfig
 from lingact.errors import UserError, out_of_memory
 from lingact.models.adapters import train_adapter_only
+from lingact.runtime.compat.lightning import leave_out_of_ddp
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatch
 
@@ -86,8 +86,7 @@ class GapModule(pl.LightningModule):
         """Divide the base weights among the processes, if asked to; then the adapter alone is left to DDP."""
         if self.strategy == "fsdp" and self.trainer.world_size > 1:
             self.batch_loss.lm.shard()
-            base = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, base)
+            leave_out_of_ddp(self, [name for name, parameter in self.named_parameters() if not parameter.requires_grad])
 
     def cpu(self) -> "GapModule":
         """Where Lightning moves the model when it is done with it; in the middle of an interrupted pass a sharded one cannot be moved."""
