@@ -81,7 +81,7 @@ def test_two_processes_train_as_one_does(command: Callable[..., list[str]], one:
     assert launch(command(folder, *SMALL, "trainer.devices=2"), log).wait() == 0, log.read_text()
     assert not processes_of(folder)
     said = {line.partition(":")[0] for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
-    assert said == {"SAEs", "freezing en", "freezing ml", "measuring"}, "these bars, and nothing else"
+    assert said == {"SAEs", "base model, en", "base model, ml", "measuring"}, "these bars, and nothing else"
     assert status(folder) == "complete"
     assert files(folder).keys() == files(one).keys()
     same_training(folder, one)
@@ -227,12 +227,12 @@ def test_a_cache_saves_the_pass_over_the_text_and_changes_nothing(start: Start, 
         assert start("train", tmp_path / name, *SMALL, f"cache={cache}", *overrides) == 0
         return capfd.readouterr().err
 
-    assert "freezing en" in trained("first")
+    assert "base model, en" in trained("first")
     kept = files(cache)
     assert kept
-    assert "freezing" not in trained("second")
-    assert "freezing" not in trained("other_seed", "seed=5", "trainer.steps=1")
+    assert "base model," not in trained("second")
+    assert "base model," not in trained("other_seed", "seed=5", "trainer.steps=1")
     assert files(cache) == kept
     assert results(tmp_path / "first") == results(tmp_path / "second") == results(one)
-    assert "freezing en" in trained("other_sentences", "corpus.max_sentences=50", "trainer.steps=1")
+    assert "base model, en" in trained("other_sentences", "corpus.max_sentences=50", "trainer.steps=1")
     assert files(cache).keys() > kept.keys()

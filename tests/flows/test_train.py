@@ -22,9 +22,9 @@ from lingact.cli import main as cli
 from lingact.config.model import ModelConfig
 from lingact.models import adapters
 from lingact.models.lm import LanguageModel, load_model
+from lingact.training.base_targets import Reference
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatches
-from lingact.training.frozen import Reference
 from lingact.workflows import train
 
 from .conftest import CONF, Start
@@ -227,7 +227,7 @@ def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path, capsys:
 
 
 def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[BatchLoss, AlignedBatches, Reference]:
-    """What a run of one step trains with, and the frozen reference as it was before any control."""
+    """What a run of one step trains with, and the reference as it is before any control."""
     seen: dict[str, Any] = {}
 
     def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -238,31 +238,31 @@ def seen_by_training(start: Start, folder: Path, *overrides: str) -> tuple[Batch
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("BatchLoss", "AlignedBatches", "freeze_reference"):
+        for name in ("BatchLoss", "AlignedBatches", "cached_reference"):
             patch.setattr(train, name, watched(name, getattr(train, name)))
         assert start("train", folder, TARGET, "tracking=none", "trainer.steps=1", *overrides) == 0
-    return seen["BatchLoss"], seen["AlignedBatches"], seen["freeze_reference"]
+    return seen["BatchLoss"], seen["AlignedBatches"], seen["cached_reference"]
 
 
 def test_layers_and_controls_reach_the_loss(start: Start, tmp_path: Path) -> None:
-    plain, own, frozen = seen_by_training(start, tmp_path / "plain", "loss.gap.layers={2: 1.0, 0: 3.0}")
+    plain, own, reference = seen_by_training(start, tmp_path / "plain", "loss.gap.layers={2: 1.0, 0: 3.0}")
     assert plain.layers == (0, 2)
     assert plain.layer_weights.tolist() == [0.75, 0.25]
-    assert plain.reference is frozen
+    assert plain.targets is reference
 
     random, text, _ = seen_by_training(start, tmp_path / "random", "loss=random_features", "loss.gap.layers=[0,2]")
     for layer, trained in plain.dictionaries.items():
         directions = (trained.sae.W_dec, random.dictionaries[layer].sae.W_dec)
         assert torch.nn.functional.cosine_similarity(*directions).abs().mean() < 0.3
         torch.testing.assert_close(directions[0].norm(dim=1), directions[1].norm(dim=1), rtol=1e-4, atol=1e-5)
-    assert random.reference.tokens.tolist() == frozen.tokens.tolist()
-    assert not torch.allclose(random.reference.total, frozen.total, rtol=0.1), "the aims are those of the random SAEs"
+    assert random.targets.tokens.tolist() == reference.tokens.tolist()
+    assert not torch.allclose(random.targets.total, reference.total, rtol=0.1), "the targets are those of the random SAEs"
     assert text.windows == own.windows
 
     shuffled, text, before = seen_by_training(start, tmp_path / "shuffled", "loss=shuffled_pairs")
     assert text.windows == own.windows
-    assert sorted(shuffled.reference.tokens.tolist()) == sorted(before.tokens.tolist())
-    assert shuffled.reference.tokens.tolist() != before.tokens.tolist()
+    assert sorted(shuffled.targets.tokens.tolist()) == sorted(before.tokens.tolist())
+    assert shuffled.targets.tokens.tolist() != before.tokens.tolist()
 
     _, text, _ = seen_by_training(start, tmp_path / "wrong", "loss=wrong_language")
     assert text.windows["en"] == own.windows["en"]

@@ -153,7 +153,7 @@ def test_checkpoint_of_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
             monkeypatch.setattr(self.trainer.strategy, "barrier", lambda name=None: waited.append(name))
             states.append(compat_of("lightning").checkpoint_of(self.trainer))
             assert not waited
