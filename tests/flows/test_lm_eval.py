@@ -23,7 +23,8 @@ from lingact.config.tasks import TasksConfig
 from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
 from lingact.evaluation.tasks import TaskInstance, load_tasks
-from lingact.models.adapters import attach_adapter, save_adapter, weights_hash
+from lingact.models.adapter_hashes import weights_hash
+from lingact.models.adapters import attach_adapter, save_adapter
 
 from . import hub
 from .conftest import CONF

@@ -21,7 +21,7 @@ from lingact.cli import main as cli
 from lingact.config.model import ModelConfig
 from lingact.config.training import LoraAdapter
 from lingact.data.corpus import ParallelCorpus
-from lingact.models import adapters
+from lingact.models import adapter_sources, adapters
 from lingact.models.lm import LanguageModel, load_model
 
 from .conftest import CONF, Start, launch
@@ -36,7 +36,7 @@ def losses(folder: Path) -> pd.DataFrame:
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / adapters.WEIGHTS)
+    return load_file(folder / "adapter" / adapter_sources.WEIGHTS)
 
 
 def status(folder: Path) -> str:
@@ -45,7 +45,7 @@ def status(folder: Path) -> str:
 
 def results(folder: Path) -> dict[str, bytes]:
     """All that a run found."""
-    found = [folder / "adapter" / adapters.WEIGHTS, folder / "summary.json", *sorted((folder / "tables").iterdir())]
+    found = [folder / "adapter" / adapter_sources.WEIGHTS, folder / "summary.json", *sorted((folder / "tables").iterdir())]
     return {path.name: path.read_bytes() for path in found}
 
 
@@ -178,7 +178,7 @@ def test_two_processes_that_diverge_say_so_once(command: Callable[..., list[str]
     assert log.read_text().count("training stopped at step 1") == 1
     assert "Traceback" not in log.read_text()
     assert status(folder) == "failed"
-    assert (folder / "checkpoints" / "last_good" / adapters.WEIGHTS).exists()
+    assert (folder / "checkpoints" / "last_good" / adapter_sources.WEIGHTS).exists()
 
 
 # --- workers, precision, cache -------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from lingact.cli import main as cli
 from lingact.config.model import ModelConfig
-from lingact.models import adapters
+from lingact.models import adapter_hashes, adapter_sources, adapters
 from lingact.models.lm import LanguageModel, load_model
 from lingact.training.base_targets import Reference
 from lingact.training.batch_loss import BatchLoss
@@ -50,7 +50,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def adapter_bytes(folder: Path) -> bytes:
-    return (folder / "adapter" / adapters.WEIGHTS).read_bytes()
+    return (folder / "adapter" / adapter_sources.WEIGHTS).read_bytes()
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_organi
     def watched(model: PeftModel, *rest: Any) -> None:
         lm = toy_model(small_organism)
         lm.model, lm.blocks = model, model.get_base_model().model.layers
-        seen.update(base=adapters.weights_hash(model), on=answers(lm), training=model.training)
+        seen.update(base=adapter_hashes.weights_hash(model), on=answers(lm), training=model.training)
         with adapters.base_behaviour(model):
             seen["off"] = answers(lm)
         real(model, *rest)
@@ -80,7 +80,7 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_organi
 def test_the_base_model_is_untouched_and_the_adapter_can_be_switched_off(trained: tuple[Path, dict[str, Any]], small_organism: Path) -> None:
     folder, seen = trained
     lm = toy_model(small_organism)
-    assert seen["base"] == adapters.weights_hash(lm.model) == manifest(folder)["identity"]["model"]["sha256"]
+    assert seen["base"] == adapter_hashes.weights_hash(lm.model) == manifest(folder)["identity"]["model"]["sha256"]
     assert same(seen["off"], answers(lm))
     assert not same(seen["on"], seen["off"])
     assert not seen["training"]
@@ -189,7 +189,7 @@ def test_a_sweep_leaves_complete_runs_and_a_table(start: Start, tmp_path: Path) 
     assert code == 0
     folders = [tmp_path / "grid" / str(number) for number in range(2)]
     assert [manifest(folder)["status"] for folder in folders] == ["complete", "complete"]
-    assert all((folder / "adapter" / adapters.WEIGHTS).exists() for folder in folders)
+    assert all((folder / "adapter" / adapter_sources.WEIGHTS).exists() for folder in folders)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     with (tmp_path / "grid" / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))

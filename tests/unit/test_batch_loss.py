@@ -10,7 +10,8 @@ from torch import Tensor
 from lingact.activations.features import kept_residuals
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch, Tokens
-from lingact.models.adapters import base_behaviour, train_adapter_only, weights_hash
+from lingact.models.adapter_hashes import weights_hash
+from lingact.models.adapters import base_behaviour, train_adapter_only
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.training.base_cache import CacheSettings, cached_anchor, cached_predictions, cached_reference

@@ -203,6 +203,18 @@ def test_leave_out_of_ddp_is_needed() -> None:
         distributed.destroy_process_group()
 
 
+# --- PEFT -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_no_deprecation_warning_is_needed(lm: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+        get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"])).unload()
+    with compat_of("peft").no_deprecation_warning():  # any other warning fails the test
+        get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"]))
+
+
 # --- lm-eval --------------------------------------------------------------------------------------------------------------------------------------
 
 

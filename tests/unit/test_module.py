@@ -15,7 +15,7 @@ from lingact.config.training import OptimConfig, TrainerConfig
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.models.adapters import weights_hash
+from lingact.models.adapter_hashes import weights_hash
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.training.base_cache import CacheSettings, cached_reference

@@ -18,8 +18,9 @@ from lingact.config.jobs import TrainConfig
 from lingact.data.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.errors import UserError
 from lingact.figures import training as figures
+from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
-from lingact.models.adapters import adapter_hash, attach_adapter, load_adapter, save_adapter
+from lingact.models.adapters import attach_adapter, load_adapter, save_adapter
 from lingact.models.preflight import loss_layers, substitutes
 from lingact.models.sae import Dictionaries, offloaded
 from lingact.report import training as report
