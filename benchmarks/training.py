@@ -32,9 +32,10 @@ def step_cost(way: str) -> dict[str, float]:
     from benchmarks.embedded import CONF
     from lingact.config.training import LoraAdapter, LossConfig
     from lingact.models.adapters import attach_adapter, train_adapter_only
+    from lingact.training.base_cache import CacheSettings, cached_anchor, cached_predictions, cached_reference
+    from lingact.training.base_targets import BaseOutputs
     from lingact.training.batch_loss import BatchLoss
     from lingact.training.batches import AlignedBatch
-    from lingact.training.frozen import BaseOutputs, CacheSettings, cache_anchor, cache_predictions, cache_reference
 
     torch.set_num_threads(1)
     settings = WAYS[way]
@@ -42,9 +43,9 @@ def step_cost(way: str) -> dict[str, float]:
     lm, dictionaries, corpus = random_model()
     written = yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text())
     loss_config = LossConfig.model_validate(written | {"retention": written["retention"] | {"top": top}})
-    reference = cache_reference(lm, dictionaries, corpus, "en", CacheSettings(1024), profiles=False)
-    predictions = {code: cache_predictions(lm, corpus, code, CacheSettings(1024), top=64) for code in ("en", "ml")} if top else {}
-    anchors = {code: cache_anchor(lm, dictionaries, corpus, code, CacheSettings(1024)) for code in ("en", "ml")}
+    reference = cached_reference(lm, dictionaries, corpus, "en", CacheSettings(1024), profiles=False)
+    predictions = {code: cached_predictions(lm, corpus, code, CacheSettings(1024), top=64) for code in ("en", "ml")} if top else {}
+    anchors = {code: cached_anchor(lm, dictionaries, corpus, code, CacheSettings(1024)) for code in ("en", "ml")}
     peft = LoraAdapter.model_validate(yaml.safe_load((CONF / "peft" / "lora.yaml").read_text()))
     lm.model = attach_adapter(lm.model, lm.blocks, peft, 0)
     train_adapter_only(lm.model)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lingact.cli import main as cli
 from lingact.evaluation import harness
-from lingact.models import adapters
+from lingact.models import adapter_sources
 from tests.helpers.paths import CONF, ROOT
 from tests.helpers.processes import Start, killed_at, launch
 
@@ -85,8 +85,10 @@ def test_seeds_of_a_recipe_are_one_and_recipes_several(
 
 def test_an_untrained_adapter_changes_exactly_nothing(seeds: Path, base_arguments: list[str], tmp_path: Path) -> None:
     adapter = shutil.copytree(seeds / "0" / "adapter", tmp_path / "adapter")
-    weights = load_file(adapter / adapters.WEIGHTS)
-    save_file({name: tensor * ("lora_B" not in name) for name, tensor in weights.items()}, adapter / adapters.WEIGHTS, metadata={"format": "pt"})
+    weights = load_file(adapter / adapter_sources.WEIGHTS)
+    save_file(
+        {name: tensor * ("lora_B" not in name) for name, tensor in weights.items()}, adapter / adapter_sources.WEIGHTS, metadata={"format": "pt"}
+    )
     assert cli.main("eval", CONF, [*base_arguments, f"adapter={adapter}", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     tables = frames(tmp_path / "run")
     assert (tables["differences"][["estimate", "won", "lost"]] == 0).all(axis=None)
@@ -120,8 +122,8 @@ def test_answers_are_kept_and_belong_to_their_model(seeds: Path, base_arguments:
 def test_another_scale_is_another_adapter(seeds: Path, base_arguments: list[str], tmp_path: Path) -> None:
     """The same weights with a thousandth of alpha: its answers are its own, and next to the base model's."""
     changed = shutil.copytree(seeds / "0" / "adapter", tmp_path / "changed")
-    settings = json.loads((changed / adapters.SETTINGS).read_text())
-    (changed / adapters.SETTINGS).write_text(json.dumps(settings | {"lora_alpha": settings["lora_alpha"] / 1000}))
+    settings = json.loads((changed / adapter_sources.SETTINGS).read_text())
+    (changed / adapter_sources.SETTINGS).write_text(json.dumps(settings | {"lora_alpha": settings["lora_alpha"] / 1000}))
     ratios = {}
     for name, adapter in (("as trained", seeds / "0" / "adapter"), ("changed", changed)):
         folder = tmp_path / f"run {name}".replace(" ", "_")
@@ -220,9 +222,9 @@ def test_an_adapter_from_elsewhere_does_not_say_what_it_read(
     seeds: Path, base_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = shutil.copytree(seeds / "0" / "adapter", tmp_path / "elsewhere")
-    told = json.loads((adapter / adapters.IDENTITY).read_text())
+    told = json.loads((adapter / adapter_sources.IDENTITY).read_text())
     assert told.pop("training")["lang"] == ["ml"]
-    (adapter / adapters.IDENTITY).write_text(json.dumps(told))
+    (adapter / adapter_sources.IDENTITY).write_text(json.dumps(told))
     assert cli.main("eval", CONF, [*base_arguments, f"adapter={adapter}", "text_split=null", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     assert "the adapter does not say what it was trained on" in " ".join(capsys.readouterr().out.split())
     assert "bits" not in frames(tmp_path / "run")
@@ -232,7 +234,7 @@ def test_all_adapters_are_judged_before_the_first_question(
     seeds: Path, base_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stranger = shutil.copytree(seeds / "0" / "adapter", tmp_path / "stranger")
-    (stranger / adapters.IDENTITY).write_text(json.dumps({"base_model": "another", "base_sha256": "0" * 64}))
+    (stranger / adapter_sources.IDENTITY).write_text(json.dumps({"base_model": "another", "base_sha256": "0" * 64}))
     monkeypatch.setattr(harness.Scorer, "score", None)
     assert cli.main("eval", CONF, [*base_arguments, f"adapter=[{seeds}/0,{stranger}]", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert "belongs to another model: it was trained on 'another'" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lingact.cli import main as cli
-from lingact.models import adapters
+from lingact.models import adapter_sources
 from lingact.workflows import train
 from tests.helpers.folders import plant, snapshot, untouched
 from tests.helpers.paths import CONF
@@ -58,7 +58,7 @@ def test_an_adapter_that_was_put_there_by_hand_is_neither_judged_nor_lost(
     with monkeypatch.context() as patch:
         patch.setattr(train, "measure_change", stops)
         assert start("train", here / "run", *JOBS["train"], "tracking=none") == 130
-    weights = here / "run" / "adapter" / adapters.WEIGHTS
+    weights = here / "run" / "adapter" / adapter_sources.WEIGHTS
     first = weights.read_bytes()
     weights.write_bytes(b"better ones, by hand")
     mine = plant(here / "run" / "adapter", "notes.txt", "below/x")

@@ -22,7 +22,8 @@ from lingact.data.tokens import Tokens
 from lingact.errors import UserError
 from lingact.evaluation import compare, harness
 from lingact.evaluation.tasks import TaskInstance, load_tasks
-from lingact.models.adapters import attach_adapter, base_behaviour, save_adapter, unload_adapter, weights_hash
+from lingact.models.adapter_hashes import weights_hash
+from lingact.models.adapters import attach_adapter, base_behaviour, save_adapter, unload_adapter
 from lingact.models.lm import LanguageModel
 from lingact.statistics.paired import How
 from lingact.workflows import evaluate

@@ -14,7 +14,7 @@ import torch
 from lingact.activations import feature_stats, measure
 from lingact.cli import main as cli
 from lingact.evaluation import harness
-from lingact.training import checkpoints, frozen
+from lingact.training import base_targets, checkpoints
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.module import GapModule
 from lingact.workflows import train
@@ -117,7 +117,7 @@ def test_before_the_first_step_nothing_is_kept_and_the_message_says_so(start: St
         ("a", "null", "nothing (cache=null)"),
         ("b", f"{tmp_path}/cache", f"only the cached base-model outputs ('{tmp_path}/cache')"),
     ):
-        with signalled(signal.SIGHUP, frozen, "_add", 1):
+        with signalled(signal.SIGHUP, base_targets, "_add", 1):
             assert start("train", tmp_path / name, *SETTINGS, f"cache={cache}") == 130
         assert f"Interrupted before the first step; kept: {kept}. To go on: " in last_line(capsys)
 

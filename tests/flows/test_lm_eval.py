@@ -22,7 +22,8 @@ from lingact.config.tasks import TasksConfig
 from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
 from lingact.evaluation.tasks import TaskInstance, load_tasks
-from lingact.models.adapters import attach_adapter, save_adapter, weights_hash
+from lingact.models.adapter_hashes import weights_hash
+from lingact.models.adapters import attach_adapter, save_adapter
 from tests.helpers import hub
 from tests.helpers.paths import CONF
 from tests.helpers.processes import fork

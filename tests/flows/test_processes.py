@@ -21,7 +21,7 @@ from lingact.cli import main as cli
 from lingact.config.model import ModelConfig
 from lingact.config.training import LoraAdapter
 from lingact.data.corpus import ParallelCorpus
-from lingact.models import adapters
+from lingact.models import adapter_sources, adapters
 from lingact.models.lm import LanguageModel, load_model
 from lingact.workflows import train
 from tests.helpers.paths import CONF
@@ -41,7 +41,7 @@ def losses(folder: Path) -> pd.DataFrame:
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / adapters.WEIGHTS)
+    return load_file(folder / "adapter" / adapter_sources.WEIGHTS)
 
 
 def status(folder: Path) -> str:
@@ -50,7 +50,7 @@ def status(folder: Path) -> str:
 
 def results(folder: Path) -> dict[str, bytes]:
     """All that a run found."""
-    found = [folder / "adapter" / adapters.WEIGHTS, folder / "summary.json", *sorted((folder / "tables").iterdir())]
+    found = [folder / "adapter" / adapter_sources.WEIGHTS, folder / "summary.json", *sorted((folder / "tables").iterdir())]
     return {path.name: path.read_bytes() for path in found}
 
 
@@ -93,7 +93,7 @@ def test_two_processes_train_as_one_does(command: Callable[..., list[str]], one:
     assert launch(command(folder, *SMALL, "trainer.devices=2"), log).wait() == 0, log.read_text()
     assert not processes_of(folder)
     said = {line.partition(":")[0] for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
-    assert said <= {"SAEs", "freezing en", "freezing ml", "measuring"}, "nothing else is said; a short bar may be gone before it is drawn"
+    assert said <= {"SAEs", "base model, en", "base model, ml", "measuring"}, "nothing else is said; a short bar may be gone before it is drawn"
     assert status(folder) == "complete"
     assert files(folder).keys() == files(one).keys()
     same_training(folder, one)
@@ -190,7 +190,7 @@ def test_two_processes_that_diverge_say_so_once(command: Callable[..., list[str]
     assert log.read_text().count("training stopped at step 1") == 1
     assert "Traceback" not in log.read_text()
     assert status(folder) == "failed"
-    assert (folder / "checkpoints" / "last_good" / adapters.WEIGHTS).exists()
+    assert (folder / "checkpoints" / "last_good" / adapter_sources.WEIGHTS).exists()
 
 
 # --- workers, precision, cache -------------------------------------------------------------------------------------------------------------------
@@ -246,12 +246,12 @@ def test_a_cache_saves_the_pass_over_the_text_and_changes_nothing(start: Start, 
             assert start("train", tmp_path / name, *SMALL, f"cache={cache}", *overrides) == 130
         return capfd.readouterr().err
 
-    assert "freezing en" in trained("first")
+    assert "base model, en" in trained("first")
     kept = files(cache)
     assert kept
-    assert "freezing" not in trained("second")
-    assert "freezing" not in begun("other_seed", "seed=5", "trainer.steps=1")
+    assert "base model," not in trained("second")
+    assert "base model," not in begun("other_seed", "seed=5", "trainer.steps=1")
     assert files(cache) == kept
     assert results(tmp_path / "first") == results(tmp_path / "second") == results(one)
-    assert "freezing en" in begun("other_sentences", "corpus.max_sentences=50", "trainer.steps=1")
+    assert "base model, en" in begun("other_sentences", "corpus.max_sentences=50", "trainer.steps=1")
     assert files(cache).keys() > kept.keys()

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from lingact.activations import feature_stats
 from lingact.cli import main as cli
 from lingact.evaluation import tasks
-from lingact.models import adapters
+from lingact.models import adapter_sources
 from lingact.workflows import analyze, evaluate, train
 from tests.helpers.paths import CONF, ROOT
 from tests.helpers.processes import Start, killed_at, launch
@@ -38,7 +38,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def results(folder: Path) -> dict[str, bytes]:
     """All that a training run found: adapter, summary and every table."""
-    files = [folder / "adapter" / adapters.WEIGHTS, folder / "summary.json", *sorted((folder / "tables").iterdir())]
+    files = [folder / "adapter" / adapter_sources.WEIGHTS, folder / "summary.json", *sorted((folder / "tables").iterdir())]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(arguments: Callable[..., li
         assert killed_at(*moment, lambda: cli.main("train", CONF, again(first, folder)[2:])) == -signal.SIGKILL
         assert manifest(folder)["status"] == "running"
         assert (folder / "checkpoints" / "last.ckpt").exists() is (moment is not before_a_checkpoint)
-    assert (folder / "adapter" / adapters.WEIGHTS).exists()
+    assert (folder / "adapter" / adapter_sources.WEIGHTS).exists()
     finish(first, folder)
     assert results(folder) == results(undisturbed)
 
@@ -138,7 +138,7 @@ def test_sigterm_while_measuring_interrupts(start: Start, undisturbed: Path, tmp
         patch.setattr(train, "measure", measure)
         assert start("train", folder, *ALONE) == 130
     assert manifest(folder)["status"] == "interrupted"
-    assert (folder / "adapter" / adapters.WEIGHTS).exists()
+    assert (folder / "adapter" / adapter_sources.WEIGHTS).exists()
     assert cli.main("train", CONF, [f"resume={folder}"]) == 0
     assert results(folder) == results(undisturbed)
 
@@ -323,8 +323,8 @@ def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
         patch.setattr(tasks.Tasks, "identity", {"micro_arc_ml": {"items": 3, "sha256": "f" * 64}})
         assert cli.main("eval", CONF, [f"resume={folder}"]) == 2
     assert "was begun with something else (tasks.micro_arc_" in capsys.readouterr().err
-    weights = load_file(adapter / adapters.WEIGHTS)
-    save_file({name: torch.ones_like(tensor) for name, tensor in weights.items()}, adapter / adapters.WEIGHTS, metadata={"format": "pt"})
+    weights = load_file(adapter / adapter_sources.WEIGHTS)
+    save_file({name: torch.ones_like(tensor) for name, tensor in weights.items()}, adapter / adapter_sources.WEIGHTS, metadata={"format": "pt"})
     assert cli.main("eval", CONF, [f"resume={folder}"]) == 2
     assert "was begun with something else (adapter.sha256: " in capsys.readouterr().err
 
@@ -333,7 +333,7 @@ def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
 def test_an_adapter_of_another_model_is_refused(
     job: str, start: Start, adapter: Path, small_organism: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    identity = adapter / adapters.IDENTITY
+    identity = adapter / adapter_sources.IDENTITY
     identity.write_text(json.dumps({"base_model": "another", "base_sha256": "0" * 64}))
     if job == "eval":
         code = cli.main("eval", CONF, [*evaluated(small_organism, adapter), f"hydra.run.dir={tmp_path / 'run'}"])

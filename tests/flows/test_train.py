@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM
 
 from lingact.cli import main as cli
 from lingact.config.model import ModelConfig
-from lingact.models import adapters
+from lingact.models import adapter_hashes, adapter_sources, adapters
 from lingact.models.lm import LanguageModel, load_model
+from lingact.training.base_targets import Reference
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatches
-from lingact.training.frozen import Reference
 from lingact.workflows import train
 from tests.helpers.paths import CONF
 from tests.helpers.processes import Start
@@ -50,7 +50,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def adapter_bytes(folder: Path) -> bytes:
-    return (folder / "adapter" / adapters.WEIGHTS).read_bytes()
+    return (folder / "adapter" / adapter_sources.WEIGHTS).read_bytes()
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_organi
     def watched(model: PeftModel, *rest: Any) -> None:
         lm = toy_model(small_organism)
         lm.model, lm.blocks = model, model.get_base_model().model.layers
-        seen.update(base=adapters.weights_hash(model), on=answers(lm), training=model.training)
+        seen.update(base=adapter_hashes.weights_hash(model), on=answers(lm), training=model.training)
         with adapters.base_behaviour(model):
             seen["off"] = answers(lm)
         real(model, *rest)
@@ -80,7 +80,7 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_organi
 def test_the_base_model_is_untouched_and_the_adapter_can_be_switched_off(trained: tuple[Path, dict[str, Any]], small_organism: Path) -> None:
     folder, seen = trained
     lm = toy_model(small_organism)
-    assert seen["base"] == adapters.weights_hash(lm.model) == manifest(folder)["identity"]["model"]["sha256"]
+    assert seen["base"] == adapter_hashes.weights_hash(lm.model) == manifest(folder)["identity"]["model"]["sha256"]
     assert same(seen["off"], answers(lm))
     assert not same(seen["on"], seen["off"])
     assert not seen["training"]
@@ -199,7 +199,7 @@ def test_a_sweep_leaves_complete_runs_and_a_table(start: Start, tmp_path: Path) 
     assert code == 0
     folders = [tmp_path / "grid" / str(number) for number in range(2)]
     assert [manifest(folder)["status"] for folder in folders] == ["complete", "complete"]
-    assert all((folder / "adapter" / adapters.WEIGHTS).exists() for folder in folders)
+    assert all((folder / "adapter" / adapter_sources.WEIGHTS).exists() for folder in folders)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     with (tmp_path / "grid" / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -237,7 +237,7 @@ def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path, capsys:
 
 
 def seen_by_training(start: Start, folder: Path, *overrides: str, whole: bool = False) -> tuple[BatchLoss, AlignedBatches, Reference]:
-    """What a run of one step trains with, and the frozen reference as it was before any control. It stops before that step unless it is `whole`."""
+    """What a run of one step trains with, and the reference as it is before any control. It stops before that step unless it is `whole`."""
     seen: dict[str, Any] = {}
 
     def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -248,33 +248,33 @@ def seen_by_training(start: Start, folder: Path, *overrides: str, whole: bool = 
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("BatchLoss", "AlignedBatches", "freeze_reference"):
+        for name in ("BatchLoss", "AlignedBatches", "cached_reference"):
             patch.setattr(train, name, watched(name, getattr(train, name)))
         if not whole:
             patch.setattr(train, "fit", keyboard)
         assert start("train", folder, TARGET, "tracking=none", "trainer.steps=1", *overrides) == (0 if whole else 130)
-    return seen["BatchLoss"], seen["AlignedBatches"], seen["freeze_reference"]
+    return seen["BatchLoss"], seen["AlignedBatches"], seen["cached_reference"]
 
 
 def test_layers_and_controls_reach_the_loss(start: Start, tmp_path: Path) -> None:
-    plain, own, frozen = seen_by_training(start, tmp_path / "plain", "loss.gap.layers={2: 1.0, 0: 3.0}")
+    plain, own, reference = seen_by_training(start, tmp_path / "plain", "loss.gap.layers={2: 1.0, 0: 3.0}")
     assert plain.layers == (0, 2)
     assert plain.layer_weights.tolist() == [0.75, 0.25]
-    assert plain.reference is frozen
+    assert plain.targets is reference
 
     random, text, _ = seen_by_training(start, tmp_path / "random", "loss=random_features", "loss.gap.layers=[0,2]")
     for layer, trained in plain.dictionaries.items():
         directions = (trained.sae.W_dec, random.dictionaries[layer].sae.W_dec)
         assert torch.nn.functional.cosine_similarity(*directions).abs().mean() < 0.3
         torch.testing.assert_close(directions[0].norm(dim=1), directions[1].norm(dim=1), rtol=1e-4, atol=1e-5)
-    assert random.reference.tokens.tolist() == frozen.tokens.tolist()
-    assert not torch.allclose(random.reference.total, frozen.total, rtol=0.1), "the aims are those of the random SAEs"
+    assert random.targets.tokens.tolist() == reference.tokens.tolist()
+    assert not torch.allclose(random.targets.total, reference.total, rtol=0.1), "the targets are those of the random SAEs"
     assert text.windows == own.windows
 
     shuffled, text, before = seen_by_training(start, tmp_path / "shuffled", "loss=shuffled_pairs")
     assert text.windows == own.windows
-    assert sorted(shuffled.reference.tokens.tolist()) == sorted(before.tokens.tolist())
-    assert shuffled.reference.tokens.tolist() != before.tokens.tolist()
+    assert sorted(shuffled.targets.tokens.tolist()) == sorted(before.tokens.tolist())
+    assert shuffled.targets.tokens.tolist() != before.tokens.tolist()
 
     _, text, _ = seen_by_training(start, tmp_path / "wrong", "loss=wrong_language", whole=True)
     assert text.windows["en"] == own.windows["en"]

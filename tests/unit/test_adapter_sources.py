@@ -28,8 +28,9 @@ from lingact.errors import UserError
 from lingact.files.atomic import full_disk, write_json
 from lingact.hub import wandb_artifacts
 from lingact.models import adapters
+from lingact.models.adapter_hashes import weights_hash
 from lingact.models.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, expand_adapters, find_adapter, training_of
-from lingact.models.adapters import attach_adapter, load_adapter, save_adapter, weights_hash
+from lingact.models.adapters import attach_adapter, load_adapter, save_adapter
 from lingact.models.lm import LanguageModel
 from tests.helpers.folders import plant, snapshot, untouched
 from tests.helpers.wandb_server import ENTITY, KEY, Artifact, WandbServer, serve

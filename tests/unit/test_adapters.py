@@ -30,19 +30,10 @@ from lingact.config.jobs import TrainConfig
 from lingact.config.training import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
 from lingact.config.validation import validate
 from lingact.errors import UserError
-from lingact.models.adapters import (
-    WEIGHTS,
-    adapter_hash,
-    attach_adapter,
-    base_behaviour,
-    check_adapter,
-    find_adapter,
-    load_adapter,
-    save_adapter,
-    train_adapter_only,
-    unload_adapter,
-    weights_hash,
-)
+from lingact.models.adapter_checks import check_adapter
+from lingact.models.adapter_hashes import adapter_hash, weights_hash
+from lingact.models.adapter_sources import WEIGHTS, find_adapter
+from lingact.models.adapters import attach_adapter, base_behaviour, load_adapter, save_adapter, train_adapter_only, unload_adapter
 from lingact.models.lm import find_blocks
 from tests.helpers.folders import plant, snapshot
 from tests.helpers.paths import CONF

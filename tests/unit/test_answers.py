@@ -22,7 +22,8 @@ from lingact.data.tokens import Tokens
 from lingact.errors import UserError
 from lingact.evaluation.harness import Answers, EvalRun, Scorer, batch_size_for, identity_of
 from lingact.evaluation.tasks import TaskInstance, load_tasks
-from lingact.models.adapters import adapter_hash, attach_adapter
+from lingact.models.adapter_hashes import adapter_hash
+from lingact.models.adapters import attach_adapter
 from lingact.models.lm import LanguageModel
 from tests.helpers.folders import plant, untouched
 

@@ -10,12 +10,14 @@ from torch import Tensor
 from lingact.activations.features import kept_residuals
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch, Tokens
-from lingact.models.adapters import base_behaviour, train_adapter_only, weights_hash
+from lingact.models.adapter_hashes import weights_hash
+from lingact.models.adapters import base_behaviour, train_adapter_only
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
+from lingact.training.base_cache import CacheSettings, cached_anchor, cached_predictions, cached_reference
+from lingact.training.base_targets import BaseOutputs
 from lingact.training.batch_loss import BatchLoss, Terms
 from lingact.training.batches import AlignedBatch
-from lingact.training.frozen import BaseOutputs, CacheSettings, cache_anchor, cache_predictions, cache_reference
 from tests.helpers.losses import LAYERS, OFF, WEIGHTS, adapted, loss_of
 from tests.helpers.tiers import tiers
 
@@ -28,16 +30,16 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
     """`make(gap, retention, ...)`: the loss on layers 0 and 2 with an adapter that has moved already; sentences take several windows."""
     lm.tokens = Tokens(lm.tokenizer, 12)
     chosen = {layer: dictionaries[layer] for layer in LAYERS}
-    frozen = cache_reference(lm, chosen, corpus, "en", CacheSettings(64), profiles=True)
-    anchors = {code: cache_anchor(lm, chosen, corpus, code, CacheSettings(64)) for code in ("en", "es", "hi")}
+    base = cached_reference(lm, chosen, corpus, "en", CacheSettings(64), profiles=True)
+    anchors = {code: cached_anchor(lm, chosen, corpus, code, CacheSettings(64)) for code in ("en", "es", "hi")}
 
     def loss(
         gap: dict[str, Any], retention: dict[str, Any] | None = None, *, shuffled: bool = False, dropout: float = 0.0, top: int = 0, **rest: Any
     ) -> BatchLoss:
-        predictions = {code: cache_predictions(lm, corpus, code, CacheSettings(64), top=top) for code in ("en", "es")} if top else {}
+        predictions = {code: cached_predictions(lm, corpus, code, CacheSettings(64), top=top) for code in ("en", "es")} if top else {}
         adapted(lm, dropout)
-        reference = frozen.shuffled(0) if shuffled else frozen
-        return BatchLoss(lm, chosen, BaseOutputs(frozen, reference, predictions, anchors), "en", WEIGHTS, loss_of(gap, retention or {}, **rest))
+        reference = base.shuffled(0) if shuffled else base
+        return BatchLoss(lm, chosen, BaseOutputs(base, reference, predictions, anchors), "en", WEIGHTS, loss_of(gap, retention or {}, **rest))
 
     return loss
 
@@ -137,7 +139,7 @@ def test_activation_and_norm_are_pooled_alike_on_both_sides(
 def test_norm_matched_takes_loudness_away(make: Make, lm: LanguageModel, batch: AlignedBatch, dictionaries: Dictionaries) -> None:
     loss = make({"norm_matched": True})
     expected = 0.0
-    for weight, layer, aim in zip(WEIGHTS, LAYERS, loss.reference.activation("token"), strict=True):
+    for weight, layer, aim in zip(WEIGHTS, LAYERS, loss.targets.activation("token"), strict=True):
         x, base = (torch.cat(of_sentences(lm, batch.texts["es"], layer, base=base)) for base in (False, True))
         matched = x * (base.norm(dim=-1) / x.norm(dim=-1))[:, None]
         expected += weight * (1 - dictionaries[layer].encode(matched).sum(dim=-1).mean() / aim) ** 2
@@ -334,9 +336,9 @@ def test_which_objectives_reach_a_silent_latent(make: Make, lm: LanguageModel, b
         # The reference fired; the target has become silent since.
         residuals = {layer: torch.cat(of_sentences(lm, batch.texts["es"], layer)).requires_grad_(True) for layer in LAYERS}
         loss.layer_weights = torch.tensor([0.0, 1.0])
-        loss.reference.profile[1].fill_(1.0)
-        loss.reference.firing[1][0] = int(loss.reference.tokens.sum())
-        loss.reference.pre[1].fill_(float(loss.reference.tokens.sum()) * float(pre.max() + 1))
+        loss.targets.profile[1].fill_(1.0)
+        loss.targets.firing[1][0] = int(loss.targets.tokens.sum())
+        loss.targets.pre[1].fill_(float(loss.targets.tokens.sum()) * float(pre.max() + 1))
         loss.gap(loss.gap_means(batch.texts["es"], residuals, batch.sentences), batch.sentences).backward()
         grad = residuals[2].grad
         return torch.zeros_like(x) if grad is None else grad

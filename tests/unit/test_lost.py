@@ -25,7 +25,7 @@ from lingact.models.sae import Dictionaries
 from lingact.report.analysis import wide_similarity
 from lingact.report.words import plain
 from lingact.statistics.bootstrap import Resampling
-from lingact.training.frozen import CacheSettings, cache_anchor, cache_predictions, cache_reference
+from lingact.training.base_cache import CacheSettings, cached_anchor, cached_predictions, cached_reference
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi",))
 
@@ -115,9 +115,9 @@ def test_training_does_not_start_from_what_is_no_number(
 ) -> None:
     how = CacheSettings(100, cache=tmp_path)
     start: dict[str, Callable[[], object]] = {
-        "reference": lambda: cache_reference(loud, dictionaries, corpus, "en", how, profiles=False),
-        "anchor": lambda: cache_anchor(loud, dictionaries, corpus, "en", how),
-        "predictions": lambda: cache_predictions(loud, corpus, "en", how, top=5),
+        "reference": lambda: cached_reference(loud, dictionaries, corpus, "en", how, profiles=False),
+        "anchor": lambda: cached_anchor(loud, dictionaries, corpus, "en", how),
+        "predictions": lambda: cached_predictions(loud, corpus, "en", how, top=5),
     }
     told = "predictions are" if freeze == "predictions" else "residuals or SAE activations behind layer 1-2 are"
     with pytest.raises(UserError, match=rf"the base model's {told} not finite in en, which training would .* use model\.dtype=bfloat16 or float32"):

@@ -9,18 +9,20 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pydantic import ValidationError
+from transformers import get_cosine_schedule_with_warmup
 
 from lingact.config.training import OptimConfig, TrainerConfig
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.models.adapters import weights_hash
+from lingact.models.adapter_hashes import weights_hash
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
+from lingact.training.base_cache import CacheSettings, cached_reference
+from lingact.training.base_targets import BaseOutputs
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatches, AlignedData
 from lingact.training.checkpoints import Keeper, LastStep
-from lingact.training.frozen import BaseOutputs, CacheSettings, cache_reference
 from lingact.training.module import Diverged, GapModule
 from tests.helpers.losses import LAYERS, OFF, WEIGHTS, adapted, loss_of
 from tests.helpers.paths import CONF
@@ -34,7 +36,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
     """`make(gap, retention, ...)`: a module on layers 0 and 2 with an adapter that has moved already; sentences take several windows."""
     lm.tokens = Tokens(lm.tokenizer, 12)
     chosen = {layer: dictionaries[layer] for layer in LAYERS}
-    frozen = cache_reference(lm, chosen, corpus, "en", CacheSettings(64), profiles=False)
+    base = cached_reference(lm, chosen, corpus, "en", CacheSettings(64), profiles=False)
 
     def module(
         gap: dict[str, Any], retention: dict[str, Any] | None = None, *, dropout: float = 0.0, trainer: dict[str, Any] | None = None, **rest: Any
@@ -43,7 +45,7 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
         optim = OptimConfig(lr=0.003, weight_decay=0, warmup_steps=0)
         settings = TrainerConfig.model_validate(TRAINER | {"steps": 20} | (trainer or {}))
         return GapModule(
-            BatchLoss(lm, chosen, BaseOutputs(frozen, frozen, {}, {}), "en", WEIGHTS, loss_of(gap, retention or {}, **rest)), optim, settings, 0
+            BatchLoss(lm, chosen, BaseOutputs(base, base, {}, {}), "en", WEIGHTS, loss_of(gap, retention or {}, **rest)), optim, settings, 0
         )
 
     return module
@@ -95,6 +97,28 @@ def test_a_multiplier_that_has_fallen_to_zero(make: Make, corpus: ParallelCorpus
     fit(module, corpus, tmp_path, 3)
     assert [row["multiplier"] for row in module.history] == [0.5, 0, 0]
     assert [row["loss/total"] == 0 for row in module.history] == [False, True, True]
+
+
+def test_learning_rates_are_those_of_transformers_a_step_later_but_for_rounding(make: Make) -> None:
+    """Theirs begin at zero, so the numbers of steps are one more; and theirs round in another order."""
+    module = make({})
+    module.optim, module.steps = module.optim.model_copy(update={"warmup_steps": 3}), 30
+    found = module.configure_optimizers()
+    optimizer, own = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=module.optim.lr)
+    theirs = get_cosine_schedule_with_warmup(other, num_warmup_steps=4, num_training_steps=31)
+    assert theirs.get_last_lr() == [0.0]
+    rates = []
+    for _ in range(30):
+        for each, schedule in ((other, theirs), (optimizer, own)):
+            each.step()
+            if each is other:
+                schedule.step()
+        rates.append((*own.get_last_lr(), *theirs.get_last_lr()))
+        own.step()
+    ours, shifted = zip(*rates, strict=True)
+    assert ours == pytest.approx(shifted, rel=1e-12)
+    assert ours != shifted, "they agree to the last bit: use transformers' schedule"
 
 
 @calm

@@ -18,7 +18,7 @@ import threading
 import unicodedata
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -28,8 +28,6 @@ from typing import Annotated, Any
 import hydra
 import yaml
 from hydra import initialize_config_dir
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -55,6 +53,7 @@ from lingact.files.folders import LOCK, TEMPORARY, TOKEN, claim, is_temporary, l
 from lingact.files.records import is_there, read_json_object, read_run_config
 from lingact.hub.wandb_limits import shortened
 from lingact.models.sae_sources import sae_rows
+from lingact.runtime.compat.hydra import argument_parser
 from lingact.runtime.environment import RUN_FOLDER, STARTED_BY_US, adopted, check_environment, first_process, shape, started_outside
 from lingact.runtime.interrupts import SIGNALS, interruptible
 from lingact.runtime.terminal import note, show
@@ -81,7 +80,7 @@ def launch(job: str, conf_dir: Path) -> None:
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
     """Run a job. Returns the exit code; a fault of ours passes through as its exception."""
-    parser = get_args_parser()
+    parser = argument_parser()
     parser.add_argument(_LIST_SAES, action="store_true")
     arguments = parser.parse_intermixed_args(argv)  # flags may stand between overrides
     conf_dir = conf_dir.absolute()
@@ -409,7 +408,7 @@ def _compose_what_composes(job: str, overrides: list[str]) -> tuple[DictConfig, 
 
 
 @lru_cache(maxsize=1)
-def _composition(_composer: Hydra | None, job: str, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+def _composition(_composer: Hashable, job: str, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
     """As above; kept, since a command composes the same twice: to learn whether it is a sweep, and to judge it.
 
     Args:

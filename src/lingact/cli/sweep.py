@@ -21,6 +21,7 @@ from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
 from lingact.files.folders import move_aside
 from lingact.files.records import read_json_object, read_run_config
+from lingact.runtime.compat.hydra import returned_value
 from lingact.runtime.tracking import DPI, first_process
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ class JobRecords(Callback):
         """Record how the job ended."""
         if config.hydra.mode != RunMode.MULTIRUN or not first_process():
             return
-        # `return_value` would raise what the job raised.
-        returned = job_return._return_value
+        returned = returned_value(job_return)
         refused = isinstance(returned, UserError)
         status = "failed" if job_return.status != JobStatus.COMPLETED else "refused" if refused else "complete"
         record = {

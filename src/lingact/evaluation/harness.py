@@ -10,12 +10,10 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -30,11 +28,11 @@ from lingact.files.records import read_json_object
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
 from lingact.runtime import interrupts
+from lingact.runtime.compat.huggingface import attention_implementation
+from lingact.runtime.compat.lm_eval import scoring_moves
 from lingact.runtime.distributed import all_gather, broadcast, rank, world
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lm_eval.models.huggingface import HFLM
 
     class _Harness(HFLM):
@@ -97,7 +95,7 @@ def identity_of(lm: LanguageModel, adapter: str | None) -> dict[str, Any]:
     backend: Any = getattr(lm.tokenizer, "backend_tokenizer", None)
     spelt = backend.to_str() if backend is not None else json.dumps(sorted(lm.tokenizer.get_vocab().items()))
     return {name: lm.identity[name] for name in ("sha256", "dtype", "config_sha256") if name in lm.identity} | {
-        "attention": getattr(lm.model.config, "_attn_implementation", None),
+        "attention": attention_implementation(lm.model),
         "adapter": adapter,
         "tokenizer": hashlib.sha256(spelt.encode()).hexdigest(),
         "device": lm.device.type,
@@ -195,7 +193,7 @@ class Scorer:
     def _answer(self, harness: "_Harness", instance: TaskInstance) -> dict[str, Any]:
         """Log-likelihood of every option in nats and whether it is the likeliest continuation; and how many lost their beginning."""
         begun = self._bar.n
-        with quiet(), _counting(self._bar):
+        with quiet(), scoring_moves(self._bar):
             while True:
                 harness.truncated = 0
                 try:
@@ -270,25 +268,6 @@ def _refuse_unscorable(prompt: str, option: str, tokens: int, context: int) -> N
         raise UserError(
             f"tasks: the tokenizer merges the option '{option}' with the end of its prompt '{prompt[-40:]}'; give the task a target_delimiter"
         )
-
-
-@contextmanager
-def _counting(bar: tqdm) -> "Iterator[None]":
-    """lm-eval's bar over options moves ours."""
-    import lm_eval.models.huggingface
-
-    class Shim:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def update(self, steps: int = 1) -> None:
-            bar.update(steps)
-
-        def close(self) -> None:
-            bar.refresh()
-
-    with patch.object(lm_eval.models.huggingface, "tqdm", Shim):
-        yield
 
 
 def _records(instance: TaskInstance, answers: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

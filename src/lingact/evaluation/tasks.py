@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import yaml
 
@@ -30,6 +29,7 @@ from lingact.errors import UserError
 from lingact.evaluation.selection import Candidates, choose
 from lingact.files.records import Numeral, Table, is_there, kind_of, read_json_rows, refuse_other_case
 from lingact.hub.huggingface import HubItem, from_the_hub
+from lingact.runtime.compat.lm_eval import no_bars, read_task_file, templates_compiled_once
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -418,10 +418,8 @@ def _data_that_fit(row: Entry, but: tuple[type[Exception], ...] = (), item: int 
 
 def _definition(path: Path, cache: Path) -> dict[str, Any]:
     """A task file as lm-eval takes it, with local data files named relative to it."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
     try:
-        definition = load_yaml(path)
+        definition: dict[str, Any] = read_task_file(path)
     except (OSError, ValueError, ImportError, AttributeError, RecursionError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"tasks: '{path}' cannot be read: {error}") from error
     definition.pop("tag", None)
@@ -587,27 +585,14 @@ def quiet() -> Iterator[None]:
     option; those of datasets say that what was downloaded before is used.
     """
     import datasets
-    import lm_eval.api.model
-    import lm_eval.api.task
-    import lm_eval.utils
-    from tqdm import tqdm
-
-    def off(*arguments: Any, **settings: Any) -> tqdm:
-        return tqdm(*arguments, **settings | {"disable": True})
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels, bars = [logger.level for logger in loggers], datasets.are_progress_bars_disabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    # lm-eval compiles a task's templates anew for every document, which takes longer than a small model needs to answer.
-    compiled = functools.cache(lm_eval.utils.env.from_string)
     try:
-        with (
-            patch.object(lm_eval.api.task, "tqdm", off),
-            patch.object(lm_eval.api.model, "tqdm", off),
-            patch.object(lm_eval.utils.env, "from_string", compiled),
-        ):
+        with no_bars(), templates_compiled_once():
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

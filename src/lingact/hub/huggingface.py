@@ -11,11 +11,11 @@ from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
 from typing import Literal
-from unittest.mock import patch
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from lingact.errors import UserError
+from lingact.runtime.compat.huggingface import offline
 
 ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-][\w.-]*")
 """A hub id: `owner/name`, or a name of the early days such as `gpt2`."""
@@ -40,11 +40,11 @@ class HubItem:
 
         return f"{ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
-    def cannot_be_had(self, error: BaseException, offline: str | None) -> UserError:
+    def cannot_be_had(self, error: BaseException, why_offline: str | None) -> UserError:
         """What to tell the user after this error.
 
         Args:
-            offline: why the hub was not asked; None where it was.
+            why_offline: why the hub was not asked; None where it was.
         """
         from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub import errors
@@ -54,8 +54,8 @@ class HubItem:
         def of(*kinds: type[BaseException]) -> bool:
             return any(isinstance(cause, kinds) for cause in causes)
 
-        if offline:
-            reason, advice = f"{offline}, and it was not downloaded before", f"Connect once so that it can be downloaded, {self.otherwise}"
+        if why_offline:
+            reason, advice = f"{why_offline}, and it was not downloaded before", f"Connect once so that it can be downloaded, {self.otherwise}"
         elif of(errors.GatedRepoError) or any(isinstance(cause, DatasetNotFoundError) and "gated" in str(cause) for cause in causes):
             reason, advice = "it is given to those who accept its terms", f"Accept them on {self.page} and run `hf auth login`"
         elif of(errors.RevisionNotFoundError):
@@ -90,14 +90,14 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
         return
     there = _blobs(item)
     # A folder of that name is taken before the hub is; a part of it may still be looked for there.
-    with nullcontext() if Path(item.name).exists() else _offline_where_no_hub() as offline:
+    with nullcontext() if Path(item.name).exists() else _offline_where_no_hub() as reason:
         try:
-            yield offline
+            yield reason
         except Exception as error:
             _refuse_damaged(item, there, error)
-            if isinstance(error, UserError) or not isinstance(error, (OSError, BrokenConnection, *((ValueError,) if offline else ()))):
+            if isinstance(error, UserError) or not isinstance(error, (OSError, BrokenConnection, *((ValueError,) if reason else ()))):
                 raise
-            raise item.cannot_be_had(error, offline) from error
+            raise item.cannot_be_had(error, reason) from error
         else:
             if not constants.HF_HUB_OFFLINE:
                 _refuse_damaged(item, there, None)
@@ -113,14 +113,13 @@ def commit_of(name: str, revision: str | None) -> str | None:
 
 @contextmanager
 def _offline_where_no_hub() -> Iterator[str | None]:
-    import datasets
     from huggingface_hub import constants
 
     reason = why_offline()
     if reason is None or constants.HF_HUB_OFFLINE:
         yield reason
     else:
-        with patch.object(constants, "HF_HUB_OFFLINE", True), patch.object(datasets.config, "HF_HUB_OFFLINE", True):
+        with offline():
             yield reason
 
 

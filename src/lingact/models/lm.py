@@ -165,7 +165,7 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lingact.models.adapters import weights_hash
+    from lingact.models.adapter_hashes import weights_hash
 
     where = resolve_device(device)
     check_folder(config)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 from zipfile import BadZipFile
 
 import yaml
@@ -17,6 +16,7 @@ import yaml
 from lingact.catalogue.languages import nearest
 from lingact.errors import UserError
 from lingact.hub.huggingface import HubItem, from_the_hub
+from lingact.runtime.compat.sae_lens import loaders_read, shapes_from_cache, sparsify_autoencoder
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -165,30 +165,14 @@ def load_sae(release: str, sae_id: str, device: str) -> "SAE[Any]":
 def _from_release(release: str, sae_id: str, device: str) -> "SAE[Any]":
     from huggingface_hub import snapshot_download
     from sae_lens import SAE
-    from sae_lens.loading import pretrained_sae_loaders as loaders
 
     repository = releases().get(release, {"repo_id": release})["repo_id"]
     item = HubItem(f"sae '{release}' '{sae_id}' ({repository})", repository, "model", "or choose other SAEs")
-    # sae-lens asks the hub for the shapes of Gemma Scope 2 even where the file is in the cache.
-    with from_the_hub(item), patch.object(loaders, "get_safetensors_tensor_shapes", _shapes_in_cache):
+    with from_the_hub(item), shapes_from_cache():
         if release in releases():
             return SAE.from_pretrained(release, sae_id, device=device, dtype="float32")
         folder = Path(snapshot_download(release, allow_patterns=[sae_id, f"{sae_id}/*"]))
         return _from_folder(folder, sae_id, device, release)
-
-
-def _shapes_in_cache(repo_id: str, filename: str) -> dict[str, list[int]]:
-    """What `get_safetensors_tensor_shapes` gives, from the whole file, which is needed next anyway."""
-    from huggingface_hub import hf_hub_download
-
-    return _shapes(Path(hf_hub_download(repo_id, filename)))
-
-
-def _shapes(file: Path) -> dict[str, list[int]]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as weights:
-        return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 (not a dict)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------------------------------------
@@ -246,38 +230,21 @@ def _own(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
 
 def _sparsify(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
     from sae_lens import SAE
-    from sae_lens.loading.pretrained_sae_loaders import sparsify_disk_loader
 
     about = json.loads((folder / sae_id / "cfg.json").read_text(encoding="utf-8"))
     if about.get("transcode") or about.get("activation", "topk") != "topk":
         raise ValueError("of sparsify's coders only top-k autoencoders are read")
-
-    def convert(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        # sae-lens 6.54 takes the decoder's rows for columns, and leaves out that sparsify subtracts the decoder's bias before it encodes.
-        settings, weights = sparsify_disk_loader(path, device, cfg_overrides)
-        return settings | {"apply_b_dec_to_input": True}, weights | {"W_dec": weights["W_dec"].T.contiguous()}
-
-    return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=convert)
+    return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=sparsify_autoencoder)
 
 
 def _as_released(kind: str, folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]":
     """Through sae-lens's loader for a repository, with the folder in the repository's place."""
-    from huggingface_hub.errors import EntryNotFoundError
     from sae_lens import SAE
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
-    def here(repo_id: str, filename: str, subfolder: str = "", **_settings: object) -> str:  # noqa: ARG001 (the client's)
-        file = folder / subfolder / filename
-        if not file.is_file():
-            raise EntryNotFoundError(f"'{file}' is not there")
-        return str(file)
-
     def convert(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ARG001 (the loader takes folder and id)
         loader = loaders.NAMED_PRETRAINED_SAE_LOADERS[kind]
-        with (
-            patch.object(loaders, "hf_hub_download", here),
-            patch.object(loaders, "get_safetensors_tensor_shapes", lambda _repo, filename: _shapes(folder / filename)),
-        ):
+        with loaders_read(folder):
             settings, weights, _ = loader(name, sae_id, device, force_download=False, cfg_overrides=cfg_overrides)
         return settings, weights
 

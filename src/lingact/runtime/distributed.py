@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from lingact.errors import UserError
+from lingact.runtime.compat.lightning import started_processes
 from lingact.runtime.environment import shape, started_outside
 
 if TYPE_CHECKING:
@@ -179,7 +180,6 @@ def _join(devices: int, nodes: int, children: list[subprocess.Popen]) -> None:
 
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
-    from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
     for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -193,12 +193,13 @@ def _join(devices: int, nodes: int, children: list[subprocess.Popen]) -> None:
             plugins=[cluster_environment(nodes)],
         ).strategy
     launcher = strategy.launcher
-    assert isinstance(launcher, _SubprocessScriptLauncher)
+    assert launcher is not None
 
     def meet() -> None:
         # Lightning would kill this process, without a word, for the end of another; see `_heeding` for what is done instead.
-        _heed_also(children, launcher.procs)
-        launcher.procs.clear()
+        started = started_processes(strategy)
+        _heed_also(children, started)
+        started.clear()
         _beside(strategy.setup_environment)
 
     launcher.launch(meet)

@@ -29,8 +29,8 @@ from lingact.data.tokens import TokenBatch
 from lingact.models.adapters import base_behaviour
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
+from lingact.training.base_targets import BaseOutputs
 from lingact.training.batches import AlignedBatch
-from lingact.training.frozen import BaseOutputs
 
 Residuals = dict[int, Float[Tensor, "token d_model"]]
 Terms = dict[str, Float[Tensor, ""]]
@@ -69,7 +69,7 @@ class BatchLoss:
     Args:
         lm: the model with an adapter attached.
         dictionaries: the SAEs of the layers in the loss.
-        frozen: what the base model gives on the training sentences, at the same layers.
+        base: outputs of the base model on the training sentences, at the same layers.
         code: of the reference language; the other languages of a batch are targets.
         layer_weights: one for each layer in the loss, adding up to 1.
     """
@@ -78,15 +78,15 @@ class BatchLoss:
         self,
         lm: LanguageModel,
         dictionaries: Dictionaries,
-        frozen: BaseOutputs,
+        base: BaseOutputs,
         code: str,
         layer_weights: Float[Tensor, " layer"],
         loss: LossConfig,
     ) -> None:
         self.lm = lm
         self.dictionaries = dictionaries
-        self.frozen = frozen
-        self.reference, self.predictions, self.anchors = frozen.aims, frozen.predictions, frozen.anchors
+        self.base = base
+        self.targets, self.predictions, self.anchors = base.targets, base.predictions, base.anchors
         self.code = code
         self.layer_weights = layer_weights.to(lm.device)
         self.loss = loss
@@ -191,10 +191,10 @@ class BatchLoss:
             case "profile":
                 return Mean.of(torch.cat(self._features(residuals), dim=1))
             case "hinge":
-                chosen = [latents.to(self.layer_weights.device) for latents in self.reference.active]
-                aims = [mean.to(self.layer_weights.device)[at] for mean, at in zip(self.reference.mean_pre(), chosen, strict=True)]
+                chosen = [latents.to(self.layer_weights.device) for latents in self.targets.active]
+                goals = [mean.to(self.layer_weights.device)[at] for mean, at in zip(self.targets.mean_pre(), chosen, strict=True)]
                 pre = [dictionary.folded_pre_activations(residuals[layer]) for layer, dictionary in self.dictionaries.items()]
-                short = [pre_activation_hinge(z[:, at], aim) for z, at, aim in zip(pre, chosen, aims, strict=True)]
+                short = [pre_activation_hinge(z[:, at], goal) for z, at, goal in zip(pre, chosen, goals, strict=True)]
                 return Mean.of(torch.stack(short, dim=1))
             case "contrastive":
                 return _sentence_means(torch.stack([residuals[layer] for layer in self.layers], dim=1), batch, sentences.unique().cpu())
@@ -221,8 +221,8 @@ class BatchLoss:
         means: Means = {}
         if kl:
             predicted = batch.keep[:, 1:].to(logits.device)
-            own, frozen = logits[:, :-1][predicted], self.predictions.get(code)
-            means["kl"] = Mean.of(frozen.kl(batch, own) if frozen is not None else kl_per_token(self._base_logits(batch)[:, :-1][predicted], own))
+            own, base = logits[:, :-1][predicted], self.predictions.get(code)
+            means["kl"] = Mean.of(base.kl(batch, own) if base is not None else kl_per_token(self._base_logits(batch)[:, :-1][predicted], own))
         if lm:
             means["lm"] = Mean.of(next_token_nll(logits, batch)[0])
         return means
@@ -274,7 +274,7 @@ class BatchLoss:
         if "lm" in means:
             terms["reference_lm"] = means["lm"].value
         if "activation" in means:
-            before = self.frozen.reference.activation_of(sentences).to(self.layer_weights.device)
+            before = self.base.reference.activation_of(sentences).to(self.layer_weights.device)
             terms["reference_activation"] = activation_gap(means["activation"].value, before, self.layer_weights, one_sided=False)
         if "norm" in means:
             terms["norm"] = self.layer_weights @ means["norm"].value
@@ -282,23 +282,23 @@ class BatchLoss:
 
     def gap(self, mean: Mean, sentences: Int[Tensor, " sentence"]) -> Float[Tensor, ""]:
         """The gap term of one target language from its `gap_means` over the whole batch."""
-        gap, reference, weights, own = self.loss.gap, self.reference, self.layer_weights, mean.value
+        gap, targets, weights, own = self.loss.gap, self.targets, self.layer_weights, mean.value
         match gap.objective:
             case "activation":
-                return activation_gap(own, reference.activation(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
+                return activation_gap(own, targets.activation(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
             case "norm":
-                return activation_gap(own, reference.mean_norm(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
+                return activation_gap(own, targets.mean_norm(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
             case "profile":
                 # Every occurrence counts: a batch may straddle two epochs and hold a sentence twice.
-                aims = [aim.to(own.device) for aim in reference.profiles_of(sentences)]
-                return profile_gap(own.split([len(aim) for aim in aims]), aims, weights)
+                goals = [goal.to(own.device) for goal in targets.profiles_of(sentences)]
+                return profile_gap(own.split([len(goal) for goal in goals]), goals, weights)
             case "hinge":
                 return weights @ own
             case "contrastive":
-                aims = [aim.to(own.device) for aim in reference.means_of(sentences.unique())]
-                return pooled_contrast(own.unbind(dim=1), aims, weights, temperature=gap.temperature)
+                goals = [goal.to(own.device) for goal in targets.means_of(sentences.unique())]
+                return pooled_contrast(own.unbind(dim=1), goals, weights, temperature=gap.temperature)
             case "diffmean":
-                return mean_gap(own, reference.mean().to(own.device), weights)
+                return mean_gap(own, targets.mean().to(own.device), weights)
 
 
 def _sentence_means(values: Float[Tensor, "token ..."], batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Mean:

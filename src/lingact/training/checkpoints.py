@@ -18,6 +18,7 @@ from lingact.files.atomic import full_disk, write_atomically, write_json
 from lingact.files.records import read_json_object
 from lingact.models.finite import describe, nonfinite
 from lingact.runtime import interrupts
+from lingact.runtime.compat.lightning import checkpoint_of
 from lingact.runtime.tracking import differences
 
 CHECKPOINTS = "checkpoints"
@@ -146,9 +147,8 @@ class Keeper(pl.Callback):
         """The step is whole."""
         if not trainer.is_global_zero:
             return
-        # Not `trainer.save_checkpoint`: there all processes wait for each other, and this one, which holds signals back, would wait for one that was
-        # interrupted before its own update. The state of the first process is that of all.
-        self._checkpoints.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self._path)
+        # The state of the first process is that of all.
+        self._checkpoints.save_checkpoint(checkpoint_of(trainer), self._path)
         now = time.monotonic()
         if trainer.global_step % self._every == 0 or now - self._written >= self._seconds:
             self._checkpoints.write()

@@ -16,6 +16,7 @@ from lingact.config.jobs import TrainConfig
 from lingact.errors import UserError
 from lingact.models.adapters import attach_adapter, save_adapter
 from lingact.models.lm import load_model
+from lingact.runtime.compat.lightning import started_processes
 from lingact.runtime.distributed import cluster_environment, ending
 from lingact.runtime.environment import shape
 from lingact.runtime.tracking import Run, surviving_tracking
@@ -38,7 +39,7 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
     last = last_checkpoint(run.folder)
     trainer = _trainer(module, config, run, last)
     try:
-        with _quiet(), ending(lambda: getattr(trainer.strategy.launcher, "procs", [])):
+        with _quiet(), ending(lambda: started_processes(trainer.strategy)):
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except SystemExit as stopped:
         # Lightning turns an interrupt into an exit of its own.

@@ -6,13 +6,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.nn.functional import all_reduce
 from tqdm import tqdm
 
 from lingact.activations.functional import LossTerms, combine
 from lingact.config.training import OptimConfig, TrainerConfig
 from lingact.errors import UserError, out_of_memory
 from lingact.models.adapters import train_adapter_only
+from lingact.runtime.compat.lightning import leave_out_of_ddp
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatch
 
@@ -76,7 +77,8 @@ class GapModule(pl.LightningModule):
 
     def _over_processes(self, tensors: list[Tensor]) -> list[Tensor]:
         """Sums over processes, with gradient, in one message."""
-        flat = _SumOverProcesses.apply(torch.cat([tensor.flatten() for tensor in tensors]))
+        # Every process has the same loss. Its gradients add up here and are averaged by DDP, which together is the gradient of one process.
+        flat = all_reduce(torch.cat([tensor.flatten() for tensor in tensors]))
         parts = flat.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
@@ -86,8 +88,7 @@ class GapModule(pl.LightningModule):
         """Divide the base weights among the processes, if asked to; then the adapter alone is left to DDP."""
         if self.strategy == "fsdp" and self.trainer.world_size > 1:
             self.batch_loss.lm.shard()
-            base = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, base)
+            leave_out_of_ddp(self, [name for name, parameter in self.named_parameters() if not parameter.requires_grad])
 
     def cpu(self) -> "GapModule":
         """Where Lightning moves the model when it is done with it; in the middle of an interrupted pass a sharded one cannot be moved."""
@@ -220,7 +221,11 @@ class GapModule(pl.LightningModule):
         self.part = min((part for part in (checkpoint["part"], self.part) if part is not None), default=None)
 
     def configure_optimizers(self) -> Any:
-        """AdamW on the adapter; linear warm-up, cosine decay to zero."""
+        """AdamW on the adapter, with a linear warm-up and a cosine decay to zero.
+
+        transformers' `get_cosine_schedule_with_warmup` is not used: its first step has a rate of zero, and its cosine is rounded in another order, so
+        that learning rates would differ in the last bit from those of earlier runs.
+        """
         trainable = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=self.optim.lr, weight_decay=self.optim.weight_decay)
         warmup = self.optim.warmup_steps
@@ -236,19 +241,3 @@ class GapModule(pl.LightningModule):
         """Adapter weights only."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """Every process then has the same loss; its gradients add up here and are averaged by DDP, which together is the gradient of one process."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
-        total = tensor.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
-        total = grads[0].clone()
-        torch.distributed.all_reduce(total)
-        return total

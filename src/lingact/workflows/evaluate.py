@@ -19,8 +19,10 @@ from lingact.evaluation.results import BASE, Answered, Exam, find
 from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.figures import evaluation as figures
 from lingact.files.atomic import write_atomically, write_json
+from lingact.models.adapter_checks import check_adapter
+from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, find_adapter
-from lingact.models.adapters import adapter_hash, check_adapter, load_adapter, unload_adapter
+from lingact.models.adapters import load_adapter, unload_adapter
 from lingact.models.lm import LanguageModel, load_model
 from lingact.report import evaluation as report
 from lingact.report.words import cautions_of

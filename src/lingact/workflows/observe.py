@@ -43,7 +43,8 @@ from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from lingact.files.earlier import RENAMED_FOLDERS
 from lingact.files.records import read_json
-from lingact.models.adapters import adapter_hash, base_behaviour, load_adapter
+from lingact.models.adapter_hashes import adapter_hash
+from lingact.models.adapters import base_behaviour, load_adapter
 from lingact.models.lm import LanguageModel
 from lingact.models.preflight import check_causal
 from lingact.models.sae import Dictionaries

@@ -18,8 +18,9 @@ from lingact.config.jobs import TrainConfig
 from lingact.data.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.errors import UserError
 from lingact.figures import training as figures
+from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
-from lingact.models.adapters import adapter_hash, attach_adapter, load_adapter, save_adapter
+from lingact.models.adapters import attach_adapter, load_adapter, save_adapter
 from lingact.models.preflight import loss_layers, substitutes
 from lingact.models.sae import Dictionaries, offloaded
 from lingact.report import training as report
@@ -27,12 +28,13 @@ from lingact.report.page import Section
 from lingact.report.words import cautions_of, text_of
 from lingact.runtime.terminal import note, show
 from lingact.runtime.tracking import Run, open_run
+from lingact.training.base_cache import CacheSettings, cached_anchor, cached_predictions, cached_reference
+from lingact.training.base_targets import BaseOutputs
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatches, AlignedData
 from lingact.training.checkpoints import Trained, keep_trained, recall_trained
 from lingact.training.continuations import continuation_table, repetition_summary
 from lingact.training.fit import fit
-from lingact.training.frozen import BaseOutputs, CacheSettings, cache_anchor, cache_predictions, cache_reference
 from lingact.training.module import GapModule
 from lingact.workflows.setup import MEASURING, Components, set_up
 
@@ -170,16 +172,16 @@ def batch_loss(config: TrainConfig, components: Components, corpus: ParallelCorp
     if config.loss.control == "random_features":
         sample = pooled_sample(lm, corpus, layers, tokens=SAMPLE_TOKENS, batch_tokens=config.batch_tokens)
         dictionaries = random_dictionaries(dictionaries, sample, config.seed)
-    how = CacheSettings(config.batch_tokens, config.trainer.precision, config.cache)
-    frozen = cache_reference(lm, dictionaries, corpus, reference, how, profiles=config.loss.gap.objective == "profile")
-    aims = frozen.shuffled(config.seed) if config.loss.control == "shuffled_pairs" else frozen
+    settings = CacheSettings(config.batch_tokens, config.trainer.precision, config.cache)
+    base = cached_reference(lm, dictionaries, corpus, reference, settings, profiles=config.loss.gap.objective == "profile")
+    targets = base.shuffled(config.seed) if config.loss.control == "shuffled_pairs" else base
     top = config.loss.retention.top
-    predictions = {code: cache_predictions(lm, text, code, how, top=top) for code in held_by_kl(config) if top is not None}
-    anchors = {code: cache_anchor(lm, dictionaries, text, code, how) for code in anchored(config)}
-    return BatchLoss(lm, dictionaries, BaseOutputs(frozen, aims, predictions, anchors), reference, _layer_weights(config, layers), config.loss)
+    predictions = {code: cached_predictions(lm, text, code, settings, top=top) for code in compared_by_kl(config) if top is not None}
+    anchors = {code: cached_anchor(lm, dictionaries, text, code, settings) for code in anchored(config)}
+    return BatchLoss(lm, dictionaries, BaseOutputs(base, targets, predictions, anchors), reference, _layer_weights(config, layers), config.loss)
 
 
-def held_by_kl(config: TrainConfig) -> tuple[str, ...]:
+def compared_by_kl(config: TrainConfig) -> tuple[str, ...]:
     """The languages whose next-token distributions the loss compares with the base model's."""
     retention, reference = config.loss.retention, config.languages.reference
     held = (reference,) if retention.kl > 0 or retention.limit is not None else ()

@@ -1,45 +1,35 @@
-"""What the base model gives on the training sentences, computed once: what the gap terms aim at and what retention holds on to.
+"""What the loss takes from the base model on the training sentences, computed by one pass over them.
 
-Both kinds are kept in a cache under a hash of everything that they depend on, so that runs and sweeps share them and none is ever out of date.
+These are the targets of the gap terms, and what retention terms compare the adapted model with. `base_cache` keeps them on the disk.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from importlib.metadata import version
-from pathlib import Path
+from functools import cached_property
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lingact.activations import features, functional
 from lingact.activations.features import kept_residuals, token_activation
 from lingact.activations.functional import fvu, kl_over_top, top_part
 from lingact.activations.measure import ACTIVE_SHARE, dtype_of
-from lingact.data import tokens
-from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch, Window
 from lingact.errors import UserError
-from lingact.files.atomic import write_atomically
-from lingact.models import lm, sae
 from lingact.models.adapters import base_behaviour
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
-from lingact.models.sae import Dictionaries, weights_digest
+from lingact.models.sae import Dictionaries
 from lingact.models.sae_sources import ranges
-from lingact.runtime.resumable_passes import digest, token_bar
+from lingact.runtime.resumable_passes import token_bar
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference language: sums over the kept tokens of each training sentence, and what follows from them.
+    """The reference language: sums over the kept tokens of each training sentence, and quantities that follow from them.
 
     Axes: layer in the order of `layers`; sentence in the order of the corpus.
     """
@@ -57,7 +47,7 @@ class Reference:
     pre: list[Float[Tensor, " d_sae"]]
     """Per layer: sum of each latent's folded pre-activations over all tokens."""
     profile: list[Float[Tensor, "sentence d_sae"]]
-    """Per layer: sum of each latent's activations; empty unless wanted, being by far the largest."""
+    """Per layer: sum of each latent's activations. Empty unless asked for, because it is by far the largest."""
 
     def activation(self, pooling: str) -> Float[Tensor, " layer"]:
         """A(l, reference), pooled over tokens or over sentences."""
@@ -76,7 +66,7 @@ class Reference:
 
     @cached_property
     def active(self) -> list[Int[Tensor, " chosen"]]:
-        """Per layer: the latents that fire on at least 1 % of the tokens.
+        """Per layer: latents that fire on at least 1 % of the tokens.
 
         Raises:
             UserError: a layer has none.
@@ -94,19 +84,19 @@ class Reference:
         return [pre / self.tokens.sum() for pre in self.pre]
 
     def activation_of(self, sentences: Int[Tensor, " chosen"]) -> Float[Tensor, " layer"]:
-        """Activation over the tokens of some sentences, each as often as it is named."""
+        """Mean activation over the tokens of these sentences. A sentence that is named twice counts twice."""
         return self.total[:, sentences].sum(dim=1) / self.tokens[sentences].sum()
 
     def profiles_of(self, sentences: Int[Tensor, " chosen"]) -> list[Float[Tensor, " d_sae"]]:
-        """Per layer: mean activation of each latent over the tokens of some sentences, each as often as it is named."""
+        """Per layer: mean activation of each latent over the tokens of these sentences. A sentence that is named twice counts twice."""
         return [profile[sentences].sum(dim=0) / self.tokens[sentences].sum() for profile in self.profile]
 
     def means_of(self, sentences: Int[Tensor, " chosen"]) -> list[Float[Tensor, "chosen d_model"]]:
-        """Per layer: mean residual of each of some sentences."""
+        """Per layer: mean residual of each of these sentences."""
         return [residual[sentences] / self.tokens[sentences, None] for residual in self.residual]
 
     def shuffled(self, seed: int) -> "Reference":
-        """Every sentence's quantities in the place of another sentence, which makes pairs that are no translations; totals stay."""
+        """Every sentence's quantities moved to another sentence, so that pairs are no longer translations. Totals stay the same."""
         count = len(self.tokens)
         assert count > 1
         cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -133,16 +123,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One language: the likeliest next tokens at every kept token that has one before it in its window."""
+    """One language: the most likely next tokens, at every kept token that is not the first of its window."""
 
     start: Int[Tensor, " boundary"]
     """First row of each sentence, and the number of rows; rows are in the order of the corpus."""
     ids: Int[Tensor, "row top"]
     scores: Float[Tensor, "row top_and_rest"]
-    """Their log probabilities, and in the last place that of all other tokens together."""
+    """Their log probabilities. The last column is the log probability of all other tokens together."""
 
     def kl(self, batch: TokenBatch, logits: Float[Tensor, "predicted vocabulary"]) -> Float[Tensor, " predicted"]:
-        """KL(base || other) in nats at each predicted token of a batch of whole sentences, all tokens outside the top counted as one."""
+        """KL(base || other) in nats at each predicted token of a batch of whole sentences. All tokens outside the top count as one."""
         rows = _rows(self.start, batch)
         return kl_over_top(self.ids[rows].to(logits.device).long(), self.scores[rows].to(logits.device), logits)
 
@@ -153,7 +143,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Anchor:
-    """One language: what its residual norms and the SAEs' fit to it are held to. Axes: layers in the order of the loss."""
+    """One language: the residual norms and the fit of the SAEs that the adapted model is compared with. Layers are in the order of the loss."""
 
     start: Int[Tensor, " boundary"]
     """First row of each sentence, and the number of rows; rows are the kept tokens in the order of the corpus."""
@@ -167,11 +157,11 @@ class Anchor:
     """Sum of residuals."""
 
     def norms(self, batch: TokenBatch) -> Float[Tensor, "token layer"]:
-        """Of the kept tokens of a batch of whole sentences."""
+        """Residual norms of the kept tokens of a batch of whole sentences."""
         return self.norm[_rows(self.start, batch)]
 
     def fvu(self, sentences: Int[Tensor, " chosen"]) -> Float[Tensor, " layer"]:
-        """FVU over the tokens of some sentences, each as often as it is named."""
+        """FVU over the tokens of these sentences. A sentence that is named twice counts twice."""
         tokens = self.start.diff()[sentences].sum()
         return fvu(*(sums[sentences].sum(dim=0) / tokens for sums in (self.error, self.square, self.residual)))
 
@@ -182,49 +172,50 @@ class Anchor:
 
 @dataclass(frozen=True)
 class BaseOutputs:
-    """All that a loss takes from the base model."""
+    """Everything that a loss takes from the base model."""
 
     reference: Reference
-    aims: Reference
-    """What the gap terms aim at: the reference, or under the control shuffled_pairs the same shuffled."""
+    targets: Reference
+    """Targets of the gap terms: the reference, or its shuffled version under the control shuffled_pairs."""
     predictions: dict[str, Predictions]
-    """Of the languages whose KL is wanted; that of others is computed as it is needed."""
+    """By language, where the loss uses cached predictions for its KL. Other KL terms run the base model in every step."""
     anchors: dict[str, Anchor]
-    """Of the languages whose norms or fit are held to the base model's."""
+    """By language, where the loss compares norms or fit with the base model's."""
 
 
 def _rows(start: Int[Tensor, " boundary"], batch: TokenBatch) -> Int[Tensor, " row"]:
-    """Rows of a batch whose sentences are whole, in its order."""
+    """Rows of the tokens of a batch of whole sentences, in the order of the batch."""
     bounds = start.tolist()
     return torch.cat([torch.arange(bounds[s], bounds[s + 1]) for s in batch.sentence[batch.first].tolist()])
 
 
+# --- passes over the base model ------------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class CacheSettings:
-    """How the passes are made."""
+class PassSettings:
+    """How the text is read."""
 
     batch_tokens: int
     """Padded tokens per forward pass."""
     precision: str = "32-true"
-    """As in training (`trainer.precision`), so that like is compared with like."""
-    cache: Path | None = None
-    """Folder. None: compute, and keep nothing."""
+    """The precision of training (`trainer.precision`), so that the base model and the adapted one are compared in the same precision."""
 
 
-def cache_reference(
-    lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, how: CacheSettings, *, profiles: bool
+def compute_reference(
+    lm: LanguageModel, dictionaries: Dictionaries, texts: Sequence[str], code: str, settings: PassSettings, *, profiles: bool
 ) -> Reference:
-    """The reference language under the base model, from the cache or by one pass over it.
+    """The reference language under the base model.
 
     Args:
-        profiles: keep the profile of every sentence: 4 bytes a sentence, layer and latent.
+        texts: the training sentences in this language.
+        code: the language, for messages.
+        profiles: keep the profile of every sentence: 4 bytes per sentence, layer and latent.
+
+    Raises:
+        UserError: residuals or activations are not finite.
     """
-    layers, texts = tuple(dictionaries), corpus.texts[code]
-    identity = _identity("reference", lm, texts, how, layers=list(layers), saes=weights_digest(dictionaries), profiles=profiles)
-    known = _load(how.cache, identity)
-    if known is not None:
-        return Reference.of(layers, known)
-    count, d_model = len(texts), next(iter(dictionaries.values())).sae.cfg.d_in
+    layers, count, d_model = tuple(dictionaries), len(texts), next(iter(dictionaries.values())).sae.cfg.d_in
     found = Reference(
         layers=layers,
         tokens=torch.zeros(count, dtype=torch.long),
@@ -235,31 +226,12 @@ def cache_reference(
         pre=[torch.zeros(d.width) for d in dictionaries.values()],
         profile=[torch.zeros(count, d.width) for d in dictionaries.values()] if profiles else [],
     )
-    with token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, _base_pass(lm, how.precision):
-        for batch in lm.tokens.batches(lm.tokens.windows(texts), how.batch_tokens):
+    with token_bar(lm.tokens.count(texts), f"base model, {code}") as bar, _base_pass(lm, settings.precision):
+        for batch in lm.tokens.batches(lm.tokens.windows(texts), settings.batch_tokens):
             _add(found, lm, dictionaries, batch)
             bar.update(batch.size())
-    _refuse_lost(lm, how, code, layers, found.norm, found.total, torch.stack([pre.sum() for pre in found.pre]))
-    _save(how.cache, identity, found.tensors())
+    _refuse_nonfinite(lm, settings, code, layers, found.norm, found.total, torch.stack([pre.sum() for pre in found.pre]))
     return found
-
-
-def _refuse_lost(lm: LanguageModel, how: CacheSettings, code: str, layers: tuple[int, ...], *by_layer: Tensor) -> None:
-    """Refuse to train towards, or to hold on to, what is no number; measuring goes on where other layers are left, a loss does not.
-
-    Args:
-        by_layer: quantities whose first axis is the layer.
-
-    Raises:
-        UserError: with the layers, the language and what to do.
-    """
-    lost = [layer for row, layer in enumerate(layers) if not all(x[row].isfinite().all() for x in by_layer)]
-    if lost:
-        dtype = how.precision if how.precision == "16-mixed" else dtype_of(lm)
-        raise UserError(
-            f"the base model's residuals or SAE activations behind layer {ranges(lost)} are not finite in {code}, which training would start from. "
-            f"Most likely {beyond(dtype)}"
-        )
 
 
 def _add(found: Reference, lm: LanguageModel, dictionaries: Dictionaries, batch: TokenBatch) -> None:
@@ -277,21 +249,21 @@ def _add(found: Reference, lm: LanguageModel, dictionaries: Dictionaries, batch:
             found.profile[row].index_add_(0, sentence, features.cpu())
 
 
-def cache_predictions(lm: LanguageModel, corpus: ParallelCorpus, code: str, how: CacheSettings, *, top: int) -> Predictions:
-    """The base model's next-token distributions of one language, their top part, from the cache or by one pass over it.
+def compute_predictions(lm: LanguageModel, texts: Sequence[str], code: str, settings: PassSettings, *, top: int) -> Predictions:
+    """The most likely next tokens of one language under the base model.
 
     Args:
-        top: so many of the likeliest tokens: 8 bytes each and token of the corpus.
+        texts: the training sentences in this language.
+        code: the language, for messages.
+        top: how many tokens are kept at each position, at 8 bytes each.
+
+    Raises:
+        UserError: the predictions are not finite.
     """
-    texts = corpus.texts[code]
-    identity = _identity("predictions", lm, texts, how, top=top)
-    known = _load(how.cache, identity)
-    if known is not None:
-        return Predictions(**known)
     ids: list[Tensor] = [torch.empty(0)] * len(texts)
     scores = list(ids)
-    with token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, _base_pass(lm, how.precision):
-        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), how.batch_tokens):
+    with token_bar(lm.tokens.count(texts), f"base model, {code}") as bar, _base_pass(lm, settings.precision):
+        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), settings.batch_tokens):
             _, logits = kept_residuals(lm, batch, (), logits=True)
             assert logits is not None
             found = top_part(logits[:, :-1][batch.keep[:, 1:].to(logits.device)], top)
@@ -300,27 +272,30 @@ def cache_predictions(lm: LanguageModel, corpus: ParallelCorpus, code: str, how:
                 ids[sentence], scores[sentence] = (x.cpu()[own] for x in found)
             bar.update(batch.size())
     if any(rows.isnan().any() for rows in scores):
-        dtype = how.precision if how.precision == "16-mixed" else dtype_of(lm)
-        raise UserError(f"the base model's predictions are not finite in {code}, which training would hold on to. Most likely {beyond(dtype)}")
-    start = torch.tensor([0, *(len(rows) for rows in ids)]).cumsum(0)
-    frozen = Predictions(start, torch.cat(ids).int(), torch.cat(scores))
-    _save(how.cache, identity, frozen.tensors())
-    return frozen
+        raise UserError(
+            f"the base model's predictions are not finite in {code}, which training would be compared with. Most likely "
+            f"{beyond(_dtype(lm, settings))}"
+        )
+    return Predictions(torch.tensor([0, *(len(rows) for rows in ids)]).cumsum(0), torch.cat(ids).int(), torch.cat(scores))
 
 
-def cache_anchor(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus, code: str, how: CacheSettings) -> Anchor:
-    """One language's residual norms and the SAEs' fit under the base model, from the cache or by one pass over it."""
-    layers, texts = tuple(dictionaries), corpus.texts[code]
-    identity = _identity("anchor", lm, texts, how, layers=list(layers), saes=weights_digest(dictionaries))
-    known = _load(how.cache, identity)
-    if known is not None:
-        return Anchor(**known)
+def compute_anchor(lm: LanguageModel, dictionaries: Dictionaries, texts: Sequence[str], code: str, settings: PassSettings) -> Anchor:
+    """The residual norms of one language under the base model, and how well the SAEs fit it.
+
+    Args:
+        texts: the training sentences in this language.
+        code: the language, for messages.
+
+    Raises:
+        UserError: residuals or activations are not finite.
+    """
+    layers = tuple(dictionaries)
     norms: list[Tensor] = [torch.empty(0)] * len(texts)
     d_model = next(iter(dictionaries.values())).sae.cfg.d_in
     error, square = (torch.zeros(len(texts), len(layers)) for _ in range(2))
     residual = torch.zeros(len(texts), len(layers), d_model)
-    with token_bar(lm.tokens.count(texts), f"freezing {code}") as bar, _base_pass(lm, how.precision):
-        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), how.batch_tokens):
+    with token_bar(lm.tokens.count(texts), f"base model, {code}") as bar, _base_pass(lm, settings.precision):
+        for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), settings.batch_tokens):
             residuals, _ = kept_residuals(lm, batch, layers)
             sentence = batch.kept_sentence
             x = torch.stack([residuals[layer] for layer in layers], dim=1)
@@ -332,14 +307,35 @@ def cache_anchor(lm: LanguageModel, dictionaries: Dictionaries, corpus: Parallel
                 norms[place] = own[sentence == place]
             bar.update(batch.size())
     found = Anchor(torch.tensor([0, *map(len, norms)]).cumsum(0), torch.cat(norms), error, square, residual)
-    _refuse_lost(lm, how, code, layers, found.norm.T, found.error.T)
-    _save(how.cache, identity, found.tensors())
+    _refuse_nonfinite(lm, settings, code, layers, found.norm.T, found.error.T)
     return found
+
+
+def _refuse_nonfinite(lm: LanguageModel, settings: PassSettings, code: str, layers: tuple[int, ...], *by_layer: Tensor) -> None:
+    """Refuse targets that are not finite. Measuring leaves out such layers; a loss cannot.
+
+    Args:
+        by_layer: quantities whose first axis is the layer.
+
+    Raises:
+        UserError: with the layers, the language and what to do.
+    """
+    lost = [layer for row, layer in enumerate(layers) if not all(x[row].isfinite().all() for x in by_layer)]
+    if lost:
+        raise UserError(
+            f"the base model's residuals or SAE activations behind layer {ranges(lost)} are not finite in {code}, which training would start from. "
+            f"Most likely {beyond(_dtype(lm, settings))}"
+        )
+
+
+def _dtype(lm: LanguageModel, settings: PassSettings) -> str:
+    """The number type of the passes, as messages name it."""
+    return settings.precision if settings.precision == "16-mixed" else dtype_of(lm)
 
 
 @contextmanager
 def _base_pass(lm: LanguageModel, precision: str) -> Iterator[None]:
-    """Without gradient and adapter, in the precision of training."""
+    """Without gradient and without the adapter, in the precision of training."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     with torch.no_grad(), base_behaviour(lm.model), torch.autocast(lm.device.type, dtype, enabled=dtype is not None):
         yield
@@ -347,79 +343,11 @@ def _base_pass(lm: LanguageModel, precision: str) -> Iterator[None]:
 
 def _whole_sentences(lm: LanguageModel, windows: Sequence[list[Window]], batch_tokens: int) -> Iterator[TokenBatch]:
     """Batches in which no sentence is cut in two, bucketed by length, of about `batch_tokens` padded tokens."""
-    waiting: list[Window] = []
+    collected: list[Window] = []
     for own in sorted(windows, key=lambda own: sum(len(w.ids) for w in own)):
-        if waiting and (len(waiting) + len(own)) * max(len(w.ids) for w in own) > batch_tokens:
-            yield lm.tokens.collate(waiting)
-            waiting = []
-        waiting += own
-    if waiting:
-        yield lm.tokens.collate(waiting)
-
-
-# --- the cache -----------------------------------------------------------------------------------------------------------------------------------
-
-
-def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], how: CacheSettings, **rest: object) -> dict[str, object]:
-    """Everything that frozen quantities depend on; the token ids stand for text, order, tokenizer and context."""
-    digest = hashlib.sha256()
-    for window in lm.tokens.windows(texts):
-        digest.update(np.array([window.sentence, len(window.ids), *window.ids], np.int64).tobytes())
-    config = lm.model.config
-    return {
-        "kind": kind,
-        "code": _code_digest(),
-        "model": lm.identity["sha256"],
-        "config": config.to_json_string(use_diff=False),  # pyrefly: ignore[missing-attribute, not-callable]
-        "dtype": str(next(lm.model.parameters()).dtype),
-        "attention": config._attn_implementation,  # pyrefly: ignore[missing-attribute]
-        "tokens": digest.hexdigest(),
-        "special": lm.tokens.special.tolist(),
-        "device": lm.device.type,
-        "batch_tokens": how.batch_tokens,
-        "precision": how.precision,
-        "versions": {name: version(name) for name in ("lingact", "torch", "transformers", "sae-lens")},
-    } | rest
-
-
-@lru_cache(maxsize=1)
-def _code_digest() -> str:
-    """sha256 over the modules that frozen quantities are computed by."""
-    digest = hashlib.sha256()
-    for module in (features, functional, lm, sae, tokens):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
-    return digest.hexdigest()
-
-
-def _place(cache: Path, identity: dict[str, object]) -> Path:
-    text = json.dumps(identity, sort_keys=True)
-    return cache / f"{identity['kind']}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
-
-
-def _load(cache: Path | None, identity: dict[str, object]) -> Tensors | None:
-    """What the cache holds under exactly this identity; None where it holds nothing, or a file that cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    if cache is None or not (path := _place(cache, identity)).is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            described = json.loads((file.metadata() or {}).get("identity", "null"))
-            return found if described == json.loads(json.dumps(identity | {"content": _digest(found)})) else None
-    except (SafetensorError, ValueError, FileNotFoundError):  # of something else, or deleted since
-        return None
-
-
-def _save(cache: Path | None, identity: dict[str, object], tensors: Tensors) -> None:
-    from safetensors.torch import save
-
-    if cache is not None:
-        contiguous = {name: x.contiguous() for name, x in tensors.items()}
-        described = identity | {"content": _digest(contiguous)}
-        write_atomically(_place(cache, identity), save(contiguous, {"identity": json.dumps(described)}))
-
-
-def _digest(tensors: Tensors) -> str:
-    return digest({name: x.flatten().contiguous().view(torch.uint8).numpy() for name, x in tensors.items()})  # as bytes: numpy knows no bfloat16
+        if collected and (len(collected) + len(own)) * max(len(w.ids) for w in own) > batch_tokens:
+            yield lm.tokens.collate(collected)
+            collected = []
+        collected += own
+    if collected:
+        yield lm.tokens.collate(collected)

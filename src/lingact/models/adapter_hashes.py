@@ -1,0 +1,61 @@
+"""Hashes of a model without its adapter, and of the adapter alone: by them lingact tells which model an adapter belongs to."""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_WRAPPED = "base_model.model."
+_KEPT_INSIDE = ("base_layer", "original_module")
+"""Where peft's wrappers keep what they wrap."""
+_CHANGE_NOTHING = {
+    *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"),
+    *("init_lora_weights", "init_weights", "save_projection"),
+}
+"""Settings of peft that say where an adapter comes from or how it began."""
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over the base weights in name order: name, dtype, shape and bytes. The same with and without an adapter around them."""
+    return _hash(_split(model)[0])
+
+
+def adapter_hash(model: "PeftModel") -> str:
+    """sha256 over what the adapter does: its weights in name order, also those never trained (VeRA), and its settings (alpha, ...)."""
+    settings = {name: value for name, value in model.active_peft_config.to_dict().items() if name not in _CHANGE_NOTHING and value is not None}
+    told = json.dumps(settings, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    return hashlib.sha256(f"{_hash(_split(model)[1])} {told}".encode()).hexdigest()
+
+
+def _split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State of the base, under the names that it has without an adapter, and of the adapter."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    state = model.state_dict()
+    if not isinstance(model, PeftModel):
+        return state, {}
+    wrappers = {name for name, module in model.named_modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))}
+    base, adapter = {}, {}
+    for name, value in state.items():
+        steps = name.split(".")
+        added = any(".".join(steps[:at]) in wrappers and steps[at] not in _KEPT_INSIDE for at in range(1, len(steps)))
+        if added or not name.startswith(_WRAPPED):
+            adapter[name] = value
+        else:
+            base[".".join(step for step in steps if step not in _KEPT_INSIDE).removeprefix(_WRAPPED)] = value
+    return base, adapter
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # pyrefly: ignore[bad-argument-type]
+    return digest.hexdigest()

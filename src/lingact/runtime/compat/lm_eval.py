@@ -1,0 +1,85 @@
+"""lm-evaluation-harness."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+@contextmanager
+def scoring_moves(bar: "tqdm") -> Iterator[None]:
+    """While open, scoring options moves this progress bar instead of drawing one of lm-eval's own for each call.
+
+    Versions: lm-eval 0.4.9 to 0.4.13.
+    Reason: `HFLM` makes its bar itself; it can be switched off, but not be replaced.
+    Upstream: https://github.com/EleutherAI/lm-evaluation-harness/issues/2898, open.
+    """
+    import lm_eval.models.huggingface
+
+    class Forwarded:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def update(self, steps: int = 1) -> None:
+            bar.update(steps)
+
+        def close(self) -> None:
+            bar.refresh()
+
+    with patch.object(lm_eval.models.huggingface, "tqdm", Forwarded):
+        yield
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """While open, lm-eval draws no progress bars over documents and requests.
+
+    Versions: lm-eval 0.4.12 to 0.4.13; in 0.4.11 and before requests have no bar.
+    Reason: `Task.build_all_requests` has no argument to switch its bar off, and the one of `TemplateLM.loglikelihood` also switches off the bar over
+    options that `scoring_moves` replaces.
+    Upstream: https://github.com/EleutherAI/lm-evaluation-harness/issues/2898, open.
+    """
+    import lm_eval.api.model
+    import lm_eval.api.task
+    from tqdm import tqdm
+
+    class Hidden(tqdm):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings | {"disable": True})
+
+    with patch.object(lm_eval.api.task, "tqdm", Hidden), patch.object(lm_eval.api.model, "tqdm", Hidden):
+        yield
+
+
+@contextmanager
+def templates_compiled_once() -> Iterator[None]:
+    """While open, each prompt template is compiled once.
+
+    Versions: lm-eval 0.4.9 to 0.4.13.
+    Reason: lm-eval compiles a template again for every document, which takes longer than a small model needs to answer.
+    Upstream: https://github.com/EleutherAI/lm-evaluation-harness/issues/1286, open.
+    """
+    import lm_eval.utils
+
+    with patch.object(lm_eval.utils.env, "from_string", functools.cache(lm_eval.utils.env.from_string)):
+        yield
+
+
+def read_task_file(path: Path) -> dict[str, object]:
+    """A task file with the files that it includes, its `!function` entries resolved.
+
+    Versions: lm-eval 0.4.12 to 0.4.13; before, `lm_eval.utils.load_yaml_config` did it.
+    Reason: the public `TaskManager` reads all 14,000 task files to find one, which takes ten seconds.
+    Upstream: none known.
+
+    Raises:
+        OSError, ValueError, ImportError, AttributeError, RecursionError, TypeError, yaml.YAMLError: the file, or one that it names, cannot be read.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(path)
