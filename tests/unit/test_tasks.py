@@ -17,8 +17,10 @@ from pydantic import ValidationError
 from lingact.catalogue.benchmarks import entry, family
 from lingact.config.tasks import OwnItems, TasksConfig
 from lingact.errors import UserError
-from lingact.evaluation.selection import Candidates, Shared, allot, choose, corresponding
-from lingact.evaluation.tasks import TaskInstance, Tasks, _facts, _Source, load_tasks
+from lingact.evaluation.selection import Shared, TaskItems, allot, choose, corresponding
+from lingact.evaluation.task_files import TaskSource
+from lingact.evaluation.task_items import fact_names
+from lingact.evaluation.tasks import TaskInstance, Tasks, load_tasks
 
 calmly = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -56,13 +58,13 @@ def test_allotted_are_so_many_in_all_and_each_within_one_of_its_share(sizes: dic
 # --- the same items in every language -----------------------------------------------------------------------------------------------------------
 
 
-def language(code: str, keys: Sequence[str | None] | str, strata: str | None = None, proofs: str | None = None, task: str = "") -> Candidates:
+def language(code: str, keys: Sequence[str | None] | str, strata: str | None = None, proofs: str | None = None, task: str = "") -> TaskItems:
     """Documents named by single letters."""
     nothing = [None] * len(keys)
-    return Candidates(code, list(keys), list(strata) if strata else nothing, list(proofs) if proofs else nothing, task or f"quiz_{code}")
+    return TaskItems(code, list(keys), list(strata) if strata else nothing, list(proofs) if proofs else nothing, task or f"quiz_{code}")
 
 
-def chosen_names(tasks: Sequence[Candidates], *, limit: int | None, only_shared: bool = True) -> list[list[str | None]]:
+def chosen_names(tasks: Sequence[TaskItems], *, limit: int | None, only_shared: bool = True) -> list[list[str | None]]:
     """What is chosen, in the order of the documents."""
     _, places = choose(tasks, limit=limit, only_shared=only_shared)
     assert all(sorted(set(own)) == own for own in places)
@@ -148,12 +150,12 @@ def test_the_first_language_does_not_set_the_measure_against_the_others() -> Non
 def test_one_wrong_proof_in_a_hundred_is_forgiven_two_are_not() -> None:
     names = [f"n{i}" for i in range(200)]
     nothing = [None] * 200
-    english = Candidates("en", names, nothing, names)
+    english = TaskItems("en", names, nothing, names)
     for wrong, agree in ((2, True), (3, False)):
         proofs = [*("?" * wrong), *names[wrong:]]
-        assert (corresponding([english, Candidates("es", names, nothing, proofs)]) is not None) is agree
+        assert (corresponding([english, TaskItems("es", names, nothing, proofs)]) is not None) is agree
     missing = [None] * 190
-    assert corresponding([english, Candidates("es", names, nothing, [*missing, "?", *names[191:]])]) is None, (
+    assert corresponding([english, TaskItems("es", names, nothing, [*missing, "?", *names[191:]])]) is None, (
         "of ten that can be compared one is wrong"
     )
 
@@ -188,8 +190,8 @@ def benchmarks(draw: st.DrawFn) -> tuple[list[list[str]], int, bool]:
     return [sorted(set(names) - draw(lacking)) for _ in range(3)], draw(st.integers(1, 30)), draw(st.booleans())
 
 
-def documents(names: Sequence[str], code: str) -> Candidates:
-    return Candidates(code, list(names), [name[0] for name in names], [f"p{name}" for name in names])
+def documents(names: Sequence[str], code: str) -> TaskItems:
+    return TaskItems(code, list(names), [name[0] for name in names], [f"p{name}" for name in names])
 
 
 @calmly
@@ -286,10 +288,10 @@ def test_items_without_ids_are_asked_in_each_language_by_themselves(tmp_path: Pa
 
 
 def test_questions_on_one_passage_are_one_fact() -> None:
-    source = _Source(entry(family("belebele"), "hi"), Path("belebele_hin_Deva.yaml"), family("belebele"))
+    source = TaskSource(entry(family("belebele"), "hi"), Path("belebele_hin_Deva.yaml"), family("belebele"))
     rows = [{"link": "w/oslo", "question_number": 1}, {"link": "w/oslo", "question_number": 2}, {"link": "w/rome", "question_number": 1}]
-    assert _facts(source, rows, ["w/oslo 1", "w/oslo 2", "w/rome 1"]) == ["belebele/w/oslo", "belebele/w/oslo", "belebele/w/rome"]
-    assert _facts(source, rows, None)[1:] == ["belebele/hi/w/oslo", "belebele/hi/w/rome"], "in a language by itself"
+    assert fact_names(source, rows, ["w/oslo 1", "w/oslo 2", "w/rome 1"]) == ["belebele/w/oslo", "belebele/w/oslo", "belebele/w/rome"]
+    assert fact_names(source, rows, None)[1:] == ["belebele/hi/w/oslo", "belebele/hi/w/rome"], "in a language by itself"
 
 
 def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
 from lingact.runtime.resumable_passes import resumable, token_bar
 from lingact.statistics.bootstrap import benjamini_hochberg, holm, interval, p_value
-from lingact.statistics.paired import How, crossed_effects, minimum_detectable_effect
+from lingact.statistics.paired import TestSettings, crossed_effects, minimum_detectable_effect
 
 Nats = dict[str, Float[np.ndarray, " sentence"]]
 """Language -> cross-entropy of each sentence in nats."""
@@ -61,7 +61,9 @@ def lost_nats(nats: Mapping[str, Nats], dtype: str) -> str:
     )
 
 
-def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, groups: Mapping[str, Sequence[str]], how: How) -> pd.DataFrame:
+def bits_table(
+    base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, groups: Mapping[str, Sequence[str]], settings: TestSettings
+) -> pd.DataFrame:
     """Bits per byte of base and adapter, and the adapter's over the base model's (1: unchanged, less is better), on the same sentences.
 
     Bits per byte compare within a language only, their ratio between languages too. A group's ratio is the mean of its languages', for the same draws
@@ -80,9 +82,9 @@ def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, gro
         1), p_holm, p_bh.
     """
     sizes = {code: sum(len(text.encode()) for text in texts) for code, texts in corpus.texts.items()}
-    drawn = corpus.resampling(how.block)
+    drawn = corpus.resampling(settings.block)
     linear = {code: np.stack([_linearised(drawn.totals(nats[code]), drawn.totals(base[code])) for nats in adapters]) for code in base}
-    weights = drawn.weights(how.resamples, how.seed)
+    weights = drawn.weights(settings.resamples, settings.seed)
     ratios = {code: (weights @ adapters[0][code]) / (weights @ base[code]) for code in base}
     wholes = {code: (code,) for code in base} | {
         name: members for name, codes in groups.items() if len(members := [code for code in codes if code in base]) > 1
@@ -92,12 +94,12 @@ def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, gro
         values = np.mean([linear[code] for code in members], axis=0)
         if len(adapters) == 1:
             draws = np.mean([ratios[code] for code in members], axis=0)
-            estimate, low, high = interval(draws, how.confidence, drawn.clusters)
+            estimate, low, high = interval(draws, settings.confidence, drawn.clusters)
             p, error, freedom = float(p_value(draws - 1, drawn.clusters)), float(draws[1:].std(ddof=1)), None
             if drawn.clusters is not None:  # as in `p_value`
                 error, freedom = error * (drawn.clusters / (drawn.clusters - 1)) ** 0.5, drawn.clusters - 1.0
         else:
-            crossed = crossed_effects(values - 1, confidence=how.confidence)
+            crossed = crossed_effects(values - 1, confidence=settings.confidence)
             estimate, low, high = (1 + part for part in (crossed.estimate.value, crossed.estimate.lo, crossed.estimate.hi))
             p, error, freedom = crossed.p, crossed.standard_error, crossed.freedom
         alone = members[0] if len(members) == 1 else None
@@ -109,7 +111,7 @@ def bits_table(base: Nats, adapters: Sequence[Nats], corpus: ParallelCorpus, gro
             | {"base": base[alone].sum() / per_byte if alone else np.nan}
             | {"adapter": float(np.mean([nats[alone].sum() for nats in adapters])) / per_byte if alone else np.nan}
             | {"estimate": estimate, "lo": low, "hi": high, "seed_lo": values.mean(axis=1).min(), "seed_hi": values.mean(axis=1).max()}
-            | {"mde": minimum_detectable_effect(error, confidence=how.confidence, power=how.power, freedom=freedom), "p": p}
+            | {"mde": minimum_detectable_effect(error, confidence=settings.confidence, power=settings.power, freedom=freedom), "p": p}
         )
     return corrected(pd.DataFrame(rows))
 
@@ -126,15 +128,15 @@ def corrected(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=family.transform(lambda p: holm(p.to_numpy())), p_bh=family.transform(lambda p: benjamini_hochberg(p.to_numpy())))
 
 
-def base_bits(base: Nats, corpus: ParallelCorpus, how: How) -> pd.DataFrame:
+def base_bits(base: Nats, corpus: ParallelCorpus, settings: TestSettings) -> pd.DataFrame:
     """Bits per byte, and per aligned sentence (which compares between languages), of the base model alone."""
-    drawn = corpus.resampling(how.block)
-    weights = drawn.weights(how.resamples, how.seed)
+    drawn = corpus.resampling(settings.block)
+    weights = drawn.weights(settings.resamples, settings.seed)
     rows = []
     for code, nats in base.items():
         bits = weights @ nats / np.log(2)
         sizes = np.array([len(text.encode()) for text in corpus.texts[code]], float)
         for quantity, draws in (("bits_per_byte", bits / (weights @ sizes)), ("bits_per_sentence", bits / weights.sum(axis=1))):
-            estimate, low, high = interval(draws, how.confidence, drawn.clusters)
+            estimate, low, high = interval(draws, settings.confidence, drawn.clusters)
             rows.append({"language": code, "quantity": quantity} | drawn.columns | {"estimate": estimate, "lo": low, "hi": high})
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ from lingact.catalogue.benchmarks import ALL
 from lingact.errors import UserError
 from lingact.statistics import paired
 from lingact.statistics.bootstrap import benjamini_hochberg, holm
-from lingact.statistics.paired import Estimate, How
+from lingact.statistics.paired import Estimate, TestSettings
 
 _METRICS = ("acc", "acc_norm")
 
@@ -116,7 +116,9 @@ def accuracy_table(items: pd.DataFrame, *, model: str, confidence: float) -> pd.
     return pd.DataFrame(rows)
 
 
-def difference_table(base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, groups: Mapping[str, Sequence[str]], how: How) -> pd.DataFrame:
+def difference_table(
+    base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, groups: Mapping[str, Sequence[str]], settings: TestSettings
+) -> pd.DataFrame:
     """Adapter minus base per benchmark, language and kind, paired by document, for one recipe trained with one seed or several.
 
     Task `all` is over `common_benchmarks`; where no benchmark is in every language it has no rows. A group of languages has rows of its own:
@@ -158,7 +160,7 @@ def difference_table(base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, gr
             rows.append(
                 {"task": task, "language": place, "kind": kind, "metric": metric, "n": len(cell)}
                 | {name: _even_mean(values, languages) for name, values in levels.items()}
-                | _difference(np.stack(after) - before, languages, facts, how)
+                | _difference(np.stack(after) - before, languages, facts, settings)
             )
     return corrected(pd.DataFrame(rows, columns=list(_DIFFERENCE_COLUMNS)))
 
@@ -185,7 +187,7 @@ _DIFFERENCE_COLUMNS = (
 
 
 def _difference(
-    differences: Float[np.ndarray, "seed item"], language: Int[np.ndarray, " item"], fact: Int[np.ndarray, " item"], how: How
+    differences: Float[np.ndarray, "seed item"], language: Int[np.ndarray, " item"], fact: Int[np.ndarray, " item"], settings: TestSettings
 ) -> dict[str, int | float]:
     """The columns of `difference_table` that follow from the documents' differences alone.
 
@@ -207,17 +209,17 @@ def _difference(
     totals, items = paired.pooled_sums(sums.mean(axis=0), sizes)
     differing, crossed = paired.differing(totals), None
     if seeds > 1 and values.any():
-        crossed = paired.crossed_effects(values, confidence=how.confidence)
+        crossed = paired.crossed_effects(values, confidence=settings.confidence)
         estimate, found["p"] = crossed.estimate, crossed.p
     else:
         found["p"] = paired.sign_flip_p(totals)
-        if differing < paired.fewest_one_sided(how.confidence):
-            estimate, p_bootstrap = paired.few_differences(totals, items, confidence=how.confidence), np.nan if differing else 1.0
+        if differing < paired.fewest_one_sided(settings.confidence):
+            estimate, p_bootstrap = paired.few_differences(totals, items, confidence=settings.confidence), np.nan if differing else 1.0
         else:
             cells = (sums[0, 0], sizes[0]) if languages == 1 else (values[0], np.ones(facts, int))
-            estimate, p_bootstrap = paired.bootstrap_difference(*cells, how)
+            estimate, p_bootstrap = paired.bootstrap_difference(*cells, settings)
         found["p_bootstrap"] = p_bootstrap if seeds == 1 else np.nan
-    found["mde"] = paired.detectable_difference(totals, items, how, crossed)
+    found["mde"] = paired.detectable_difference(totals, items, settings, crossed)
     of_seeds = [_even_mean(row, language) for row in differences]
     return found | {"estimate": estimate.value, "lo": estimate.lo, "hi": estimate.hi, "seed_lo": min(of_seeds), "seed_hi": max(of_seeds)}
 

@@ -63,12 +63,12 @@ class EvalRun:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerCache:
     """What models have answered, each task in a file under the hash of everything that the answers depend on."""
 
     folder: Path
 
-    def recall(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+    def get(self, identity: dict[str, Any]) -> dict[str, Any] | None:
         """What was kept under this identity.
 
         Raises:
@@ -80,7 +80,7 @@ class Answers:
         kept = read_json_object(path, "delete it", needed=("identity", "answers"))
         return kept["answers"] if kept["identity"] == identity else None
 
-    def keep(self, identity: dict[str, Any], answers: dict[str, Any]) -> None:
+    def put(self, identity: dict[str, Any], answers: dict[str, Any]) -> None:
         """Write it whole or not at all."""
         write_atomically(self._path(identity), json.dumps({"identity": identity, "answers": answers}))
 
@@ -124,7 +124,7 @@ def batch_size_for(lm: LanguageModel, tasks: Sequence[TaskInstance]) -> int:
 class Scorer:
     """Scores tasks with a model as it is, adapter on or off, and keeps what it has answered."""
 
-    def __init__(self, lm: LanguageModel, batch_size: int, answers: Answers | None, bar: tqdm) -> None:
+    def __init__(self, lm: LanguageModel, batch_size: int, answers: AnswerCache | None, bar: tqdm) -> None:
         self.lm = lm
         self.batch_size = batch_size
         """Options per forward pass. Smaller after the device ran out of memory."""
@@ -162,7 +162,7 @@ class Scorer:
         """The answers to every task; those not kept are shared out task by task, because a task's batches hang together."""
         found: dict[int, dict[str, Any]] = {}
         if self.answers and rank() == 0:
-            found = {number: kept for number, asked in enumerate(identities) if (kept := self.answers.recall(asked)) is not None}
+            found = {number: kept for number, asked in enumerate(identities) if (kept := self.answers.get(asked)) is not None}
         found = broadcast(found)
         self.kept += len(found)
         self._bar.update(sum(len(tasks[number].requests) for number in found))
@@ -175,7 +175,7 @@ class Scorer:
             found[number] = self._answer(harness, tasks[number])
             if self.answers:
                 with interrupts.held():
-                    self.answers.keep(identities[number], found[number])
+                    self.answers.put(identities[number], found[number])
                     self.kept += 1
         shares = all_gather(({number: found[number] for number in own}, self.batch_size))
         self._bar.update(sum(len(tasks[number].requests) for number in set(missing) - set(own)))

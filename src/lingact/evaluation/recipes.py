@@ -15,7 +15,7 @@ _LONGEST = 60
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Adapter:
     """One adapter."""
 
     given: str
@@ -33,7 +33,7 @@ class Recipe:
     """Adapters of one training recipe, one for each seed."""
 
     label: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Adapter, ...]
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def find_recipes(places: Mapping[str, Path]) -> list[Recipe]:
         names = [label] if len(adapters) == 1 else [f"{label}_seed{seed}" for seed in seeds]
         names = [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
         names = [_free(name, taken) for name in names]
-        found.append(Recipe(label, tuple(Candidate(a, name, places[a], trainings[a]) for a, name in zip(adapters, names, strict=True))))
+        found.append(Recipe(label, tuple(Adapter(a, name, places[a], trainings[a]) for a, name in zip(adapters, names, strict=True))))
     return found
 
 

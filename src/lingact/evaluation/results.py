@@ -16,13 +16,13 @@ from lingact.evaluation.contamination import contamination_table, training_corpu
 from lingact.evaluation.harness import EvalRun
 from lingact.evaluation.recipes import Recipe
 from lingact.evaluation.tasks import TaskInstance, Tasks
-from lingact.statistics.paired import How
+from lingact.statistics.paired import TestSettings
 
 BASE, TEXT = "base", "text"
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationData:
     """What every model is asked."""
 
     tasks: Tasks
@@ -31,7 +31,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ModelAnswers:
     """What one model did."""
 
     run: EvalRun
@@ -39,14 +39,16 @@ class Answered:
     """Empty where no text was read."""
 
 
-def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Mapping[str, Answered]) -> dict[str, pd.DataFrame]:
+def result_tables(
+    config: EvalConfig, data: EvaluationData, recipes: Sequence[Recipe], answered: Mapping[str, ModelAnswers]
+) -> dict[str, pd.DataFrame]:
     """All tidy tables by name.
 
     Args:
         answered: by name of the model: `BASE`, and every candidate of the recipes.
     """
-    how = How(resamples=config.resamples, confidence=config.confidence, power=config.power, seed=config.seed, block=config.block)
-    tasks, text = exam.tasks, exam.text
+    settings = TestSettings(resamples=config.resamples, confidence=config.confidence, power=config.power, seed=config.seed, block=config.block)
+    tasks, text = data.tasks, data.text
     base = answered[BASE].run.items
     groups = {"high": config.languages.high, "low": config.languages.low}
     accuracy = [compare.accuracy_table(each.run.items, model=name, confidence=config.confidence) for name, each in answered.items()]
@@ -58,7 +60,7 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
     }
     frames["scores"] = scores.score_table(frames["accuracy"])
     if text is not None:
-        frames["text"] = base_bits(answered[BASE].nats, text, how)
+        frames["text"] = base_bits(answered[BASE].nats, text, settings)
     if not recipes:
         return frames
     differences, bits, contamination = [], [], []
@@ -67,11 +69,11 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
         of = {"all": config.languages.all, **groups}
         if not any(set(recipe.targets) == set(codes) for codes in of.values()):  # the same languages twice would be two tests of one thing
             of["targets"] = recipe.targets
-        table = compare.difference_table(base, [each.run.items for each in own], groups=of, how=how)
+        table = compare.difference_table(base, [each.run.items for each in own], groups=of, settings=settings)
         differences.append(table.assign(model=recipe.label))
         if text is not None:
-            bits.append(bits_table(answered[BASE].nats, [each.nats for each in own], text, of, how).assign(model=recipe.label))
-        contamination.append(contamination_of(config, exam, recipe, base, [each.run.items for each in own]).assign(model=recipe.label))
+            bits.append(bits_table(answered[BASE].nats, [each.nats for each in own], text, of, settings).assign(model=recipe.label))
+        contamination.append(contamination_of(config, data, recipe, base, [each.run.items for each in own]).assign(model=recipe.label))
     # Over the recipes, too: who compares ten has ten chances.
     frames["differences"] = compare.corrected(pd.concat(differences, ignore_index=True))
     frames["contamination"] = pd.concat(contamination, ignore_index=True)
@@ -79,7 +81,7 @@ def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Ma
     return frames | ({"bits": corrected(pd.concat(bits, ignore_index=True))} if bits else {})
 
 
-def contamination_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.DataFrame, adapters: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def contamination_of(config: EvalConfig, data: EvaluationData, recipe: Recipe, base: pd.DataFrame, adapters: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """What the recipe's training text knows of the items, and the difference in accuracy without those that it knows.
 
     A row for each benchmark and language; with `reason` where the training text is not to be had. The row of the benchmark `text` counts the held-out
@@ -97,7 +99,7 @@ def contamination_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.Da
     except UserError as error:
         reason = str(error)
     asked: dict[tuple[str, str], list[str]] = {}
-    for instance in exam.tasks.instances:
+    for instance in data.tasks.instances:
         asked.setdefault((instance.entry.benchmark, instance.entry.language), []).extend(instance.texts)
     table, shares = contamination_table(asked, read, name, words=config.contamination.words, share=config.contamination.share)
     without = []
@@ -107,15 +109,15 @@ def contamination_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.Da
         new = shares[benchmark, code] < config.contamination.share if (benchmark, code) in shares else np.full(len(change), False)
         without.append({"estimate": change.mean(), "without_known": change[new].mean() if new.any() else float("nan"), "reason": reason})
     table = pd.concat([table, pd.DataFrame(without, index=table.index)], axis=1)
-    if exam.text is not None and read:
-        known = {code: set(read[code]) for code in exam.text.texts if code in read}
-        counts = {code: sum(sentence in sentences for sentence in exam.text.texts[code]) for code, sentences in known.items()}
-        rows = [{"benchmark": TEXT, "language": code, "corpus": name, "n": len(exam.text.ids), "whole": count} for code, count in counts.items()]
+    if data.text is not None and read:
+        known = {code: set(read[code]) for code in data.text.texts if code in read}
+        counts = {code: sum(sentence in sentences for sentence in data.text.texts[code]) for code, sentences in known.items()}
+        rows = [{"benchmark": TEXT, "language": code, "corpus": name, "n": len(data.text.ids), "whole": count} for code, count in counts.items()]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
     return table
 
 
-def changed_answers(answered: Mapping[str, Answered]) -> pd.DataFrame:
+def changed_answers(answered: Mapping[str, ModelAnswers]) -> pd.DataFrame:
     """The items on which base and an adapter differ, with what each would have answered."""
     rows = []
     for name, each in answered.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Candidates:
+class TaskItems:
     """The documents of one task."""
 
     language: str
@@ -28,7 +28,7 @@ class Shared:
     keys: frozenset[str | None]
 
 
-def corresponding(tasks: Sequence[Candidates]) -> Shared | None:
+def corresponding(tasks: Sequence[TaskItems]) -> Shared | None:
     """The items that all languages have, by their names; None where names do not hold in more than one language.
 
     A language without names is left out, and so is one whose names turn out to mean other items: where it disagrees with the first language on a
@@ -54,7 +54,7 @@ def _agree(one: Mapping[str | None, str | None], other: Mapping[str | None, str 
     return 2 * len(both) >= min(len(one), len(other)) and 100 * wrong <= len(told)
 
 
-def choose(tasks: Sequence[Candidates], *, limit: int | None, only_shared: bool) -> tuple[Shared | None, list[list[int]]]:
+def choose(tasks: Sequence[TaskItems], *, limit: int | None, only_shared: bool) -> tuple[Shared | None, list[list[int]]]:
     """Which documents are asked: the same items in every language, in proportion to their strata, whatever the order of the data.
 
     Items are put in the order of a hash of their names, stratum by stratum, and the first ones taken. Of a language whose items do not correspond to

@@ -2,9 +2,13 @@
 
 import pandas as pd
 
+from lingact.analysis.measures import Stats
+from lingact.analysis.tables import Disparities, disparities, gap_summary, grouping_p, layer_table, range_table
 from lingact.catalogue.languages import LANGUAGES
 from lingact.config.data import LanguagesConfig
-from lingact.report.words import GROUPS, cells_by, listed, name_of, verdict, with_interval
+from lingact.figures import gaps as gap_figures
+from lingact.report.analysis_result import AnalysisResult, ReportSettings
+from lingact.report.phrases import GROUPS, MEASURES, cells_by, listed, name_of, sae_set_title, verdict, with_interval
 
 
 def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str = "mean") -> list[dict[str, str]]:
@@ -98,3 +102,31 @@ def wide_layers(layers: pd.DataFrame) -> pd.DataFrame:
     cells = layers.assign(cell=[f"{gap:+.2f}{'*' if mark else ''}" for gap, mark in zip(layers["gap"], marked, strict=True)])
     wide = cells.pivot_table(index="layer", columns="name", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
     return wide.rename(columns=lambda name: name.replace("_", " ")).reset_index()
+
+
+_LARGEST = "Most positive gap of any layer in the range (biased upwards: the largest of noisy values)"
+
+
+def gap_result(stats: Stats, sae_set: str, settings: ReportSettings, *, measure: str, suffix: str = "") -> tuple[AnalysisResult, Disparities]:
+    """Which languages fall short of the reference, at which layers, by one set of SAEs."""
+    found = disparities(stats, settings.languages, settings.statistics, settings.seed, measure=measure)
+    layers, ranges = layer_table(found), range_table(found)
+    chance = grouping_p(found, settings.languages)
+    text = analysis_text(layers, ranges, settings.languages, settings.statistics.confidence, chance)
+    shown = {
+        "Gap by range of layers, mean": pd.DataFrame(gap_rows(ranges, settings.languages)),
+        _LARGEST: pd.DataFrame(gap_rows(ranges, settings.languages, statistic="max")),
+        "Gap by layer (*: the band, simultaneous over layers, excludes 0)": wide_layers(layers),
+    }
+    figures = {
+        f"gap_heatmap{suffix}": gap_figures.gap_heatmap(layers, settings.languages, settings.statistics.confidence),
+        f"gap_groups{suffix}": gap_figures.group_curves(found),
+    }
+    frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
+    heading = f"Gaps by the {sae_set_title(sae_set)} SAEs, measured {MEASURES[measure]}"
+    printed = {} if suffix else {f"Activation gap against {settings.languages.reference}": next(iter(shown.values()))}
+    if suffix:  # a check of the measuring SAEs: their numbers stand side by side among the controls
+        figures.pop(f"gap_groups{suffix}")
+        shown = {title: frame for title, frame in shown.items() if title.startswith("Gap by layer")}
+    lead = "" if suffix else gaps_lead(ranges, settings.languages)
+    return AnalysisResult(heading, text, lead, frames, figures, shown, summary=gap_summary(found), printed=printed), found

@@ -20,14 +20,23 @@ from lingact.evaluation.recipes import find_recipes
 from lingact.files.records import read_run_config
 from lingact.models.adapter_sources import expand_adapters, find_adapter
 from lingact.models.preflight import check_analysis
-from lingact.report import sections
-from lingact.report.analysis import reviewer_table
+from lingact.report.analysis_result import AnalysisResult, ReportSettings
+from lingact.report.changes import change_result
+from lingact.report.confounds import confound_result
+from lingact.report.controls import control_result, random_gap_result
+from lingact.report.correlation import score_result
+from lingact.report.features import feature_result
+from lingact.report.gaps import gap_result
+from lingact.report.interventions import causal_result
+from lingact.report.measures import measure_result
 from lingact.report.page import Section, measured_facts, write_report
-from lingact.report.sections import AnalysisSection, ReportSettings
-from lingact.report.words import cautions_of, name_of, reading_gaps, text_of
+from lingact.report.phrases import cautions_of, name_of, reading_gaps, text_of
+from lingact.report.recipes import recipe_result
+from lingact.report.reviewer import reviewer_table
+from lingact.report.similarity import similarity_result
 from lingact.runtime.terminal import note, show
 from lingact.runtime.tracking import Run, first_process, open_run, read_manifest
-from lingact.workflows.observe import Observations, causal_places, criteria, observe, recall, spliced_places
+from lingact.workflows.observe import Observations, causal_places, criteria, observe, spliced_places, stored_observations
 from lingact.workflows.setup import MEASURING
 
 
@@ -48,7 +57,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
         refuse_few_languages(scores, (*config.languages.high, *config.languages.low))
     with open_run("analyze", config, config.tracking, folder) as run:
         if config.stats:
-            seen = recall(config.stats, config)
+            seen = stored_observations(config.stats, config)
             run.identify(**read_manifest(config.stats[0])["identity"])
         else:
             seen = observe(run, config)
@@ -58,7 +67,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
             run.summary({})
             show([{"shard": f"{config.shard[0] + 1} of {config.shard[1]}", "statistics": str(folder / "stats")}])
             return None
-        told = list(tell(config, seen, scores))
+        told = list(analysis_results(config, seen, scores))
         said = (lost_sentence(seen.measured.lost(), config.model.dtype), scores_of_another_model(config.scores, folder))
         publish(run, config, told, seen.measured, lost=" ".join(text for text in said if text))
         if config.adapter is not None and config.split in ("all", "train"):
@@ -98,53 +107,53 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
     return validate(AnalyzeConfig, saved | judged | {"measures": saved["measures"] | {"gap": given["measures"]["gap"]}})
 
 
-def tell(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[AnalysisSection]:
+def analysis_results(config: AnalyzeConfig, seen: Observations, scores: Any) -> Iterator[AnalysisResult]:
     """The chapters, from what was seen."""
-    how = ReportSettings(config.languages, config.statistics, config.seed)
+    settings = ReportSettings(config.languages, config.statistics, config.seed)
     measured, measures = seen.measured, config.measures
     by_sae_set: dict[str, Stats] = {sae_set: measured.of(sae_set, BASE) for sae_set in measured.sae_sets}
     stats = by_sae_set[MEASURING]
     found, ranges = {}, {}
     for sae_set, own in by_sae_set.items():
         if not is_random(sae_set):
-            section, found[sae_set] = sections.gaps(own, sae_set, how, measure=measures.gap, suffix="" if sae_set == MEASURING else f"_{sae_set}")
+            section, found[sae_set] = gap_result(own, sae_set, settings, measure=measures.gap, suffix="" if sae_set == MEASURING else f"_{sae_set}")
             ranges[sae_set] = range_table(found[sae_set])
             yield section if sae_set == MEASURING else _aside(section, sae_set)
     drawn = [own for sae_set, own in by_sae_set.items() if is_random(sae_set)]
     if drawn:
-        section = sections.random_gaps(drawn, found[MEASURING], how, measure=measures.gap)
+        section = random_gap_result(drawn, found[MEASURING], settings, measure=measures.gap)
         ranges["random"] = mean_rows(section.frames["gap_by_range_random"])
         yield section
-    yield sections.measures(stats, how)
+    yield measure_result(stats, settings)
     first = stats[config.languages.reference]
     spliced = None if seen.spliced is None else (seen.spliced, spliced_places(config, first.sentence_ids))
-    yield sections.confounds(stats, spliced, how, after=seen.spliced_after)
-    yield sections.controls(ranges, by_sae_set, how, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
+    yield confound_result(stats, spliced, settings, after=seen.spliced_after)
+    yield control_result(ranges, by_sae_set, settings, measure=measures.gap, shuffled="shuffled_labels" in measures.parts)
     alike = None
     if measured.vectors:
-        alike = sections.alike(measured.vectors, stats, how)
+        alike = similarity_result(measured.vectors, stats, settings)
         yield alike
     if seen.features is not None:
         cards = (seen.contexts or [], seen.links or {}, measures.features.cards)
-        yield sections.language_features(seen.features, cards, stats, how, criteria(measures.features))
+        yield feature_result(seen.features, cards, stats, settings, criteria(measures.features))
     if seen.causal is not None:
         places = causal_places(config, first.sentence_ids, first.halves)
-        yield sections.causal(seen.causal, how.drawn(stats, places), measures.causal.mode, how, after=seen.causal_after)
+        yield causal_result(seen.causal, settings.resampling(stats, places), measures.causal.mode, settings, after=seen.causal_after)
     if scores is not None:
         shares = config.model.training_shares
-        yield sections.benchmarks(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, how, shares)
+        yield score_result(found[MEASURING], scores, alike.frames["similarity"] if alike else None, stats, settings, shares)
     if ADAPTER in measured.variants:
         layers = stats[config.languages.reference].layers
         variants = {sae_set: Variants.of(measured, sae_set) for sae_set in measured.sae_sets if not is_random(sae_set)}
-        yield sections.changed(variants, measured, layers, how)
+        yield change_result(variants, measured, layers, settings)
 
 
-def _aside(section: AnalysisSection, sae_set: str) -> AnalysisSection:
+def _aside(section: AnalysisResult, sae_set: str) -> AnalysisResult:
     """The gaps by SAEs that check the measuring ones: their summary keys carry the meter's name."""
     return replace(section, summary={f"{sae_set}/{key}": value for key, value in section.summary.items()})
 
 
-def publish(run: Run, config: AnalyzeConfig, told: list[AnalysisSection], measured: Measurement, *, lost: str, title: str = "") -> None:
+def publish(run: Run, config: AnalyzeConfig, told: list[AnalysisResult], measured: Measurement, *, lost: str, title: str = "") -> None:
     """Write every chapter's tables and figures, the summary and the page; print the answer.
 
     Args:
@@ -206,8 +215,8 @@ def compare(config: AnalyzeConfig, folder: Path) -> None:
         raise UserError(f"compare: {', '.join(strangers)} not measured in '{paths[0]}' ({', '.join(before.languages)} are); choose languages=...")
     with open_run("analyze", config, config.tracking, folder) as run:
         run.identify(before={"name": paths[0]}, after={"name": paths[1]}, sae=read_manifest(config.compare[0])["identity"]["sae"])
-        how = ReportSettings(config.languages, config.statistics, config.seed)
-        section = sections.changed(by_sae_set, None, next(iter(before.stats.values())).layers, how)
+        settings = ReportSettings(config.languages, config.statistics, config.seed)
+        section = change_result(by_sae_set, None, next(iter(before.stats.values())).layers, settings)
         saved = read_run_config(config.compare[0] / "config.yaml", "put it back, or analyse again", needed=("model",))
         lost = lost_sentence(dict.fromkeys([*before.lost(), *after.lost()]), saved["model"]["dtype"])
         publish(run, config, [section], before, lost=lost, title=f"From {config.compare[0].name} to {config.compare[1].name}")
@@ -229,7 +238,7 @@ def compare_recipes(config: AnalyzeConfig, folder: Path) -> None:
     first, _ = load_measurement(trained[0].folder / "stats")
     with open_run("analyze", config, config.tracking, folder) as run:
         run.identify(recipes={str(place): {"name": each.recipe, "release": str(each.folder)} for place, each in enumerate(trained)})
-        told = [sections.recipes(table, config.statistics.confidence)]
+        told = [recipe_result(table, config.statistics.confidence)]
         publish(run, config, told, first, lost="", title=f"{len(recipes)} training recipes compared")
 
 

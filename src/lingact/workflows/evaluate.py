@@ -13,9 +13,9 @@ from lingact.data.corpus import ParallelCorpus, load_corpus
 from lingact.errors import UserError
 from lingact.evaluation import scores
 from lingact.evaluation.bits_per_byte import Nats, lost_nats, sentence_nats
-from lingact.evaluation.harness import Answers, Scorer, batch_size_for, identity_of, results
-from lingact.evaluation.recipes import Candidate, Recipe, find_recipes
-from lingact.evaluation.results import BASE, Answered, Exam, find
+from lingact.evaluation.harness import AnswerCache, Scorer, batch_size_for, identity_of, results
+from lingact.evaluation.recipes import Adapter, Recipe, find_recipes
+from lingact.evaluation.results import BASE, EvaluationData, ModelAnswers, result_tables
 from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.figures import evaluation as figures
 from lingact.files.atomic import write_atomically, write_json
@@ -23,7 +23,7 @@ from lingact.models.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, f
 from lingact.models.adapters import adapter_hash, check_adapter, load_adapter, unload_adapter
 from lingact.models.lm import LanguageModel, load_model
 from lingact.report import evaluation as report
-from lingact.report.words import cautions_of
+from lingact.report.phrases import cautions_of
 from lingact.runtime.distributed import broadcast, process_group, rank
 from lingact.runtime.terminal import note, show
 from lingact.runtime.tracking import Run, open_run
@@ -50,16 +50,16 @@ def run(config: EvalConfig, folder: Path) -> float | None:
             check_adapter(lm.model, str(candidate.place), base_sha256=lm.identity["sha256"])
         refuse_copies(candidates)
         run.identify(model=lm.identity, tasks=tasks.identity, **({} if text is None else {"text": {"name": text.name, "sha256": text.sha256}}))
-        exam = Exam(tasks, text)
+        data = EvaluationData(tasks, text)
         with process_group(config.devices, config.nodes):
-            answered = ask_everyone(config, run, lm, exam, candidates)
+            answered = score_models(config, run, lm, data, candidates)
         if not run.first:
             return None
         save_samples(folder, tasks.instances, answered, config)
-        return conclude(run, config, exam, recipes, answered)
+        return write_results(run, config, data, recipes, answered)
 
 
-def refuse_copies(candidates: Sequence[Candidate]) -> None:
+def refuse_copies(candidates: Sequence[Adapter]) -> None:
     """Two copies of one adapter would pass for two seeds.
 
     Raises:
@@ -82,13 +82,13 @@ def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
     return corpus
 
 
-def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, candidates: Sequence[Candidate]) -> dict[str, Answered]:
+def score_models(config: EvalConfig, run: Run, lm: LanguageModel, data: EvaluationData, candidates: Sequence[Adapter]) -> dict[str, ModelAnswers]:
     """Name -> what that model answered: the base model and every adapter, one after the other on the one model in memory."""
-    instances = exam.tasks.instances
-    answers = Answers(config.cache / "answers" if config.cache else broadcast(run.folder) / "answers")
+    instances = data.tasks.instances
+    answers = AnswerCache(config.cache / "answers" if config.cache else broadcast(run.folder) / "answers")
     batch_size = batch_size_for(lm, instances) if config.tasks.batch_size == "auto" else config.tasks.batch_size
     options = sum(len(each.requests) for each in instances)
-    found: dict[str, Answered] = {}
+    found: dict[str, ModelAnswers] = {}
     with tqdm(total=options * (1 + len(candidates)), unit=" options", leave=False, dynamic_ncols=True, smoothing=0.1) as bar:
         scorer = Scorer(lm, batch_size, answers, bar)
         try:
@@ -99,7 +99,7 @@ def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, ca
                     run.identify(**{part: {"name": candidate.given, "sha256": sha256}})
                 bar.set_description(name)
                 scored = scorer.score(lm.model, instances, sha256)
-                found[name] = Answered(scored, _nats(config, lm, exam.text, sha256, answers, name))
+                found[name] = ModelAnswers(scored, _nats(config, lm, data.text, sha256, answers, name))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the answers to {scorer.kept} of {len(instances) * (1 + len(candidates))} tasks") from None
     if scorer.batch_size < batch_size:
@@ -107,7 +107,7 @@ def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, ca
     return found
 
 
-def _in_turn(lm: LanguageModel, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate | None, str | None]]:
+def _in_turn(lm: LanguageModel, candidates: Sequence[Adapter]) -> Iterator[tuple[Adapter | None, str | None]]:
     """The base model, then each adapter, which `lm` carries while it is its turn; with the hash of its weights."""
     yield None, None
     for candidate in candidates:
@@ -119,23 +119,23 @@ def _in_turn(lm: LanguageModel, candidates: Sequence[Candidate]) -> Iterator[tup
             lm.model = unload_adapter(wrapped)
 
 
-def _nats(config: EvalConfig, lm: LanguageModel, text: ParallelCorpus | None, adapter: str | None, answers: Answers, name: str) -> Nats:
+def _nats(config: EvalConfig, lm: LanguageModel, text: ParallelCorpus | None, adapter: str | None, answers: AnswerCache, name: str) -> Nats:
     """Cross-entropies of the text, kept like the answers to questions."""
     import numpy as np
 
     if text is None:
         return {}
     identity = identity_of(lm, adapter) | {"text": text.sha256, "batch_tokens": config.batch_tokens}
-    kept = broadcast(answers.recall(identity) if rank() == 0 else None)
+    kept = broadcast(answers.get(identity) if rank() == 0 else None)
     if kept is None:
         found = sentence_nats(lm, text, batch_tokens=config.batch_tokens, title=f"{name}, text")
         kept = {code: nats.tolist() for code, nats in found.items()}
         if rank() == 0:
-            answers.keep(identity, kept)
+            answers.put(identity, kept)
     return {code: np.array(nats) for code, nats in kept.items()}
 
 
-def save_samples(folder: Path, instances: Sequence[TaskInstance], answered: dict[str, Answered], config: EvalConfig) -> None:
+def save_samples(folder: Path, instances: Sequence[TaskInstance], answered: dict[str, ModelAnswers], config: EvalConfig) -> None:
     """`samples/<model>_<task>.jsonl`: what was asked and how each option scored; `results/<model>.json`: the scores in lm-eval's format."""
     for name, each in answered.items():
         for task, records in each.run.samples.items():
@@ -152,29 +152,29 @@ def _samples(folder: Path, name: str, task: str) -> Path:
 # --- what it says --------------------------------------------------------------------------------------------------------------------------------
 
 
-def conclude(run: Run, config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: dict[str, Answered]) -> float | None:
+def write_results(run: Run, config: EvalConfig, data: EvaluationData, recipes: Sequence[Recipe], answered: dict[str, ModelAnswers]) -> float | None:
     """Tables, figures, summary, report and the printed answer.
 
     Returns:
         As `run`.
     """
-    tables = find(config, exam, recipes, answered)
+    tables = result_tables(config, data, recipes, answered)
     for name, frame in tables.items():
         run.table(name, frame)
     run.artifact(("samples",), "samples", [_samples(run.folder, name, task) for name, each in answered.items() for task in each.run.samples])
     summary = scores.summary(tables["accuracy"], tables.get("differences"), tables.get("bits"), [recipe.label for recipe in recipes])
     run.summary(summary)
-    notices = report.notices(config, exam.tasks, answered[BASE].run.truncated, tables)
-    if exam.text is not None:
-        notices += [f"bits per byte: {caution}" for caution in cautions_of(exam.text.resampling(config.block), config.block, "block")]
+    notices = report.notices(config, data.tasks, answered[BASE].run.truncated, tables)
+    if data.text is not None:
+        notices += [f"bits per byte: {caution}" for caution in cautions_of(data.text.resampling(config.block), config.block, "block")]
     if lost := lost_nats({name: each.nats for name, each in answered.items()}, config.model.dtype):
         notices.insert(0, lost)
-    written = tell(run, config, tables, notices, recipes)
+    written = write_page(run, config, tables, notices, recipes)
     show([{"run folder": str(run.folder), "report": str(written)}])
     return summary.get("acc/all/all/delta", summary.get(f"acc/all/{config.languages.reference}/delta"))
 
 
-def tell(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices: Sequence[str], recipes: Sequence[Recipe]) -> Path:
+def write_page(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices: Sequence[str], recipes: Sequence[Recipe]) -> Path:
     """The page and the terminal's tables."""
     accuracy, differences = tables["accuracy"], tables.get("differences")
     sections = []

@@ -328,7 +328,7 @@ def _directions(measured: Measurement, reference: str) -> dict[str, dict[int, np
 # --- from what is kept ---------------------------------------------------------------------------------------------------------------------------
 
 
-def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
+def stored_observations(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
     """The observations of earlier runs, which are one whole run or all shards of one.
 
     Raises:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from lingact.activations.random_saes import is_random
 from lingact.catalogue.languages import LANGUAGES
+from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
 from lingact.statistics.bootstrap import FEW, Resampling
 
@@ -84,7 +85,7 @@ def cautions_of(drawn: Resampling, block: int | None, key: str = "statistics.blo
     return found
 
 
-def how_sure(confidence: float, resamples: int, unit: str, drawn: str = "") -> str:
+def explain_intervals(confidence: float, resamples: int, unit: str, drawn: str = "") -> str:
     """What the brackets mean.
 
     Args:
@@ -148,7 +149,9 @@ def reading_gaps(settings: Statistics, drawn: Resampling, measure: str = "mean")
             "language on "
             "the same sentences. Positive: the language falls short. Negative: it lies above. 0: no difference."
         ),
-        " ".join([how_sure(settings.confidence, settings.resamples, drawn.by, str(drawn)), *map(_sentence, cautions_of(drawn, settings.block))]),
+        " ".join(
+            [explain_intervals(settings.confidence, settings.resamples, drawn.by, str(drawn)), *map(_sentence, cautions_of(drawn, settings.block))]
+        ),
         (
             "Cautions. Means are per token, and languages need different numbers of tokens to say the same (fertility), so a gap can come from the "
             "tokenizer. An SAE that fits a language worse (higher FVU) misreads its activation: less may mean a poorer dictionary, not weaker "
@@ -158,3 +161,25 @@ def reading_gaps(settings: Statistics, drawn: Resampling, measure: str = "mean")
             "model, these SAEs and this corpus, and holds for no other without being measured there."
         ),
     ]
+
+
+def other_languages(languages: LanguagesConfig) -> tuple[str, ...]:
+    """The codes of all languages but the reference."""
+    return (*languages.high, *languages.low)
+
+
+def marked(rows: pd.DataFrame) -> list[str]:
+    """`+0.12*`: the gap, with an asterisk where its interval excludes 0."""
+    sure = (rows["lo"] > 0) | (rows["hi"] < 0)
+    return ["-" if pd.isna(gap) else f"{gap + 0.0:+.2f}{'*' if mark else ''}" for gap, mark in zip(rows["gap"], sure, strict=True)]
+
+
+def span(values: pd.Series, digits: int = 2) -> str:
+    """Smallest and largest of some values by language: `0.12 (Hindi) to 0.30 (Malayalam)`. Of those that are defined, if any."""
+    values = values.dropna()
+    if values.empty:
+        return "undefined"
+    low, high = str(values.idxmin()), str(values.idxmax())
+    if f"{values.min():.{digits}f}" == f"{values.max():.{digits}f}":
+        return f"{values.min():.{digits}f}"
+    return f"{values.min():.{digits}f} ({name_of(low)}) to {values.max():.{digits}f} ({name_of(high)})"
