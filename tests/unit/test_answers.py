@@ -120,8 +120,8 @@ def test_a_damaged_file_is_refused(damage: Any, answers: AnswerCache) -> None:
 def test_writers_at_once_lose_no_answers(answers: AnswerCache) -> None:
     def put(first: int) -> None:
         for number in range(20):  # some of its own, and one that all write
-            answers.put({"model": first, "number": number}, {"answers": [first], "truncated": number})
-            answers.put({"model": "all"}, {"answers": [1] * 10_000, "truncated": 0})
+            answers.put({"model": first, "number": number}, {"answers": [[float(first), True]], "truncated": number})
+            answers.put({"model": "all"}, {"answers": [[1.0, True]] * 10_000, "truncated": 0})
 
     writers = [multiprocessing.get_context("fork").Process(target=put, args=(first,)) for first in range(4)]
     for writer in writers:
@@ -131,8 +131,8 @@ def test_writers_at_once_lose_no_answers(answers: AnswerCache) -> None:
     assert len(kept(answers)) == 4 * 20 + 1, "nothing unfinished either"
     for first in range(4):
         for number in range(20):
-            assert answers.get({"model": first, "number": number}) == {"answers": [first], "truncated": number}
-    assert answers.get({"model": "all"}) == {"answers": [1] * 10_000, "truncated": 0}
+            assert answers.get({"model": first, "number": number}) == {"answers": [[float(first), True]], "truncated": number}
+    assert answers.get({"model": "all"}) == {"answers": [[1.0, True]] * 10_000, "truncated": 0}
 
 
 def test_what_the_user_keeps_in_the_cache_is_left_alone(answers: AnswerCache) -> None:

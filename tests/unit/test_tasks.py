@@ -298,7 +298,7 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
     # Numbered in their order they would be paired with other items where another language has another order.
     write(tmp_path, "en", [{**ITEMS[i % 3], "id": name} for i, name in enumerate(["a", "b", " a", 7, "7"])])
     with pytest.raises(
-        UserError, match=re.escape(f"{tmp_path / 'quiz_en.jsonl'}, line 3: the id 'a' of line 1 again; every item needs an id of its own")
+        UserError, match=re.escape(f"{tmp_path / 'quiz_en.jsonl'}, line 3: the id 'a' is also that of line 1; every item needs its own id")
     ):
         asked(tmp_path)
 
@@ -306,31 +306,31 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answer": 3}, "answer is 3; give the right choice's place from 0 to 1, or its text"),
+        ({"answer": 3}, "answer is 3; give the place of the right choice, from 0 to 1, or its text"),
         ({"answer": -1}, "answer is -1; give"),
         ({"answer": 1.0}, "answer is 1.0; give"),
         ({"answer": True}, "answer is a truth value (true or false); give"),
         ({"answer": None}, "answer is null; give"),
         ({"answer": "6"}, "answer is '6'; give"),
-        ({"choices": ["5", "4", "5"]}, "answer is '5', the text of 2 choices; give the right one's place from 0 to 2"),
-        ({"choices": ["5", "4", "5 "], "answer": 0}, "choices holds the right one, '5', more than once, and the first of them would be taken"),
-        ({"choices": [1.5, "4", "1.5"], "answer": 2}, "choices holds the right one, '1.5', more than once"),
-        ({"question": "a\0b"}, "question is 'a\\x00b', which holds a NUL character"),
+        ({"choices": ["5", "4", "5"]}, "answer is '5', which is the text of 2 choices; give the place of the right one, from 0 to 2"),
+        ({"choices": ["5", "4", "5 "], "answer": 0}, "choices contains the right one, '5', more than once; remove the others"),
+        ({"choices": [1.5, "4", "1.5"], "answer": 2}, "choices contains the right one, '1.5', more than once"),
+        ({"question": "a\0b"}, "question is 'a\\x00b', which contains a NUL character"),
         ({"choices": ["5"]}, "choices must be a list of at least two texts or numbers"),
-        ({"choices": ["", "5"]}, "choices must be a list of at least two texts or numbers; one is '', which says nothing"),
-        ({"choices": ["5", "\u200b"]}, "choices must be a list of at least two texts or numbers; one is '\\u200b', which says nothing"),
+        ({"choices": ["", "5"]}, "choices must be a list of at least two texts or numbers; one is '', which is empty"),
+        ({"choices": ["5", "\u200b"]}, "choices must be a list of at least two texts or numbers; one is '\\u200b', which is empty"),
         ({"choices": ["5", None]}, "choices must be a list of at least two texts or numbers; one is null"),
         ({"choices": "45"}, "choices must be a list of at least two texts or numbers"),
         (
             {"choices": [1, 2, 3], "answer": 1},
-            "answer is the number 1, the place of one choice and the value of another; write the right choice as text",
+            "answer is the number 1, which is the place of one choice and the value of another; write the right choice as text",
         ),
-        ({"choices": [0.5, 1.0, 0], "answer": 0}, "answer is the number 0, the place of one choice and the value of another"),
-        ({"choices": [4, 5], "answer": 5}, "answer is 5; give the right choice's place from 0 to 1, or its text"),
+        ({"choices": [0.5, 1.0, 0], "answer": 0}, "answer is the number 0, which is the place of one choice and the value of another"),
+        ({"choices": [4, 5], "answer": 5}, "answer is 5; give the place of the right choice, from 0 to 1, or its text"),
         ({"question": None}, "question is null; give a text or a number"),
         ({"question": ["Two", "and"]}, "question is a list; give"),
         ({"question": float("nan")}, "question is the number NaN; give"),
-        ({"question": " \n"}, "question is ' \\n', which says nothing; give"),
+        ({"question": " \n"}, "question is ' \\n', which is empty; give"),
         ({"question": False}, "question is a truth value (true or false); give"),
         ({"question": "\ud83d"}, "not JSON (half a surrogate pair (\\ud83d), which is no character)"),
         ({"id": 1.5}, "id is the number 1.5; give a text or a whole number"),
@@ -409,16 +409,16 @@ def test_a_file_of_items_that_is_no_json_is_refused_by_its_name(ending: str, tmp
 
 
 def test_items_without_the_columns_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"line 1: an item is an object with question, choices and answer \(there: question, answer\)"):
+    with pytest.raises(UserError, match=r"line 1: an item must be an object with question, choices and answer \(there: question, answer\)"):
         one(tmp_path, [{"question": "?", "answer": 0}])
     (tmp_path / "quiz_en.jsonl").write_text("[1, 2]")
-    with pytest.raises(UserError, match=r"item 1: an item is an object with question, choices and answer\n.*item 2: an item is"):
+    with pytest.raises(UserError, match=r"item 1: an item must be an object with question, choices and answer\n.*item 2: an item must be"):
         asked(tmp_path)
 
 
 def test_missing_files_are_refused_or_skipped(tmp_path: Path) -> None:
     write(tmp_path, "en", ITEMS)
-    with pytest.raises(UserError, match=r"'quiz' lacks es, hi; it has en\. Leave those languages out"):
+    with pytest.raises(UserError, match=r"'quiz' lacks es, hi; it has en\. Leave out those languages"):
         asked(tmp_path, ("en", "es", "hi"))
     skipping = asked(tmp_path, ("en", "es", "hi"), missing="skip")
     assert skipping.skipped == {"quiz": ("es", "hi")}
@@ -426,7 +426,7 @@ def test_missing_files_are_refused_or_skipped(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of quiz has any of the languages es, hi; choose others"):
         asked(tmp_path, ("es", "hi"), missing="skip")
     (tmp_path / "quiz_en.jsonl").unlink()
-    with pytest.raises(UserError, match=r"tasks\.own\.quiz\.path: there is no file '.*/quiz_en\.jsonl', nor of any other language"):
+    with pytest.raises(UserError, match=r"tasks\.own\.quiz\.path: there is no file '.*/quiz_en\.jsonl', and none for any other language"):
         asked(tmp_path)
 
 

@@ -1,37 +1,47 @@
-"""Load a task into lm-eval and build its requests."""
+"""Load a task with lm-eval and build its requests, with errors that name the task and the item."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lingact.catalogue.benchmarks import Entry
 from lingact.config.tasks import OwnItems, TasksConfig
 from lingact.errors import UserError
 from lingact.evaluation.own_items import own_definition
-from lingact.evaluation.task_files import TaskSource, task_definition
+from lingact.evaluation.task_files import Document, TaskSource, task_definition
 from lingact.hub.huggingface import HubItem, from_the_hub
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
-    from lm_eval.api.task import Task
+    from lm_eval.api.task import ConfigurableTask
 
 
-def build_requests(row: Entry, task: "Task", rows: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:
-    """Let lm-eval put the questions, or raise with the name of the item that cannot be asked."""
+def build_requests(row: Entry, task: "ConfigurableTask", rows: Sequence[Document], places: Sequence[int]) -> None:
+    """Let lm-eval build the requests of some documents.
+
+    Args:
+        row: the task in the table of benchmarks.
+        task: with its data.
+        rows: all its documents.
+        places: of the documents to ask.
+
+    Raises:
+        UserError: an item cannot be asked; the message names it.
+    """
     _refuse_numbers_as_places(row, task, rows)
     try:
         with refuse_unfit_data(row):
             task.build_all_requests(samples=None if len(places) == len(rows) else list(places))
     except UserError as error:
-        # What the first and the last item have is not the item's: more examples, for instance, than there are.
+        # A problem that both the first and the last item have is not an item's own, such as too many few-shot examples.
         whole = all(_problem_of_item(row, task, place) for place in (places[0], places[-1]))
         found = None if whole else next((problem for place in places if (problem := _problem_of_item(row, task, place))), None)
         raise found or error from error.__cause__
 
 
-def _problem_of_item(row: Entry, task: "Task", place: int) -> UserError | None:
+def _problem_of_item(row: Entry, task: "ConfigurableTask", place: int) -> UserError | None:
     try:
         with refuse_unfit_data(row, item=place + 1):
             task.build_all_requests(samples=[place])
@@ -40,40 +50,51 @@ def _problem_of_item(row: Entry, task: "Task", place: int) -> UserError | None:
     return None
 
 
-def _refuse_numbers_as_places(row: Entry, task: "Task", rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise where lm-eval would ask the choices in place of the questions, because the first question is a number.
+def _refuse_numbers_as_places(row: Entry, task: "ConfigurableTask", rows: Sequence[Document]) -> None:
+    """Raise if lm-eval would ask the choices in place of the questions because the first question is a number.
 
-    In task files that fill a blank with each choice, the question's template gives the place of a choice, for every item.
+    In a task file that fills a blank with each choice, the template of the question renders the place of a choice. lm-eval decides by the first item
+    whether a task is of this kind.
     """
     if not getattr(task, "multiple_input", 0):
         return
     for number, document in enumerate(rows, start=1):
         with refuse_unfit_data(row, item=number):
-            place: Any = task.doc_to_text(document)
-            count = len(task.doc_to_choice(document))  # pyrefly: ignore[missing-attribute]
+            place = task.doc_to_text(document)
+            count = len(task.doc_to_choice(document))
         if not isinstance(place, int) or not 0 <= place < count:
             raise UserError(
                 f"tasks: '{row.task}' has questions that are numbers (item 1: {task.doc_to_text(rows[0])}), which lm-eval takes for the place of a "
-                f"choice, and item {number} is none; let doc_to_text say more than the number, as in 'Question: {{{{question}}}}'"
+                f"choice, but item {number} is not one; let doc_to_text say more than the number, as in 'Question: {{{{question}}}}'"
             )
 
 
-def load_task(source: TaskSource, config: TasksConfig, cache: Path) -> "Task":
-    """One task, with its data in memory."""
+def load_task(source: TaskSource, config: TasksConfig, cache: Path) -> "ConfigurableTask":
+    """One task, with its data in memory.
+
+    Args:
+        source: where it comes from.
+        config: settings of all tasks.
+        cache: folder for copies of data files.
+
+    Raises:
+        UserError: its file or data cannot be read, or it is not a multiple-choice task.
+    """
+    from lm_eval.api.task import ConfigurableTask
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.tasks import TaskManager
 
     definition = own_definition(source) if isinstance(config.own.get(source.entry.benchmark), OwnItems) else task_definition(source.file, cache)
-    if config.fewshot is not None and definition.get("num_fewshot") != 0:  # as lm-eval: a task that says 0 means it
+    if config.fewshot is not None and definition.get("num_fewshot") != 0:  # as in lm-eval, a task that says 0 keeps it
         definition["num_fewshot"] = config.fewshot
     dataset = str(definition.get("dataset_path"))
-    # One word such as `json` is not a data set of the hub, but one of the readers of `datasets`.
+    # A single word such as `json` names a reader of `datasets`, not a data set of the hub.
     item = HubItem(f"tasks: the data of '{source.entry.task}' ({dataset}, {source.entry.licence})", dataset, "dataset", "or leave it out")
     hub = from_the_hub(item) if "/" in dataset else nullcontext()
     with hub as offline, refuse_unfit_data(source.entry, but=(OSError, *((ValueError,) if offline else ()))):
         loaded = TaskManager(include_defaults=False).load([definition])["tasks"]
     (task,) = loaded.values()
-    if task.OUTPUT_TYPE != "multiple_choice":
+    if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(f"tasks: '{source.entry.task}' has the output type {task.OUTPUT_TYPE}; only multiple_choice tasks are compared item by item")
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
@@ -82,18 +103,20 @@ def load_task(source: TaskSource, config: TasksConfig, cache: Path) -> "Task":
 
 
 QUESTIONS = "the questions themselves"
+"""In the column `examples_from`: examples are taken from the split that is asked."""
 
 
-def examples_from(task: "Task") -> str | None:
-    """The split that examples come from; None where there are none, or the task file brings its own.
+def examples_from(task: "ConfigurableTask") -> str | None:
+    """The split that few-shot examples come from; None if there are no examples, or the task file contains them.
 
     Raises:
-        UserError: from the questions, without the task file saying so: then lm-eval does not leave out the asked one with its answer.
+        UserError: they would come from the questions, and the task file does not say so. lm-eval then keeps the asked item, with its answer, among
+            the examples.
     """
     config = task.config
     if not config.num_fewshot:
         return None
-    given: Any = config.fewshot_config
+    given = config.fewshot_config
     split, samples = (given.get(name) if isinstance(given, dict) else getattr(given, name, None) for name in ("split", "samples"))
     split = split or config.fewshot_split
     asked = config.test_split or config.validation_split
@@ -105,11 +128,15 @@ def examples_from(task: "Task") -> str | None:
 
 @contextmanager
 def refuse_unfit_data(row: Entry, but: tuple[type[Exception], ...] = (), item: int | None = None) -> Iterator[None]:
-    """Whatever lm-eval's templates and functions raise over data that are not as they expect: an unknown part, a lacking column, an odd answer.
+    """Turn errors of lm-eval's templates and functions into errors that name the task: a missing column, an unknown split, an odd answer.
 
     Args:
-        but: passed through.
-        item: number of the one that is asked for, if it is a single one.
+        row: the task in the table of benchmarks.
+        but: exceptions that pass unchanged.
+        item: number of the item, from 1; None: not about a single item.
+
+    Raises:
+        UserError: the data do not fit the task file.
     """
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
@@ -124,11 +151,11 @@ def refuse_unfit_data(row: Entry, but: tuple[type[Exception], ...] = (), item: i
     ) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         where = f"item {item} of its data" if item else "its data"
-        raise UserError(f"tasks: '{row.task}' does not fit {where} ({reason.rstrip('.')}); mend the one or the other, or leave it out") from error
+        raise UserError(f"tasks: '{row.task}' does not fit {where} ({reason.rstrip('.')}); fix one or the other, or leave the task out") from error
 
 
-def requests_by_document(task: "Task", count: int) -> "list[tuple[Instance, ...]]":
-    """lm-eval's requests, document by document."""
+def requests_by_document(task: "ConfigurableTask", count: int) -> "list[tuple[Instance, ...]]":
+    """The requests that `build_requests` has built, document by document."""
     asked: dict[int, list[Instance]] = defaultdict(list)
     for request in task.instances:
         assert request.doc_id is not None

@@ -1,7 +1,4 @@
-"""Which questions are asked: task files in, for each benchmark and language the documents with their prompts out.
-
-lm-eval's `TaskManager` reads all of its 14,000 task files to know one (ten seconds); here only the folder of a benchmark is looked through.
-"""
+"""The questions of an evaluation: for each benchmark and language, the chosen documents with their prompts."""
 
 import functools
 import hashlib
@@ -20,51 +17,51 @@ from lingact.catalogue.languages import LANGUAGES
 from lingact.config.tasks import TasksConfig
 from lingact.errors import UserError
 from lingact.evaluation.selection import choose
-from lingact.evaluation.task_files import TaskSource, missing_languages, task_sources
+from lingact.evaluation.task_files import Document, TaskSource, missing_languages, task_sources
 from lingact.evaluation.task_items import column_values, fact_names, task_items
 from lingact.evaluation.task_loading import build_requests, examples_from, load_task, refuse_unfit_data, requests_by_document
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
-    from lm_eval.api.task import Task
+    from lm_eval.api.task import ConfigurableTask
 
 
 @dataclass(frozen=True)
 class Question:
-    """A document of a task, as it is asked."""
+    """A document of a task with its requests."""
 
     doc_id: int
     """Its place in the data set."""
     item: str | None
-    """What it asks, under the name that it has in every language; None where languages do not correspond."""
+    """The fact that it asks, by a name that is the same in every language; None if it does not correspond to items of other languages."""
     kind: str | None
-    """Which part of the benchmark it belongs to, where scores are split."""
+    """The part of the benchmark that it belongs to; None if scores are not split."""
     requests: "tuple[Instance, ...]"
     """lm-eval's requests, one for each option."""
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """Its row of the data set."""
         return self.requests[0].doc
 
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """An lm-eval task, its place in our tables, and the questions chosen from it."""
+    """An lm-eval task, its entry in the table of benchmarks, and the questions chosen from it."""
 
     entry: Entry
-    task: "Task"
+    task: "ConfigurableTask"
     questions: tuple[Question, ...]
     total: int
     """Documents that the task has."""
     examples_from: str | None
-    """The split that examples come from, where there are any."""
+    """The split that few-shot examples come from; None if there are none."""
     shared: int | None
-    """Those of them that all languages whose items correspond have; None where this language's do not."""
+    """Documents that all languages with corresponding items have; None if this language's items do not correspond."""
 
     @property
     def requests(self) -> "list[Instance]":
-        """Of all questions, in order."""
+        """The requests of all questions, in order."""
         return [request for question in self.questions for request in question.requests]
 
     @property
@@ -74,8 +71,8 @@ class TaskInstance:
         return [f"{self.task.doc_to_text(question.document)}{delimiter}{self._right(question)}" for question in self.questions]
 
     def _right(self, question: Question) -> str:
-        target: Any = self.task.doc_to_target(question.document)
-        options: list[str] = self.task.doc_to_choice(question.document)  # pyrefly: ignore[missing-attribute]
+        target = self.task.doc_to_target(question.document)
+        options = self.task.doc_to_choice(question.document)
         return options[target] if isinstance(target, int) and 0 <= target < len(options) else str(target)
 
     @functools.cached_property
@@ -91,14 +88,14 @@ class TaskInstance:
 
 @dataclass(frozen=True)
 class Tasks:
-    """All that is asked, and what was left out for want of a task."""
+    """The task instances of an evaluation, and what was left out because there is no task."""
 
     instances: tuple[TaskInstance, ...]
     skipped: dict[str, tuple[str, ...]]
-    """Benchmark -> languages that it lacks."""
+    """Benchmark -> languages that it does not have."""
 
     @property
-    def identity(self) -> dict[str, dict[str, Any]]:
+    def identity(self) -> dict[str, dict[str, int | str]]:
         """Task -> number of items and a hash of what is asked, for the manifest."""
         return {instance.entry.task: {"items": len(instance.questions), "sha256": instance.sha256} for instance in self.instances}
 
@@ -107,7 +104,7 @@ def load_tasks(config: TasksConfig, languages: Sequence[str]) -> Tasks:
     """The questions of every benchmark in every language.
 
     Raises:
-        UserError: a task is not there (with the languages that have it), or its data cannot be read.
+        UserError: a benchmark does not have a language (the message lists those that it has), or its data cannot be read.
     """
     files: dict[Path, dict[str, Path]] = {}
     wanted: dict[str, dict[str, list[TaskSource]]] = {}
@@ -126,12 +123,12 @@ def load_tasks(config: TasksConfig, languages: Sequence[str]) -> Tasks:
     if problems:
         raise UserError("\n".join(problems))
     with tempfile.TemporaryDirectory(prefix="lingact-tasks-") as cache, quiet():
-        instances = [place for by_language in wanted.values() for place in _benchmark(config, by_language, Path(cache))]
+        instances = [instance for by_language in wanted.values() for instance in _benchmark(config, by_language, Path(cache))]
     return Tasks(tuple(_unique_names(instances)), skipped)
 
 
 def _unique_names(instances: Sequence[TaskInstance]) -> Iterator[TaskInstance]:
-    """Benchmarks may share a task (the English of all ARCs is one): from the second on it bears the benchmark's name, too."""
+    """Make task names unique. Benchmarks may share a task (all ARCs share the English one): the later ones get the benchmark's name appended."""
     seen: set[str] = set()
     for each in instances:
         name = each.entry.task if each.entry.task not in seen else f"{each.entry.task}.{each.entry.benchmark}"
@@ -140,40 +137,41 @@ def _unique_names(instances: Sequence[TaskInstance]) -> Iterator[TaskInstance]:
 
 
 def catalogue() -> dict[str, dict[str, list[Entry]]]:
-    """Benchmark of the table -> language -> its tasks that the installed task files have; nothing where they lack it."""
+    """Benchmark of the table -> language -> its tasks among the installed task files; empty if there are none."""
     files: dict[Path, dict[str, Path]] = {}
     nothing = TasksConfig.model_construct(own={})
     return {name: {code: [source.entry for source in task_sources(name, nothing, code, files)] for code in LANGUAGES} for name in FAMILIES}
 
 
 def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[TaskSource]], cache: Path) -> Iterator[TaskInstance]:
-    """All tasks of one benchmark with the questions chosen from them."""
+    """The tasks of one benchmark with the questions chosen from them."""
     sources = [source for several in by_language.values() for source in several]
     tasks = [load_task(source, config, cache) for source in sources]
     for task in tasks:
         examples_from(task)
-    documents: list[list[dict[str, Any]]] = []
+    documents: list[list[Document]] = []
     for source, task in zip(sources, tasks, strict=True):
         with refuse_unfit_data(source.entry):
             documents.append([dict(row) for row in task.eval_docs])
             if not documents[-1]:
                 raise UserError(f"tasks: '{source.entry.task}' has no documents, or its process_docs leaves none")
-    candidates = [task_items(source, rows) for source, rows in zip(sources, documents, strict=True)]
-    shared, chosen = choose(candidates, limit=config.limit, only_shared=config.items == "shared")
-    for source, task, rows, known, places in zip(sources, tasks, documents, candidates, chosen, strict=True):
+    items_of = [task_items(source, rows) for source, rows in zip(sources, documents, strict=True)]
+    shared, chosen = choose(items_of, limit=config.limit, only_shared=config.items == "shared")
+    for source, task, rows, items, places in zip(sources, tasks, documents, items_of, chosen, strict=True):
         if not places:
             continue
         build_requests(source.entry, task, rows, places)
         asked = requests_by_document(task, len(places))
         common = shared if shared and source.entry.language in shared.languages else None
-        facts = fact_names(source, rows, known.keys if common else None)
-        kinds = column_values(source.traits.kind, rows)
+        facts = fact_names(source, rows, items.keys if common else None)
+        kinds = column_values(source.family.kind, rows)
         if "all" in kinds:
             raise UserError(
-                f"tasks: the column '{source.traits.kind}' of '{source.entry.task}' has the value 'all', which stands for all kinds; rename it"
+                f"tasks: the column '{source.family.kind}' of '{source.entry.task}' contains the value 'all', which stands for all kinds together; "
+                "rename it"
             )
         questions = tuple(Question(place, facts[place], kinds[place], requests) for place, requests in zip(places, asked, strict=True))
-        in_all = sum(key in common.keys for key in known.keys) if common else None
+        in_all = sum(key in common.keys for key in items.keys) if common else None
         yield TaskInstance(source.entry, task, questions, len(rows), examples_from(task), in_all)
 
 

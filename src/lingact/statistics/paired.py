@@ -22,16 +22,16 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class TestSettings:
-    """How sure we want to be, and of what."""
+    """Settings of intervals and tests."""
 
     resamples: int
     confidence: float
-    """Of the intervals, and one minus the level of the test behind a detectable effect; 0 to 1."""
+    """Confidence of the intervals; one minus it is the level of the tests. From 0 to 1."""
     seed: int
     power: float = 0.8
-    """Share of the experiments in which an effect of the detectable size would be found."""
+    """Share of experiments in which an effect of the detectable size would be found. From 0 to 1."""
     block: int | None = None
-    """Sentences of text without documents that are drawn together; None: each by itself. Of no meaning for facts."""
+    """Sentences that are resampled together, for text without documents; None: each by itself. It has no effect on facts."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ def exact_floor(sums: Float[np.ndarray, " cluster"], items: int, *, confidence: 
 
 
 def detectable_difference(sums: Float[np.ndarray, " cluster"], items: int, settings: TestSettings, crossed: Crossed | None = None) -> float:
-    """Smallest true difference of accuracies that would have been found with probability `how.power`; nan where not even 1 would.
+    """Smallest true difference of accuracies that would have been found with probability `settings.power`; nan where not even 1 would.
 
     `minimum_detectable_effect`, no less than `exact_floor`: models that hardly differ leave next to no error, but also no test.
 
