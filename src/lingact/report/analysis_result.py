@@ -1,8 +1,8 @@
-"""What an analysis found on one subject, and the settings by which it is judged."""
+"""The result of an analysis on one subject, and the settings that all subjects share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -17,40 +17,48 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class BootstrapSettings(TypedDict):
+    """Settings of a bootstrap, as keyword arguments."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+
 @dataclass(frozen=True)
 class ReportSettings:
-    """How everything is judged."""
+    """Settings that all subjects share."""
 
     languages: LanguagesConfig
     statistics: Statistics
     seed: int
 
     @property
-    def bootstrap(self) -> dict[str, Any]:
+    def bootstrap(self) -> BootstrapSettings:
         """Resamples, confidence and seed, for functions that take no configuration."""
         return {"resamples": self.statistics.resamples, "confidence": self.statistics.confidence, "seed": self.seed}
 
     def resampling(self, stats: Stats, places: np.ndarray | None = None) -> Resampling:
-        """What is resampled of the sentences that were measured, or of those at some of their places."""
+        """What is resampled of the measured sentences, or of those at these places."""
         whole = next(iter(stats.values())).resampling(self.statistics.block)
         return whole if places is None else whole.part(places)
 
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """One subject of the report."""
+    """The result on one subject: text, tables and figures."""
 
     heading: str
     text: str
     """Paragraphs, with blank lines between them."""
     lead: str = ""
-    """What of it belongs at the head of the page."""
+    """The sentences that belong at the head of the page."""
     frames: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """Tidy tables by the name of their file."""
+    """Tidy tables by file name."""
     figures: "dict[str, Figure]" = field(default_factory=dict)
-    """By the name of their file."""
+    """Figures by file name."""
     shown: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """Tables of the report by title."""
+    """Tables on the page by title."""
     cards: Sequence[Card] = ()
     printed: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Tables for the terminal by title."""

@@ -14,11 +14,13 @@ from lingact.report.training import retention_rows, train_rows, training_text
 def change_result(
     by_sae_set: Mapping[str, Variants], measured: Measurement | None, counted_layers: tuple[int, ...], settings: ReportSettings
 ) -> AnalysisResult:
-    """What an adapter, or the step from one model to another, did to every language.
+    """The change of every language by an adapter, or from one model to another.
 
     Args:
-        measured: for bits per byte and sentence; None where the two sides come from different runs.
-        counted_layers: layers over which the gap closed is summed up.
+        by_sae_set: set of SAEs -> statistics before and after.
+        measured: for bits per byte and sentence; None if the two sides come from different runs.
+        counted_layers: layers over which the gap closed is averaged.
+        settings: languages and statistics.
     """
     codes = [code for code in settings.languages.all if code != settings.languages.reference]
     frames, summary = change_frames(by_sae_set, settings.languages, settings.statistics, counted_layers, codes, seed=settings.seed)
@@ -28,5 +30,5 @@ def change_result(
     text = training_text(frames, codes, settings.languages.reference)
     targets = frames["change_by_layer"][frames["change_by_layer"]["language"].isin(codes)]
     rows = shown["Before and after"]
-    printed = shown | {"Before and after": rows[rows["measure"].isin(["gap all", "gap closed"])]}  # ranges of layers are for the page
+    printed = shown | {"Before and after": rows[rows["measure"].isin(["gap all", "gap closed"])]}  # ranges of layers are on the page only
     return AnalysisResult("Before and after", text, text, frames, {"change": change_bars(targets)}, shown, summary=summary, printed=printed)

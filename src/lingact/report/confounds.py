@@ -17,11 +17,12 @@ from lingact.report.phrases import listed, name_of, other_languages, sae_set_tit
 
 
 def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: LanguagesConfig) -> str:
-    """How far the languages differ in what is not features.
+    """How far the languages differ in text, tokenizer, norms and fit of the SAEs.
 
     Args:
         table: `tables.confound_table`.
         costs: `effects.spliced_table`; None: not measured.
+        languages: the reference and the groups.
     """
     means = table.groupby(["quantity", "language"], sort=False)["estimate"].mean()
     reference, others = languages.reference, [code for code in other_languages(languages) if code in set(table["language"])]
@@ -29,7 +30,7 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
         "tokens_per_sentence": ("tokens per aligned sentence", 1),
         "fertility": ("tokens per word", 2),
         "partial_share": ("share of tokens that are parts of characters", 3),
-        "fvu": ("variance that the SAEs miss (FVU, mean over layers)", 2),
+        "fvu": ("variance that the SAEs do not explain (FVU, mean over layers)", 2),
         "residual_norm": ("residual norm (mean over layers)", 1),
     }
     parts = [
@@ -40,8 +41,8 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
     worse = [code for code in others if means["fvu"][code] > 1.1 * means["fvu"][reference]]
     if worse:
         sentences.append(
-            f"Of {len(others)} other languages the SAEs fit {listed(worse)} worse than {name_of(reference)} by more than a tenth: there a gap may be "
-            "the dictionary's and not the model's."
+            f"For {listed(worse)} of {len(others)} other languages, the FVU is more than a tenth higher than for {name_of(reference)}: there, a gap "
+            "may come from the SAEs and not from the model."
         )
     if costs is not None:
         rises = costs[costs["quantity"] == "ce_increase"]
@@ -49,7 +50,7 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
             mean = own.groupby("language", sort=False)["estimate"].mean()
             own_rise = round(float(mean[reference]), 2) + 0.0  # no -0.00
             sentences.append(
-                f"Putting the {sae_set_title(str(sae_set))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
+                f"Replacing the residual by the reconstruction of the {sae_set_title(str(sae_set))} SAEs raises the cross-entropy by "
                 f"{own_rise:.2f} nats per token in {name_of(reference)} and by {span(mean[others])} elsewhere (mean over layers, "
                 f"n = {own['n'].iloc[0]} sentences)."
             )
@@ -58,23 +59,24 @@ def confounds_text(table: pd.DataFrame, costs: pd.DataFrame | None, languages: L
 
 
 def spliced_change_text(costs: pd.DataFrame, languages: LanguagesConfig) -> str:
-    """What splicing costs the adapted model, against the base model on the same sentences.
+    """What splicing costs the adapted model, compared with the base model on the same sentences.
 
     Args:
         costs: `effects.spliced_table` with the adapted model.
+        languages: the reference and the groups.
     """
     rises = costs[costs["quantity"] == "ce_increase"]
-    said = []
+    sentences = []
     for sae_set, apart in rises[rises["variant"] == ADAPTER_MINUS_BASE].groupby("sae_set", sort=False):
         change = apart.groupby("language", sort=False)["estimate"].mean()
         sure = int(((apart["lo"] > 0) | (apart["hi"] < 0)).sum())
-        said.append(
-            f"After tuning, putting the {sae_set_title(str(sae_set))} SAEs' reconstruction in the place of the residual raises the cross-entropy by "
+        sentences.append(
+            f"After training, replacing the residual by the reconstruction of the {sae_set_title(str(sae_set))} SAEs raises the cross-entropy by "
             f"{_signed(change[languages.reference])} nats per token more than before in {name_of(languages.reference)} and by "
             f"{_signed(change.drop(languages.reference).min())} to {_signed(change.drop(languages.reference).max())} elsewhere (mean over layers; "
             f"{sure} of {len(apart)} intervals of single layers and languages exclude 0)."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _signed(value: float) -> str:
@@ -89,7 +91,7 @@ def wide_spliced(costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def wide_confounds(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per language, a column per quantity; those with layers are means over them."""
+    """A row per language, a column per quantity. Quantities by layer are means over layers."""
     means = table.groupby(["language", "quantity"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).unstack(sort=False)
     return means.rename(columns=lambda name: name.replace("_", " ")).reset_index()
 
@@ -105,7 +107,10 @@ def confound_result(
     """What else differs between the languages: text, tokenizer, norms, and how well the SAEs fit.
 
     Args:
-        spliced: the losses and the places of their sentences among those that were measured; None: not asked for.
+        stats: language -> its statistics.
+        spliced: cross-entropies with spliced reconstructions, and the places of their sentences among the measured ones; None: not asked for.
+        settings: languages and statistics.
+        suffix: of file names.
         after: cross-entropies with reconstructions spliced into the adapted model.
     """
     table = confound_table(stats, settings.statistics, settings.seed)
@@ -117,9 +122,10 @@ def confound_result(
         costs = effects.of_variant(frames["spliced"], BASE)
         figures["spliced"] = causal_figures.spliced_curves(costs, settings.languages)
         rises = costs[costs["quantity"] == "ce_increase"].groupby(["sae_set", "language"], sort=False)["estimate"].mean()
-        summary = {f"spliced/{sae_set}/{code}": float(value) for (sae_set, code), value in rises.items()}  # pyrefly: ignore[not-iterable]
+        means = rises.reset_index().to_dict("records")
+        summary = {f"spliced/{row['sae_set']}/{row['language']}": float(row["estimate"]) for row in means}
     text, shown = confounds_text(table, costs, settings.languages), {"By language": wide_confounds(table)}
     if after is not None:
         text += "\n\n" + spliced_change_text(frames["spliced"], settings.languages)
-        shown["Rise of the cross-entropy by splicing, before and after tuning, mean over layers"] = wide_spliced(frames["spliced"])
+        shown["Rise of the cross-entropy by splicing, before and after training, mean over layers"] = wide_spliced(frames["spliced"])
     return AnalysisResult("Confounds: text, norms and the fit of the SAEs", text, "", frames, figures, shown, summary=summary)

@@ -13,11 +13,11 @@ from lingact.config.data import LanguagesConfig
 from lingact.figures import gaps as gap_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
 from lingact.report.gaps import wide_layers
-from lingact.report.phrases import GROUPS, MEASURES, listed, other_languages, sae_set_title, with_interval
+from lingact.report.phrases import GROUPS, MEASURES, listed, other_languages, sae_set_title, wide_cells, with_interval
 
 
 def sae_sets_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row per language and group, a column per set of SAEs with the mean gap over all layers."""
+    """A row per language and group, a column per set of SAEs: the mean gap over all layers."""
     columns = {}
     for sae_set, table in ranges.items():
         own = table[(table["range"] == "all") & (table["statistic"] == "mean")]
@@ -26,9 +26,9 @@ def sae_sets_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def l0_table(by_sae_set: Mapping[str, Stats]) -> pd.DataFrame:
-    """A row per language, a column per set of SAEs: active latents per token, mean over layers and over draws of random directions.
+    """A row per language, a column per set of SAEs: active latents per token, mean over layers and draws of random directions.
 
-    Random SAEs are matched over all languages together, so that the means over the languages agree and the languages need not.
+    Random SAEs are matched over all languages together. So the means over languages agree, but single languages may differ.
     """
     columns: dict[str, dict[str, list[float]]] = {}
     for sae_set, own in by_sae_set.items():
@@ -39,19 +39,19 @@ def l0_table(by_sae_set: Mapping[str, Stats]) -> pd.DataFrame:
 
 
 def wide_draws(ranges: pd.DataFrame) -> pd.DataFrame:
-    """A row per draw of random directions and for their mean, a column per language and group: the mean gap over all layers.
+    """A row per draw of random directions and one for their mean, a column per language and group: the mean gap over all layers.
 
     Args:
         ranges: `control_tables.draws_by_range`.
     """
     own = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")]
     cells = own.assign(cell=[with_interval(row, "gap") for row in own.to_dict("records")], name=own["name"].str.replace("_", " "))
-    wide = cells.pivot_table(index="draw", columns="name", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
+    wide = wide_cells(cells, "draw", "name")
     return wide.reset_index()
 
 
 def wide_apart(apart: pd.DataFrame) -> pd.DataFrame:
-    """A row per language and group: the trained SAEs' gap over all layers, that of random directions, and the difference.
+    """A row per language and group: the gap over all layers by the trained SAEs and by random directions, and the difference.
 
     Args:
         apart: `control_tables.trained_minus_random`.
@@ -63,11 +63,13 @@ def wide_apart(apart: pd.DataFrame) -> pd.DataFrame:
 
 
 def random_text(ranges: pd.DataFrame, apart: pd.DataFrame, languages: LanguagesConfig, confidence: float) -> str:
-    """What random directions give on average over the draws, how much the draws differ, and whether the trained SAEs give anything else.
+    """The mean gap by random directions, how much the draws differ, and whether the trained SAEs give other gaps.
 
     Args:
         ranges: `control_tables.draws_by_range`.
         apart: `control_tables.trained_minus_random`.
+        languages: the reference and the groups.
+        confidence: of the intervals.
     """
     own = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")]
     mean = own[own["draw"] == "mean"].set_index("name")
@@ -75,30 +77,31 @@ def random_text(ranges: pd.DataFrame, apart: pd.DataFrame, languages: LanguagesC
     for group, title in GROUPS.items():
         if group in mean.index:
             single = own.loc[(own["name"] == group) & (own["draw"] != "mean"), "gap"]
-            spread = f", single draws {single.min():+z.2f} to {single.max():+z.2f}" if draws > 1 else ""
-            sentences.append(f"The {title} group's mean gap over layers is {with_interval(mean.loc[group].to_dict(), 'gap')}{spread}.")
+            spread = f" (single draws: {single.min():+z.2f} to {single.max():+z.2f})" if draws > 1 else ""
+            sentences.append(f"The mean gap of the {title} group over layers is {with_interval(mean.loc[group].to_dict(), 'gap')}{spread}.")
     covers = (
-        f"Each number is the mean over {draws} draws of directions, and the brackets cover the draw and the sentences (t quantile)."
+        f"Each number is the mean over {draws} draws of directions, and the brackets cover the choice of directions and sentences (t quantile)."
         if draws > 1
-        else "This is one draw of directions, and the brackets do not cover the draw."
+        else "This is one draw of directions, and the brackets do not cover the choice of directions."
     )
     tested = apart[(apart["range"] == "all") & apart["name"].isin(list(other_languages(languages)))].set_index("name")
     sure = tested[tested["p_holm"] < 1 - confidence]
     larger, smaller = (listed([str(code) for code in sure.index[sign * sure["estimate"] > 0]]) for sign in (1, -1))
     verdict = (
-        f"Against the trained SAEs on the same sentences: the gap by the trained ones is larger (more positive) for {larger} of {len(tested)} "
-        f"languages and smaller for {smaller} (Holm-corrected p below {1 - confidence:.2g}); for {len(tested) - len(sure)} no difference is shown."
+        f"Compared on the same sentences, the gap by the trained SAEs is larger (more positive) for {larger} of {len(tested)} languages and smaller "
+        f"for {smaller} (Holm-corrected p below {1 - confidence:.2g}); for {len(tested) - len(sure)} no difference is shown."
     )
-    matched = "They fire as often as the trained ones over all languages together, in equal shares of tokens."
+    matched = "SAEs with random directions fire as often as the trained ones over all languages together, with equal weight on every token."
     return " ".join([covers, matched, *sentences, verdict])
 
 
 def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | None, languages: LanguagesConfig) -> str:
-    """What other SAEs, random ones and shuffled labels say of the gaps.
+    """What other SAEs, random ones and shuffled labels say about the gaps.
 
     Args:
-        ranges: meter -> `tables.range_table`; the first meter is the one that is checked.
+        ranges: set of SAEs -> `tables.range_table`; the first set is the one that is checked.
         shuffled: `tables.shuffled_table`; None: not made.
+        languages: the reference and the groups.
     """
     overall = {m: t[(t["range"] == "all") & (t["statistic"] == "mean")].set_index("name") for m, t in ranges.items()}
     main, *others = overall
@@ -115,30 +118,32 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
             for group, title in GROUPS.items()
             if group in overall[sae_set].index
         ]
-        sentences.append(f"{what} give the gap the same sign in {same} of {int(defined.sum())} languages: {'; '.join(groups)}.")
+        sentences.append(f"{what} give a gap of the same sign in {same} of {int(defined.sum())} languages: {'; '.join(groups)}.")
         if is_random(sae_set):
             sentences.append(
-                "Where such SAEs give a gap of the same sign and size, sign and size alone are no evidence for learned features; the two are not "
-                "additive."
+                "If such SAEs give a gap of the same sign and size, sign and size alone are no evidence for learned features. The two gaps must not "
+                "be subtracted from each other to get the share of learned features."
             )
     if shuffled is not None:
         every = shuffled[shuffled["name"] == "all"].set_index("scope")
         layer, mean = every.loc["layer"], every.loc["mean"]
         verdict = "within" if mean["significant"] <= mean["allowed"] else "above"
         sentences.append(
-            f"With shuffled language labels, where no gap can be, {mean['significant']} of {mean['tests']} intervals of the mean over layers "
-            f"exclude 0 ({mean['share']:.1%}; {mean['expected']:.0%} expected, {verdict} the {mean['allowed']:.0f} that chance allows), and "
-            f"{layer['share']:.1%} of those of single layers."
+            f"With shuffled language labels, where there is no true gap, {mean['significant']} of {mean['tests']} intervals of the mean over layers "
+            f"exclude 0 ({mean['share']:.1%}; {mean['expected']:.0%} are expected, and this is {verdict} the {mean['allowed']:.0f} that chance "
+            f"allows). So do {layer['share']:.1%} of the intervals of single layers."
         )
-    return " ".join(sentences) or "No control was asked for; measures=full makes them all."
+    return " ".join(sentences) or "No controls were asked for; measures=full makes all of them."
 
 
 def random_gap_result(by_draw: Sequence[Stats], trained: Disparities, settings: ReportSettings, *, measure: str) -> AnalysisResult:
-    """What SAEs with random directions give, and how far the trained ones are from that.
+    """The gaps by SAEs with random directions, and how far those by the trained ones are from them.
 
     Args:
-        by_draw: statistics of each draw of directions.
+        by_draw: statistics for each draw of directions.
         trained: the gaps by the measuring SAEs, in the same measure.
+        settings: languages and statistics.
+        measure: of activation.
     """
     found = [disparities(stats, settings.languages, settings.statistics, settings.seed, measure=measure) for stats in by_draw]
     layers, ranges, apart = draws_by_layer(found), draws_by_range(found), trained_minus_random(trained, found)
@@ -162,10 +167,14 @@ def random_gap_result(by_draw: Sequence[Stats], trained: Disparities, settings: 
 def control_result(
     ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, Stats], settings: ReportSettings, *, measure: str, shuffled: bool
 ) -> AnalysisResult:
-    """Would the same come out where nothing can be there, or with other SAEs?
+    """The gaps by other SAEs, and with shuffled language labels.
 
     Args:
-        ranges: set of SAEs -> `tables.range_table`; of random directions, under `random`, that of the mean over the draws.
+        ranges: set of SAEs -> `tables.range_table`; for random directions, under `random`, that of the mean over the draws.
+        by_stats: set of SAEs -> statistics.
+        settings: languages and statistics.
+        measure: of activation.
+        shuffled: whether to shuffle labels.
     """
     frames, shown, summary = {}, {}, {}
     if len(ranges) > 1:

@@ -1,7 +1,6 @@
-"""Benchmark scores: do they go with the gaps?"""
+"""Benchmark scores: are they correlated with the gaps?"""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
@@ -10,10 +9,11 @@ from lingact.analysis.measures import Stats
 from lingact.analysis.tables import Disparities, confound_table, layer_table, range_table
 from lingact.figures import correlation as score_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
+from lingact.report.phrases import Row
 
 
 def correlation_text(table: pd.DataFrame, confidence: float) -> str:
-    """Which correlations of gaps with scores survive correction, and how far they hang on single languages."""
+    """Which correlations of gaps with scores remain after correction, and how far they depend on single languages."""
     plain = table[table["control"] == "none"]
     counted = plain[plain["p_holm"].notna()]
     sentences = []
@@ -23,26 +23,25 @@ def correlation_text(table: pd.DataFrame, confidence: float) -> str:
         name = {"pearson": "Pearson", "spearman": "Spearman"}[row["method"]]
         sentences.append(
             f"{row['benchmark']}: {name} correlation of the mean gap over all layers with the score {row['estimate']:+.2f} (n = {row['n']} "
-            f"languages, p {row['p']:.2g}{'' if row['exact'] else ' by sampled orders'}{_left_out(row)})."
+            f"languages, p {row['p']:.2g}{'' if row['exact'] else ' from sampled permutations'}{_left_out(row)})."
         )
     sure = counted[counted["p_holm"] < 1 - confidence]
     sentences.append(
-        f"Over layers, ranges and benchmarks {len(sure)} of {len(counted)} correlations survive Holm's correction"
-        + (" within their method." if len(sure) else " within their method; with so few languages that is no proof of none.")
+        f"Over layers, ranges and benchmarks, {len(sure)} of {len(counted)} correlations remain after Holm's correction within their method."
+        + ("" if len(sure) else " With so few languages, this is no evidence that there is no correlation.")
     )
     held = table[(table["control"] != "none") & (table["place"].astype(str) == "all") & table["estimate"].notna()]
     if len(held):
         sentences.append(
             f"With tokens per sentence, resource level or both held constant, {int((held['p'] < 1 - confidence).sum())} of {len(held)} partial "
-            "correlations "
-            f"over all layers have p below {1 - confidence:.2f}, uncorrected."
+            f"correlations over all layers have an uncorrected p below {1 - confidence:.2f}."
         )
-    sentences.append("Languages are few and related to each other: a correlation over them is a description, not a test of cause.")
+    sentences.append("The languages are few and related to each other, so a correlation over them describes and does not test a cause.")
     return " ".join(sentences)
 
 
-def _left_out(row: Mapping[Any, Any]) -> str:
-    """The range of a correlation when one language or one branch is left out, where so many remain that it is defined."""
+def _left_out(row: Row) -> str:
+    """The range of a correlation when one language or one branch is left out; empty if too few languages remain."""
     ranges = {"language": (row["loo_lo"], row["loo_hi"]), "branch": (row["branch_lo"], row["branch_hi"])}
     return "".join(f"; {low:+.2f} to {high:+.2f} when one {what} is left out" for what, (low, high) in ranges.items() if not pd.isna(low))
 
@@ -57,13 +56,13 @@ def correlation_lead(table: pd.DataFrame) -> str:
         for row in rows.to_dict("records")
     ]
     return (
-        f"Spearman correlation of the mean gap with benchmark scores over languages: {', '.join(parts)}. Positive: languages with less activation "
-        "score higher."
+        f"Spearman correlation of the mean gap with benchmark scores over languages: {', '.join(parts)}. A positive correlation means that "
+        "languages with less activation score higher."
     )
 
 
 def wide_correlation(table: pd.DataFrame) -> pd.DataFrame:
-    """Correlations of the mean gap over all layers, a row per benchmark, method and control."""
+    """Correlations of the mean gap over all layers: a row per benchmark, method and control."""
     rows = table[table["place"].astype(str) == "all"]
     return rows[
         ["benchmark", "method", "control", "n", "estimate", "lo", "hi", "p", "p_holm", "loo_lo", "loo_hi", "branch_lo", "branch_hi", "reason"]
@@ -78,10 +77,15 @@ def score_result(
     settings: ReportSettings,
     shares: Mapping[str, float] | None,
 ) -> AnalysisResult:
-    """Do gaps go with benchmark scores, and do similarities?
+    """Whether gaps and similarities are correlated with benchmark scores.
 
     Args:
-        shares: of the model's training text by language; None: those of public web pages stand in.
+        found: the gaps.
+        scores: benchmark scores by language.
+        alikeness: `similarity.similarity_table`; None: not measured.
+        stats: language -> its statistics.
+        settings: languages and statistics.
+        shares: language -> its share of the model's training text; None: its share of public web pages is used.
     """
     layers = layer_table(found)[["name", "layer", "gap"]]
     ranges = range_table(found).query("statistic == 'mean'")[["name", "range", "gap"]].rename(columns={"range": "layer"})
@@ -101,7 +105,10 @@ def score_result(
     text, frames, figures = correlation_text(table, settings.statistics.confidence), {"correlation": table, "scores": scores}, {}
     unknown = covariates.loc[covariates["log_resource"].isna(), "language"]
     if len(unknown):
-        text += f"\n\nResource level not known: {', '.join(unknown)}. They take no part where it is held constant (controls `resource` and `both`)."
+        text += (
+            f"\n\nThe resource level is not known for {', '.join(unknown)}. They are left out where it is held constant (controls `resource` and "
+            "`both`)."
+        )
     if alikeness is not None:
         beside = correlation.side_by_side(alikeness, places, scores)
         with_both = correlation.side_by_side_correlations(beside, seed=settings.seed, confidence=settings.statistics.confidence)

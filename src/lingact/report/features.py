@@ -1,4 +1,4 @@
-"""Language-specific features: how many were confirmed, and what they look like."""
+"""Language-specific features: how many were confirmed, how often they fire, and their strongest contexts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,45 +15,45 @@ from lingact.report.phrases import listed, name_of
 
 
 def random_features_text(found: pd.DataFrame, random: Sequence[pd.DataFrame]) -> str:
-    """How the number of confirmed features compares with that of random directions.
+    """How many features random directions confirm in comparison.
 
     Args:
         found: `language_features.find_features` by the measuring SAEs.
-        random: the same by every draw of SAEs with random directions.
+        random: the same for every draw of SAEs with random directions.
     """
     own, counts = int(found["confirmed"].sum()), [int(frame["confirmed"].sum()) for frame in random]
     other, tested = sum(counts) / len(counts), sum(int(frame["passed"].sum()) for frame in random) / len(random)
-    drawn = f" (mean over {len(counts)} draws, which confirm {min(counts)} to {max(counts)})" if len(counts) > 1 else ""
+    draws = f" (mean over {len(counts)} draws, which confirm {min(counts)} to {max(counts)})" if len(counts) > 1 else ""
     verdict = (
-        "So being confirmed says that a latent tells languages apart, and nothing of what the SAE has learned: random directions do it as well."
+        "So a confirmed latent separates languages, but this says nothing about what the SAE has learned: random directions do so as well."
         if other >= own
-        else f"So at most {own - other:g} of the {own} confirmed ones are more than random directions would give."
+        else f"So at most {own - other:g} of the {own} confirmed latents exceed what random directions give."
     )
-    searched = "By SAEs with random directions, which fire as often over all languages, the same search confirms"
-    return f"{searched} {other:g} of {tested:g} candidates{drawn}. {verdict}"
+    searched = "With SAEs of random directions, which fire as often over all languages, the same search confirms"
+    return f"{searched} {other:g} of {tested:g} candidates{draws}. {verdict}"
 
 
 def features_lead(found: pd.DataFrame, *random: pd.DataFrame) -> str:
-    """How many language-specific features were confirmed, and how many random directions give."""
+    """How many language-specific features were confirmed, also with random directions."""
     tested = found[found["passed"]]
     confirmed = tested[tested["confirmed"]]
     if confirmed.empty:
         return f"No language-specific feature was confirmed ({len(tested)} candidates)."
     where = listed(list(confirmed["language"].unique()))
-    told = f"{len(confirmed)} of {len(tested)} candidates for language-specific features were confirmed; languages with any: {where}."
-    return f"{told} {random_features_text(found, random)}" if random else told
+    text = f"{len(confirmed)} of {len(tested)} candidates for language-specific features were confirmed. Languages with any: {where}."
+    return f"{text} {random_features_text(found, random)}" if random else text
 
 
 def wide_features(found: pd.DataFrame) -> pd.DataFrame:
-    """The candidates that were tested, confirmed ones marked."""
+    """The candidates that were tested, and whether they were confirmed."""
     tested = found[found["passed"]].copy()
     tested["confirmed"] = np.where(tested["confirmed"], "yes", "no")
     return tested[["language", "layer", "latent", "nu", "lape", "rate", "other", "rate_other", "rate_random", "q", "confirmed"]]
 
 
 def feature_cards(features: pd.DataFrame, rates: pd.DataFrame, contexts: Sequence[Context], links: Mapping[tuple[int, int], str]) -> list[Card]:
-    """A card for each feature: where it belongs, how often it fires where, and its strongest tokens."""
-    made = []
+    """A card for each feature: its language, how often it fires in every language, and its strongest tokens."""
+    made: list[Card] = []
     for row in features.to_dict("records"):
         layer, latent = row["layer"], row["latent"]
         own = rates[(rates["layer"] == layer) & (rates["latent"] == latent)].sort_values("rate", ascending=False)
@@ -78,12 +78,14 @@ def feature_result(
     settings: ReportSettings,
     criteria: Criteria,
 ) -> AnalysisResult:
-    """Which latents belong to one language?
+    """The latents that are specific to one language.
 
     Args:
-        by_meter: meter -> `language_features.find_features`; the first is told, the others (draws of random directions) are what it is held against.
+        by_sae_set: set of SAEs -> `language_features.find_features`; the first is reported, the others (draws of random directions) are compared.
         cards: strongest contexts, links by layer and latent, and how many features of a language get a card.
-        criteria: by which they were found.
+        stats: language -> its statistics.
+        settings: languages and statistics.
+        criteria: of the search.
     """
     contexts, links, per_language = cards
     found, *others = by_sae_set.values()

@@ -1,4 +1,4 @@
-"""Causal checks: what ablating and scaling features does to the loss."""
+"""Causal checks: how ablating and scaling features changes the cross-entropy."""
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from lingact.statistics.bootstrap import Resampling
 
 
 def causal_lead(selectivity: pd.DataFrame, causal: pd.DataFrame, alpha: float) -> str:
-    """For how many languages taking their features away hurts them more than the others, and more than random latents do."""
+    """For how many languages ablating their features hurts them more than other languages, and more than random latents do."""
     ablated = selectivity[(selectivity["kind"] == "specific") & (selectivity["mode"] == "scale") & (selectivity["dose"] == 0)]
     if ablated.empty:
         return ""
@@ -24,36 +24,42 @@ def causal_lead(selectivity: pd.DataFrame, causal: pd.DataFrame, alpha: float) -
     shown = [str(code) for code in sure.index if both[code] and code in raised]
     without = [str(code) for code in sure.index if "own_minus_random" not in sure.columns or pd.isna(sure.loc[code, "own_minus_random"])]
     said = (
-        f"Taking a language's features away raises the loss on it, more than on the others and more than random latents that fire as often and as "
-        f"strongly do, for {listed(shown)} of {len(sure)} languages (corrected by Holm)."
+        f"For {listed(shown)} of {len(sure)} languages, ablating the language's features raises its cross-entropy by more than that of the other "
+        "languages, and by more than ablating random latents that fire as often and as strongly (corrected by Holm)."
     )
-    return said + (f" For {listed(without)} no random latents are as frequent and as strong, so that control is missing." if without else "")
+    return said + (
+        f" For {listed(without)} there are no random latents that are as frequent and as strong, so this control is missing." if without else ""
+    )
 
 
 def causal_change_text(causal: pd.DataFrame, selectivity: pd.DataFrame, alpha: float) -> str:
-    """Whether taking a language's features away does more or less to it after tuning.
+    """Whether ablating a language's features changes its cross-entropy more or less after training.
 
     Args:
         causal: `effects.causal_table` with the adapted model.
         selectivity: `effects.selectivity_table` with the adapted model.
+        alpha: level of the tests.
     """
     apart = [table[table["variant"] == ADAPTER_MINUS_BASE] for table in (causal, selectivity)]
     effect, contrast = (table[(table["kind"] == "specific") & (table["mode"] == "scale") & (table["dose"] == 0)] for table in apart)
     own = effect[effect["owner"] == effect["measured"]]
     if own.empty:
-        return "No ablation was run, so nothing is said about what tuning changed in what the features do."
+        return "No ablation was run, so whether training changed the effect of the features is not known."
     more, less = (listed([str(code) for code in own.loc[rows, "owner"]]) for rows in (own["lo"] > 0, own["hi"] < 0))
-    told = (
-        f"The same latents, chosen on the base model, were edited in the adapted one. Taking a language's features away costs it more after tuning "
-        f"than before for {more} of {len(own)} languages, and less for {less} (paired intervals beside 0)."
+    sentences = ["The same latents, chosen on the base model, were edited in the adapted model."]
+    sentences.append(
+        f"Ablating a language's features costs it more after training than before for {more} of {len(own)} languages, and less for {less} (paired "
+        "intervals that exclude 0)."
     )
-    said = [told]
-    for name, comparison in (("own_minus_others", "the others"), ("own_minus_random", "random latents")):
+    for name, comparison in (("own_minus_others", "the other languages"), ("own_minus_random", "random latents")):
         rows = contrast[contrast["contrast"] == name]
         if len(rows):
             grown, shrunk = (listed([str(code) for code in rows.loc[(rows["p_holm"] < alpha) & side, "owner"]]) for side in _sides(rows["estimate"]))
-            said.append(f"Its distance from {comparison} grew for {grown} and shrank for {shrunk} (Holm-corrected p below {alpha:.2g}).")
-    return " ".join(said)
+            sentences.append(
+                f"The difference between this cost and that of {comparison} grew for {grown} and shrank for {shrunk} (Holm-corrected p below "
+                f"{alpha:.2g})."
+            )
+    return " ".join(sentences)
 
 
 def _sides(estimates: pd.Series) -> tuple[pd.Series, pd.Series]:
@@ -61,7 +67,7 @@ def _sides(estimates: pd.Series) -> tuple[pd.Series, pd.Series]:
 
 
 def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:
-    """A row per owner, kind and dose, with both contrasts and their corrected p."""
+    """A row per language, kind and dose, with both contrasts and their corrected p."""
     rows: dict[tuple, dict[str, object]] = {}
     for row in selectivity.to_dict("records"):
         key = (row["owner"], row["kind"], row["dose"])
@@ -74,14 +80,17 @@ def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:
 def causal_result(
     losses: CausalLosses, drawn: Resampling, mode: Mode, settings: ReportSettings, *, after: CausalLosses | None = None
 ) -> AnalysisResult:
-    """Do the features matter to the model, and to their own language more than to others? And after tuning?
+    """Whether the features matter to the model, and to their own language more than to others, before and after training.
 
     Args:
-        drawn: of the losses' sentences.
+        losses: cross-entropies under interventions.
+        drawn: what is resampled of their sentences.
+        mode: of the interventions.
+        settings: languages and statistics.
         after: the same latents of the adapted model edited in the same way.
     """
     if not losses.arms:
-        return AnalysisResult("Causal checks", "No features were chosen, so there was nothing to intervene on.")
+        return AnalysisResult("Causal checks", "No features were chosen, so there were no interventions.")
     frames = {
         "causal": effects.causal_table(losses, drawn, after=after, **settings.bootstrap),
         "selectivity": effects.selectivity_table(losses, drawn, after=after, **settings.bootstrap),
@@ -100,7 +109,7 @@ def causal_result(
         text += "\n\n" + causal_change_text(frames["causal"], frames["selectivity"], 1 - settings.statistics.confidence)
         shown |= {
             f"Selectivity, {title}": wide_selectivity(effects.of_variant(frames["selectivity"], variant))
-            for title, variant in (("after tuning", ADAPTER), ("after minus before", effects.ADAPTER_MINUS_BASE))
+            for title, variant in (("after training", ADAPTER), ("after minus before", effects.ADAPTER_MINUS_BASE))
         }
     return AnalysisResult(
         "Causal checks",

@@ -14,7 +14,7 @@ RECIPE_TITLES = {
     "bits_per_byte": "bits per byte of the reference, after / base",
     "kl": "KL(base || adapter) of the reference",
 }
-"""Quantities of `contrasts.recipe_table` as they are called in tables, those that are asked for first in front."""
+"""Names of the quantities of `contrasts.recipe_table`, in the order of the page."""
 
 
 def recipes_text(table: pd.DataFrame, confidence: float) -> str:
@@ -22,30 +22,31 @@ def recipes_text(table: pd.DataFrame, confidence: float) -> str:
 
     Args:
         table: `contrasts.recipe_table`.
+        confidence: of its intervals.
     """
-    alpha, said = 1 - confidence, []
+    alpha, shown = 1 - confidence, []
     for (sae_set, quantity), own in table[table["quantity"].isin(["gap_closed", "gap_closed_norm_matched"])].groupby(
         ["sae_set", "quantity"], sort=False
     ):
         sure = own[own["p_holm"] < alpha]
-        said.append(f"{RECIPE_TITLES[str(quantity)]} by the {sae_set_title(str(sae_set))} SAEs: {len(sure)} of {len(own)}")
-    covers = {str(what): int(count) for what, count in table.groupby("covers", sort=False).size().items()}  # pyrefly: ignore[not-iterable]
+        shown.append(f"{RECIPE_TITLES[str(quantity)]} by the {sae_set_title(str(sae_set))} SAEs: {len(sure)} of {len(own)}")
     seeds = (
-        "They cover the sentences and the seeds of training: the answer is about the recipes."
-        if list(covers) == ["sentences and seeds"]
-        else "Where a recipe has one seed they cover the sentences alone: the answer is then about these adapters, and another seed may differ by "
-        "more than the interval."
+        "The intervals cover the choice of sentences and training seeds, so the result holds for the recipes."
+        if set(table["covers"]) == {"sentences and seeds"}
+        else "For recipes with one seed, the intervals cover the choice of sentences alone: the result then holds for these adapters, and another "
+        "seed may differ by more than the interval."
     )
     first = table.iloc[0]
     drawn = "" if first["resampled"] == "sentences" else f" ({first['units']} {first['resampled']} are resampled)"
     return (
-        f"Paired differences between recipes, first minus second, on {first['n']} sentences that all were judged on{drawn}. Differences shown (p "
-        f"below {alpha:.2g} after Holm over all pairs and languages, for each quantity and set of SAEs): {'; '.join(said)}. {seeds}"
+        f"Paired differences between recipes, first minus second, on the {first['n']} sentences on which all were measured{drawn}. Significant "
+        f"differences (p below {alpha:.2g} after Holm's correction over all pairs and languages, for each quantity and set of SAEs): "
+        f"{'; '.join(shown)}. {seeds}"
     )
 
 
 def wide_recipes(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """By quantity: a row per pair and language, a column per set of SAEs with the difference, and its corrected p."""
+    """Title -> table for each quantity: a row per pair and language, and for each set of SAEs the difference and its corrected p."""
     shown = {}
     for quantity, title in RECIPE_TITLES.items():
         rows: dict[tuple, dict[str, object]] = {}
@@ -63,11 +64,11 @@ def wide_recipes(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def recipe_result(table: pd.DataFrame, confidence: float) -> AnalysisResult:
-    """Training recipes against each other.
+    """Training recipes compared with each other.
 
     Args:
         table: `contrasts.recipe_table`.
         confidence: of its intervals.
     """
     text, shown = recipes_text(table, confidence), wide_recipes(table)
-    return AnalysisResult("Recipes against each other", text, text, {"recipes": table}, {}, shown, printed=dict(list(shown.items())[:2]))
+    return AnalysisResult("Recipes compared", text, text, {"recipes": table}, {}, shown, printed=dict(list(shown.items())[:2]))

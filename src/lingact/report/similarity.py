@@ -1,4 +1,4 @@
-"""Similarity of representations: how alike translations are, and what separates the languages."""
+"""Similarity of representations: how similar translations are, and what separates the languages."""
 
 from collections.abc import Mapping
 
@@ -10,26 +10,29 @@ from lingact.analysis.measures import Stats
 from lingact.config.data import LanguagesConfig
 from lingact.figures import similarity as similarity_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
-from lingact.report.phrases import name_of, span
+from lingact.report.phrases import name_of, span, wide_cells
 
 _SIMILARITIES = {
     "cka": "debiased linear CKA",
     "retrieval": "retrieval of translations",
-    "mrr": "their mean reciprocal rank",
+    "mrr": "mean reciprocal rank of translations",
     "centred_cosine": "mean-centred cosine",
     "cosine": "plain mean-pooled cosine",
 }
 
 
 def similarity_text(table: pd.DataFrame, apart: pd.DataFrame, languages: LanguagesConfig) -> str:
-    """How alike translations are, with the floor of shuffled pairs; and what tells the languages apart.
+    """How similar translations are, compared with shuffled pairs; and how well single numbers separate the languages.
 
     Args:
         table: `similarity.similarity_table`.
         apart: `similarity.separation_table`.
+        languages: the reference and the groups.
     """
     means = table.groupby(["quantity", "language"], sort=False)[["estimate", "floor"]].mean()
-    sentences = [f"Similarity to {name_of(languages.reference)} over {table['n'].iloc[0]} sentences, means over layers, shuffled pairs in brackets:"]
+    sentences = [
+        f"Similarity to {name_of(languages.reference)} over {table['n'].iloc[0]} sentences (means over layers; values of shuffled pairs in brackets):"
+    ]
     parts = []
     for quantity, title in _SIMILARITIES.items():
         own = means.loc[quantity]
@@ -37,32 +40,30 @@ def similarity_text(table: pd.DataFrame, apart: pd.DataFrame, languages: Languag
     sentences.append("; ".join(parts) + ".")
     plain = means.loc["cosine"]
     sentences.append(
-        f"Of the plain cosine, {plain['floor'].sum() / plain['estimate'].sum():.0%} is there between sentences that are no translations of each "
-        "other."
+        f"Sentences that are not translations of each other already reach {plain['floor'].sum() / plain['estimate'].sum():.0%} of the plain cosine."
     )
-    # Fold before averaging: a scalar that is higher in early and lower in late layers tells languages apart in both.
+    # Fold before averaging: a number that is higher in early and lower in late layers separates the languages in both.
     folded = apart.assign(estimate=apart["estimate"].where(apart["quantity"] == "diffmean", (apart["estimate"] - 0.5).abs() + 0.5))
     auc = folded.groupby(["quantity", "language"], sort=False)["estimate"].mean()
     sentences.append(
-        "A direction found without any SAE (DiffMean), on the other half of the sentences, tells a sentence of the language from one of the "
-        "reference "
-        f"with AUC {span(auc['diffmean'])} (mean over layers); the summed activation alone, taken whichever way round is better at each layer, with "
-        f"{span(auc['activation'])}, the residual norm with {span(auc['residual_norm'])}."
+        "A direction found without any SAE (DiffMean), on the other half of the sentences, separates sentences of a language from those of the "
+        f"reference with AUC {span(auc['diffmean'])} (mean over layers). The summed activation alone, with the better sign at each layer, reaches "
+        f"{span(auc['activation'])}, and the residual norm {span(auc['residual_norm'])}."
     )
     return " ".join(sentences)
 
 
 def wide_similarity(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per language, a column per quantity: mean over layers, and the floor."""
-    # A mean over the layers that are left would not be that over all.
+    """A row per language, a column per quantity: mean over layers, and the floor of shuffled pairs."""
+    # A mean over the remaining layers would not be the mean over all.
     means = table.groupby(["language", "quantity"], sort=False)[["estimate", "floor"]].agg(lambda x: x.mean(skipna=False)).reset_index()
     cells = means.assign(cell=["-" if pd.isna(row.estimate) else f"{row.estimate:z.2f} (floor {row.floor:z.2f})" for row in means.itertuples()])
-    wide = cells.pivot_table(index="language", columns="quantity", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
+    wide = wide_cells(cells, "language", "quantity")
     return wide.rename(columns=_SIMILARITIES).reset_index()
 
 
 def similarity_result(vectors: Mapping[str, SentenceVectors], stats: Stats, settings: ReportSettings) -> AnalysisResult:
-    """Are translations represented alike, and what tells the languages apart?"""
+    """How similarly translations are represented, and what separates the languages."""
     first = vectors[settings.languages.reference]
     means = {code: own.means() for code, own in vectors.items()}
     chosen = first.places
@@ -74,10 +75,8 @@ def similarity_result(vectors: Mapping[str, SentenceVectors], stats: Stats, sett
     }
     halves = stats[settings.languages.reference].halves[chosen]
     apart = similarity.separation_table(means, scalars, halves, first.layers, settings.languages.reference, drawn, **settings.bootstrap)
-    summary = {
-        f"similarity/{quantity}/{code}": float(value)
-        for (quantity, code), value in table.groupby(["quantity", "language"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).items()  # pyrefly: ignore[not-iterable]
-    }
+    means_over_layers = table.groupby(["quantity", "language"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).reset_index()
+    summary = {f"similarity/{row['quantity']}/{row['language']}": float(row["estimate"]) for row in means_over_layers.to_dict("records")}
     return AnalysisResult(
         "Similarity of representations",
         similarity_text(table, apart, settings.languages),
