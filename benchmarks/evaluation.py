@@ -29,7 +29,7 @@ def lingact() -> tuple[float, float, float]:
 
     from lingact.config.jobs import EvalConfig
     from lingact.config.validation import judge
-    from lingact.evaluation.harness import Answers, Scorer
+    from lingact.evaluation.harness import AnswerCache, Scorer
     from lingact.evaluation.tasks import load_tasks
     from lingact.models.lm import load_model
 
@@ -42,7 +42,7 @@ def lingact() -> tuple[float, float, float]:
     instance = load_tasks(config.tasks, LANGUAGES).instances
     ready = time.process_time()
     with tempfile.TemporaryDirectory() as folder, tqdm(disable=True) as bar:
-        runs = [Scorer(lm, BATCH, Answers(Path(folder)), bar).score(lm.model, instance, f"{number}") for number in range(MODELS)]
+        runs = [Scorer(lm, BATCH, AnswerCache(Path(folder)), bar).score(lm.model, instance, f"{number}") for number in range(MODELS)]
     return ready - began, time.process_time() - ready, sum(run.items["acc"].sum() for run in runs)
 
 

@@ -211,7 +211,7 @@ def test_pieces_that_make_no_whole_are_refused(
     given = [shards[place] for place in chosen]
     assert start("analyze", tmp_path / "merged", "tracking=none", f"stats={listed(given)}") == 2
     message = capsys.readouterr().err
-    assert "these are not the shards of one analysis, each once" in message
+    assert "these are not all shards of one analysis" in message
     assert seen in message
     assert "name every shard from 1/2 to 2/2" in message
     assert not (tmp_path / "merged").exists()
@@ -227,7 +227,7 @@ def test_pieces_of_different_analyses_do_not_merge(shards: list[Path], start: St
 
 def test_a_shard_is_not_compared(shards: list[Path], undisturbed: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start("analyze", tmp_path / "run", *FEW, f"compare={listed([undisturbed, shards[1]])}") == 2
-    assert "shard_2' holds shard 2 of 2 only" in capsys.readouterr().err
+    assert "shard_2' contains only shard 2 of 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -226,7 +226,7 @@ def test_an_adapter_from_elsewhere_does_not_say_what_it_read(
     assert told.pop("training")["lang"] == ["ml"]
     (adapter / adapter_sources.IDENTITY).write_text(json.dumps(told))
     assert cli.main("eval", CONF, [*base_arguments, f"adapter={adapter}", "text_split=null", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
-    assert "the adapter does not say what it was trained on" in " ".join(capsys.readouterr().out.split())
+    assert "the adapter does not come with the configuration of its training" in " ".join(capsys.readouterr().out.split())
     assert "bits" not in frames(tmp_path / "run")
 
 

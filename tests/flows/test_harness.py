@@ -25,7 +25,7 @@ from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapter_hashes import weights_hash
 from lingact.models.adapters import attach_adapter, base_behaviour, save_adapter, unload_adapter
 from lingact.models.lm import LanguageModel
-from lingact.statistics.paired import How
+from lingact.statistics.paired import TestSettings
 from lingact.workflows import evaluate
 
 ITEMS: dict[str, Any] = {"missing": "refuse", "items": "shared", "limit": None, "fewshot": None, "batch_size": 5}
@@ -156,8 +156,8 @@ def test_every_text_starts_with_one_bos(model: Gemma2ForCausalLM, tokenizer: Pre
 def test_base_against_base_is_exactly_zero(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     first, second = run(model, tokenizer, folder), run(model, tokenizer, folder)
     pd.testing.assert_frame_equal(first.items, second.items)
-    how, groups = How(resamples=200, confidence=0.95, seed=0), {"all": LANGUAGES}
-    table = compare.difference_table(first.items, [second.items], groups=groups, how=how)
+    settings, groups = TestSettings(resamples=200, confidence=0.95, seed=0), {"all": LANGUAGES}
+    table = compare.difference_table(first.items, [second.items], groups=groups, settings=settings)
     assert (table[["estimate", "won", "lost"]] == 0).all(axis=None)
     assert (table["lo"] == -table["hi"]).all()
     assert (table[["p", "p_bootstrap", "p_holm", "p_bh"]] == 1).all(axis=None)

@@ -130,10 +130,10 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
 def test_a_language_that_a_benchmark_lacks(refused: Callable[..., str]) -> None:
     assert refused("tasks.benchmarks=[micro_arc,arc_human,xstorycloze]", "languages.low=[ml,ca]") == (
-        "tasks: 'arc_human' lacks ml; it has en, ca. Leave those languages out (languages.high, languages.low), or the benchmark, or write "
+        "tasks: 'arc_human' lacks ml; it has en, ca. Leave out those languages (languages.high, languages.low) or the benchmark, or use "
         "tasks.missing=skip\n"
-        "tasks: 'xstorycloze' lacks ml; it has en, zh, ru, es, id, ca, hi, ar, eu, my, sw, te. Leave those languages out (languages.high, languages.low), or the "
-        "benchmark, or write tasks.missing=skip"
+        "tasks: 'xstorycloze' lacks ml; it has en, zh, ru, es, id, ca, hi, ar, eu, my, sw, te. Leave out those languages (languages.high, languages.low) or the "
+        "benchmark, or use tasks.missing=skip"
     )
 
 
@@ -203,7 +203,7 @@ def test_an_own_task_without_its_data(refused: Callable[..., str], own: Path) ->
 def test_an_own_task_whose_data_lack_a_column(refused: Callable[..., str], own: Path) -> None:
     (own / "ml.jsonl").write_text(json.dumps({"question": "?", "options": ["a", "b"]}))
     said = refused("tasks=lm_eval", f"tasks.own.mine.folder={own}", "tasks.own.mine.task='quiz_{lang}'")
-    assert said == "tasks: 'quiz_ml' does not fit its data (UndefinedError: 'choices' is undefined); mend the one or the other, or leave it out"
+    assert said == "tasks: 'quiz_ml' does not fit its data (UndefinedError: 'choices' is undefined); fix one or the other, or leave the task out"
 
 
 def test_more_examples_than_there_are(refused: Callable[..., str], own: Path) -> None:

@@ -88,14 +88,14 @@ def test_two_tasks_of_slurm_evaluate_as_one_process_does(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keep = harness.Answers.keep
+    put = harness.AnswerCache.put
 
-    def noted(self: harness.Answers, identity: dict[str, Any], answers: dict[str, Any]) -> None:
+    def noted(self: harness.AnswerCache, identity: dict[str, Any], answers: dict[str, Any]) -> None:
         with (tmp_path / f"kept_by_{os.environ.get('SLURM_PROCID', 'one')}").open("a") as file:
             file.write(f"{identity.get('task', 'text')}\n")
-        keep(self, identity, answers)
+        put(self, identity, answers)
 
-    monkeypatch.setattr(harness.Answers, "keep", noted)
+    monkeypatch.setattr(harness.AnswerCache, "put", noted)
     few = [*FEW, f"model.name={small_organism}/model", f"corpus.path={small_organism}/corpus.jsonl", "corpus.max_sentences=60"]
     few += ["resamples=100", "tasks.limit=4", "cache=null"]
     assert cli.main("eval", CONF, [*few, f"hydra.run.dir={tmp_path / 'one'}"]) == 0

@@ -20,7 +20,7 @@ from lingact.config.tasks import TasksConfig
 from lingact.config.training import LoraAdapter
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.evaluation.harness import Answers, EvalRun, Scorer, batch_size_for, identity_of
+from lingact.evaluation.harness import AnswerCache, EvalRun, Scorer, batch_size_for, identity_of
 from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapters import attach_adapter
@@ -49,17 +49,17 @@ def tasks(tmp_path: Path) -> tuple[TaskInstance, ...]:
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Answers:
-    return Answers(tmp_path / "answers")
+def answers(tmp_path: Path) -> AnswerCache:
+    return AnswerCache(tmp_path / "answers")
 
 
 @contextmanager
-def scorer(lm: LanguageModel, answers: Answers | None, batch_size: int = 8) -> Iterator[Scorer]:
+def scorer(lm: LanguageModel, answers: AnswerCache | None, batch_size: int = 8) -> Iterator[Scorer]:
     with tqdm(total=OPTIONS, file=io.StringIO()) as bar:
         yield Scorer(lm, batch_size, answers, bar)
 
 
-def score(lm: LanguageModel, tasks: Sequence[TaskInstance], answers: Answers | None, batch_size: int = 8, adapter: str | None = None) -> EvalRun:
+def score(lm: LanguageModel, tasks: Sequence[TaskInstance], answers: AnswerCache | None, batch_size: int = 8, adapter: str | None = None) -> EvalRun:
     with scorer(lm, answers, batch_size) as made:
         return made.score(lm.model, tasks, adapter)
 
@@ -68,34 +68,34 @@ def likelihoods(run: EvalRun) -> list[list[float]]:
     return [record["loglikelihood"] for record in run.samples["quiz_en"]]
 
 
-def kept(answers: Answers) -> list[Path]:
+def kept(answers: AnswerCache) -> list[Path]:
     return sorted(answers.folder.iterdir()) if answers.folder.is_dir() else []
 
 
 # --- kept and recalled --------------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_kept_comes_back_and_to_its_owner_alone(answers: Answers) -> None:
+def test_what_was_kept_comes_back_and_to_its_owner_alone(answers: AnswerCache) -> None:
     identity = {"model": "a", "numbers": [1, 2]}
-    assert answers.recall(identity) is None
-    answers.keep(identity, {"answers": [[-1.5, True]], "truncated": 0})
-    assert answers.recall(identity) == {"answers": [[-1.5, True]], "truncated": 0}
-    assert answers.recall(dict(reversed(identity.items()))) == {"answers": [[-1.5, True]], "truncated": 0}
+    assert answers.get(identity) is None
+    answers.put(identity, {"answers": [[-1.5, True]], "truncated": 0})
+    assert answers.get(identity) == {"answers": [[-1.5, True]], "truncated": 0}
+    assert answers.get(dict(reversed(identity.items()))) == {"answers": [[-1.5, True]], "truncated": 0}
     for other in ({"model": "b", "numbers": [1, 2]}, {"model": "a", "numbers": [2, 1]}, {"model": "a"}, identity | {"more": None}):
-        assert answers.recall(other) is None
-    answers.keep(identity | {"model": "b"}, {"answers": [], "truncated": 1})
-    assert answers.recall(identity) == {"answers": [[-1.5, True]], "truncated": 0}
-    answers.keep(identity, {"answers": [], "truncated": 2})
-    assert answers.recall(identity) == {"answers": [], "truncated": 2}
+        assert answers.get(other) is None
+    answers.put(identity | {"model": "b"}, {"answers": [], "truncated": 1})
+    assert answers.get(identity) == {"answers": [[-1.5, True]], "truncated": 0}
+    answers.put(identity, {"answers": [], "truncated": 2})
+    assert answers.get(identity) == {"answers": [], "truncated": 2}
     assert len(kept(answers)) == 2
 
 
-def test_a_file_under_a_strange_name_is_nobodys(answers: Answers) -> None:
-    answers.keep({"model": "a"}, {"answers": [], "truncated": 0})
-    answers.keep({"model": "b"}, {"answers": [[-1.0, False]], "truncated": 0})
+def test_a_file_under_a_strange_name_is_nobodys(answers: AnswerCache) -> None:
+    answers.put({"model": "a"}, {"answers": [], "truncated": 0})
+    answers.put({"model": "b"}, {"answers": [[-1.0, False]], "truncated": 0})
     first, second = kept(answers)
     first.write_bytes(second.read_bytes())
-    assert sorted(answers.recall({"model": name}) is None for name in "ab") == [False, True]
+    assert sorted(answers.get({"model": name}) is None for name in "ab") == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -110,21 +110,21 @@ def test_a_file_under_a_strange_name_is_nobodys(answers: Answers) -> None:
     ],
     ids=["cut off", "empty", "no text", "list", "number", "no answers"],
 )
-def test_a_damaged_file_is_refused(damage: Any, answers: Answers) -> None:
-    answers.keep({"model": "a"}, {"answers": [[-1.5, True]], "truncated": 0})
+def test_a_damaged_file_is_refused(damage: Any, answers: AnswerCache) -> None:
+    answers.put({"model": "a"}, {"answers": [[-1.5, True]], "truncated": 0})
     (path,) = kept(answers)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=rf"'{path}' cannot be read: it is cut off or of something else; delete it"):
-        answers.recall({"model": "a"})
+        answers.get({"model": "a"})
 
 
-def test_writers_at_once_lose_no_answers(answers: Answers) -> None:
-    def keep(first: int) -> None:
+def test_writers_at_once_lose_no_answers(answers: AnswerCache) -> None:
+    def put(first: int) -> None:
         for number in range(20):  # some of its own, and one that all write
-            answers.keep({"model": first, "number": number}, {"answers": [first], "truncated": number})
-            answers.keep({"model": "all"}, {"answers": [1] * 10_000, "truncated": 0})
+            answers.put({"model": first, "number": number}, {"answers": [[float(first), True]], "truncated": number})
+            answers.put({"model": "all"}, {"answers": [[1.0, True]] * 10_000, "truncated": 0})
 
-    writers = [multiprocessing.get_context("fork").Process(target=keep, args=(first,)) for first in range(4)]
+    writers = [multiprocessing.get_context("fork").Process(target=put, args=(first,)) for first in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -132,13 +132,13 @@ def test_writers_at_once_lose_no_answers(answers: Answers) -> None:
     assert len(kept(answers)) == 4 * 20 + 1, "nothing unfinished either"
     for first in range(4):
         for number in range(20):
-            assert answers.recall({"model": first, "number": number}) == {"answers": [first], "truncated": number}
-    assert answers.recall({"model": "all"}) == {"answers": [1] * 10_000, "truncated": 0}
+            assert answers.get({"model": first, "number": number}) == {"answers": [[float(first), True]], "truncated": number}
+    assert answers.get({"model": "all"}) == {"answers": [[1.0, True]] * 10_000, "truncated": 0}
 
 
-def test_what_the_user_keeps_in_the_cache_is_left_alone(answers: Answers) -> None:
+def test_what_the_user_keeps_in_the_cache_is_left_alone(answers: AnswerCache) -> None:
     before = plant(answers.folder, "notes.txt", "answers.json", ".cache.1/x")
-    answers.keep({"model": "a"}, {"answers": [], "truncated": 0})
+    answers.put({"model": "a"}, {"answers": [], "truncated": 0})
     assert untouched(before, answers.folder)
 
 
@@ -170,7 +170,7 @@ def test_answers_belong_to_weights_settings_and_tokenizer(lm: LanguageModel, tok
     assert identity_of(lm, None) != plain
 
 
-def test_answers_are_kept_once_for_each_model_batch_size_and_question(lm: LanguageModel, answers: Answers, tmp_path: Path) -> None:
+def test_answers_are_kept_once_for_each_model_batch_size_and_question(lm: LanguageModel, answers: AnswerCache, tmp_path: Path) -> None:
     tasks = load(tmp_path)
     for count, (adapter, batch_size, asked) in enumerate(
         [
@@ -191,7 +191,7 @@ def test_answers_are_kept_once_for_each_model_batch_size_and_question(lm: Langua
 # --- the scorer ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_kept_answers_are_used(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
+def test_kept_answers_are_used(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: AnswerCache) -> None:
     first = score(lm, tasks, answers)
     (path,) = kept(answers)
     content = json.loads(path.read_text())
@@ -207,7 +207,7 @@ def test_kept_answers_are_used(lm: LanguageModel, tasks: tuple[TaskInstance, ...
     assert likelihoods(score(lm, tasks, None)) == likelihoods(first), "a scorer that keeps nothing asks"
 
 
-def test_a_recalled_task_needs_no_model_and_moves_the_bar(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
+def test_a_recalled_task_needs_no_model_and_moves_the_bar(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: AnswerCache) -> None:
     first = score(lm, tasks, answers)
     with forward_passes(lm) as passes, scorer(lm, answers) as made:
         again = made.score(lm.model, tasks, None)
@@ -217,7 +217,7 @@ def test_a_recalled_task_needs_no_model_and_moves_the_bar(lm: LanguageModel, tas
     assert again.items.equals(first.items)
 
 
-def test_an_adapters_answers_are_its_own(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
+def test_an_adapters_answers_are_its_own(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: AnswerCache) -> None:
     base = score(lm, tasks, answers)
     lm.model = attach_adapter(lm.model, lm.blocks, PEFT, seed=1)
     for name, parameter in lm.model.named_parameters():
@@ -246,7 +246,7 @@ def forward_passes(
     handle.remove()
 
 
-def test_out_of_memory_halves_the_batch_and_changes_no_answer(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
+def test_out_of_memory_halves_the_batch_and_changes_no_answer(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: AnswerCache) -> None:
     expected = score(lm, tasks, None, batch_size=2)
     with forward_passes(lm, most=2) as sizes, scorer(lm, answers) as made:
         found = made.score(lm.model, tasks, None)
@@ -265,7 +265,7 @@ def test_the_bar_goes_back_where_a_task_begins_anew(lm: LanguageModel, tasks: tu
     assert sizes == [4, 4, 2, 2, 2, 2, 1]
 
 
-def test_what_a_smaller_batch_answered_is_kept_under_the_size_that_was_asked_for(lm: LanguageModel, answers: Answers, tmp_path: Path) -> None:
+def test_what_a_smaller_batch_answered_is_kept_under_the_size_that_was_asked_for(lm: LanguageModel, answers: AnswerCache, tmp_path: Path) -> None:
     first, second = load(tmp_path), load(tmp_path, ITEMS[:2])
     with forward_passes(lm, most=2), scorer(lm, answers) as made:
         made.score(lm.model, first, None)
@@ -283,7 +283,7 @@ def test_a_smaller_batch_is_kept_for_the_tasks_behind(lm: LanguageModel, tasks: 
     assert sizes == [8, 4, *[2, 2, 2, 2, 1] * 3]
 
 
-def test_a_single_option_that_does_not_fit_is_an_error(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: Answers) -> None:
+def test_a_single_option_that_does_not_fit_is_an_error(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: AnswerCache) -> None:
     with forward_passes(lm, most=0) as sizes, scorer(lm, answers) as made, pytest.raises(RuntimeError, match="CUDA out of memory"):
         made.score(lm.model, tasks, None)
     assert sizes == [8, 4, 2, 1]
@@ -300,7 +300,7 @@ def test_other_errors_are_raised_at_once(lm: LanguageModel, tasks: tuple[TaskIns
     assert sizes == [8]
 
 
-def test_an_interrupted_evaluation_keeps_its_finished_tasks(lm: LanguageModel, tmp_path: Path, answers: Answers) -> None:
+def test_an_interrupted_evaluation_keeps_its_finished_tasks(lm: LanguageModel, tmp_path: Path, answers: AnswerCache) -> None:
     first, second = load(tmp_path), load(tmp_path, [{"question": "Bread is made of", "choices": ["flour", "sand"], "answer": 0}])
     seen: list[int] = []
 

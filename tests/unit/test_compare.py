@@ -10,9 +10,9 @@ from statsmodels.stats.multitest import multipletests
 from lingact.errors import UserError
 from lingact.evaluation import compare
 from lingact.statistics import paired
-from lingact.statistics.paired import How
+from lingact.statistics.paired import TestSettings
 
-HOW = How(resamples=2000, confidence=0.95, seed=1)
+SETTINGS = TestSettings(resamples=2000, confidence=0.95, seed=1)
 SURE = {"resamples": 2000, "confidence": 0.95, "seed": 1}
 CHANCE = {"arc": 0.25, "mmlu": 0.5}
 
@@ -39,11 +39,11 @@ def item_table(
 
 
 def differences(
-    base: list[pd.DataFrame], *adapters: list[pd.DataFrame], groups: dict[str, tuple[str, ...]] | None = None, how: How = HOW
+    base: list[pd.DataFrame], *adapters: list[pd.DataFrame], groups: dict[str, tuple[str, ...]] | None = None, settings: TestSettings = SETTINGS
 ) -> pd.DataFrame:
     """The table of differences, a row per (metric, task, language, kind)."""
     one, *others = (pd.concat(tables, ignore_index=True) for tables in (base, *adapters))
-    table = compare.difference_table(one, others, groups=groups or {}, how=how)
+    table = compare.difference_table(one, others, groups=groups or {}, settings=settings)
     return table.set_index(["metric", "task", "language", "kind"]).sort_index()
 
 
@@ -100,7 +100,7 @@ def test_a_model_better_on_known_items() -> None:
 def test_the_seed_decides() -> None:
     base, other = [item_table([0, 1] * 40)], [item_table([1, 0, 1, 1] * 20)]
     pd.testing.assert_frame_equal(differences(base, other), differences(base, other))
-    again = compare.difference_table(base[0], other, groups={}, how=How(2000, 0.95, 2))
+    again = compare.difference_table(base[0], other, groups={}, settings=TestSettings(2000, 0.95, 2))
     assert again["p_bootstrap"].iloc[0] != whole(differences(base, other))["p_bootstrap"]
 
 
@@ -179,8 +179,8 @@ def test_several_seeds_are_crossed_with_facts() -> None:
         expected = [crossed.estimate.value, crossed.estimate.lo, crossed.estimate.hi, crossed.p]
         assert found[["estimate", "lo", "hi", "p"]].tolist() == pytest.approx(expected)
         assert (found["seed_lo"], found["seed_hi"]) == pytest.approx((own.mean(axis=1).min(), own.mean(axis=1).max()))
-        how = {"confidence": 0.95, "power": 0.8, "freedom": crossed.freedom}
-        assert found["mde"] == pytest.approx(paired.minimum_detectable_effect(crossed.standard_error, **how))
+        settings = {"confidence": 0.95, "power": 0.8, "freedom": crossed.freedom}
+        assert found["mde"] == pytest.approx(paired.minimum_detectable_effect(crossed.standard_error, **settings))
         assert found[["p_mcnemar", "p_mid", "p_bootstrap"]].isna().all()
         assert found["seeds"] == 3
     own = values[:, 1]
@@ -273,7 +273,7 @@ def test_p_is_corrected_within_families() -> None:
         for share in (0.4, 0.6)
     )
     groups = {"all": ("en", "es", "ml"), "low": ("ml", "es")}
-    table = differences(base, other, groups=groups, how=replace(HOW, resamples=200)).reset_index()
+    table = differences(base, other, groups=groups, settings=replace(SETTINGS, resamples=200)).reset_index()
     for metric in ("acc", "acc_norm"):
         for kind in ("all", "read", "transfer"):
             part = table[(table["metric"] == metric) & (table["kind"] == kind)]

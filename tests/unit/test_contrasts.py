@@ -18,7 +18,7 @@ from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
-from lingact.report import analysis as words
+from lingact.report.recipes import recipes_text, wide_recipes
 from lingact.statistics.bootstrap import Resampling
 from tests.helpers.sums import keep, stats_of
 
@@ -226,9 +226,9 @@ def test_what_one_seed_cannot_tell_is_said() -> None:
         name: [{("measuring", "hi", "gap_closed"): value + np.array([0.0, -0.01, 0.01, 0.0])}] for name, value in (("a", 0.9), ("b", 0.5))
     }
     table = pair_table(numbers, dict.fromkeys("ab", frozenset({"hi"})), drawn=Resampling.of_sentences(50), confidence=0.95)
-    text = words.recipes_text(table, 0.95)
+    text = recipes_text(table, 0.95)
     assert "gap closed by the measuring SAEs: 1 of 1" in text
     assert "another seed may differ by more than the interval" in text
-    [(title, rows)] = words.wide_recipes(table).items()
+    [(title, rows)] = wide_recipes(table).items()
     assert title == "Difference in gap closed"
     assert rows.to_numpy().tolist() == [["a", "b", "hi", "+0.400 [0.400, 0.400]", "<.001"]]

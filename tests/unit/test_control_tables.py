@@ -8,7 +8,7 @@ from lingact.analysis.control_tables import draws_by_layer, draws_by_range, draw
 from lingact.analysis.tables import Disparities, disparities, layer_table, range_table
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
-from lingact.report import analysis as words
+from lingact.report.controls import random_text, wide_draws
 from tests.helpers.sums import stats_of
 
 LANGUAGES = LanguagesConfig(reference="en", high=("es",), low=("hi",))
@@ -97,10 +97,10 @@ def test_an_undefined_gap_stays_undefined() -> None:
 def test_the_text_says_how_much_draws_differ_and_what_remains_for_the_trained_saes() -> None:
     found = drawn()
     alike = [gaps_of(0.2 + off) for off in (-0.01, 0.0, 0.01)]
-    text = words.random_text(draws_by_range(found), trained_minus_random(gaps_of(0.9), alike), LANGUAGES, 0.95)
+    text = random_text(draws_by_range(found), trained_minus_random(gaps_of(0.9), alike), LANGUAGES, 0.95)
     assert "the mean over 3 draws of directions, and the brackets cover the draw and the sentences" in text
     assert "single draws +0.05 to +0.55" in text
     assert "larger (more positive) for 1 (Hindi) of 2 languages and smaller for none" in text
-    alone = words.random_text(draws_by_range(found[:1]), trained_minus_random(gaps_of(0.9), found[:1]), LANGUAGES, 0.95)
+    alone = random_text(draws_by_range(found[:1]), trained_minus_random(gaps_of(0.9), found[:1]), LANGUAGES, 0.95)
     assert "This is one draw of directions, and the brackets do not cover the draw." in alone
-    assert list(words.wide_draws(draws_by_range(found))["draw"]) == ["1", "2", "3", "mean"]
+    assert list(wide_draws(draws_by_range(found))["draw"]) == ["1", "2", "3", "mean"]

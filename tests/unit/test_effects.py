@@ -12,7 +12,8 @@ from statsmodels.stats.multitest import multipletests
 from lingact.activations.interventions import Arm, CausalLosses, SplicedLosses
 from lingact.analysis.effects import causal_table, causal_text, is_monotone, of_variant, selectivity_table, spliced_table
 from lingact.config.data import LanguagesConfig
-from lingact.report import analysis as words
+from lingact.report.confounds import spliced_change_text, wide_spliced
+from lingact.report.interventions import causal_change_text
 from lingact.statistics.bootstrap import Resampling
 
 SETTINGS: dict[str, Any] = {"resamples": 400, "confidence": 0.9, "seed": 3}
@@ -246,7 +247,7 @@ def test_selectivity_after_tuning_has_a_test_of_its_change() -> None:
     same = selectivity_table(before, drawn(before), after=moved(before, by=0.2), **SETTINGS)
     still = of_variant(same, "adapter_minus_base")
     assert still["p"].tolist() == [1, 1, 1]
-    text = words.causal_change_text(causal_table(before, drawn(before), after=after, **SETTINGS), table, 0.1)
+    text = causal_change_text(causal_table(before, drawn(before), after=after, **SETTINGS), table, 0.1)
     assert "costs it more after tuning than before for 1 (Spanish) of 1 languages, and less for none" in text
     assert "Its distance from random latents grew for 1 (Spanish) and shrank for none" in text
 
@@ -269,7 +270,7 @@ def test_splicing_after_tuning_by_hand() -> None:
     assert cell(change, language="en", quantity="ce_increase")[["estimate", "lo", "hi"]].tolist() == pytest.approx([0.5] * 3)
     assert cell(change, language="hi", quantity="ce_increase")["estimate"] == pytest.approx(1)
     assert cell(change, language="en", quantity="loss_recovered")["estimate"] == pytest.approx((1 - 1.5 / 4) - (1 - 1 / 4))
-    text = words.spliced_change_text(table, LanguagesConfig(reference="en", high=(), low=("hi",)))
+    text = spliced_change_text(table, LanguagesConfig(reference="en", high=(), low=("hi",)))
     assert "by +0.500 nats per token more than before in English and by +1.000 to +1.000 elsewhere" in text
     assert "2 of 2 intervals" in text
-    assert words.wide_spliced(table).to_numpy().tolist() == [[m, *row] for m in ("m", "heldout") for row in (["en", 1, 1.5, 0.5], ["hi", 2, 3, 1])]
+    assert wide_spliced(table).to_numpy().tolist() == [[m, *row] for m in ("m", "heldout") for row in (["en", 1, 1.5, 0.5], ["hi", 2, 3, 1])]

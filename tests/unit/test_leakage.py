@@ -214,7 +214,7 @@ def test_text_that_is_not_there_any_more_is_told(training: dict[str, Any]) -> No
 )
 def test_a_configuration_that_does_not_tell_its_text_is_refused(damage: Any, training: dict[str, Any]) -> None:
     damage(training)
-    with pytest.raises(UserError, match="its configuration does not tell its text: "):
+    with pytest.raises(UserError, match="its configuration does not describe its training text: "):
         training_text(training)
 
 

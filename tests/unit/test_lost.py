@@ -22,8 +22,8 @@ from lingact.errors import UserError
 from lingact.evaluation.bits_per_byte import lost_nats, sentence_nats
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
-from lingact.report.analysis import wide_similarity
-from lingact.report.words import plain
+from lingact.report.phrases import plain
+from lingact.report.similarity import wide_similarity
 from lingact.statistics.bootstrap import Resampling
 from lingact.training.base_cache import CacheSettings, cached_anchor, cached_predictions, cached_reference
 

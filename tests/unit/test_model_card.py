@@ -10,7 +10,7 @@ from lingact.config.jobs import TrainConfig
 from lingact.config.validation import validate
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
-from lingact.report.model_card import model_card, read_exam, read_tables
+from lingact.report.model_card import model_card, read_benchmark_results, read_tables
 
 from .test_report import TRAIN
 
@@ -79,15 +79,15 @@ def evaluated(tmp_path: Path) -> Path:
 
 
 def test_seeds_are_told_by_what_they_are_not_by_their_names(evaluated: Path) -> None:
-    found = {sha256: read_exam(evaluated, {}, sha256) for sha256 in "123"}
-    assert {sha256: (exam.label, exam.seeds) for sha256, exam in found.items()} == {
+    found = {sha256: read_benchmark_results(evaluated, {}, sha256) for sha256 in "123"}
+    assert {sha256: (benchmarks.label, benchmarks.seeds) for sha256, benchmarks in found.items()} == {
         "1": ("lang ml", 2),
         "2": ("lang ml", 2),
         "3": ("lang ml, r 8", 1),
     }
     assert list(found["1"].tables["differences"]["language"]) == ["nan", "ml"]  # codes of languages, not missing values
     with pytest.raises(UserError, match=r"is of 'runs/lang ml_seed0', .*, not of this adapter; name an evaluation of it"):
-        read_exam(evaluated, {}, "4")
+        read_benchmark_results(evaluated, {}, "4")
 
 
 @pytest.mark.parametrize("content", [b"", b'a,b\n1,2,3,4\n"', b"a\n\xff\n"], ids=["empty", "ragged", "no text"])

@@ -21,7 +21,7 @@ def test_damaged_links_are_refused_with_their_path(content: bytes | None, tmp_pa
     path = tmp_path / "links.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"^'{path}' cannot be read: it is gone, cut off or of something else; put it back"):
+    with pytest.raises(UserError, match=rf"^'{path}' cannot be read: it is missing, truncated or not a lingact file; put it back"):
         _links(path)
     write_json(path, [[1, 2, "https://example.org"]])
     assert _links(path) == {(1, 2): "https://example.org"}
@@ -49,4 +49,4 @@ def test_scores_of_another_model_are_told(tmp_path: Path) -> None:
     assert not scores_of_another_model((same, half, tmp_path / "scores.csv"), here)
     tuned, large = run("tuned", name="gpt2", sha256="b", dtype="float32"), run("large", name="gpt2-large", sha256="d", dtype="float16")
     said = scores_of_another_model((same, tuned, large), here)
-    assert said == f"The scores in {tuned}, {large} are of another model than the one whose gaps were measured."
+    assert said == f"The scores in {tuned}, {large} belong to another model than the one whose gaps were measured."

@@ -12,11 +12,11 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from lingact.statistics import paired
-from lingact.statistics.paired import How
+from lingact.statistics.paired import TestSettings
 from tests.helpers.tiers import tiers, tolerance
 
 SEED = 20261125  # written down before the first run; not to be tuned
-HOW = How(resamples=2000, confidence=0.95, seed=1)
+SETTINGS = TestSettings(resamples=2000, confidence=0.95, seed=1)
 exact, midp = functools.cache(paired.mcnemar_exact), functools.cache(paired.mcnemar_midp)
 
 
@@ -138,7 +138,7 @@ def test_no_difference_has_a_p_of_exactly_one() -> None:
 
 def test_bootstrap_of_singletons_is_the_binomial() -> None:
     values = np.array([1.0] * 30 + [0.0] * 70)
-    found, _ = paired.bootstrap_difference(values, np.ones(100, int), How(200_000, 0.95, 5))
+    found, _ = paired.bootstrap_difference(values, np.ones(100, int), TestSettings(200_000, 0.95, 5))
     assert (found.n, found.value) == (100, pytest.approx(0.3))
     assert (found.lo, found.hi) == (pytest.approx(0.21, abs=0.011), pytest.approx(0.39, abs=0.011))  # binomial quantiles 21 and 39 of 100
 
@@ -146,28 +146,28 @@ def test_bootstrap_of_singletons_is_the_binomial() -> None:
 def test_bootstrap_resamples_whole_clusters() -> None:
     values, clusters = np.repeat([1.0, 0.0], 50), np.repeat(range(20), 5)
     sums, sizes = np.bincount(clusters, weights=values), np.bincount(clusters)
-    clustered, _ = paired.bootstrap_difference(sums, sizes, How(20_000, 0.95, 5))
-    of_means, _ = paired.bootstrap_difference(np.repeat([1.0, 0.0], 10), np.ones(20, int), How(20_000, 0.95, 5))
+    clustered, _ = paired.bootstrap_difference(sums, sizes, TestSettings(20_000, 0.95, 5))
+    of_means, _ = paired.bootstrap_difference(np.repeat([1.0, 0.0], 10), np.ones(20, int), TestSettings(20_000, 0.95, 5))
     assert (clustered.lo, clustered.hi) == pytest.approx((of_means.lo, of_means.hi))
 
 
 def test_bootstrap_needs_items() -> None:
     with pytest.raises(ValueError, match="no items"):
-        paired.bootstrap_difference(np.array([]), np.array([], int), How(10, 0.95, 1))
+        paired.bootstrap_difference(np.array([]), np.array([], int), TestSettings(10, 0.95, 1))
 
 
 def test_bootstrap_p_by_hand() -> None:
     # Two clusters, 1 and -1: a resample is -1, 0, 0 or 1. Below 0 a quarter, at 0 half: 2 * (1/4 + 1/4) = 1. With 3, -1: only -1 is below 0.
-    how = How(200_000, 0.95, 3)
-    assert paired.bootstrap_difference(np.array([1.0, -1.0]), np.ones(2, int), how)[1] == pytest.approx(1, abs=0.01)
-    assert paired.bootstrap_difference(np.array([3.0, -1.0]), np.ones(2, int), how)[1] == pytest.approx(0.5, abs=0.01)
+    settings = TestSettings(200_000, 0.95, 3)
+    assert paired.bootstrap_difference(np.array([1.0, -1.0]), np.ones(2, int), settings)[1] == pytest.approx(1, abs=0.01)
+    assert paired.bootstrap_difference(np.array([3.0, -1.0]), np.ones(2, int), settings)[1] == pytest.approx(0.5, abs=0.01)
     # 1, 1, -1: below 0 with two or three draws of -1, 7/27 of the resamples.
-    assert paired.bootstrap_difference(np.array([1.0, 1.0, -1.0]), np.ones(3, int), how)[1] == pytest.approx(14 / 27, abs=0.01)
+    assert paired.bootstrap_difference(np.array([1.0, 1.0, -1.0]), np.ones(3, int), settings)[1] == pytest.approx(14 / 27, abs=0.01)
 
 
 def test_bootstrap_p_has_a_floor_and_is_one_without_differences() -> None:
-    assert paired.bootstrap_difference(np.ones(50), np.ones(50, int), HOW)[1] == 1 / 2001
-    estimate, p = paired.bootstrap_difference(np.zeros(50), np.ones(50, int), HOW)
+    assert paired.bootstrap_difference(np.ones(50), np.ones(50, int), SETTINGS)[1] == 1 / 2001
+    estimate, p = paired.bootstrap_difference(np.zeros(50), np.ones(50, int), SETTINGS)
     assert (estimate.value, estimate.lo, estimate.hi, p) == (0, 0, 0, 1)
 
 
@@ -176,7 +176,7 @@ def test_bootstrap_p_inverts_its_own_interval() -> None:
     decided = []
     for _ in range(200):
         sums = rng.choice([-1.0, 0.0, 1.0], p=[0.12, 0.7, 0.18], size=150)
-        estimate, p = paired.bootstrap_difference(sums, np.ones(150, int), HOW)
+        estimate, p = paired.bootstrap_difference(sums, np.ones(150, int), SETTINGS)
         assert (p < 0.05) == (estimate.lo > 0 or estimate.hi < 0) or 0 in (estimate.lo, estimate.hi) or p == pytest.approx(0.05, abs=0.002)
         decided.append(p < 0.05)
     assert 0.1 < np.mean(decided) < 0.9
@@ -224,7 +224,7 @@ def test_few_differences_are_few() -> None:
 
 
 def test_six_of_six_exclude_zero_in_interval_and_test() -> None:
-    estimate, p = paired.bootstrap_difference(np.repeat([1.0, 0.0], [6, 75]), np.ones(81, int), HOW)
+    estimate, p = paired.bootstrap_difference(np.repeat([1.0, 0.0], [6, 75]), np.ones(81, int), SETTINGS)
     assert estimate.lo > 0
     assert (p < 0.05, exact(6, 0)) == (True, 0.03125)
     assert paired.few_differences(np.repeat([1.0, 0.0], [5, 76]), 81, confidence=0.95).lo < 0  # by the formula, just so
@@ -241,7 +241,7 @@ def test_coverage_with_few_differences(won: float, lost: float, before: float, n
     @functools.cache
     def holds(heads: int, tails: int) -> tuple[bool, bool]:
         sums = np.repeat([1.0, -1.0, 0.0], [heads, tails, 81 - heads - tails])
-        resampled = paired.bootstrap_difference(sums, ones, HOW)[0]
+        resampled = paired.bootstrap_difference(sums, ones, SETTINGS)[0]
         other = paired.few_differences(sums, 81, confidence=0.95) if heads + tails < 6 else resampled
         return resampled.lo <= truth <= resampled.hi, other.lo <= truth <= other.hi
 
@@ -335,14 +335,14 @@ def test_what_is_called_detectable_is_detected(items: int, discordant: int) -> N
     """Kindest to the test: every true difference goes one way. The power of the exact test at the stated effect, by the binomial."""
     sums = np.zeros(items)
     sums[:discordant] = np.where(np.arange(discordant) % 2, 1, -1)
-    effect = paired.detectable_difference(sums, items, How(2000, 0.95, 1))
+    effect = paired.detectable_difference(sums, items, TestSettings(2000, 0.95, 1))
     needed = next(won for won in range(1, items) if paired.mcnemar_exact(won, 0) <= 0.05)
     assert needed == paired.fewest_one_sided(0.95) == 6
     assert binom.sf(needed - 1, items, effect) >= 0.79
 
 
 def test_no_difference_is_detectable_with_seven_items() -> None:
-    assert np.isnan(paired.detectable_difference(np.zeros(7), 7, How(2000, 0.95, 1)))
+    assert np.isnan(paired.detectable_difference(np.zeros(7), 7, TestSettings(2000, 0.95, 1)))
     # P(Poisson(7.906) >= 6) = 0.8
     assert paired.exact_floor(np.zeros(81), 81, confidence=0.95, power=0.8) == pytest.approx(7.906 / 81, abs=1e-4)
     assert paired.exact_floor(np.array([2.0, -2.0, 0]), 81, confidence=0.95, power=0.8) == pytest.approx(2 * 7.906 / 81, abs=1e-4)
@@ -370,20 +370,20 @@ def test_exact_floor_by_hand() -> None:
 
 def test_detectable_difference_is_the_larger_of_error_and_floor() -> None:
     many = np.repeat([1.0, -1.0, 0.0], [60, 60, 1052])
-    assert paired.detectable_difference(many, 1172, HOW) == pytest.approx(2.80159 * np.sqrt(120) / 1172, rel=1e-5)
+    assert paired.detectable_difference(many, 1172, SETTINGS) == pytest.approx(2.80159 * np.sqrt(120) / 1172, rel=1e-5)
     few = np.repeat([1.0, -1.0, 0.0], [3, 1, 77])
-    assert paired.detectable_difference(few, 81, HOW) == pytest.approx(7.90599 / 81, rel=1e-5)
-    assert np.isnan(paired.detectable_difference(np.zeros(7), 7, HOW))
-    assert paired.detectable_difference(np.zeros(8), 8, HOW) == pytest.approx(7.90599 / 8, rel=1e-5)
+    assert paired.detectable_difference(few, 81, SETTINGS) == pytest.approx(7.90599 / 81, rel=1e-5)
+    assert np.isnan(paired.detectable_difference(np.zeros(7), 7, SETTINGS))
+    assert paired.detectable_difference(np.zeros(8), 8, SETTINGS) == pytest.approx(7.90599 / 8, rel=1e-5)
     # Several seeds: by their t test, but with the same floor; unknown where the error is
     values = np.stack([many, np.roll(many, 7)])
     seeds = paired.crossed_effects(values, confidence=0.95)
     by_t = paired.minimum_detectable_effect(seeds.standard_error, confidence=0.95, power=0.8, freedom=seeds.freedom)
-    assert paired.detectable_difference(values.mean(axis=0), 1172, HOW, seeds) == by_t
+    assert paired.detectable_difference(values.mean(axis=0), 1172, SETTINGS, seeds) == by_t
     steady = paired.crossed_effects(np.stack([few, few]), confidence=0.95)
-    assert paired.detectable_difference(few, 81, HOW, steady) >= 7.90599 / 81
+    assert paired.detectable_difference(few, 81, SETTINGS, steady) >= 7.90599 / 81
     alone = paired.crossed_effects(np.ones((3, 1)), confidence=0.95)
-    assert np.isnan(paired.detectable_difference(np.ones(1), 1, HOW, alone))
+    assert np.isnan(paired.detectable_difference(np.ones(1), 1, SETTINGS, alone))
 
 
 # --- simulated experiments -----------------------------------------------------------------------------------------------------------------------
@@ -393,12 +393,12 @@ def test_detectable_difference_is_the_larger_of_error_and_floor() -> None:
 def test_null_comparisons_reject_as_often_as_they_say(draws: int) -> None:
     """Two equally good models on 500 items, 10,000 times: the exact test rejects in 4.0 %, mid-p in 4.8 %, the bootstrap in 4.6 %."""
     rng = np.random.default_rng(SEED)
-    how, ones, rejected = How(500, 0.95, 1), np.ones(500, int), np.zeros(3)
+    settings, ones, rejected = TestSettings(500, 0.95, 1), np.ones(500, int), np.zeros(3)
 
     @functools.cache
     def p(won: int, lost: int) -> tuple[float, float, float]:
         difference = np.repeat([1.0, -1.0, 0.0], [won, lost, 500 - won - lost])
-        return exact(won, lost), midp(won, lost), paired.bootstrap_difference(difference, ones, how)[1]
+        return exact(won, lost), midp(won, lost), paired.bootstrap_difference(difference, ones, settings)[1]
 
     for _ in range(draws):
         answers = rng.uniform(size=(2, 500)) < rng.uniform(size=500)
@@ -423,7 +423,7 @@ def test_null_comparisons_pooled_over_languages_that_share_their_facts(draws: in
         answers = np.where(rng.uniform(size=200) < 0.5, answers[:, :1], answers)
         sums = answers[1].astype(float) - answers[0]
         totals, _ = paired.pooled_sums(sums, sizes)
-        p = [paired.sign_flip_p(totals), paired.bootstrap_difference(paired.linearised(sums, sizes), sizes[0], How(500, 0.95, 1))[1]]
+        p = [paired.sign_flip_p(totals), paired.bootstrap_difference(paired.linearised(sums, sizes), sizes[0], TestSettings(500, 0.95, 1))[1]]
         rejected += np.array([*p, exact(int((sums > 0).sum()), int((sums < 0).sum()))]) <= 0.05
     (flip, bootstrap, naive), slack = rejected / draws, tolerance(0.01, full=5000, draws=draws)
     assert flip == pytest.approx(0.05, abs=slack)

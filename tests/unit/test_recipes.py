@@ -44,14 +44,14 @@ def recipes_of(given: list[str]) -> list[Recipe]:
 
 
 def names(recipes: list[Recipe]) -> dict[str, list[str]]:
-    return {recipe.label: [candidate.name for candidate in recipe.candidates] for recipe in recipes}
+    return {recipe.label: [adapter.name for adapter in recipe.adapters] for recipe in recipes}
 
 
 def test_one_adapter_is_the_adapter(tmp_path: Path) -> None:
     (recipe,) = recipes_of([trained(tmp_path / "run")])
     assert (recipe.label, recipe.targets) == ("adapter", ("ml",))
-    (candidate,) = recipe.candidates
-    assert (candidate.given, candidate.name, candidate.training) == (str(tmp_path / "run"), "adapter", TRAINING)
+    (adapter,) = recipe.adapters
+    assert (adapter.given, adapter.name, adapter.training) == (str(tmp_path / "run"), "adapter", TRAINING)
     assert recipes_of([]) == []
 
 
@@ -62,7 +62,7 @@ def test_seeds_of_a_recipe_are_together(tmp_path: Path) -> None:
     ]
     (recipe,) = recipes_of(given)
     assert names([recipe]) == {"adapter": ["adapter_seed3", "adapter_seed1"]}
-    assert [candidate.given for candidate in recipe.candidates] == given
+    assert [adapter.given for adapter in recipe.adapters] == given
 
 
 def test_the_same_seed_twice_is_told_apart(tmp_path: Path) -> None:
@@ -107,11 +107,11 @@ def test_an_adapter_from_elsewhere_is_a_recipe_of_its_own(tmp_path: Path) -> Non
     elsewhere = peft_folder(tmp_path / "lora" / "final")
     own = [trained(tmp_path / "runs" / "a"), trained(tmp_path / "runs" / "b", seed=1)]
     recipes = recipes_of([*own, elsewhere, "someone/gemma-lora"])
-    assert [len(recipe.candidates) for recipe in recipes] == [2, 1, 1]
+    assert [len(recipe.adapters) for recipe in recipes] == [2, 1, 1]
     assert [recipe.label for recipe in recipes][1:] == ["lora_final", "someone_gemma-lora"]
-    assert (recipes[1].targets, recipes[1].candidates[0].training) == ((), None)
+    assert (recipes[1].targets, recipes[1].adapters[0].training) == ((), None)
     (alone,) = recipes_of([elsewhere])
-    assert (alone.label, alone.candidates[0].name) == ("adapter", "adapter")
+    assert (alone.label, alone.adapters[0].name) == ("adapter", "adapter")
 
 
 def test_adapters_without_their_runs_are_known_by_what_they_carry(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_adapters_without_their_runs_are_known_by_what_they_carry(tmp_path: Path
     for seed in (1, 2):
         write_json(Path(peft_folder(tmp_path / f"copy{seed}")) / IDENTITY, {"base_model": "g", "training": carried | {"seed": seed}})
     (recipe,) = recipes_of([own, str(tmp_path / "copy1"), str(tmp_path / "copy2")])
-    assert [candidate.name for candidate in recipe.candidates] == ["adapter_seed0", "adapter_seed1", "adapter_seed2"]
+    assert [adapter.name for adapter in recipe.adapters] == ["adapter_seed0", "adapter_seed1", "adapter_seed2"]
     assert recipe.targets == ("ml",)
 
 
@@ -147,7 +147,7 @@ def test_a_sweep_stands_for_its_jobs(tmp_path: Path) -> None:
         write_json(tmp_path / "sweep" / ".jobs" / f"{number}.json", {"job": number, "status": status, "folder": run})
     recipes = recipes_of([str(tmp_path / "sweep"), trained(tmp_path / "more", seed=5)])
     assert names(recipes) == {"lang ml": ["lang ml_seed0", "lang ml_seed1", "lang ml_seed5"], "lang hi": ["lang hi"]}
-    assert [candidate.given for candidate in recipes[0].candidates] == [str(tmp_path / place) for place in ("sweep/0", "sweep/2", "more")]
+    assert [adapter.given for adapter in recipes[0].adapters] == [str(tmp_path / place) for place in ("sweep/0", "sweep/2", "more")]
 
 
 def test_names_are_unique_and_name_files(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_names_are_unique_and_name_files(tmp_path: Path) -> None:
         "entity/project/name:latest",
     ]
     recipes = recipes_of(given)
-    found = [candidate.name for recipe in recipes for candidate in recipe.candidates]
+    found = [adapter.name for recipe in recipes for adapter in recipe.adapters]
     assert len(found) == len(given)
     assert len(set(found)) == len(found)
     assert len({recipe.label for recipe in recipes}) == len(recipes)
@@ -173,9 +173,9 @@ def test_what_is_put_behind_a_name_makes_no_other_name(tmp_path: Path) -> None:
     assert len(names(recipes_of(folders))) == 3
     seeds = [trained(tmp_path / "runs" / "a"), trained(tmp_path / "runs" / "b", seed=1)]
     recipes = recipes_of([*seeds, peft_folder(tmp_path / "runs" / "a_seed0"), peft_folder(tmp_path / "lang ml" / "seed0")])
-    assert len({candidate.name for recipe in recipes for candidate in recipe.candidates}) == 4
+    assert len({adapter.name for recipe in recipes for adapter in recipe.adapters}) == 4
     recipes = recipes_of([*seeds, trained(tmp_path / "hi", lang=["hi"]), peft_folder(tmp_path / "lang ml" / "seed0")])
-    assert len({candidate.name for recipe in recipes for candidate in recipe.candidates}) == 4
+    assert len({adapter.name for recipe in recipes for adapter in recipe.adapters}) == 4
 
 
 def test_what_is_given_twice_or_damaged_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lingact.config.validation import validate
 from lingact.files.atomic import write_json
 from lingact.report import evaluation, gaps, training
 from lingact.report.page import Card, Section, measured_facts, run_facts, write_report
-from lingact.report.words import reading_gaps
+from lingact.report.phrases import reading_gaps
 from lingact.statistics.bootstrap import Resampling
 from tests.helpers.paths import CONF
 

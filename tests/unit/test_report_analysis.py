@@ -1,6 +1,6 @@
 """The sentences of the analysis follow its numbers: every verdict both ways."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -8,8 +8,15 @@ import pytest
 from lingact.activations.contexts import Context
 from lingact.config.data import LanguagesConfig
 from lingact.config.jobs import AnalyzeConfig
+from lingact.config.measures import Part
 from lingact.config.validation import validate
-from lingact.report import analysis as words
+from lingact.report.confounds import confounds_text
+from lingact.report.controls import controls_text, sae_sets_table
+from lingact.report.correlation import correlation_lead, correlation_text
+from lingact.report.features import feature_cards, features_lead, random_features_text
+from lingact.report.interventions import causal_lead
+from lingact.report.measures import measures_text, wide_measures
+from lingact.report.reviewer import Statement, reviewer_questions, reviewer_table
 from lingact.statistics.bootstrap import Resampling
 
 from .test_report import ANALYZE
@@ -34,12 +41,12 @@ def overall(**intervals: dict[str, tuple[float, float]]) -> pd.DataFrame:
 )
 @pytest.mark.parametrize(("group", "title"), [("low", "medium-to-low-resource"), ("high", "high-resource")])
 def test_measures_text_follows_the_sign_of_each_group(bounds: tuple[float, float], verdict: str, group: str, title: str) -> None:
-    text = words.measures_text(overall(**{group: {"mean": bounds}, "ml": {"mean": (0.5, 0.6)}}), LANGUAGES)
+    text = measures_text(overall(**{group: {"mean": bounds}, "ml": {"mean": (0.5, 0.6)}}), LANGUAGES)
     assert text == f"Measured per token, the {title} group {verdict} English on average over the layers."
 
 
 def test_measures_of_one_verdict_stand_in_one_sentence() -> None:
-    text = words.measures_text(overall(low={"mean": (0.1, 0.2), "l0": (-0.1, 0.1), "per_byte": (0.3, 0.4)}), LANGUAGES)
+    text = measures_text(overall(low={"mean": (0.1, 0.2), "l0": (-0.1, 0.1), "per_byte": (0.3, 0.4)}), LANGUAGES)
     assert "Measured per token, per byte, the medium-to-low-resource group falls short of English" in text
     assert "Measured by L0, the medium-to-low-resource group cannot be told from English" in text
     assert "matter of the measure" not in text
@@ -48,15 +55,15 @@ def test_measures_of_one_verdict_stand_in_one_sentence() -> None:
 def test_opposite_verdicts_within_a_group_are_said_to_hang_on_the_measure() -> None:
     within = overall(low={"mean": (0.1, 0.2), "l0": (-0.2, -0.1)})
     between = overall(low={"mean": (0.1, 0.2)}, high={"mean": (-0.2, -0.1)})
-    assert words.measures_text(within, LANGUAGES).endswith(
+    assert measures_text(within, LANGUAGES).endswith(
         "the direction of the disparity is a matter of the measure here, and no single measure stands for all."
     )
-    assert "matter of the measure" not in words.measures_text(between, LANGUAGES)
+    assert "matter of the measure" not in measures_text(between, LANGUAGES)
 
 
 def test_wide_measures_mark_what_excludes_0() -> None:
     table = overall(low={"mean": (0.1, 0.2), "l0": (-0.3, -0.1)}, low_vs_high={"mean": (-0.01, 0.01), "l0": (float("nan"), float("nan"))})
-    wide = words.wide_measures(table, ["l0", "mean"])
+    wide = wide_measures(table, ["l0", "mean"])
     assert wide.to_numpy().tolist() == [["low", "-0.20*", "+0.15*"], ["low vs high", "-", "+0.00"]]
     assert list(wide.columns)[1:] == ["by L0", "per token"]
 
@@ -73,14 +80,14 @@ def confounds(**fvu: float) -> pd.DataFrame:
 
 
 def test_a_span_of_equal_values_is_one_number() -> None:
-    text = words.confounds_text(confounds(en=0.2, zh=0.2, es=0.2, ml=0.204, hi=0.2), None, LANGUAGES)
+    text = confounds_text(confounds(en=0.2, zh=0.2, es=0.2, ml=0.204, hi=0.2), None, LANGUAGES)
     assert text.startswith("Tokens per aligned sentence: 8.0 in English, 8.0 elsewhere; ")
     assert "(FVU, mean over layers): 0.20 in English, 0.20 elsewhere" in text
     assert "Malayalam" not in text, "0.204 is 0.20 to two digits"
 
 
 def test_a_span_names_the_smallest_and_the_largest() -> None:
-    text = words.confounds_text(confounds(en=0.2, zh=0.21, es=0.3, ml=0.9, hi=0.15), None, LANGUAGES)
+    text = confounds_text(confounds(en=0.2, zh=0.21, es=0.3, ml=0.9, hi=0.15), None, LANGUAGES)
     assert "0.20 in English, 0.15 (Hindi) to 0.90 (Malayalam) elsewhere" in text
     assert "the SAEs fit 2 (Spanish, Malayalam) worse than English by more than a tenth" in text, "0.21 is worse by a twentieth"
 
@@ -88,15 +95,15 @@ def test_a_span_names_the_smallest_and_the_largest() -> None:
 def test_text_without_words_leaves_tokens_per_word_undefined() -> None:
     table = confounds(en=0.2, zh=0.2, es=0.2, ml=0.2, hi=0.3)
     nothing = table["quantity"] == "fertility"
-    text = words.confounds_text(table.assign(estimate=table["estimate"].where(~nothing)), None, LANGUAGES)
+    text = confounds_text(table.assign(estimate=table["estimate"].where(~nothing)), None, LANGUAGES)
     assert "tokens per word: undefined in English, undefined elsewhere" in text
-    text = words.confounds_text(table.assign(estimate=table["estimate"].where(~nothing | (table["language"] == "en"))), None, LANGUAGES)
+    text = confounds_text(table.assign(estimate=table["estimate"].where(~nothing | (table["language"] == "en"))), None, LANGUAGES)
     assert "in English, undefined elsewhere" in text
     assert "nan" not in text
 
 
 def test_a_fit_as_good_as_the_references_casts_no_doubt() -> None:
-    assert "worse" not in words.confounds_text(confounds(en=0.2, zh=0.2, es=0.1, ml=0.219, hi=0.2), None, LANGUAGES)
+    assert "worse" not in confounds_text(confounds(en=0.2, zh=0.2, es=0.1, ml=0.219, hi=0.2), None, LANGUAGES)
 
 
 def test_costs_of_splicing_are_told_for_each_set_of_saes() -> None:
@@ -107,7 +114,7 @@ def test_costs_of_splicing_are_told_for_each_set_of_saes() -> None:
         for code, value in by_language.items()
         for layer, shift in enumerate((-0.1, 0.1))
     )
-    text = words.confounds_text(confounds(**dict.fromkeys(LANGUAGES.all, 0.2)), costs, LANGUAGES)
+    text = confounds_text(confounds(**dict.fromkeys(LANGUAGES.all, 0.2)), costs, LANGUAGES)
     assert "the measuring SAEs' reconstruction" in text
     assert "by 0.00 nats per token in English and by 0.10 (Chinese) to 0.50 (Malayalam) elsewhere (mean over layers, n = 12 sentences)" in text
     assert "the held-out SAEs' reconstruction" in text
@@ -135,11 +142,11 @@ def shuffled(significant: int) -> pd.DataFrame:
 
 
 def test_no_control_is_said() -> None:
-    assert words.controls_text({"measuring": ranges(MEASURING)}, None, LANGUAGES) == "No control was asked for; measures=full makes them all."
+    assert controls_text({"measuring": ranges(MEASURING)}, None, LANGUAGES) == "No control was asked for; measures=full makes them all."
 
 
 def test_other_saes_are_compared_by_sign_language_by_language() -> None:
-    text = words.controls_text({"measuring": ranges(MEASURING), "heldout": ranges(RANDOM)}, None, LANGUAGES)
+    text = controls_text({"measuring": ranges(MEASURING), "heldout": ranges(RANDOM)}, None, LANGUAGES)
     assert text.startswith("The held-out SAEs give the gap the same sign in 2 of 4 languages: ")
     assert "-0.05 [-0.06, -0.04] for the medium-to-low-resource group, where the measuring SAEs give +0.25 [0.24, 0.26]" in text
     assert "0.00 [-0.01, 0.01] for the high-resource group, where the measuring SAEs give +0.10 [0.09, 0.11]" in text
@@ -148,14 +155,14 @@ def test_other_saes_are_compared_by_sign_language_by_language() -> None:
 
 
 def test_random_directions_come_with_what_they_mean() -> None:
-    text = words.controls_text({"measuring": ranges(MEASURING), "random": ranges(MEASURING)}, None, LANGUAGES)
+    text = controls_text({"measuring": ranges(MEASURING), "random": ranges(MEASURING)}, None, LANGUAGES)
     assert text.startswith("SAEs with random directions, which fire as often over all languages, give the gap the same sign in 4 of 4 languages")
     assert "sign and size alone are no evidence for learned features" in text
 
 
 @pytest.mark.parametrize(("significant", "verdict"), [(8, "within"), (9, "above")])
 def test_shuffled_labels_are_held_against_chance(significant: int, verdict: str) -> None:
-    text = words.controls_text({"measuring": ranges(MEASURING)}, shuffled(significant), LANGUAGES)
+    text = controls_text({"measuring": ranges(MEASURING)}, shuffled(significant), LANGUAGES)
     assert (
         f"{significant} of 80 intervals of the mean over layers exclude 0 ({significant / 80:.1%}; 5% expected, {verdict} the 8 that chance" in text
     )
@@ -163,7 +170,7 @@ def test_shuffled_labels_are_held_against_chance(significant: int, verdict: str)
 
 
 def test_sae_sets_stand_side_by_side() -> None:
-    table = words.sae_sets_table({"measuring": ranges(MEASURING), "random": ranges(RANDOM)})
+    table = sae_sets_table({"measuring": ranges(MEASURING), "random": ranges(RANDOM)})
     assert table.loc[table["name"] == "low vs high"].to_numpy().tolist() == [["low vs high", "+0.20 [0.19, 0.21]", "-0.10 [-0.11, -0.09]"]]
     assert len(table) == len(MEASURING)
 
@@ -181,26 +188,26 @@ def found(*confirmed: bool, language: str = "ml") -> pd.DataFrame:
 
 @pytest.mark.parametrize("random", [found(True, True, True), found(True, True, True, True)], ids=["as_many", "more"])
 def test_random_directions_that_do_as_well_take_the_claim_away(random: pd.DataFrame) -> None:
-    text = words.random_features_text(found(True, True, True, False), [random])
+    text = random_features_text(found(True, True, True, False), [random])
     assert f"confirms {len(random) - 1} of {len(random) - 1} candidates" in text
     assert "nothing of what the SAE has learned: random directions do it as well" in text
     assert "at most" not in text
 
 
 def test_random_directions_that_find_fewer_leave_the_difference() -> None:
-    text = words.random_features_text(found(True, True, True, False), [found(True, False)])
+    text = random_features_text(found(True, True, True, False), [found(True, False)])
     assert "the same search confirms 1 of 2 candidates. So at most 2 of the 3 confirmed ones are more than random directions would give." in text
 
 
 def test_several_draws_of_random_directions_are_averaged() -> None:
-    text = words.random_features_text(found(True, True, True, False), [found(True, False), found(True, True)])
+    text = random_features_text(found(True, True, True, False), [found(True, False), found(True, True)])
     assert "confirms 1.5 of 2 candidates (mean over 2 draws, which confirm 1 to 2). So at most 1.5 of the 3 confirmed ones" in text
 
 
 def test_the_lead_on_features_both_ways() -> None:
-    assert words.features_lead(found(False, False)) == "No language-specific feature was confirmed (2 candidates)."
-    assert words.features_lead(found()) == "No language-specific feature was confirmed (0 candidates)."
-    told = words.features_lead(found(True, True, False), found(False))
+    assert features_lead(found(False, False)) == "No language-specific feature was confirmed (2 candidates)."
+    assert features_lead(found()) == "No language-specific feature was confirmed (0 candidates)."
+    told = features_lead(found(True, True, False), found(False))
     assert told.startswith("2 of 3 candidates for language-specific features were confirmed; languages with any: 1 (Malayalam). By SAEs with random")
 
 
@@ -214,7 +221,7 @@ def test_a_card_shows_its_own_contexts_and_link() -> None:
         ]
     )
     own = Context(1, 7, "ml", "s1", 3.14, "before ", "token", " after")
-    [card] = words.cards(pd.DataFrame([feature]), rates, [own, Context(2, 7, "ml", "s1", 1.0, "", "x", "")], {(1, 7): "https://example.org/7"})
+    [card] = feature_cards(pd.DataFrame([feature]), rates, [own, Context(2, 7, "ml", "s1", 1.0, "", "x", "")], {(1, 7): "https://example.org/7"})
     assert (card.title, card.link) == ("Malayalam: layer 1, latent 7", "https://example.org/7")
     assert card.facts == ["nu 1.50 on discovery, 1.25 on confirmation; LAPE 0.20; q 3.0e-03", "Fires on tokens: ml 20.0%, hi 1.0%"]
     assert card.contexts == [("ml 3.1", "before ", "token", " after")]
@@ -246,15 +253,15 @@ def test_the_causal_lead_counts_languages_that_rise_and_pass_both_comparisons() 
     wrong_way = [("zh", others, -0.5, 0.01), ("zh", random, 0.4, 0.01)]
     falls = [("es", others, 0.5, 0.01), ("es", random, 0.4, 0.01)]
     changes = own_changes(ml=0.1, hi=0.1, zh=0.1, es=-0.1)
-    assert "for 1 (Malayalam) of 4 languages" in words.causal_lead(selectivity(*both, *one, *wrong_way, *falls), changes, 0.05)
-    assert "for none of 3 languages" in words.causal_lead(selectivity(*one, *wrong_way, *falls), changes, 0.05)
-    assert words.causal_lead(selectivity(*both, dose=2.0), changes, 0.05) == "", "nothing was taken away"
+    assert "for 1 (Malayalam) of 4 languages" in causal_lead(selectivity(*both, *one, *wrong_way, *falls), changes, 0.05)
+    assert "for none of 3 languages" in causal_lead(selectivity(*one, *wrong_way, *falls), changes, 0.05)
+    assert causal_lead(selectivity(*both, dose=2.0), changes, 0.05) == "", "nothing was taken away"
 
 
 @pytest.mark.parametrize("others", [[("hi", "own_minus_random", 0.4, 0.01)], []], ids=["of_one_language", "of_all"])
 def test_a_missing_control_is_said_and_counts_against_the_claim(others: list[tuple[str, str, float, float]]) -> None:
     rows = [("ml", "own_minus_others", 0.5, 0.01), ("hi", "own_minus_others", 0.5, 0.01), *others]
-    text = words.causal_lead(selectivity(*rows), own_changes(ml=0.1, hi=0.1), 0.05)
+    text = causal_lead(selectivity(*rows), own_changes(ml=0.1, hi=0.1), 0.05)
     assert f"for {'1 (Hindi)' if others else 'none'} of 2 languages" in text
     assert f"For {'1 (Malayalam)' if others else '2 (Hindi, Malayalam)'} no random latents are as frequent and as strong" in text
 
@@ -266,7 +273,7 @@ def correlations(estimate: float, p: float) -> pd.DataFrame:
 
 
 def test_the_correlation_text_says_null_results() -> None:
-    sure, none = words.correlation_text(correlations(-0.8, 0.01), 0.95), words.correlation_text(correlations(-0.1, 0.8), 0.95)
+    sure, none = correlation_text(correlations(-0.8, 0.01), 0.95), correlation_text(correlations(-0.1, 0.8), 0.95)
     assert (
         "arc: Spearman correlation of the mean gap over all layers with the score -0.80 (n = 9 languages, p 0.01; -0.10 to +0.20 when one language is left out"
         in sure
@@ -280,14 +287,14 @@ def test_the_correlation_text_says_null_results() -> None:
 
 def test_too_few_languages_to_leave_one_out_are_passed_over() -> None:
     table = correlations(-0.8, 0.2).assign(loo_lo=float("nan"), loo_hi=float("nan"))
-    text = words.correlation_text(table, 0.95)
+    text = correlation_text(table, 0.95)
     assert "(n = 9 languages, p 0.2; -0.30 to +0.40 when one branch is left out)." in text
     assert "nan" not in text
 
 
 def test_the_correlation_lead_leaves_out_what_is_undefined() -> None:
-    assert words.correlation_lead(correlations(float("nan"), float("nan"))) == ""
-    lead = words.correlation_lead(correlations(-0.8, 0.01))
+    assert correlation_lead(correlations(float("nan"), float("nan"))) == ""
+    lead = correlation_lead(correlations(-0.8, 0.01))
     assert "arc -0.80 (n = 9, p 0.01, by Holm 0.01)" in lead
     assert lead.count("arc") == 1, "neither Pearson's nor the partial one"
 
@@ -297,17 +304,19 @@ def test_the_correlation_lead_leaves_out_what_is_undefined() -> None:
 
 def answers(parts: tuple[str, ...] = (), *, heldout: bool = False, windows: tuple[float, float] = (1.0, 1.0), **other: Any) -> dict[str, str]:
     config = validate(AnalyzeConfig, ANALYZE | other | {"measures": ANALYZE["measures"] | {"parts": parts}})
-    table = words.reviewer_table(config, Resampling.of_sentences(9), heldout=heldout, windows=dict(zip(("en", "ml"), windows, strict=True)))
+    table = reviewer_table(config, Resampling.of_sentences(9), heldout=heldout, windows=dict(zip(("en", "ml"), windows, strict=True)))
     assert table["question"].is_unique
     return dict(zip(table["question"], table["answer"], strict=True))
 
 
 PARTS = {
     "by_reference": ["Is it only the norm of the residual?"],
-    "spliced": ["Do the SAEs fit (still, and everywhere)?"],
-    "random_sae": ["Are they better than random directions?"],
-    "similarity": ["Are they better than random directions?", "Mean-pooled cosine grows with length and anisotropy"],
+    "spliced": ["Do the SAEs still fit, and do they fit every language?"],
+    "random_sae": ["Are the SAEs better than random directions?"],
+    "similarity": ["Are the SAEs better than random directions?", "Mean-pooled cosine grows with length and anisotropy."],
 }
+TRAINED_ON = "Was the adapter trained on the SAEs that measure it?"
+CORRELATED = "A correlation over a few related languages proves little."
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -325,14 +334,27 @@ def test_causal_checks_are_claimed_only_where_they_were_made() -> None:
     assert answers(("features", "causal"))[question].startswith("ablation and doses")
 
 
+def test_every_question_can_be_answered() -> None:
+    known = {"adapter", "heldout", "scores"}
+    for question in reviewer_questions():
+        for part in question.answers:
+            if isinstance(part, Statement):
+                assert part.part is None or part.part in get_args(Part)
+            elif part.by in known:
+                assert part.texts.keys() == {"yes", "no"}
+            else:
+                values = {"sentences": {"untrained", "seen", "unseen"}, "resampled": {"documents", "blocks", "sentences"}}
+                assert part.texts.keys() == values[part.by]
+
+
 def test_answers_follow_what_took_part() -> None:
     plain = answers()
-    assert "no adapter in this run" in plain["Was the meter trained on?"]
-    assert "held-out SAEs were not given" in plain["Was the meter trained on?"]
-    assert plain["Few, related languages in a correlation"] == "no scores given; scores=[RUN]"
+    assert plain[TRAINED_ON] == "there is no adapter in this run; no held-out SAEs were given"
+    assert plain[CORRELATED] == "no scores were given; use scores=[RUN]"
+    assert plain["Were the measured sentences trained on?"] == "nothing is trained here"
     full = answers(heldout=True, windows=(1.25, 2.5), adapter="somewhere", scores=["a.csv"])
-    assert full["Was the meter trained on?"] == "in Before and after; held-out SAEs stand beside the measuring ones"
-    assert "permutation p" in full["Few, related languages in a correlation"]
-    assert full["Were long texts cut?"].endswith("a sentence into 1.25 (English) to 2.50 (Malayalam)")
-    assert plain["Were long texts cut?"].endswith("a sentence into 1.00")
-    assert "in Before and after" in answers(compare=["a", "b"])["Forgetting in other languages"]
+    assert full[TRAINED_ON] == "see Before and after; held-out SAEs are shown beside the measuring ones"
+    assert full[CORRELATED].startswith("p is by permutation")
+    assert full["Were long texts cut?"].endswith("windows, 1.25 (English) to 2.50 (Malayalam) per sentence")
+    assert plain["Were long texts cut?"].endswith("windows, 1.00 per sentence")
+    assert "see Before and after" in answers(compare=["a", "b"])["Are other languages forgotten?"]

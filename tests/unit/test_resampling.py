@@ -26,9 +26,9 @@ from lingact.evaluation.bits_per_byte import bits_table as held_out_bits
 from lingact.files.atomic import write_json
 from lingact.models.lm import LanguageModel
 from lingact.report.gaps import analysis_text
-from lingact.report.words import cautions_of, reading_gaps, text_of
+from lingact.report.phrases import cautions_of, reading_gaps, text_of
 from lingact.statistics.bootstrap import Resampling, interval, p_value, simultaneous_band, standard_error
-from lingact.statistics.paired import How
+from lingact.statistics.paired import TestSettings
 from tests.helpers.sums import random_stats, stats_of
 
 SETTINGS = Statistics(pooling="token", resamples=400, confidence=0.9, early="third", deep="third", block=None)
@@ -247,7 +247,7 @@ def test_bits_of_held_out_text_are_drawn_by_documents() -> None:
     shift = np.repeat(rng.normal(0, 0.3, 10), 3)  # what a document's sentences share
     base = {code: rng.gamma(20, 1, 30) for code in texts}
     adapters = [{code: base[code] * (1 + shift + rng.normal(0, 0.02, 30)) for code in texts} for _ in range(3)]
-    how = How(resamples=400, confidence=0.9, seed=1)
+    how = TestSettings(resamples=400, confidence=0.9, seed=1)
     for seeds in (adapters[:1], adapters):
         one = held_out_bits(base, seeds, plain, {}, how)
         by_document = held_out_bits(base, seeds, corpus, {}, how)

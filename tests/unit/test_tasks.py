@@ -17,8 +17,10 @@ from pydantic import ValidationError
 from lingact.catalogue.benchmarks import entry, family
 from lingact.config.tasks import OwnItems, TasksConfig
 from lingact.errors import UserError
-from lingact.evaluation.selection import Candidates, Shared, allot, choose, corresponding
-from lingact.evaluation.tasks import TaskInstance, Tasks, _facts, _Source, load_tasks
+from lingact.evaluation.selection import Shared, TaskItems, allot, choose, corresponding
+from lingact.evaluation.task_files import TaskSource
+from lingact.evaluation.task_items import fact_names
+from lingact.evaluation.tasks import TaskInstance, Tasks, load_tasks
 
 calmly = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -56,13 +58,13 @@ def test_allotted_are_so_many_in_all_and_each_within_one_of_its_share(sizes: dic
 # --- the same items in every language -----------------------------------------------------------------------------------------------------------
 
 
-def language(code: str, keys: Sequence[str | None] | str, strata: str | None = None, proofs: str | None = None, task: str = "") -> Candidates:
+def language(code: str, keys: Sequence[str | None] | str, strata: str | None = None, proofs: str | None = None, task: str = "") -> TaskItems:
     """Documents named by single letters."""
     nothing = [None] * len(keys)
-    return Candidates(code, list(keys), list(strata) if strata else nothing, list(proofs) if proofs else nothing, task or f"quiz_{code}")
+    return TaskItems(code, list(keys), list(strata) if strata else nothing, list(proofs) if proofs else nothing, task or f"quiz_{code}")
 
 
-def chosen_names(tasks: Sequence[Candidates], *, limit: int | None, only_shared: bool = True) -> list[list[str | None]]:
+def chosen_names(tasks: Sequence[TaskItems], *, limit: int | None, only_shared: bool = True) -> list[list[str | None]]:
     """What is chosen, in the order of the documents."""
     _, places = choose(tasks, limit=limit, only_shared=only_shared)
     assert all(sorted(set(own)) == own for own in places)
@@ -148,12 +150,12 @@ def test_the_first_language_does_not_set_the_measure_against_the_others() -> Non
 def test_one_wrong_proof_in_a_hundred_is_forgiven_two_are_not() -> None:
     names = [f"n{i}" for i in range(200)]
     nothing = [None] * 200
-    english = Candidates("en", names, nothing, names)
+    english = TaskItems("en", names, nothing, names)
     for wrong, agree in ((2, True), (3, False)):
         proofs = [*("?" * wrong), *names[wrong:]]
-        assert (corresponding([english, Candidates("es", names, nothing, proofs)]) is not None) is agree
+        assert (corresponding([english, TaskItems("es", names, nothing, proofs)]) is not None) is agree
     missing = [None] * 190
-    assert corresponding([english, Candidates("es", names, nothing, [*missing, "?", *names[191:]])]) is None, (
+    assert corresponding([english, TaskItems("es", names, nothing, [*missing, "?", *names[191:]])]) is None, (
         "of ten that can be compared one is wrong"
     )
 
@@ -188,8 +190,8 @@ def benchmarks(draw: st.DrawFn) -> tuple[list[list[str]], int, bool]:
     return [sorted(set(names) - draw(lacking)) for _ in range(3)], draw(st.integers(1, 30)), draw(st.booleans())
 
 
-def documents(names: Sequence[str], code: str) -> Candidates:
-    return Candidates(code, list(names), [name[0] for name in names], [f"p{name}" for name in names])
+def documents(names: Sequence[str], code: str) -> TaskItems:
+    return TaskItems(code, list(names), [name[0] for name in names], [f"p{name}" for name in names])
 
 
 @calmly
@@ -286,17 +288,17 @@ def test_items_without_ids_are_asked_in_each_language_by_themselves(tmp_path: Pa
 
 
 def test_questions_on_one_passage_are_one_fact() -> None:
-    source = _Source(entry(family("belebele"), "hi"), Path("belebele_hin_Deva.yaml"), family("belebele"))
+    source = TaskSource(entry(family("belebele"), "hi"), Path("belebele_hin_Deva.yaml"), family("belebele"))
     rows = [{"link": "w/oslo", "question_number": 1}, {"link": "w/oslo", "question_number": 2}, {"link": "w/rome", "question_number": 1}]
-    assert _facts(source, rows, ["w/oslo 1", "w/oslo 2", "w/rome 1"]) == ["belebele/w/oslo", "belebele/w/oslo", "belebele/w/rome"]
-    assert _facts(source, rows, None)[1:] == ["belebele/hi/w/oslo", "belebele/hi/w/rome"], "in a language by itself"
+    assert fact_names(source, rows, ["w/oslo 1", "w/oslo 2", "w/rome 1"]) == ["belebele/w/oslo", "belebele/w/oslo", "belebele/w/rome"]
+    assert fact_names(source, rows, None)[1:] == ["belebele/hi/w/oslo", "belebele/hi/w/rome"], "in a language by itself"
 
 
 def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
     # Numbered in their order they would be paired with other items where another language has another order.
     write(tmp_path, "en", [{**ITEMS[i % 3], "id": name} for i, name in enumerate(["a", "b", " a", 7, "7"])])
     with pytest.raises(
-        UserError, match=re.escape(f"{tmp_path / 'quiz_en.jsonl'}, line 3: the id 'a' of line 1 again; every item needs an id of its own")
+        UserError, match=re.escape(f"{tmp_path / 'quiz_en.jsonl'}, line 3: the id 'a' is also that of line 1; every item needs its own id")
     ):
         asked(tmp_path)
 
@@ -304,31 +306,31 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answer": 3}, "answer is 3; give the right choice's place from 0 to 1, or its text"),
+        ({"answer": 3}, "answer is 3; give the place of the right choice, from 0 to 1, or its text"),
         ({"answer": -1}, "answer is -1; give"),
         ({"answer": 1.0}, "answer is 1.0; give"),
         ({"answer": True}, "answer is a truth value (true or false); give"),
         ({"answer": None}, "answer is null; give"),
         ({"answer": "6"}, "answer is '6'; give"),
-        ({"choices": ["5", "4", "5"]}, "answer is '5', the text of 2 choices; give the right one's place from 0 to 2"),
-        ({"choices": ["5", "4", "5 "], "answer": 0}, "choices holds the right one, '5', more than once, and the first of them would be taken"),
-        ({"choices": [1.5, "4", "1.5"], "answer": 2}, "choices holds the right one, '1.5', more than once"),
-        ({"question": "a\0b"}, "question is 'a\\x00b', which holds a NUL character"),
+        ({"choices": ["5", "4", "5"]}, "answer is '5', which is the text of 2 choices; give the place of the right one, from 0 to 2"),
+        ({"choices": ["5", "4", "5 "], "answer": 0}, "choices contains the right one, '5', more than once; remove the others"),
+        ({"choices": [1.5, "4", "1.5"], "answer": 2}, "choices contains the right one, '1.5', more than once"),
+        ({"question": "a\0b"}, "question is 'a\\x00b', which contains a NUL character"),
         ({"choices": ["5"]}, "choices must be a list of at least two texts or numbers"),
-        ({"choices": ["", "5"]}, "choices must be a list of at least two texts or numbers; one is '', which says nothing"),
-        ({"choices": ["5", "\u200b"]}, "choices must be a list of at least two texts or numbers; one is '\\u200b', which says nothing"),
+        ({"choices": ["", "5"]}, "choices must be a list of at least two texts or numbers; one is '', which is empty"),
+        ({"choices": ["5", "\u200b"]}, "choices must be a list of at least two texts or numbers; one is '\\u200b', which is empty"),
         ({"choices": ["5", None]}, "choices must be a list of at least two texts or numbers; one is null"),
         ({"choices": "45"}, "choices must be a list of at least two texts or numbers"),
         (
             {"choices": [1, 2, 3], "answer": 1},
-            "answer is the number 1, the place of one choice and the value of another; write the right choice as text",
+            "answer is the number 1, which is the place of one choice and the value of another; write the right choice as text",
         ),
-        ({"choices": [0.5, 1.0, 0], "answer": 0}, "answer is the number 0, the place of one choice and the value of another"),
-        ({"choices": [4, 5], "answer": 5}, "answer is 5; give the right choice's place from 0 to 1, or its text"),
+        ({"choices": [0.5, 1.0, 0], "answer": 0}, "answer is the number 0, which is the place of one choice and the value of another"),
+        ({"choices": [4, 5], "answer": 5}, "answer is 5; give the place of the right choice, from 0 to 1, or its text"),
         ({"question": None}, "question is null; give a text or a number"),
         ({"question": ["Two", "and"]}, "question is a list; give"),
         ({"question": float("nan")}, "question is the number NaN; give"),
-        ({"question": " \n"}, "question is ' \\n', which says nothing; give"),
+        ({"question": " \n"}, "question is ' \\n', which is empty; give"),
         ({"question": False}, "question is a truth value (true or false); give"),
         ({"question": "\ud83d"}, "not JSON (half a surrogate pair (\\ud83d), which is no character)"),
         ({"id": 1.5}, "id is the number 1.5; give a text or a whole number"),
@@ -407,16 +409,16 @@ def test_a_file_of_items_that_is_no_json_is_refused_by_its_name(ending: str, tmp
 
 
 def test_items_without_the_columns_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"line 1: an item is an object with question, choices and answer \(there: question, answer\)"):
+    with pytest.raises(UserError, match=r"line 1: an item must be an object with question, choices and answer \(there: question, answer\)"):
         one(tmp_path, [{"question": "?", "answer": 0}])
     (tmp_path / "quiz_en.jsonl").write_text("[1, 2]")
-    with pytest.raises(UserError, match=r"item 1: an item is an object with question, choices and answer\n.*item 2: an item is"):
+    with pytest.raises(UserError, match=r"item 1: an item must be an object with question, choices and answer\n.*item 2: an item must be"):
         asked(tmp_path)
 
 
 def test_missing_files_are_refused_or_skipped(tmp_path: Path) -> None:
     write(tmp_path, "en", ITEMS)
-    with pytest.raises(UserError, match=r"'quiz' lacks es, hi; it has en\. Leave those languages out"):
+    with pytest.raises(UserError, match=r"'quiz' lacks es, hi; it has en\. Leave out those languages"):
         asked(tmp_path, ("en", "es", "hi"))
     skipping = asked(tmp_path, ("en", "es", "hi"), missing="skip")
     assert skipping.skipped == {"quiz": ("es", "hi")}
@@ -424,7 +426,7 @@ def test_missing_files_are_refused_or_skipped(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of quiz has any of the languages es, hi; choose others"):
         asked(tmp_path, ("es", "hi"), missing="skip")
     (tmp_path / "quiz_en.jsonl").unlink()
-    with pytest.raises(UserError, match=r"tasks\.own\.quiz\.path: there is no file '.*/quiz_en\.jsonl', nor of any other language"):
+    with pytest.raises(UserError, match=r"tasks\.own\.quiz\.path: there is no file '.*/quiz_en\.jsonl', and none for any other language"):
         asked(tmp_path)
 
 

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="write everything into RUN/hub/ and send nothing")
     given = parser.parse_args(arguments)
     try:
-        folder, aside = write_package(given.run, given.name, exam=given.eval, licence=given.license, base_model=given.base_model)
+        folder, aside = write_package(given.run, given.name, evaluation=given.eval, licence=given.license, base_model=given.base_model)
         sys.stdout.write(f"written: {folder} (the card is README.md)\n")
         if aside is not None:
             sys.stdout.write(f"kept: {aside} (what was there before)\n")
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 # --- what is sent --------------------------------------------------------------------------------------------------------------------------------
 
 
-def write_package(run: Path, name: str, *, exam: Path | None, licence: str | None, base_model: str | None) -> tuple[Path, Path | None]:
+def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str | None, base_model: str | None) -> tuple[Path, Path | None]:
     """Write all that is to be sent into the run's folder `hub/`. What is there already, and differs, is moved aside: it may have been edited.
 
     Args:
@@ -93,16 +93,16 @@ def write_package(run: Path, name: str, *, exam: Path | None, licence: str | Non
     (trained, manifest), adapter = _finished(run, "train"), run / "adapter"
     if not (adapter / WEIGHTS).is_file():
         raise UserError(f"'{run}' has no adapter (any more); name the folder of a finished train.py run")
-    evaluated = _finished(exam, "eval")[0].model_dump(mode="json") if exam is not None else None
+    evaluated = _finished(evaluation, "eval")[0].model_dump(mode="json") if evaluation is not None else None
     config = trained.model_dump(mode="json", exclude=PRIVATE)
     base = _base_model(config["model"]["name"], base_model)
     terms = _licence(base, licence)
 
-    from lingact.report.model_card import model_card, read_exam, read_tables  # takes pandas along
+    from lingact.report.model_card import model_card, read_benchmark_results, read_tables  # takes pandas along
     from lingact.report.training import loss_text
 
     known = manifest["identity"] | {"model": manifest["identity"]["model"] | {"name": base}}
-    asked = read_exam(exam, evaluated, _adapter_sha256(run)) if exam is not None and evaluated is not None else None
+    asked = read_benchmark_results(evaluation, evaluated, _adapter_sha256(run)) if evaluation is not None and evaluated is not None else None
     config = shareable(config | {"model": config["model"] | {"name": base}}, known)
     manifest = shareable({key: manifest[key] for key in _MANIFEST} | {"identity": known}, {})
     caution = loss_text(trained, known.get("training_text", {}))

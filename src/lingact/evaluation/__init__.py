@@ -1,1 +1,1 @@
-"""Benchmarks: what is asked, what a model answers, and what its answers say."""
+"""Evaluation on benchmarks and held-out text: load tasks, score a model on them, compare models."""

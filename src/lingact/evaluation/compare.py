@@ -1,10 +1,10 @@
-"""Is the difference real? Item tables of models and languages compared on the same items, in tables with intervals and tests (`paired`).
+"""Compare models and languages on the same items, in tables with intervals and tests (`lingact.statistics.paired`).
 
-Items of one fact are not independent: benchmarks that ask the same fact in several styles, or in several languages, share its
-difficulty. Everything that pools over tasks or languages therefore resamples facts, never single items.
+Items that ask the same fact are not independent: benchmarks that ask it in several styles or languages share its difficulty. Whatever pools over
+tasks or languages therefore resamples facts, never single items.
 
-An item table has one row per document: task, benchmark, language, doc_id, doc_hash, prompt_hash, item, kind, acc, acc_norm, options.
-`item` names the fact (None where the data set has no ids), `kind` splits the items further (None where there are no kinds).
+An item table has one row per document: task, benchmark, language, doc_id, doc_hash, prompt_hash, item, kind, acc, acc_norm, options. `item` names the
+fact (None if the data set has no ids). `kind` splits the items further (None if there are no kinds).
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -17,13 +17,13 @@ from lingact.catalogue.benchmarks import ALL
 from lingact.errors import UserError
 from lingact.statistics import paired
 from lingact.statistics.bootstrap import benjamini_hochberg, holm
-from lingact.statistics.paired import Estimate, How
+from lingact.statistics.paired import Estimate, TestSettings
 
 _METRICS = ("acc", "acc_norm")
 
 
 def refuse_unpaired(base: pd.DataFrame, adapter: pd.DataFrame) -> None:
-    """Raise unless both tables hold the same documents, asked with the same prompts, in the same order.
+    """Check that both tables contain the same documents, with the same prompts and in the same order.
 
     Raises:
         UserError: they do not.
@@ -49,18 +49,16 @@ def group_difference(
 ) -> Estimate:
     """Mean accuracy of a group of languages minus the accuracy of one language, with a bootstrap interval.
 
-    Facts are resampled, together for all languages: a fact that several of them answer is drawn for all of them, and the spread that
-    they share cancels. A row without an id is a fact of its own, so that without ids the languages are resampled independently.
-    `n` is the number of items of the single language.
+    Facts are resampled for all languages together, so that the spread that languages share cancels. A row without an id is a fact of its own, so
+    that without ids the languages are resampled independently. `n` is the number of items of the single language.
 
     Args:
-        items: item table of one model, already restricted to the kind of interest, and to benchmarks that all these languages have
-            (`common_benchmarks`).
+        items: item table of one model, restricted to one kind and to benchmarks that all these languages have (`common_benchmarks`).
         group: codes of the languages in the group.
         single: code of the language compared with them.
 
     Raises:
-        ValueError: a language without items.
+        ValueError: a language has no items.
     """
     codes = [*group, single]
     chosen = items[items["language"].isin(codes)]
@@ -84,7 +82,7 @@ def group_difference(
 def common_benchmarks(items: pd.DataFrame) -> list[str]:
     """The benchmarks that every language of the table has, in their order in the table.
 
-    Only they are pooled: with others, languages would be compared on different mixtures of easy and hard benchmarks.
+    Only these are pooled: otherwise languages would be compared on different mixtures of easy and hard benchmarks.
     """
     has = items.groupby("benchmark", sort=False)["language"].nunique()
     return has.index[has == items["language"].nunique()].tolist()
@@ -95,11 +93,13 @@ def accuracy_table(items: pd.DataFrame, *, model: str, confidence: float) -> pd.
 
     Task `all` is over `common_benchmarks`. Column `chance` is the accuracy of guessing, by the numbers of options of the row's items.
 
-    Where one fact is asked more than once in a cell, the interval is as wide as for so many facts: the cautious end, as if a fact's
-    answers always agreed.
+    If a cell asks some facts more than once, its interval is as wide as for the number of facts. This is cautious: it assumes that the answers to one
+    fact always agree.
 
     Args:
-        model: base or adapter, as the rows will say.
+        items: item table of one model.
+        model: its name in the rows.
+        confidence: of the intervals.
     """
     rows, fact, guesses = [], _facts(items), 1 / items["options"].to_numpy(float)
     for task, language, kind, cell in _cells(items, {}):
@@ -116,28 +116,32 @@ def accuracy_table(items: pd.DataFrame, *, model: str, confidence: float) -> pd.
     return pd.DataFrame(rows)
 
 
-def difference_table(base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, groups: Mapping[str, Sequence[str]], how: How) -> pd.DataFrame:
+def difference_table(
+    base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, groups: Mapping[str, Sequence[str]], settings: TestSettings
+) -> pd.DataFrame:
     """Adapter minus base per benchmark, language and kind, paired by document, for one recipe trained with one seed or several.
 
-    Task `all` is over `common_benchmarks`; where no benchmark is in every language it has no rows. A group of languages has rows of its own:
-    the mean over its languages that are there, each with the same weight. Facts are resampled and flipped for all of them together, so that
-    what the languages share is not taken for independent evidence.
+    Task `all` pools `common_benchmarks`; it has no rows if no benchmark is in every language. A group of languages has rows of its own: the mean over
+    its languages, each with the same weight. Facts are resampled and flipped for all languages together, so that what they share is not counted as
+    independent evidence.
 
-    One seed: interval by bootstrap over facts, or by `paired.few_differences` where fewer facts differ than any test could reject on (6 at
-    0.95); p by exact sign flip over facts; the detectable effect from the error under the null. They hold for this adapter. Several seeds:
-    all three by crossed random effects of seeds and facts, but no seed differing from base anywhere has the interval of one. They hold for
-    the recipe.
+    With one seed, the interval is a bootstrap over facts, or `paired.few_differences` if fewer facts differ than any test could reject on (6 at
+    0.95). p is by exact sign flips over facts, and the detectable effect comes from the error under the null. They hold for this adapter. With
+    several seeds, all three come from crossed random effects of seeds and facts; if no seed differs from base anywhere, they are those of one seed.
+    They hold for the recipe.
 
-    Columns besides the obvious: `n` documents of one seed; `facts` behind them; `languages` pooled (1: no group); `base` and `adapter`,
-    accuracies; `won` and `lost`, documents that only adapter or base gets right, over all seeds; `discordant`, their share; `chance`, the
-    accuracy of guessing, by the numbers of options of the row's items; `p_mcnemar` and `p_mid`, over single documents, for one seed and one
-    language; `p_bootstrap`, for one seed, nan with an interval that is no bootstrap's, 1 where no fact differs; `seed_lo` and `seed_hi`, the
-    smallest and the largest estimate of a seed; `mde`, the effect that would have been found with probability `how.power`, nan where not even
-    1 would; `p_holm` and `p_bh`, as `corrected` over the rows of this table.
+    Columns that need explanation: `n`, documents of one seed; `facts` behind them; `languages` pooled (1: no group); `base` and `adapter`,
+    accuracies; `won` and `lost`, documents that only the adapter or only the base model gets right, over all seeds; `discordant`, their share;
+    `chance`, the accuracy of guessing, from the items' numbers of options; `p_mcnemar` and `p_mid`, over single documents, for one seed and one
+    language; `p_bootstrap`, for one seed (nan if the interval is not a bootstrap, 1 if no fact differs); `seed_lo` and `seed_hi`, the smallest and
+    the largest estimate of a seed; `mde`, the effect that would have been found with probability `settings.power` (nan if not even 1 would);
+    `p_holm` and `p_bh`, as in `corrected` over the rows of this table.
 
     Args:
+        base: item table of the base model.
         adapters: item table of each training seed.
-        groups: name, as the column `language` will say -> codes. Where fewer than two of them have items there is no row.
+        groups: name in the column `language` -> codes. There is no row if fewer than two of them have items.
+        settings: of intervals and tests.
 
     Raises:
         UserError: the documents or prompts differ.
@@ -158,17 +162,16 @@ def difference_table(base: pd.DataFrame, adapters: Sequence[pd.DataFrame], *, gr
             rows.append(
                 {"task": task, "language": place, "kind": kind, "metric": metric, "n": len(cell)}
                 | {name: _even_mean(values, languages) for name, values in levels.items()}
-                | _difference(np.stack(after) - before, languages, facts, how)
+                | _difference(np.stack(after) - before, languages, facts, settings)
             )
     return corrected(pd.DataFrame(rows, columns=list(_DIFFERENCE_COLUMNS)))
 
 
 def corrected(table: pd.DataFrame) -> pd.DataFrame:
-    """The same rows of a `difference_table`, or of several of them together, with `p` corrected for their number in `p_holm` and `p_bh`.
+    """The rows of one or several `difference_table`, with `p` corrected for their number in `p_holm` and `p_bh`.
 
-    A family are the rows of the same kind and metric, separately for single benchmarks and for all of them together, and for single languages
-    and for groups: rows that repeat one another, as the only benchmark and all benchmarks do, are not counted twice. Recipes (a column
-    `model`) do not divide a family.
+    A family of tests consists of the rows with the same kind and metric. Single benchmarks and all benchmarks together are separate families, and so
+    are single languages and groups, because such rows repeat one another. Recipes (column `model`) belong to one family.
     """
     blocks = [table["languages"] > 1, table["task"] == ALL]
     family = table.groupby([table["kind"], table["metric"], *blocks], sort=False)["p"]
@@ -185,14 +188,15 @@ _DIFFERENCE_COLUMNS = (
 
 
 def _difference(
-    differences: Float[np.ndarray, "seed item"], language: Int[np.ndarray, " item"], fact: Int[np.ndarray, " item"], how: How
+    differences: Float[np.ndarray, "seed item"], language: Int[np.ndarray, " item"], fact: Int[np.ndarray, " item"], settings: TestSettings
 ) -> dict[str, int | float]:
-    """The columns of `difference_table` that follow from the documents' differences alone.
+    """The columns of `difference_table` that depend on the differences of the documents alone.
 
     Args:
         differences: adapter minus base per document.
-        language: number of its language, from 0 without holes.
+        language: number of its language, from 0 without gaps.
         fact: number of its fact, likewise.
+        settings: of intervals and tests.
     """
     seeds, languages, facts = len(differences), int(language.max()) + 1, int(fact.max()) + 1
     place, shape = language * facts + fact, (languages, facts)
@@ -207,30 +211,33 @@ def _difference(
     totals, items = paired.pooled_sums(sums.mean(axis=0), sizes)
     differing, crossed = paired.differing(totals), None
     if seeds > 1 and values.any():
-        crossed = paired.crossed_effects(values, confidence=how.confidence)
+        crossed = paired.crossed_effects(values, confidence=settings.confidence)
         estimate, found["p"] = crossed.estimate, crossed.p
     else:
         found["p"] = paired.sign_flip_p(totals)
-        if differing < paired.fewest_one_sided(how.confidence):
-            estimate, p_bootstrap = paired.few_differences(totals, items, confidence=how.confidence), np.nan if differing else 1.0
+        if differing < paired.fewest_one_sided(settings.confidence):
+            estimate, p_bootstrap = paired.few_differences(totals, items, confidence=settings.confidence), np.nan if differing else 1.0
         else:
             cells = (sums[0, 0], sizes[0]) if languages == 1 else (values[0], np.ones(facts, int))
-            estimate, p_bootstrap = paired.bootstrap_difference(*cells, how)
+            estimate, p_bootstrap = paired.bootstrap_difference(*cells, settings)
         found["p_bootstrap"] = p_bootstrap if seeds == 1 else np.nan
-    found["mde"] = paired.detectable_difference(totals, items, how, crossed)
+    found["mde"] = paired.detectable_difference(totals, items, settings, crossed)
     of_seeds = [_even_mean(row, language) for row in differences]
     return found | {"estimate": estimate.value, "lo": estimate.lo, "hi": estimate.hi, "seed_lo": min(of_seeds), "seed_hi": max(of_seeds)}
 
 
 def _even_mean(values: Float[np.ndarray, " item"], language: Int[np.ndarray, " item"]) -> float:
-    """Mean over languages of the language's mean."""
+    """The mean of the languages' means."""
     return float((np.bincount(language, weights=values) / np.bincount(language)).mean())
 
 
 def group_table(
     items: pd.DataFrame, groups: Mapping[str, Sequence[str]], *, model: str, resamples: int, confidence: float, seed: int
 ) -> pd.DataFrame:
-    """Each group's mean accuracy minus that of every language outside it, per kind, pooled over `common_benchmarks`; only cells with items."""
+    """Each group's mean accuracy minus that of every language outside it, per kind, pooled over `common_benchmarks`.
+
+    Cells without items have no row.
+    """
     rows = []
     languages = list(dict.fromkeys(items["language"]))
     for kind in _kinds(items):
@@ -265,12 +272,12 @@ def _clusters(items: pd.DataFrame) -> list[Hashable]:
 
 
 def _facts(items: pd.DataFrame) -> Int[np.ndarray, " item"]:
-    """A number for the fact behind each row, from 0 without holes."""
+    """A number for the fact behind each row, from 0 without gaps."""
     return pd.factorize(pd.Series(_clusters(items), dtype=object))[0]
 
 
 def _in_order(items: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
-    """The same rows, with the tasks in this order and each task's documents in their own."""
+    """The same rows, with the tasks in this order. The order within a task stays."""
     return items.iloc[np.argsort(items["task"].map({task: i for i, task in enumerate(tasks)}).to_numpy(), kind="stable")]
 
 
@@ -279,7 +286,7 @@ def _kinds(items: pd.DataFrame) -> list[str]:
 
 
 def _comparable(items: pd.DataFrame, kind: str) -> Bool[np.ndarray, " item"]:
-    """Which rows may be pooled over benchmarks: the common ones; for a single kind those that have it in every language that has it."""
+    """Which rows may be pooled over benchmarks: the common ones, and for a single kind those that have it in every language with this kind."""
     kept = items["benchmark"].isin(common_benchmarks(items)).to_numpy()
     if kind != ALL:
         kept = kept & (items["kind"] == kind).to_numpy()
@@ -288,9 +295,9 @@ def _comparable(items: pd.DataFrame, kind: str) -> Bool[np.ndarray, " item"]:
 
 
 def _cells(items: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str, Int[np.ndarray, " row"]]]:
-    """(benchmark, language or group, kind, row numbers) for every benchmark and for the common ones together, every kind and all together.
+    """(benchmark, language or group, kind, row numbers) for every benchmark and the common ones together, and for every kind and all together.
 
-    Only cells with items, and groups with items in at least two languages.
+    Cells without items are left out, and groups with items in fewer than two languages.
     """
     language, languages = pd.factorize(items["language"])
     places = [(code, np.array([number]), 1) for number, code in enumerate(languages)]

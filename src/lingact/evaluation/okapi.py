@@ -1,4 +1,4 @@
-"""Okapi's data where the hub's loaders cannot read them."""
+"""Readers for Okapi's data that the loaders of `datasets` cannot read."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def chinese_hellaswag(**_metadata: object) -> "dict[str, Dataset]":
-    """The Chinese part of HellaSwag: some of its endings are pairs of a Chinese and an English text, at which a JSON loader stops.
+    """The Chinese part of HellaSwag. Some of its endings are pairs of a Chinese and an English text, which JSON loaders refuse.
 
     Raises:
-        OSError: the hub does not give it.
+        OSError: it cannot be downloaded.
     """
     from datasets import Dataset
     from huggingface_hub import hf_hub_download

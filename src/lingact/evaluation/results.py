@@ -1,8 +1,7 @@
-"""What the answers say: accuracies, differences, overlap with the training text, bits per byte. Answers in, tidy tables out."""
+"""The tables of an evaluation: accuracies, differences, contamination, bits per byte. Answers in, tidy tables out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,17 +12,17 @@ from lingact.errors import UserError
 from lingact.evaluation import compare, scores
 from lingact.evaluation.bits_per_byte import Nats, base_bits, bits_table, corrected
 from lingact.evaluation.contamination import contamination_table, training_corpus, training_text
-from lingact.evaluation.harness import EvalRun
+from lingact.evaluation.harness import EvalRun, Record
 from lingact.evaluation.recipes import Recipe
 from lingact.evaluation.tasks import TaskInstance, Tasks
-from lingact.statistics.paired import How
+from lingact.statistics.paired import TestSettings
 
 BASE, TEXT = "base", "text"
 
 
 @dataclass(frozen=True)
-class Exam:
-    """What every model is asked."""
+class EvaluationData:
+    """The questions and the text that every model is scored on."""
 
     tasks: Tasks
     text: ParallelCorpus | None
@@ -31,75 +30,89 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What one model did."""
+class ModelAnswers:
+    """The answers of one model, and its cross-entropies on the text."""
 
     run: EvalRun
     nats: Nats
-    """Empty where no text was read."""
+    """Empty without a text."""
 
 
-def find(config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: Mapping[str, Answered]) -> dict[str, pd.DataFrame]:
+def result_tables(
+    config: EvalConfig, data: EvaluationData, recipes: Sequence[Recipe], answered: Mapping[str, ModelAnswers]
+) -> dict[str, pd.DataFrame]:
     """All tidy tables by name.
 
     Args:
-        answered: by name of the model: `BASE`, and every candidate of the recipes.
+        config: of the run.
+        data: the questions and the text.
+        recipes: that are compared with the base model.
+        answered: model -> its answers; the models are `BASE` and every adapter of the recipes.
     """
-    how = How(resamples=config.resamples, confidence=config.confidence, power=config.power, seed=config.seed, block=config.block)
-    tasks, text = exam.tasks, exam.text
+    settings = TestSettings(resamples=config.resamples, confidence=config.confidence, power=config.power, seed=config.seed, block=config.block)
+    tasks, text = data.tasks, data.text
     base = answered[BASE].run.items
     groups = {"high": config.languages.high, "low": config.languages.low}
     accuracy = [compare.accuracy_table(each.run.items, model=name, confidence=config.confidence) for name, each in answered.items()]
-    sure = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
+    bootstrap = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
     frames = {
         "benchmarks": benchmark_table(tasks.instances),
         "accuracy": pd.concat(accuracy, ignore_index=True),
-        "groups": pd.concat([compare.group_table(each.run.items, groups, model=name, **sure) for name, each in answered.items()], ignore_index=True),
+        "groups": pd.concat(
+            [compare.group_table(each.run.items, groups, model=name, **bootstrap) for name, each in answered.items()], ignore_index=True
+        ),
     }
     frames["scores"] = scores.score_table(frames["accuracy"])
     if text is not None:
-        frames["text"] = base_bits(answered[BASE].nats, text, how)
+        frames["text"] = base_bits(answered[BASE].nats, text, settings)
     if not recipes:
         return frames
     differences, bits, contamination = [], [], []
     for recipe in recipes:
-        own = [answered[candidate.name] for candidate in recipe.candidates]
-        of = {"all": config.languages.all, **groups}
-        if not any(set(recipe.targets) == set(codes) for codes in of.values()):  # the same languages twice would be two tests of one thing
-            of["targets"] = recipe.targets
-        table = compare.difference_table(base, [each.run.items for each in own], groups=of, how=how)
+        own = [answered[adapter.name] for adapter in recipe.adapters]
+        pooled = {"all": config.languages.all, **groups}
+        if not any(set(recipe.targets) == set(codes) for codes in pooled.values()):  # the same languages twice would be two tests of one thing
+            pooled["targets"] = recipe.targets
+        table = compare.difference_table(base, [each.run.items for each in own], groups=pooled, settings=settings)
         differences.append(table.assign(model=recipe.label))
         if text is not None:
-            bits.append(bits_table(answered[BASE].nats, [each.nats for each in own], text, of, how).assign(model=recipe.label))
-        contamination.append(contamination_of(config, exam, recipe, base, [each.run.items for each in own]).assign(model=recipe.label))
-    # Over the recipes, too: who compares ten has ten chances.
+            bits.append(bits_table(answered[BASE].nats, [each.nats for each in own], text, pooled, settings).assign(model=recipe.label))
+        contamination.append(contamination_of(config, data, recipe, base, [each.run.items for each in own]).assign(model=recipe.label))
+    # Corrected over all recipes, because each of them is another test.
     frames["differences"] = compare.corrected(pd.concat(differences, ignore_index=True))
     frames["contamination"] = pd.concat(contamination, ignore_index=True)
     frames["changed"] = changed_answers(answered)
     return frames | ({"bits": corrected(pd.concat(bits, ignore_index=True))} if bits else {})
 
 
-def contamination_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.DataFrame, adapters: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """What the recipe's training text knows of the items, and the difference in accuracy without those that it knows.
+def contamination_of(config: EvalConfig, data: EvaluationData, recipe: Recipe, base: pd.DataFrame, adapters: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """How many items overlap with the recipe's training text, and the difference in accuracy without them.
 
-    A row for each benchmark and language; with `reason` where the training text is not to be had. The row of the benchmark `text` counts the held-out
+    One row per benchmark and language. `reason` says why the training text could not be read. The rows of the benchmark `text` count the held-out
     sentences that were trained on.
+
+    Args:
+        config: of the run.
+        data: the questions and the text.
+        recipe: whose training text is read.
+        base: item table of the base model.
+        adapters: item tables of the recipe's adapters.
     """
-    training = recipe.candidates[0].training
+    training = recipe.adapters[0].training
     if training is None:
-        return pd.DataFrame([{"corpus": "unknown", "reason": "the adapter does not say what it was trained on"}])
+        return pd.DataFrame([{"corpus": "unknown", "reason": "the adapter does not come with the configuration of its training"}])
     corpus = training_corpus(training)
     name = str(corpus.get("dataset") or corpus.get("path"))
-    read: Mapping[str, Sequence[str]] = {}
+    sentences: Mapping[str, Sequence[str]] = {}
     reason = None
     try:
-        read = training_text(training).texts
+        sentences = training_text(training).texts
     except UserError as error:
         reason = str(error)
     asked: dict[tuple[str, str], list[str]] = {}
-    for instance in exam.tasks.instances:
+    for instance in data.tasks.instances:
         asked.setdefault((instance.entry.benchmark, instance.entry.language), []).extend(instance.texts)
-    table, shares = contamination_table(asked, read, name, words=config.contamination.words, share=config.contamination.share)
+    table, shares = contamination_table(asked, sentences, name, words=config.contamination.words, share=config.contamination.share)
     without = []
     for benchmark, code in zip(table["benchmark"], table["language"], strict=True):
         place = ((base["benchmark"] == benchmark) & (base["language"] == code)).to_numpy()
@@ -107,16 +120,16 @@ def contamination_of(config: EvalConfig, exam: Exam, recipe: Recipe, base: pd.Da
         new = shares[benchmark, code] < config.contamination.share if (benchmark, code) in shares else np.full(len(change), False)
         without.append({"estimate": change.mean(), "without_known": change[new].mean() if new.any() else float("nan"), "reason": reason})
     table = pd.concat([table, pd.DataFrame(without, index=table.index)], axis=1)
-    if exam.text is not None and read:
-        known = {code: set(read[code]) for code in exam.text.texts if code in read}
-        counts = {code: sum(sentence in sentences for sentence in exam.text.texts[code]) for code, sentences in known.items()}
-        rows = [{"benchmark": TEXT, "language": code, "corpus": name, "n": len(exam.text.ids), "whole": count} for code, count in counts.items()]
+    if data.text is not None and sentences:
+        trained = {code: set(sentences[code]) for code in data.text.texts if code in sentences}
+        counts = {code: sum(sentence in known for sentence in data.text.texts[code]) for code, known in trained.items()}
+        rows = [{"benchmark": TEXT, "language": code, "corpus": name, "n": len(data.text.ids), "whole": count} for code, count in counts.items()]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
     return table
 
 
-def changed_answers(answered: Mapping[str, Answered]) -> pd.DataFrame:
-    """The items on which base and an adapter differ, with what each would have answered."""
+def changed_answers(answered: Mapping[str, ModelAnswers]) -> pd.DataFrame:
+    """The items on which the base model and an adapter differ, with the answer of each."""
     rows = []
     for name, each in answered.items():
         for task, records in each.run.samples.items():
@@ -130,16 +143,16 @@ def changed_answers(answered: Mapping[str, Answered]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "task", "item", "kind", "change", "prompt", "gold", "base", "adapter"])
 
 
-def _likeliest(record: dict[str, Any]) -> int:
+def _likeliest(record: Record) -> int:
     return max(range(len(record["loglikelihood"])), key=record["loglikelihood"].__getitem__)
 
 
-def _option(record: dict[str, Any], place: Any) -> str:
+def _option(record: Record, place: int | str | list[int] | list[str]) -> str:
     return record["choices"][place].strip() if isinstance(place, int) else str(place)
 
 
 def benchmark_table(instances: Sequence[TaskInstance]) -> pd.DataFrame:
-    """What was asked: one row per task, with data set, licence, who wrote it, and how many of its items took part."""
+    """One row per task: data set, licence, who wrote it, and how many of its items were asked."""
     return pd.DataFrame(
         {
             "benchmark": each.entry.benchmark,

@@ -1,38 +1,42 @@
-"""The evaluation's tables as summary keys, terminal rows and scores for an analysis. Pure: frames in, values out."""
+"""The tables of an evaluation as summary keys, rows for the terminal, and scores for an analysis. Pure: tables in, values out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from lingact.catalogue.benchmarks import ALL
 
-_BENCHMARK_COLUMNS = 4  # more would make the terminal table hard to read; tables/accuracy.csv has them all
+_BENCHMARK_COLUMNS = 4  # more would make the table on the terminal hard to read; tables/accuracy.csv has all
 
 
 def summary(accuracy: pd.DataFrame, differences: pd.DataFrame | None, bits: pd.DataFrame | None, labels: Sequence[str]) -> dict[str, float]:
-    """`acc/<benchmark>/<language or group>/base|adapter|delta|delta_lo|delta_hi|p|mde` and `bits_per_byte/<language>[_lo|_hi]` (after over base).
+    """The entries of summary.json, for all kinds of items together.
 
-    Benchmark `all` is pooled over benchmarks; all kinds together. Of several recipes each has its own keys, `.../<recipe>/delta` and so on.
+    Keys are `acc/<benchmark>/<language or group>/base|adapter|delta|delta_lo|delta_hi|p|mde` and `bits_per_byte/<language>[_lo|_hi]` (adapter over
+    base). The benchmark `all` pools the benchmarks. With several recipes, each has keys of its own, such as `.../<recipe>/delta`.
 
     Args:
+        accuracy: `compare.accuracy_table`.
+        differences: `compare.difference_table`; None: the base model alone.
+        bits: `bits_per_byte.bits_table`; None: no text was read.
         labels: of the recipes.
     """
     values: dict[str, float] = {}
     for row in _main(accuracy[accuracy["model"] == "base"]).to_dict("records"):
         values[f"acc/{row['task']}/{row['language']}/base"] = float(row["estimate"])
     for row in _main(differences).to_dict("records") if differences is not None else ():
-        key = f"acc/{row['task']}/{row['language']}" + _whose(row, labels)
+        key = f"acc/{row['task']}/{row['language']}" + _recipe_part(row, labels)
         columns = {"adapter": "adapter", "delta": "estimate", "delta_lo": "lo", "delta_hi": "hi", "p": "p", "mde": "mde"}
         values |= {f"{key}/{name}": float(row[column]) for name, column in columns.items()}
         values[f"acc/{row['task']}/{row['language']}/base"] = float(row["base"])
     for row in bits.to_dict("records") if bits is not None else ():
-        key = f"bits_per_byte/{row['language']}" + _whose(row, labels)
+        key = f"bits_per_byte/{row['language']}" + _recipe_part(row, labels)
         values |= {key: float(row["estimate"]), f"{key}_lo": float(row["lo"]), f"{key}_hi": float(row["hi"])}
     return values
 
 
-def _whose(row: Mapping[Any, Any], labels: Sequence[str]) -> str:
+def _recipe_part(row: Mapping[Hashable, Any], labels: Sequence[str]) -> str:
     return f"/{row['model']}" if len(labels) > 1 else ""
 
 
@@ -41,13 +45,13 @@ def _main(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """The base model's accuracy as `analyze.py scores=` takes it: language, benchmark, score, n."""
+    """The base model's accuracy in the form that `analyze.py scores=` reads: language, benchmark, score, n."""
     rows = _main(accuracy[accuracy["model"] == "base"])
     return rows.rename(columns={"task": "benchmark", "estimate": "score"})[["language", "benchmark", "score", "n"]].reset_index(drop=True)
 
 
 def accuracy_rows(accuracy: pd.DataFrame) -> list[dict[str, str]]:
-    """Terminal rows of the base model: one per language, with each benchmark, all together with the interval, and the kinds."""
+    """Rows for the terminal about the base model: one per language, with each benchmark, the pooled accuracy with its interval, and the kinds."""
     acc = accuracy[(accuracy["model"] == "base") & (accuracy["metric"] == "acc")]
     benchmarks = [task for task in dict.fromkeys(acc["task"]) if task != ALL]
     rows = []
@@ -64,7 +68,7 @@ def accuracy_rows(accuracy: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def difference_rows(differences: pd.DataFrame, bits: pd.DataFrame | None) -> list[dict[str, str]]:
-    """Terminal rows of base against the adapters of one recipe: one per language and group, pooled over benchmarks, and bits per byte beside it."""
+    """Rows for the terminal that compare the base model with one recipe: one per language and group, pooled over benchmarks, with bits per byte."""
     pooled = differences[(differences["metric"] == "acc") & (differences["task"] == ALL)]
     ratios = {} if bits is None else {row["language"]: row for row in bits.to_dict("records")}
     rows = []

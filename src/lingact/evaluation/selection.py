@@ -1,4 +1,4 @@
-"""Which items are asked: the same ones in every language, whatever the order of the data. Pure: names in, places out."""
+"""Choose the items that are asked: the same ones in every language, whatever the order of the data. Pure: names in, places out."""
 
 import hashlib
 from collections import defaultdict
@@ -7,39 +7,40 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Candidates:
+class TaskItems:
     """The documents of one task."""
 
     language: str
     keys: Sequence[str | None]
-    """Name of each in every language; None throughout where there are none."""
+    """Name of each item across languages; all None if items do not correspond."""
     strata: Sequence[str | None]
+    """Stratum of each item; a limited selection keeps their proportions."""
     proofs: Sequence[str | None]
-    """Something that is the same in every language for the same item, where the data have it."""
+    """A value that is the same in every language for the same item; None if the data have none."""
     task: str = ""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Items that languages have in common."""
+    """Items that several languages have."""
 
     languages: tuple[str, ...]
-    """Those whose items correspond."""
+    """Languages whose items correspond."""
     keys: frozenset[str | None]
 
 
-def corresponding(tasks: Sequence[Candidates]) -> Shared | None:
-    """The items that all languages have, by their names; None where names do not hold in more than one language.
+def corresponding(tasks: Sequence[TaskItems]) -> Shared | None:
+    """The items that all languages have, by their names; None if no two languages correspond.
 
-    A language without names is left out, and so is one whose names turn out to mean other items: where it disagrees with the first language on a
-    hundredth of the proofs, or shares fewer than half of its names with it.
+    A language without names is left out. So is one whose names mean other items: it disagrees with the first language on more than a hundredth of the
+    proofs, or shares fewer than half of its names with it.
     """
     named: dict[str, dict[str | None, str | None]] = {}
     for task in tasks:
         if all(key is not None for key in task.keys):
             named.setdefault(task.language, {}).update(zip(task.keys, task.proofs, strict=True))
     several = {code: items for code, items in named.items() if not any(t.language == code and t.keys[0] is None for t in tasks)}
-    # The first one that most others agree with: an original whose numbering differs must not set the measure.
+    # Start from the language that most others agree with, because the original may number its items differently.
     agreeing = [[code for code, items in several.items() if _agree(first, items)] for first in several.values()]
     languages = max(agreeing, key=len, default=[])
     if len(languages) < 2 and len({task.language for task in tasks}) > 1:
@@ -49,24 +50,24 @@ def corresponding(tasks: Sequence[Candidates]) -> Shared | None:
 
 def _agree(one: Mapping[str | None, str | None], other: Mapping[str | None, str | None]) -> bool:
     both = [(one[key], other[key]) for key in one.keys() & other.keys()]
-    told = [(mine, yours) for mine, yours in both if mine is not None and yours is not None]
-    wrong = sum(mine != yours for mine, yours in told)
-    return 2 * len(both) >= min(len(one), len(other)) and 100 * wrong <= len(told)
+    proofs = [(mine, yours) for mine, yours in both if mine is not None and yours is not None]
+    wrong = sum(mine != yours for mine, yours in proofs)
+    return 2 * len(both) >= min(len(one), len(other)) and 100 * wrong <= len(proofs)
 
 
-def choose(tasks: Sequence[Candidates], *, limit: int | None, only_shared: bool) -> tuple[Shared | None, list[list[int]]]:
-    """Which documents are asked: the same items in every language, in proportion to their strata, whatever the order of the data.
+def choose(tasks: Sequence[TaskItems], *, limit: int | None, only_shared: bool) -> tuple[Shared | None, list[list[int]]]:
+    """Choose the documents to ask: the same items in every language, in proportion to their strata, whatever the order of the data.
 
-    Items are put in the order of a hash of their names, stratum by stratum, and the first ones taken. Of a language whose items do not correspond to
-    those of others they are chosen by their places.
+    In each stratum, items are sorted by a hash of their names, and the first ones are taken. If the items of a language do not correspond to those of
+    others, they are chosen by their places.
 
     Args:
         tasks: of one benchmark.
         limit: items to take in each language; None: no limit.
-        only_shared: leave out those that not all languages have.
+        only_shared: leave out items that not all languages have.
 
     Returns:
-        What languages have in common, and for each task the places of its chosen documents, ascending.
+        The items that languages share, and for each task the places of its chosen documents, ascending.
     """
     shared = corresponding(tasks)
     corresponds = set(shared.languages) if shared else set()
@@ -94,20 +95,20 @@ def choose(tasks: Sequence[Candidates], *, limit: int | None, only_shared: bool)
 
 
 def _pick(names: Sequence[tuple[str, str | None, str | None]], limit: int) -> set[tuple[str, str | None]]:
-    """The first ones by lot of each stratum; names are (task, key or place, stratum)."""
+    """The first items of each stratum in the order of their hash. Names are (task, key or place, stratum)."""
     by_stratum: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
     for task, name, stratum in names:
         by_stratum[f"{task}/{stratum}"].append((task, name))
     count = allot({stratum: len(members) for stratum, members in by_stratum.items()}, limit)
-    return {name for stratum, members in by_stratum.items() for name in sorted(members, key=_lot)[: count[stratum]]}
+    return {name for stratum, members in by_stratum.items() for name in sorted(members, key=_hash)[: count[stratum]]}
 
 
-def _lot(name: tuple[str, str | None]) -> str:
+def _hash(name: tuple[str, str | None]) -> str:
     return hashlib.sha256(f"item {name[0]} {name[1]}".encode()).hexdigest()
 
 
 def allot(sizes: Mapping[str, int], limit: int | None) -> dict[str, int]:
-    """How many to take of each stratum: in proportion, rounded by largest remainders, `limit` in all."""
+    """How many items to take from each stratum: in proportion, rounded by largest remainders, `limit` in total."""
     total = sum(sizes.values())
     if limit is None or limit >= total:
         return dict(sizes)

@@ -116,9 +116,9 @@ def measure_heatmap(overall: pd.DataFrame, languages: LanguagesConfig, measures:
 def confound_panel(confounds: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
     """What else differs between the languages: tokens and bytes per sentence, and FVU, L0 and residual norm over layers."""
     figure = new_figure(10.5, 6.8)
-    figure.get_layout_engine().set(h_pad=0.1)  # pyrefly: ignore[missing-attribute]
-    mosaic = [["tokens_per_sentence"] * 3 + ["bytes_per_sentence"] * 3, ["fvu"] * 2 + ["l0"] * 2 + ["residual_norm"] * 2]
-    panels = figure.subplot_mosaic(mosaic)  # pyrefly: ignore[no-matching-overload]
+    figure.set_layout_engine("constrained", h_pad=0.1)
+    letters = {"t": "tokens_per_sentence", "b": "bytes_per_sentence", "f": "fvu", "l": "l0", "n": "residual_norm"}
+    panels = {letters[letter]: axes for letter, axes in figure.subplot_mosaic("tttbbb;ffllnn").items()}
     groups = {"reference": (languages.reference,), "high": languages.high, "low": languages.low}
     of = {code: name for name, group in groups.items() for code in group}
     codes = [code for code in of if code in set(confounds["language"])]

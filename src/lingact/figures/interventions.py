@@ -33,23 +33,24 @@ def causal_matrix(table: pd.DataFrame) -> "Figure":
     decimals = 2 if reach >= 0.1 else 3
     image = None
     for axes, kind in zip(panels, kinds, strict=True):
-        cells = ablated[ablated["kind"] == kind].set_index(["owner", "measured"])
-        estimate = cells["estimate"].unstack("measured").reindex(index=owners, columns=measured)
+        cells = ablated[ablated["kind"] == kind]
+        estimate = cells.set_index(["owner", "measured"])["estimate"].unstack("measured").reindex(index=owners, columns=measured)
         image = axes.imshow(estimate.to_numpy(float), cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
-        for (owner, code), cell in cells.iterrows():  # pyrefly: ignore[not-iterable]
-            place = measured.index(code), owners.index(owner)
+        for cell in cells.to_dict("records"):
+            place = measured.index(cell["measured"]), owners.index(cell["owner"])
             sign = "*" if cell["lo"] > 0 or cell["hi"] < 0 else ""
             text = f"{round(cell['estimate'], decimals) + 0.0:.{decimals}f}{sign}".replace("-", "\N{MINUS SIGN}")
             colour = "white" if abs(cell["estimate"]) > 0.72 * reach else "black"
             axes.text(*place, text, ha="center", va="center", fontsize=8, color=colour)
-            if owner == code:
+            if cell["owner"] == cell["measured"]:
                 axes.add_patch(_frame(*place))
         axes.set_xticks(range(len(measured)), measured)
         axes.set_title(_TITLES[kind], fontsize=10)
         axes.set_xlabel("measured language")
     panels[0].set_yticks(range(len(owners)), owners)
     panels[0].set_ylabel("ablated language")
-    figure.colorbar(image, ax=panels, label="change of cross-entropy\n(nats per predicted token)", aspect=25)  # pyrefly: ignore[bad-argument-type]
+    assert image is not None
+    figure.colorbar(image, ax=list(panels), label="change of cross-entropy\n(nats per predicted token)", aspect=25)
     figure.supxlabel("frame: the own language   *: interval excludes 0", fontsize=9)
     return figure
 

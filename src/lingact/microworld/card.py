@@ -29,7 +29,7 @@ from lingact.files.atomic import write_atomically, write_json
 from lingact.microworld import LANGUAGES, world
 from lingact.models.lm import LanguageModel, load_model
 from lingact.models.sae import Dictionaries, load_dictionaries
-from lingact.report.words import markdown_table
+from lingact.report.phrases import markdown_table
 from lingact.statistics.bootstrap import interval
 
 PAPER_LANGUAGES = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))

@@ -19,7 +19,7 @@ from lingact.files.folders import make_folders, taken
 from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_organism, load_rows, load_saes
 from lingact.microworld.dictionaries import harvest, train_dictionary
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
-from lingact.report.words import markdown_table
+from lingact.report.phrases import markdown_table
 from lingact.statistics.bootstrap import interval
 
 MEASURES: dict[str, tuple[str, Pooling]] = {

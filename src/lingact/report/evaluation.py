@@ -7,9 +7,10 @@ import pandas as pd
 
 from lingact.catalogue.benchmarks import ALL, ORIGINS
 from lingact.config.jobs import EvalConfig
-from lingact.evaluation.tasks import QUESTIONS, Tasks
+from lingact.evaluation.task_loading import QUESTIONS
+from lingact.evaluation.tasks import Tasks
 from lingact.report.page import Section, run_facts, write_report
-from lingact.report.words import GROUPS, how_sure, listed, name_of
+from lingact.report.phrases import GROUPS, explain_intervals, listed, name_of
 
 GROUP_NAMES = {"all": "all languages", **GROUPS, "targets": "those trained for"}
 
@@ -182,7 +183,7 @@ def _reading_scores(config: EvalConfig) -> list[str]:
             "Accuracy is the share of items whose right option the model finds most likely, acc_norm the same by likelihood per character; chance is "
             "what guessing would give. A difference is adapter minus base on the same items: positive means the adapter helped."
         ),
-        f"Accuracies carry Wilson intervals. Of one adapter: {how_sure(config.confidence, config.resamples, 'facts')}",
+        f"Accuracies carry Wilson intervals. Of one adapter: {explain_intervals(config.confidence, config.resamples, 'facts')}",
         (
             "The headline is accuracy throughout, also where papers report acc_norm. p is exact: every fact's difference might as well have had the "
             "other sign (single items: McNemar's exact test; groups of unequal size: 20,000 random signs). p_mcnemar and p_mid count documents, not "

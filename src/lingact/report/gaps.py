@@ -1,10 +1,14 @@
-"""Gaps in words and tables."""
+"""Gaps of languages and groups against the reference: sentences, tables and the section."""
 
 import pandas as pd
 
+from lingact.analysis.measures import Stats
+from lingact.analysis.tables import Disparities, disparities, gap_summary, grouping_p, layer_table, range_table
 from lingact.catalogue.languages import LANGUAGES
 from lingact.config.data import LanguagesConfig
-from lingact.report.words import GROUPS, cells_by, listed, name_of, verdict, with_interval
+from lingact.figures import gaps as gap_figures
+from lingact.report.analysis_result import AnalysisResult, ReportSettings
+from lingact.report.phrases import GROUPS, MEASURES, cells_by, listed, name_of, sae_set_title, verdict, wide_cells, with_interval
 
 
 def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str = "mean") -> list[dict[str, str]]:
@@ -12,14 +16,15 @@ def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str
 
     Args:
         ranges: `tables.range_table`.
+        languages: their groups.
         statistic: mean over the layers of the range, or max.
     """
     cells = cells_by(ranges[ranges["statistic"] == statistic], "name", "range")
-    of = dict.fromkeys(languages.high, "high") | dict.fromkeys(languages.low, "low")
+    group_of = dict.fromkeys(languages.high, "high") | dict.fromkeys(languages.low, "low")
     rows = []
     for name in dict.fromkeys(ranges["name"]):
         row = (
-            {"language": name, "name": LANGUAGES[name].name, "group": of.get(name, "")}
+            {"language": name, "name": LANGUAGES[name].name, "group": group_of.get(name, "")}
             if name in LANGUAGES
             else {"language": name, "name": "", "group": "all"}
         )
@@ -44,12 +49,12 @@ def gaps_lead(ranges: pd.DataFrame, languages: LanguagesConfig) -> str:
 
 
 def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: LanguagesConfig, confidence: float, chance: float = float("nan")) -> str:
-    """How many languages of each group fall short of the reference, or lie above it, at more than half of the layers; and the group comparison.
+    """How many languages of each group fall short of the reference or lie above it at more than half of the layers, and how the groups compare.
 
     Args:
         layers: `tables.layer_table`.
         ranges: `tables.range_table`.
-        chance: `tables.grouping_p`; nan: not told.
+        chance: `tables.grouping_p`; nan: not reported.
     """
     count = layers["layer"].nunique()
     reference = name_of(languages.reference)
@@ -63,8 +68,8 @@ def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: Languag
         verdicts = {f"fall short of {reference}": short, f"lie above {reference}": above, "do neither": neither, "have no defined gap": undefined}
         parts = [f"{listed(members)} {verdict}" for verdict, members in verdicts.items() if members]
         if codes:
-            sentences.append(f"At more than half of the {count} layers, of {len(codes)} {group} languages {'; '.join(parts)}.")
-    sentences.append(f"A layer counts where the language's {confidence:.0%} band, simultaneous over layers, excludes 0.")
+            sentences.append(f"Of {len(codes)} {group} languages, at more than half of the {count} layers: {'; '.join(parts)}.")
+    sentences.append(f"A layer counts if the language's {confidence:.0%} band, which is simultaneous over layers, excludes 0.")
     sentences += _how_much_wider(layers, ranges)
     overall = ranges[(ranges["name"] == "low_vs_high") & (ranges["range"] == "all") & (ranges["statistic"] == "mean")]
     for cell in overall.to_dict("records"):
@@ -74,27 +79,63 @@ def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: Languag
         )
         if not pd.isna(chance):
             sentences.append(
-                f"That interval covers the choice of {cell['resampled']}, not of languages: {chance:.0%} of all ways to split these languages into "
-                "groups of these sizes give mean gaps at least as far apart."
+                f"That interval covers the choice of {cell['resampled']}, not of languages: of all ways to split these languages into groups of "
+                f"these sizes, {chance:.0%} give mean gaps that are at least as far apart."
             )
     return " ".join(sentences)
 
 
 def _how_much_wider(layers: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
-    """How many times as large standard errors are as if every sentence stood for itself; nothing where it does."""
+    """How much larger standard errors are than with single sentences; empty if single sentences are resampled."""
     by = str(layers["resampled"].iloc[0])
     if by == "sentences" or layers["wider"].isna().all():
         return []
     means = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")].set_index("name")["wider"]
-    groups = ", ".join(f"{means[group]:.2f} of the {title} group" for group, title in GROUPS.items() if group in means.index)
-    aside = f"; of the mean over layers {groups}" if groups else ""
-    times = f"{layers['wider'].median():.2f} times those by sentences (median over languages, groups and layers){aside}"
-    return [f"Drawn by {by}, standard errors are {times}."]
+    groups = ", ".join(f"{means[group]:.2f} for the {title} group" for group, title in GROUPS.items() if group in means.index)
+    means_over_layers = f"; for the mean over layers {groups}" if groups else ""
+    times = f"{layers['wider'].median():.2f} times those with single sentences (median over languages, groups and layers){means_over_layers}"
+    return [f"With {by} resampled, standard errors are {times}."]
 
 
 def wide_layers(layers: pd.DataFrame) -> pd.DataFrame:
-    """A row per layer, a column per language and group; an asterisk where the simultaneous band over layers excludes 0."""
+    """A row per layer, a column per language and group. An asterisk: the simultaneous band excludes 0."""
     marked = (layers["band_lo"] > 0) | (layers["band_hi"] < 0)
     cells = layers.assign(cell=[f"{gap:+.2f}{'*' if mark else ''}" for gap, mark in zip(layers["gap"], marked, strict=True)])
-    wide = cells.pivot_table(index="layer", columns="name", values="cell", aggfunc="first", sort=False)  # pyrefly: ignore[bad-argument-type]
+    wide = wide_cells(cells, "layer", "name")
     return wide.rename(columns=lambda name: name.replace("_", " ")).reset_index()
+
+
+_LARGEST = "Most positive gap of any layer in the range (biased upwards: it is the largest of noisy values)"
+
+
+def gap_result(stats: Stats, sae_set: str, settings: ReportSettings, *, measure: str, suffix: str = "") -> tuple[AnalysisResult, Disparities]:
+    """Which languages fall short of the reference, at which layers, by one set of SAEs.
+
+    Args:
+        stats: language -> its statistics.
+        sae_set: name of the set of SAEs.
+        settings: languages and statistics.
+        measure: of activation.
+        suffix: of file names; empty for the measuring SAEs.
+    """
+    found = disparities(stats, settings.languages, settings.statistics, settings.seed, measure=measure)
+    layers, ranges = layer_table(found), range_table(found)
+    chance = grouping_p(found, settings.languages)
+    text = analysis_text(layers, ranges, settings.languages, settings.statistics.confidence, chance)
+    shown = {
+        "Gap by range of layers, mean": pd.DataFrame(gap_rows(ranges, settings.languages)),
+        _LARGEST: pd.DataFrame(gap_rows(ranges, settings.languages, statistic="max")),
+        "Gap by layer (*: the band, simultaneous over layers, excludes 0)": wide_layers(layers),
+    }
+    figures = {
+        f"gap_heatmap{suffix}": gap_figures.gap_heatmap(layers, settings.languages, settings.statistics.confidence),
+        f"gap_groups{suffix}": gap_figures.group_curves(found),
+    }
+    frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
+    heading = f"Gaps by the {sae_set_title(sae_set)} SAEs, measured {MEASURES[measure]}"
+    printed = {} if suffix else {f"Activation gap against {settings.languages.reference}": next(iter(shown.values()))}
+    if suffix:  # SAEs that check the measuring ones: their numbers are compared among the controls
+        figures.pop(f"gap_groups{suffix}")
+        shown = {title: frame for title, frame in shown.items() if title.startswith("Gap by layer")}
+    lead = "" if suffix else gaps_lead(ranges, settings.languages)
+    return AnalysisResult(heading, text, lead, frames, figures, shown, summary=gap_summary(found), printed=printed), found

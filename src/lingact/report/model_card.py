@@ -13,8 +13,8 @@ from lingact.errors import UserError
 from lingact.evaluation.scores import difference_rows
 from lingact.files.earlier import RENAMED_COLUMNS, RENAMED_TABLES
 from lingact.report.evaluation import notices_of_tables
+from lingact.report.phrases import markdown_table, name_of, with_interval
 from lingact.report.training import train_tables, training_text
-from lingact.report.words import markdown_table, name_of, with_interval
 from lingact.runtime.tracking import read_manifest
 
 _OF_TRAINING = ("change_by_layer", "change_by_range", "retention", "bits")
@@ -23,7 +23,7 @@ _KINDS = {"lora": "LoRA", "vera": "VeRA", "ia3": "IA3", "loha": "LoHa", "lokr": 
 
 
 @dataclass(frozen=True)
-class Exam:
+class BenchmarkResults:
     """An evaluation in which the adapter took part."""
 
     config: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class _Results:
+class _Part:
     """A part of the card: what was measured, how to read it, and tables in Markdown by their headings."""
 
     lead: str
@@ -60,7 +60,7 @@ def read_tables(run: Path) -> dict[str, pd.DataFrame]:
     return found
 
 
-def read_exam(run: Path, config: Mapping[str, Any], adapter_sha256: str) -> Exam:
+def read_benchmark_results(run: Path, config: Mapping[str, Any], adapter_sha256: str) -> BenchmarkResults:
     """The part of an evaluation that is about one adapter.
 
     Args:
@@ -81,7 +81,7 @@ def read_exam(run: Path, config: Mapping[str, Any], adapter_sha256: str) -> Exam
         raise UserError(f"--eval: '{run}' has lost its tables; evaluate again, or leave --eval out")
     labels = dict.fromkeys(map(str, tables["differences"]["model"]))
     label = max((label for label in labels if own[0] == label or own[0].startswith(f"{label}_seed")), key=len)
-    return Exam(config, tables, label, sum(name == label or name.startswith(f"{label}_seed") for name in names))
+    return BenchmarkResults(config, tables, label, sum(name == label or name.startswith(f"{label}_seed") for name in names))
 
 
 def model_card(
@@ -91,7 +91,7 @@ def model_card(
     manifest: Mapping[str, Any],
     caution: str,
     tables: Mapping[str, pd.DataFrame],
-    exam: Exam | None,
+    benchmarks: BenchmarkResults | None,
 ) -> str:
     """The card in Markdown, with the front matter that the hub reads.
 
@@ -130,9 +130,9 @@ def model_card(
         base_sha256=identity["sha256"],
         dtype=identity["dtype"],
         facts=_facts(config, manifest),
-        training=_of_training(config, caution, tables) if told else None,
-        evaluation=_of_exam(exam, config) if exam else None,
-        limits=_limits(config, manifest, exam),
+        training=_training_part(config, caution, tables) if told else None,
+        evaluation=_benchmark_part(benchmarks, config) if benchmarks else None,
+        limits=_limits(config, manifest, benchmarks),
     )
 
 
@@ -203,7 +203,7 @@ def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _of_training(config: Mapping[str, Any], caution: str, tables: Mapping[str, pd.DataFrame]) -> _Results:
+def _training_part(config: Mapping[str, Any], caution: str, tables: Mapping[str, pd.DataFrame]) -> _Part:
     settings, reference = config["statistics"], config["languages"]["reference"]
     first = tables["change_by_range"].iloc[0]
     count, by = first["n"], first.get("resampled", "sentences")  # tables of earlier versions do not say; they drew sentences
@@ -220,7 +220,7 @@ def _of_training(config: Mapping[str, Any], caution: str, tables: Mapping[str, p
         lead += " The held-out SAEs took no part in training."
     shown = train_tables(tables, config["lang"], reference)
     shown.pop("Trained languages, layer by layer")
-    return _Results(
+    return _Part(
         lead,
         "\n\n".join(text for text in (caution, training_text(tables, config["lang"], reference)) if text),
         (),
@@ -234,20 +234,24 @@ _SPLITS = {
 }
 
 
-def _of_exam(exam: Exam, config: Mapping[str, Any]) -> _Results:
-    asked, how = exam.config["tasks"], exam.config
-    own = {name: frame[frame["model"] == exam.label] for name, frame in exam.tables.items() if name in ("differences", "bits", "contamination")}
+def _benchmark_part(benchmarks: BenchmarkResults, config: Mapping[str, Any]) -> _Part:
+    asked, how = benchmarks.config["tasks"], benchmarks.config
+    own = {
+        name: frame[frame["model"] == benchmarks.label]
+        for name, frame in benchmarks.tables.items()
+        if name in ("differences", "bits", "contamination")
+    }
     differences = own["differences"]
     limit = f", {asked['limit']} items of each" if asked["limit"] is not None else ""
     shots = "as many examples as each task says" if asked["fewshot"] is None else f"{asked['fewshot']} examples"
     whose = (
         "this adapter"
-        if exam.seeds == 1
-        else f"the mean of {exam.seeds} adapters that differ in their seed, of which this is one; intervals hold for all such seeds"
+        if benchmarks.seeds == 1
+        else f"the mean of {benchmarks.seeds} adapters that differ in their seed, of which this is one; intervals hold for all such seeds"
     )
-    benchmarks = list(dict.fromkeys(differences.loc[differences["task"] != ALL, "task"]))
+    names = list(dict.fromkeys(differences.loc[differences["task"] != ALL, "task"]))
     lead = (
-        f"Accuracy with the adapter minus accuracy of the base model on the same items of {', '.join(benchmarks)}{limit}; {shots}. The numbers are "
+        f"Accuracy with the adapter minus accuracy of the base model on the same items of {', '.join(names)}{limit}; {shots}. The numbers are "
         f"of {whose}. Brackets hold the {how['confidence']:.0%} interval; *detectable* is the smallest true difference that so many items would have "
         f"shown in {how['power']:.0%} of such experiments; p (Holm) is corrected over all languages, benchmarks and recipes of that evaluation."
     )
@@ -270,11 +274,11 @@ def _of_exam(exam: Exam, config: Mapping[str, Any]) -> _Results:
     # Where the evaluation found the training text, or did not, is a place on its machine.
     contamination = own["contamination"].assign(corpus=_named(_corpora(config)[0]))
     contamination["reason"] = contamination["reason"].where(contamination["reason"].isna(), "it was not at hand")
-    notices = notices_of_tables({"accuracy": exam.tables["accuracy"], "contamination": contamination})
-    return _Results(lead, "", notices, [(heading, markdown_table(frame)) for heading, frame in tables.items() if len(frame)])
+    notices = notices_of_tables({"accuracy": benchmarks.tables["accuracy"], "contamination": contamination})
+    return _Part(lead, "", notices, [(heading, markdown_table(frame)) for heading, frame in tables.items() if len(frame)])
 
 
-def _limits(config: Mapping[str, Any], manifest: Mapping[str, Any], exam: Exam | None) -> list[str]:
+def _limits(config: Mapping[str, Any], manifest: Mapping[str, Any], benchmarks: BenchmarkResults | None) -> list[str]:
     """What was not tested, and what the numbers do not say."""
     reference, known = config["languages"]["reference"], {*config["lang"], config["languages"]["reference"]}
     others = [code for code in (*config["languages"]["high"], *config["languages"]["low"]) if code not in known]
@@ -300,7 +304,7 @@ def _limits(config: Mapping[str, Any], manifest: Mapping[str, Any], exam: Exam |
         found.append("It was measured on other sentences of the corpus that it was trained on: how it does on another kind of text was not measured.")
     if config["sae"]["heldout"] is None or config["split"] == "dev":
         found.append("No other SAEs than those of the loss have looked at the result.")
-    if exam is None:
+    if benchmarks is None:
         found.append("No benchmark was asked.")
     if manifest["git"]["dirty"]:
         found.append("The code had local changes that no commit tells.")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 
@@ -15,37 +15,46 @@ from lingact.runtime.tracking import DPI, read_manifest
 from lingact.statistics.bootstrap import Resampling
 
 _LONG = 30
-"""Tables with more rows are folded away."""
+"""Tables with more rows than this are folded."""
 _CAPTIONS = {
     "gap_heatmap_random": "Gap of each language at each layer by SAEs with random directions, mean over the draws.",
     "gap_heatmap": "Gap of each language at each layer; the reference is the zero of the scale.",
     "gap_groups": "Gap of the language groups over the layers.",
-    "confounds": "What else differs between the languages and could pass for weak features.",
+    "confounds": "What else differs between the languages and could look like weak features.",
     "measures": "Gap by other measures of activation, mean over all layers; the sign can depend on the measure.",
-    "similarity": "Similarity of translations to the reference over the layers, and what shuffled pairs reach.",
+    "similarity": "Similarity of translations to the reference over the layers, with shuffled pairs for comparison.",
     "separation": "How well one number per sentence tells a language from the reference (AUC; 0.5 is chance).",
-    "feature_counts": "Language-specific features by language and layer: found on one half of the sentences, confirmed on the other.",
+    "feature_counts": "Language-specific features by language and layer, found on one half of the sentences and confirmed on the other.",
     "feature_rates": "How often the strongest language-specific features fire in every language (confirmation half).",
     "spliced": "Rise of the cross-entropy when the SAE's reconstruction replaces the residual at one layer.",
-    "causal_matrix": "Change of the cross-entropy when features of one language (rows) are taken away, in every language (columns).",
+    "causal_matrix": "Change of the cross-entropy in every language (columns) when the features of one language (rows) are ablated.",
     "dose_response": "Change of the cross-entropy over the dose.",
     "scores": "Gap and benchmark score of each language, with uncorrected p.",
     "side_by_side": "Similarity, gap and benchmark scores of the same languages.",
-    "trade_off": "What closing the gap costs: each point is a method, bars are ranges over seeds, hollow squares are controls.",
-    "change": "Gap of the trained languages before and after training; the reference is frozen at the base model.",
+    "trade_off": "The cost of closing the gap. Each point is a method; bars are ranges over seeds, hollow squares are controls.",
+    "change": "Gap of the trained languages before and after training; the activation of the reference is that of the base model.",
     "loss": "Raw value of each loss term during training.",
     "accuracy": "Benchmark accuracy of the base model.",
     "differences": "Difference in benchmark accuracy, adapter minus base.",
 }
 
 
+class _Table(TypedDict):
+    """A table as the template reads it."""
+
+    title: str
+    columns: list[dict[str, str]]
+    rows: list[tuple[str, ...]]
+    long: bool
+
+
 @dataclass(frozen=True)
 class Card:
-    """A feature and where it is strong."""
+    """A box on the page: a feature with its strongest contexts, or a prompt with its continuations."""
 
     title: str
     link: str | None
-    """A page elsewhere."""
+    """Address of a page about it; None: there is none."""
     facts: Sequence[str]
     contexts: Sequence[tuple[str, str, str, str]]
     """Label, text before, the token, text after."""
@@ -66,7 +75,7 @@ class Section:
 
 
 def run_facts(folder: Path) -> dict[str, str]:
-    """Who and what, from the manifest of a run folder."""
+    """Facts of a run, from its manifest: command, code, model, data."""
     manifest = read_manifest(folder)
     git = manifest.get("git") or {}
     facts = {"command": manifest["command"], "run folder": str(folder), "started": manifest["started"], "seed": str(manifest["seed"])}
@@ -78,7 +87,7 @@ def run_facts(folder: Path) -> dict[str, str]:
     for part, found in manifest["identity"].items():
         if part == "tasks":
             continue
-        # SAEs come as several by name, the rest as one.
+        # There are several SAEs by name, and one of everything else.
         several = found if found and all(isinstance(value, dict) for value in found.values()) else {"": found}
         label = {"sae": "SAEs,"}.get(part, part)
         facts |= {f"{label} {name}".strip(): _identity(entry) for name, entry in several.items() if entry}
@@ -97,7 +106,14 @@ def _joined(value: object) -> str:
 
 
 def measured_facts(folder: Path, config: Job, identity: Mapping[str, str], drawn: Resampling) -> dict[str, str]:
-    """`run_facts`, and how it was measured."""
+    """`run_facts`, and how it was measured.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        identity: header of its statistics.
+        drawn: what is resampled.
+    """
     settings = config.statistics
     return run_facts(folder) | {
         "sentences measured": str(len(drawn.unit)),
@@ -110,14 +126,18 @@ def measured_facts(folder: Path, config: Job, identity: Mapping[str, str], drawn
 
 
 def write_report(folder: Path, title: str, lead: str, sections: Sequence[Section], facts: Mapping[str, str], *, reading: Sequence[str]) -> Path:
-    """Write `report.html`: one file that needs no other and no network.
+    """Write `report.html`: one file that needs no other files and no network.
 
     Args:
+        folder: of the run.
         title: headline.
-        lead: what was found; paragraphs, with blank lines between them.
-        sections: figures, tables and text.
-        facts: what stands in the page's head; empty values are left out.
+        lead: the main results; paragraphs with blank lines between them.
+        sections: text, figures and tables.
+        facts: about the run, shown at the head of the page; empty values are left out.
         reading: paragraphs on how to read the numbers.
+
+    Returns:
+        The path of the page.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -147,14 +167,14 @@ def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in text.split("\n\n") if part.strip()]
 
 
-def _embedded(name: str, png: bytes) -> dict[str, Any]:
+def _embedded(name: str, png: bytes) -> dict[str, str | int]:
     caption = next((caption for known, caption in _CAPTIONS.items() if name.startswith(known)), name.replace("_", " "))
-    # Shown at the size it was drawn for, so that letters are of one size in all figures. Bytes 16 to 20 of a PNG are its width.
+    # Shown at its own size, so that letters have one size in all figures. Bytes 16 to 20 of a PNG are its width.
     width = int.from_bytes(png[16:20]) * 96 // DPI
     return {"caption": caption, "data": base64.b64encode(png).decode(), "width": width}
 
 
-def _table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
+def _table(title: str, frame: pd.DataFrame) -> _Table:
     columns = [[_cell(value) for value in frame[name]] for name in frame]
     return {
         "title": title,
@@ -165,7 +185,7 @@ def _table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _kind(cells: Sequence[str]) -> str:
-    """How a column is set: numbers to the right, sentences wrapped."""
+    """The style of a column: numbers are aligned to the right, sentences are wrapped."""
     return "number" if all(_NUMBER.match(cell) for cell in cells) else "prose" if max(map(len, cells), default=0) > _PROSE else ""
 
 

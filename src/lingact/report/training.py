@@ -11,7 +11,7 @@ from lingact.activations.measure import ADAPTER, BASE
 from lingact.analysis.changes import OVER_BASE
 from lingact.config.jobs import TrainConfig
 from lingact.report.page import Card, Section, measured_facts, write_report
-from lingact.report.words import Cells, cells_by, name_of, plain, reading_gaps, sae_set_title, share_of, with_interval
+from lingact.report.phrases import Cells, cells_by, name_of, plain, reading_gaps, sae_set_title, share_of, with_interval
 from lingact.statistics.bootstrap import Resampling
 
 Frames = Mapping[str, pd.DataFrame]

@@ -21,17 +21,17 @@ _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class How:
-    """How sure we want to be, and of what."""
+class TestSettings:
+    """Settings of intervals and tests."""
 
     resamples: int
     confidence: float
-    """Of the intervals, and one minus the level of the test behind a detectable effect; 0 to 1."""
+    """Confidence of the intervals; one minus it is the level of the tests. From 0 to 1."""
     seed: int
     power: float = 0.8
-    """Share of the experiments in which an effect of the detectable size would be found."""
+    """Share of experiments in which an effect of the detectable size would be found. From 0 to 1."""
     block: int | None = None
-    """Sentences of text without documents that are drawn together; None: each by itself. Of no meaning for facts."""
+    """Sentences that are resampled together, for text without documents; None: each by itself. It has no effect on facts."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def wilson(hits: Float[np.ndarray, " item"], *, confidence: float, effective_n: 
     return Estimate(len(hits), share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
-def bootstrap_difference(sums: Float[np.ndarray, " cluster"], sizes: Int[np.ndarray, " cluster"], how: How) -> tuple[Estimate, float]:
+def bootstrap_difference(sums: Float[np.ndarray, " cluster"], sizes: Int[np.ndarray, " cluster"], settings: TestSettings) -> tuple[Estimate, float]:
     """Mean per item with the percentile interval of a bootstrap over clusters, and the two-sided p against 0 that inverts this interval.
 
     A resample depends only on how often it draws clusters of each (sum, size), so it is one multinomial draw over the distinct ones. p is
@@ -122,11 +122,11 @@ def bootstrap_difference(sums: Float[np.ndarray, " cluster"], sizes: Int[np.ndar
         raise ValueError("no items: their mean is undefined")
     # Weighted sums that are equal may differ in the last digit; told apart, they would only cost time.
     distinct, counts = np.unique(np.stack([sums.round(12), sizes], axis=1), axis=0, return_counts=True)
-    draws = np.random.default_rng(how.seed).multinomial(len(sums), counts / len(sums), size=how.resamples)
+    draws = np.random.default_rng(settings.seed).multinomial(len(sums), counts / len(sums), size=settings.resamples)
     means = (draws @ distinct[:, 0]) / (draws @ distinct[:, 1])
-    lo, hi = np.quantile(means, [0.5 - how.confidence / 2, 0.5 + how.confidence / 2])
+    lo, hi = np.quantile(means, [0.5 - settings.confidence / 2, 0.5 + settings.confidence / 2])
     below, above = float((means < -_ROUNDING).mean()), float((means > _ROUNDING).mean())
-    p = min(1.0, max(1 + min(below - above, above - below), 1 / (how.resamples + 1)))
+    p = min(1.0, max(1 + min(below - above, above - below), 1 / (settings.resamples + 1)))
     return Estimate(int(sizes.sum()), float(sums.sum() / sizes.sum()), float(lo), float(hi)), p
 
 
@@ -337,8 +337,8 @@ def exact_floor(sums: Float[np.ndarray, " cluster"], items: int, *, confidence: 
     return float(gamma.ppf(power, fewest_one_sided(confidence))) * cluster_unit(sums) / items
 
 
-def detectable_difference(sums: Float[np.ndarray, " cluster"], items: int, how: How, crossed: Crossed | None = None) -> float:
-    """Smallest true difference of accuracies that would have been found with probability `how.power`; nan where not even 1 would.
+def detectable_difference(sums: Float[np.ndarray, " cluster"], items: int, settings: TestSettings, crossed: Crossed | None = None) -> float:
+    """Smallest true difference of accuracies that would have been found with probability `settings.power`; nan where not even 1 would.
 
     `minimum_detectable_effect`, no less than `exact_floor`: models that hardly differ leave next to no error, but also no test.
 
@@ -348,6 +348,6 @@ def detectable_difference(sums: Float[np.ndarray, " cluster"], items: int, how: 
         crossed: the effects of several seeds, whose error and freedom count then. None: one seed, by the error under the null.
     """
     error, freedom = (null_standard_error(sums, items), None) if crossed is None else (crossed.standard_error, crossed.freedom)
-    effect = minimum_detectable_effect(error, confidence=how.confidence, power=how.power, freedom=freedom)
-    floor = exact_floor(sums, items, confidence=how.confidence, power=how.power)
+    effect = minimum_detectable_effect(error, confidence=settings.confidence, power=settings.power, freedom=freedom)
+    floor = exact_floor(sums, items, confidence=settings.confidence, power=settings.power)
     return max(effect, floor) if max(effect, floor) <= 1 else np.nan

@@ -1,4 +1,4 @@
-"""Did it help, for whom, and is the difference real? Benchmarks and held-out text in every language, base model against adapters, item by item."""
+"""eval.py: score the base model and adapters on benchmarks and held-out text, and compare them item by item."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from lingact.data.corpus import ParallelCorpus, load_corpus
 from lingact.errors import UserError
 from lingact.evaluation import scores
 from lingact.evaluation.bits_per_byte import Nats, lost_nats, sentence_nats
-from lingact.evaluation.harness import Answers, Scorer, batch_size_for, identity_of, results
-from lingact.evaluation.recipes import Candidate, Recipe, find_recipes
-from lingact.evaluation.results import BASE, Answered, Exam, find
+from lingact.evaluation.harness import AnswerCache, Scorer, batch_size_for, identity_of, results
+from lingact.evaluation.recipes import Adapter, Recipe, find_recipes
+from lingact.evaluation.results import BASE, EvaluationData, ModelAnswers, result_tables
 from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.figures import evaluation as figures
 from lingact.files.atomic import write_atomically, write_json
@@ -25,58 +25,59 @@ from lingact.models.adapter_sources import SETTINGS, WEIGHTS, expand_adapters, f
 from lingact.models.adapters import load_adapter, unload_adapter
 from lingact.models.lm import LanguageModel, load_model
 from lingact.report import evaluation as report
-from lingact.report.words import cautions_of
+from lingact.report.phrases import cautions_of
 from lingact.runtime.distributed import broadcast, process_group, rank
 from lingact.runtime.terminal import note, show
 from lingact.runtime.tracking import Run, open_run
 
 
 def run(config: EvalConfig, folder: Path) -> float | None:
-    """Ask the base model and every adapter the same questions, compare their answers, and write tables, figures and a report into the run folder.
+    """Score the base model and every adapter on the same questions, compare them, and write tables, figures and a report into the run folder.
 
-    Several processes share the questions and the text; the first one tells. A finished task is kept at once: an interrupted run goes on behind it.
+    Several processes divide the questions and the text; the first one writes. The answers to a finished task are stored at once, so that an
+    interrupted run continues after it.
 
     Returns:
-        The difference in accuracy, mean over the languages; None for the base model alone, or several recipes.
+        The difference in accuracy, mean over the languages; None for the base model alone, or for several recipes.
 
     Raises:
-        UserError: a task, the text, the model or an adapter is missing or does not fit. All is found out before the first question.
+        UserError: a task, the text, the model or an adapter is missing or does not fit. All is checked before the first question.
     """
     with open_run("eval", config, config.tracking, folder) as run:
         recipes = find_recipes({adapter: find_adapter(adapter) for adapter in expand_adapters(config.adapter)})
         tasks = load_tasks(config.tasks, config.languages.all)
         text = held_out_text(config)
         lm = load_model(config.model, config.device)
-        candidates = [candidate for recipe in recipes for candidate in recipe.candidates]
-        for candidate in candidates:
-            check_adapter(lm.model, str(candidate.place), base_sha256=lm.identity["sha256"])
-        refuse_copies(candidates)
+        adapters = [adapter for recipe in recipes for adapter in recipe.adapters]
+        for adapter in adapters:
+            check_adapter(lm.model, str(adapter.place), base_sha256=lm.identity["sha256"])
+        refuse_copies(adapters)
         run.identify(model=lm.identity, tasks=tasks.identity, **({} if text is None else {"text": {"name": text.name, "sha256": text.sha256}}))
-        exam = Exam(tasks, text)
+        data = EvaluationData(tasks, text)
         with process_group(config.devices, config.nodes):
-            answered = ask_everyone(config, run, lm, exam, candidates)
+            answered = score_models(config, run, lm, data, adapters)
         if not run.first:
             return None
         save_samples(folder, tasks.instances, answered, config)
-        return conclude(run, config, exam, recipes, answered)
+        return write_results(run, config, data, recipes, answered)
 
 
-def refuse_copies(candidates: Sequence[Candidate]) -> None:
-    """Two copies of one adapter would pass for two seeds.
+def refuse_copies(adapters: Sequence[Adapter]) -> None:
+    """Check that no adapter is given twice: two copies of one adapter would count as two seeds.
 
     Raises:
-        UserError: there are.
+        UserError: one is.
     """
     seen: dict[bytes, str] = {}
-    for candidate in candidates:
-        content = hashlib.sha256((candidate.place / WEIGHTS).read_bytes() + (candidate.place / SETTINGS).read_bytes()).digest()
+    for adapter in adapters:
+        content = hashlib.sha256((adapter.place / WEIGHTS).read_bytes() + (adapter.place / SETTINGS).read_bytes()).digest()
         if content in seen:
-            raise UserError(f"adapter: '{candidate.given}' is the same adapter as '{seen[content]}'; give every adapter once")
-        seen[content] = candidate.given
+            raise UserError(f"adapter: '{adapter.given}' is the same adapter as '{seen[content]}'; give each adapter once")
+        seen[content] = adapter.given
 
 
 def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
-    """The aligned sentences for bits per byte."""
+    """The aligned sentences for bits per byte; None if the configuration asks for none."""
     if config.text_split is None:
         return None
     corpus = load_corpus(config.corpus, config.languages.all).split(config.text_split, config.corpus.splits)
@@ -84,61 +85,61 @@ def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
     return corpus
 
 
-def ask_everyone(config: EvalConfig, run: Run, lm: LanguageModel, exam: Exam, candidates: Sequence[Candidate]) -> dict[str, Answered]:
-    """Name -> what that model answered: the base model and every adapter, one after the other on the one model in memory."""
-    instances = exam.tasks.instances
-    answers = Answers(config.cache / "answers" if config.cache else broadcast(run.folder) / "answers")
+def score_models(config: EvalConfig, run: Run, lm: LanguageModel, data: EvaluationData, adapters: Sequence[Adapter]) -> dict[str, ModelAnswers]:
+    """Score the base model and then every adapter, with one model in memory. Returns the answers by name of the model."""
+    instances = data.tasks.instances
+    answers = AnswerCache(config.cache / "answers" if config.cache else broadcast(run.folder) / "answers")
     batch_size = batch_size_for(lm, instances) if config.tasks.batch_size == "auto" else config.tasks.batch_size
     options = sum(len(each.requests) for each in instances)
-    found: dict[str, Answered] = {}
-    with tqdm(total=options * (1 + len(candidates)), unit=" options", leave=False, dynamic_ncols=True, smoothing=0.1) as bar:
+    found: dict[str, ModelAnswers] = {}
+    with tqdm(total=options * (1 + len(adapters)), unit=" options", leave=False, dynamic_ncols=True, smoothing=0.1) as bar:
         scorer = Scorer(lm, batch_size, answers, bar)
         try:
-            for candidate, sha256 in _in_turn(lm, candidates):
-                name = BASE if candidate is None else candidate.name
-                if candidate is not None:
-                    part = "adapter" if len(candidates) == 1 else f"adapter {name}"
-                    run.identify(**{part: {"name": candidate.given, "sha256": sha256}})
+            for adapter, sha256 in _in_turn(lm, adapters):
+                name = BASE if adapter is None else adapter.name
+                if adapter is not None:
+                    part = "adapter" if len(adapters) == 1 else f"adapter {name}"
+                    run.identify(**{part: {"name": adapter.given, "sha256": sha256}})
                 bar.set_description(name)
                 scored = scorer.score(lm.model, instances, sha256)
-                found[name] = Answered(scored, _nats(config, lm, exam.text, sha256, answers, name))
+                found[name] = ModelAnswers(scored, _nats(config, lm, data.text, sha256, answers, name))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"the answers to {scorer.kept} of {len(instances) * (1 + len(candidates))} tasks") from None
+            raise KeyboardInterrupt(f"the answers to {scorer.kept} of {len(instances) * (1 + len(adapters))} tasks") from None
     if scorer.batch_size < batch_size:
-        note(f"out of memory with {batch_size} options at a time; went on with {scorer.batch_size}")
+        note(f"out of memory with {batch_size} options at a time; continued with {scorer.batch_size}")
     return found
 
 
-def _in_turn(lm: LanguageModel, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate | None, str | None]]:
-    """The base model, then each adapter, which `lm` carries while it is its turn; with the hash of its weights."""
+def _in_turn(lm: LanguageModel, adapters: Sequence[Adapter]) -> Iterator[tuple[Adapter | None, str | None]]:
+    """Yield None for the base model, then each adapter, loaded into `lm`, with the hash of its weights."""
     yield None, None
-    for candidate in candidates:
-        wrapped = load_adapter(lm.model, str(candidate.place), base_sha256=lm.identity["sha256"])
+    for adapter in adapters:
+        wrapped = load_adapter(lm.model, str(adapter.place), base_sha256=lm.identity["sha256"])
         lm.model = wrapped
         try:
-            yield candidate, adapter_hash(wrapped)
+            yield adapter, adapter_hash(wrapped)
         finally:
             lm.model = unload_adapter(wrapped)
 
 
-def _nats(config: EvalConfig, lm: LanguageModel, text: ParallelCorpus | None, adapter: str | None, answers: Answers, name: str) -> Nats:
-    """Cross-entropies of the text, kept like the answers to questions."""
+def _nats(config: EvalConfig, lm: LanguageModel, text: ParallelCorpus | None, adapter: str | None, answers: AnswerCache, name: str) -> Nats:
+    """Cross-entropies of the text, stored like the answers to questions."""
     import numpy as np
 
     if text is None:
         return {}
     identity = identity_of(lm, adapter) | {"text": text.sha256, "batch_tokens": config.batch_tokens}
-    kept = broadcast(answers.recall(identity) if rank() == 0 else None)
+    kept = broadcast(answers.get(identity) if rank() == 0 else None)
     if kept is None:
         found = sentence_nats(lm, text, batch_tokens=config.batch_tokens, title=f"{name}, text")
         kept = {code: nats.tolist() for code, nats in found.items()}
         if rank() == 0:
-            answers.keep(identity, kept)
+            answers.put(identity, kept)
     return {code: np.array(nats) for code, nats in kept.items()}
 
 
-def save_samples(folder: Path, instances: Sequence[TaskInstance], answered: dict[str, Answered], config: EvalConfig) -> None:
-    """`samples/<model>_<task>.jsonl`: what was asked and how each option scored; `results/<model>.json`: the scores in lm-eval's format."""
+def save_samples(folder: Path, instances: Sequence[TaskInstance], answered: dict[str, ModelAnswers], config: EvalConfig) -> None:
+    """Write `samples/<model>_<task>.jsonl`, with every question and the scores of its options, and `results/<model>.json` in lm-eval's format."""
     for name, each in answered.items():
         for task, records in each.run.samples.items():
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -151,33 +152,33 @@ def _samples(folder: Path, name: str, task: str) -> Path:
     return folder / "samples" / f"{name}_{task}.jsonl"
 
 
-# --- what it says --------------------------------------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------------------------------------------------
 
 
-def conclude(run: Run, config: EvalConfig, exam: Exam, recipes: Sequence[Recipe], answered: dict[str, Answered]) -> float | None:
-    """Tables, figures, summary, report and the printed answer.
+def write_results(run: Run, config: EvalConfig, data: EvaluationData, recipes: Sequence[Recipe], answered: dict[str, ModelAnswers]) -> float | None:
+    """Write tables, figures, summary and report, and print the result.
 
     Returns:
         As `run`.
     """
-    tables = find(config, exam, recipes, answered)
+    tables = result_tables(config, data, recipes, answered)
     for name, frame in tables.items():
         run.table(name, frame)
     run.artifact(("samples",), "samples", [_samples(run.folder, name, task) for name, each in answered.items() for task in each.run.samples])
     summary = scores.summary(tables["accuracy"], tables.get("differences"), tables.get("bits"), [recipe.label for recipe in recipes])
     run.summary(summary)
-    notices = report.notices(config, exam.tasks, answered[BASE].run.truncated, tables)
-    if exam.text is not None:
-        notices += [f"bits per byte: {caution}" for caution in cautions_of(exam.text.resampling(config.block), config.block, "block")]
+    notices = report.notices(config, data.tasks, answered[BASE].run.truncated, tables)
+    if data.text is not None:
+        notices += [f"bits per byte: {caution}" for caution in cautions_of(data.text.resampling(config.block), config.block, "block")]
     if lost := lost_nats({name: each.nats for name, each in answered.items()}, config.model.dtype):
         notices.insert(0, lost)
-    written = tell(run, config, tables, notices, recipes)
+    written = write_page(run, config, tables, notices, recipes)
     show([{"run folder": str(run.folder), "report": str(written)}])
     return summary.get("acc/all/all/delta", summary.get(f"acc/all/{config.languages.reference}/delta"))
 
 
-def tell(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices: Sequence[str], recipes: Sequence[Recipe]) -> Path:
-    """The page and the terminal's tables."""
+def write_page(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices: Sequence[str], recipes: Sequence[Recipe]) -> Path:
+    """Draw the figures, write the page, and print the tables and notices. Returns the path of the page."""
     accuracy, differences = tables["accuracy"], tables.get("differences")
     sections = []
     if differences is None:
@@ -190,10 +191,10 @@ def tell(run: Run, config: EvalConfig, tables: dict[str, pd.DataFrame], notices:
             if name in ("differences", "bits", "contamination", "changed")
         }
         name = "differences" if len(recipes) == 1 else f"differences_{recipe.label}"
-        drawn = run.figure(name, figures.difference_figure(own["differences"], config.languages, confidence=config.confidence, power=config.power))
-        sections.append(report.difference_section(recipe.label, len(recipe.candidates), own, name, drawn, config))
+        figure = run.figure(name, figures.difference_figure(own["differences"], config.languages, confidence=config.confidence, power=config.power))
+        sections.append(report.difference_section(recipe.label, len(recipe.adapters), own, name, figure, config))
         rows = scores.difference_rows(own["differences"], own.get("bits"))
-        show(rows, title=report.difference_title(recipe.label, len(recipe.candidates), config))
+        show(rows, title=report.difference_title(recipe.label, len(recipe.adapters), config))
     sections.append(report.accuracy_section(tables, run.figure("accuracy", figures.accuracy_figure(accuracy, confidence=config.confidence))))
     written = report.write_evaluation(run.folder, config, [*sections, report.data_section(tables)], notices, differences)
     for notice in notices:

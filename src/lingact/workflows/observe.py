@@ -1,4 +1,4 @@
-"""Everything analyze.py needs the model for: passes over text, kept in the run's `stats/` folder so that they go on after a kill."""
+"""Everything that analyze.py needs the model for: passes over text, stored in the run's `stats/` folder so that an interrupted run continues."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -59,26 +59,26 @@ _NAMES = {"random_rates": "random_tokens.safetensors", "spliced": "spliced.safet
 
 @dataclass(frozen=True)
 class Observations:
-    """What the passes saw. None: not asked for."""
+    """The results of the passes. None: not asked for."""
 
     measured: Measurement
     features: dict[str, pd.DataFrame] | None = None
-    """Meter (measuring; draws of random directions where there are any) -> `language_features.find_features`."""
+    """Set of SAEs (measuring, and draws of random directions) -> `language_features.find_features`."""
     contexts: list[Context] | None = None
     links: dict[tuple[int, int], str] | None = None
-    """(layer, latent) -> its page at Neuronpedia, of the features that have contexts."""
+    """(layer, latent) -> its page at Neuronpedia, for the features that have contexts."""
     spliced: SplicedLosses | None = None
     causal: CausalLosses | None = None
     spliced_after: SplicedLosses | None = None
-    """`spliced` and `causal` of the adapted model, where there is one."""
+    """`spliced` and `causal` for the adapted model; None without an adapter."""
     causal_after: CausalLosses | None = None
 
 
 def observe(run: Run, config: AnalyzeConfig) -> Observations:
-    """Measure every language, and do what else `measures.parts` asks for. Several processes share the passes, and each returns what all have seen.
+    """Measure every language, and make the other passes of `measures.parts`. Several processes divide the passes, and each returns all results.
 
     Raises:
-        UserError: anything is missing or does not fit.
+        UserError: something is missing or does not fit.
     """
     whole = load_corpus(config.corpus, config.languages.all)
     corpus = whole.split(config.split, config.corpus.splits)
@@ -98,7 +98,7 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
 
 
 def _passes(config: AnalyzeConfig, components: Components, corpus: ParallelCorpus, identity: dict[str, str], folder: Path) -> Observations:
-    """All passes, their state kept in the folder."""
+    """All passes, with their state stored in the folder."""
     lm, parts = components.lm, config.measures.parts
     with base_behaviour(lm.model):
         sae_sets = dict(components.sae_sets)
@@ -132,7 +132,7 @@ def _passes(config: AnalyzeConfig, components: Components, corpus: ParallelCorpu
 def _further(
     config: AnalyzeConfig, lm: LanguageModel, sae_sets: dict[str, Dictionaries], corpus: ParallelCorpus, measured: Measurement, folder: Path
 ) -> Observations:
-    """The passes of their own, on the base model with the measuring SAEs."""
+    """The passes for features and interventions, on the base model with the measuring SAEs."""
     saes, parts, measures = sae_sets[MEASURING], config.measures.parts, config.measures
     given = {"batch_tokens": config.batch_tokens, "header": _identity(measured)}
     features = contexts = links = None
@@ -149,14 +149,14 @@ def _further(
         links = {(layer, j): url for layer, latents in shown.items() for j in latents if (url := neuronpedia_url(saes[layer], j))}
         if rank() == 0:
             write_json(folder / "links.json", [[*place, url] for place, url in links.items()])
-            save_contexts(folder / _NAMES["contexts"], contexts)  # last: where it is, the links are
+            save_contexts(folder / _NAMES["contexts"], contexts)  # written last: if it is there, the links are, too
     seen = Observations(measured, features, contexts, links)
     spliced, causal = _edited(config, lm, sae_sets, corpus, seen, folder)
     return replace(seen, spliced=spliced, causal=causal)
 
 
 def _reference_folder(stats: Path) -> Path:
-    """Where the reference's own statistics are kept; a run that an earlier version began has them under their former name."""
+    """The folder of the reference's statistics. A run that an earlier version began has it under its former name."""
     former, present = next(iter(RENAMED_FOLDERS.items()))
     return stats.parent / (former if (stats.parent / former).is_dir() else present)
 
@@ -171,7 +171,7 @@ def _edited(
     *,
     after: bool = False,
 ) -> tuple[SplicedLosses | None, CausalLosses | None]:
-    """Cross-entropies of the model with its residual stream edited. `after`: of the adapted model, by the same latents in the same sentences."""
+    """Cross-entropies with an edited residual stream. `after`: of the adapted model, with the same latents and sentences."""
     parts, measured = config.measures.parts, seen.measured
     given = {"batch_tokens": config.batch_tokens, "header": _identity(measured) | ({"variant": ADAPTER} if after else {})}
     place = {name: folder / (f"{Path(file).stem}_{ADAPTER}.safetensors" if after else file) for name, file in _NAMES.items()}
@@ -189,13 +189,13 @@ def _edited(
 
 
 def _identity(measured: Measurement) -> dict[str, str]:
-    """What all statistics of a measurement depend on."""
+    """The header entries that all statistics of a measurement share."""
     shared = next(iter(measured.stats.values())).header
     return {key: value for key, value in shared.items() if key not in ("sae_set", "variant", "language")}
 
 
 def _check_enough(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.ndarray, " sentence"], drawn: Resampling) -> None:
-    """Refuse text that is too little for intervals, as a whole or where a part of the analysis reads some of it.
+    """Refuse text that is too short for intervals, as a whole or for a part of the analysis that reads only some of it.
 
     Raises:
         UserError: fewer than two documents, blocks or sentences.
@@ -221,25 +221,24 @@ def spliced_places(config: AnalyzeConfig, ids: tuple[str, ...]) -> Int[np.ndarra
 
 
 def causal_places(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.ndarray, " sentence"]) -> Int[np.ndarray, " chosen"]:
-    """Places of the sentences on which interventions are tried; none of those on which latents and directions were chosen."""
+    """Places of the sentences for interventions. Sentences on which latents and directions were chosen are left out."""
     others = np.flatnonzero(halves == CONFIRMATION)
     return others[sample_places([ids[place] for place in others], config.measures.causal.sentences)]
 
 
 def found_features(measured: Measurement, config: AnalyzeConfig, rates: dict[str, dict[int, Float[np.ndarray, " d_sae"]]]) -> dict[str, pd.DataFrame]:
-    """`find_features` by meter, with the random-token rates of each."""
+    """Set of SAEs -> `find_features` with its random-token rates; the measuring SAEs come first."""
     chosen, block = criteria(config.measures.features), config.statistics.block
-    # The measuring meter first, whatever the order of the rates.
     return {
         sae_set: find_features(measured.of(sae_set, BASE), rates[sae_set], chosen, block=block) for sae_set in measured.sae_sets if sae_set in rates
     }
 
 
-def _kept_rates(folder: Path) -> dict[str, dict[int, Float[np.ndarray, " d_sae"]]]:
-    """What `random_token_rates` kept in the folder.
+def _stored_rates(folder: Path) -> dict[str, dict[int, Float[np.ndarray, " d_sae"]]]:
+    """The rates that `random_token_rates` has stored in the folder.
 
     Raises:
-        UserError: it is not there, or not complete.
+        UserError: they are missing or not complete.
     """
     header, counts, (done, steps) = load_state(folder / _NAMES["random_rates"])
     if done < steps:
@@ -252,7 +251,7 @@ def _kept_rates(folder: Path) -> dict[str, dict[int, Float[np.ndarray, " d_sae"]
 
 
 def criteria(settings: FeaturesConfig) -> Criteria:
-    """The criteria that the configuration sets, the others as they are."""
+    """The criteria that the configuration sets, with defaults for the others."""
     return Criteria(min_rate=settings.min_rate, per_layer=settings.per_layer, alpha=settings.alpha)
 
 
@@ -270,9 +269,9 @@ def _random_sae_sets(config: AnalyzeConfig, components: Components, corpus: Para
 
 
 def planned_interventions(config: AnalyzeConfig, measured: Measurement, features: pd.DataFrame | None) -> Iterator[Intervention]:
-    """Every owner's latents, random ones that fire as often and as strongly in its text, and its DiffMean direction, at every dose.
+    """For every language: its latents, random ones that fire as often and as strongly in its text, and its DiffMean direction, at every dose.
 
-    Latents that the user names belong to nobody (`NAMED`); random ones are matched to them over all languages.
+    Latents that the user names belong to no language (`NAMED`); random ones are matched to them over all languages.
     """
     settings, stats, reference = config.measures.causal, measured.of(MEASURING, BASE), config.languages.reference
     layers = next(iter(stats.values())).layers if settings.layers == "all" else settings.layers
@@ -298,7 +297,7 @@ def planned_interventions(config: AnalyzeConfig, measured: Measurement, features
 
 
 def _matched(stats: dict[str, FeatureStats], latents: dict[int, list[int]], seed: tuple[int, int]) -> dict[int, tuple[int, ...]] | None:
-    """Random latents as frequent and as strong in these languages' text, for every layer; None where any of them has no match."""
+    """Random latents that are as frequent and as strong in these languages' text, for every layer; None if a latent has no match."""
     tokens, matched = sum(int(s.tokens.sum()) for s in stats.values()), {}
     for layer, own in latents.items():
         row = next(iter(stats.values())).layers.index(layer)
@@ -316,7 +315,7 @@ def _mean_norms(stats: FeatureStats) -> tuple[tuple[int, ...], np.ndarray]:
 
 
 def _directions(measured: Measurement, reference: str) -> dict[str, dict[int, np.ndarray]]:
-    """DiffMean direction of each language by layer; none without sentence vectors."""
+    """DiffMean direction of each language by layer; empty without sentence vectors."""
     if not measured.vectors:
         return {}
     found = next(iter(measured.vectors.values()))
@@ -326,21 +325,21 @@ def _directions(measured: Measurement, reference: str) -> dict[str, dict[int, np
     return {code: dict(zip(found.layers, by_layer, strict=True)) for code, by_layer in directions.items()}
 
 
-# --- from what is kept ---------------------------------------------------------------------------------------------------------------------------
+# --- stored statistics ---------------------------------------------------------------------------------------------------------------------------
 
 
-def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
-    """The observations of earlier runs, which are one whole run or all shards of one.
+def stored_observations(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
+    """The observations of earlier runs: one complete run, or all shards of one.
 
     Raises:
-        UserError: they are not complete, or not of one analysis.
+        UserError: they are not complete, or do not belong to one analysis.
     """
     found = [load_measurement(folder / "stats") for folder in folders]
     shards = [shard for _, shard in found]
     count = shards[0][1]
     if sorted(shards) != [(place, count) for place in range(count)]:
         listed = ", ".join(f"{folder}: {place + 1}/{of}" for folder, (place, of) in zip(folders, shards, strict=True))
-        raise UserError(f"stats: these are not the shards of one analysis, each once ({listed}); name every shard from 1/{count} to {count}/{count}")
+        raise UserError(f"stats: these are not all shards of one analysis ({listed}); name every shard once, from 1/{count} to {count}/{count}")
     measured = reduce(Measurement.merge, (measurement for measurement, _ in found))
     refuse_blocks_without_places(measured, config.statistics.block, str(folders[0]))
     first = next(iter(measured.stats.values()))
@@ -348,11 +347,11 @@ def recall(folders: tuple[Path, ...], config: AnalyzeConfig) -> Observations:
     folder, parts = folders[0] / "stats", config.measures.parts
     features = contexts = links = None
     if "features" in parts:
-        features = found_features(measured, config, _kept_rates(folder))
+        features = found_features(measured, config, _stored_rates(folder))
         contexts = load_contexts(folder / _NAMES["contexts"])
         links = _links(folder / "links.json")
     after = {name: folder / f"{name}_{ADAPTER}.safetensors" for name in ("spliced", "causal")}
-    # Runs from before the adapted model's residual stream was edited, too, do not have them.
+    # Runs of versions that did not edit the adapted model's residual stream do not have them.
     there = {name for name, path in after.items() if name in parts and path.is_file()}
     return Observations(
         measured,
@@ -371,4 +370,4 @@ def _links(path: Path) -> dict[tuple[int, int], str]:
     try:
         return {(layer, j): url for layer, j, url in read_json(path)}
     except (OSError, ValueError, TypeError):
-        raise UserError(f"'{path}' cannot be read: it is gone, cut off or of something else; put it back, or analyse again") from None
+        raise UserError(f"'{path}' cannot be read: it is missing, truncated or not a lingact file; put it back, or analyse again") from None

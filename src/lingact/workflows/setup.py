@@ -1,4 +1,4 @@
-"""What analysis and training both set up: model, SAEs, corpus, and who they are."""
+"""Set up what analysis and training share: the model, the SAEs, the corpus, and their identities."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,21 @@ MEASURING, HELDOUT = "measuring", "heldout"
 
 @dataclass(frozen=True)
 class Components:
-    """A loaded model, its SAEs by meter, and the aligned corpus."""
+    """A loaded model, its sets of SAEs by name, and the aligned corpus."""
 
     lm: LanguageModel
     sae_sets: dict[str, Dictionaries]
     layers: tuple[int, ...]
     corpus: ParallelCorpus
     identity: dict[str, str]
-    """What statistics depend on: hashes of model, SAEs and corpus."""
+    """Everything that statistics depend on, such as hashes of model, SAEs and corpus."""
 
 
 def set_up(run: Run, config: AnalyzeConfig | TrainConfig, corpus: ParallelCorpus) -> Components:
-    """Load the rest once, cheapest first, and record it in the manifest.
+    """Load the model and the SAEs once, and record them and the corpus in the manifest.
 
     Raises:
-        UserError: anything is missing or does not fit.
+        UserError: something is missing or does not fit.
     """
     lm = load_model(config.model, config.device)
     layers = chosen_layers(config.sae, len(lm.blocks))

@@ -25,7 +25,7 @@ from lingact.models.preflight import loss_layers, substitutes
 from lingact.models.sae import Dictionaries, offloaded
 from lingact.report import training as report
 from lingact.report.page import Section
-from lingact.report.words import cautions_of, text_of
+from lingact.report.phrases import cautions_of, text_of
 from lingact.runtime.terminal import note, show
 from lingact.runtime.tracking import Run, open_run
 from lingact.training.base_cache import CacheSettings, cached_anchor, cached_predictions, cached_reference
