@@ -28,7 +28,9 @@ from lingact.config.tasks import OwnItems, OwnTask, TasksConfig
 from lingact.data.corpus import plain
 from lingact.errors import UserError
 from lingact.evaluation.selection import Candidates, choose
-from lingact.files.records import Numeral, Table, is_there, kind_of, read_json_rows, refuse_other_case
+from lingact.files.folders import is_there
+from lingact.files.records import Numeral, read_json_rows
+from lingact.files.tables import Table, kind_of, refuse_other_case
 from lingact.hub.huggingface import HubItem, from_the_hub
 
 if TYPE_CHECKING:
