@@ -144,7 +144,7 @@ def test_text_that_was_trained_on_is_not_held_out(seeds: Path, base_arguments: l
     for split in ("heldout", "train"):
         assert cli.main("eval", CONF, [*given, f"text_split={split}", f"hydra.run.dir={tmp_path / split}"]) == 0
         said = " ".join(capsys.readouterr().out.split())
-        assert ("sentences for bits per byte in ml were trained on; they are not held out" in said) == (split == "train")
+        assert ("sentences for bits per byte in ml were trained on, so they are not held out" in said) == (split == "train")
     rows = frames(tmp_path / "train")["contamination"].query("benchmark == 'text'").set_index("language")
     assert (rows.loc["ml", "whole"], rows.loc["ml", "n"]) == (rows.loc["en", "n"], rows.loc["en", "n"])
 
@@ -212,7 +212,7 @@ def test_benchmarks_that_stand_in_the_training_text_are_told(
     assert abs(row["whole"] - len(leaked)) <= 2, "all but what fell into dev and held-out"
     printed = " ".join(capsys.readouterr().out.split())
     assert f"OVERLAP: {int(row['known'])} of {len(tasks)} items of micro_arc (ml)" in printed
-    assert "Without them the difference is" in printed
+    assert "Without them, the difference is" in printed
     # It is shown beside the difference without them.
     items, base = (pd.DataFrame(rows_of(tmp_path / "run" / "samples" / f"{name}_micro_arc_ml.jsonl")) for name in ("adapter", "base"))
     assert row["estimate"] == pytest.approx((items["acc"] - base["acc"]).mean())

@@ -1,6 +1,6 @@
 """What the jobs of a sweep gained against what it cost."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -69,7 +69,7 @@ def _reach(points: pd.DataFrame, name: str) -> Float[np.ndarray, "2 point"]:
     return np.maximum(0, np.array([middle - lowest, highest - middle]))
 
 
-def _look(control: bool) -> dict[str, Any]:
+def _look(control: bool) -> dict[str, str]:
     return {"color": ORANGE, "marker": "s", "markerfacecolor": "white"} if control else {"color": BLUE, "marker": "o"}
 
 
