@@ -117,7 +117,7 @@ def test_costs_of_splicing_are_told_for_each_set_of_saes() -> None:
     text = confounds_text(confounds(**dict.fromkeys(LANGUAGES.all, 0.2)), costs, LANGUAGES)
     assert "the reconstruction of the measuring SAEs" in text
     assert "by 0.00 nats per token in English and by 0.10 (Chinese) to 0.50 (Malayalam) elsewhere (mean over layers, n = 12 sentences)" in text
-    assert "the held-out SAEs' reconstruction" in text
+    assert "the reconstruction of the held-out SAEs" in text
     assert "by 0.25 nats per token in English and by 0.25 elsewhere" in text
 
 
@@ -167,7 +167,7 @@ def test_shuffled_labels_are_held_against_chance(significant: int, verdict: str)
         f"{significant} of 80 intervals of the mean over layers exclude 0 ({significant / 80:.1%}; 5% are expected, and this is {verdict} the 8 that chance"
         in text
     )
-    assert "and 7.5% of those of single layers" in text
+    assert "So do 7.5% of the intervals of single layers" in text
 
 
 def test_sae_sets_stand_side_by_side() -> None:
