@@ -1,6 +1,6 @@
 """Figure of a sweep: gain of its jobs against their cost."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,14 @@ _FLOOR = -1.0
 """Points whose gap has more than doubled are named in the title and not drawn, because they would compress all others."""
 _NEAR = 20
 """Points that are closer to each other than this, in pixels, get a common name."""
+
+
+class _Look(TypedDict):
+    """How a point is drawn."""
+
+    color: str
+    marker: str
+    markerfacecolor: NotRequired[str]
 
 
 def trade_off(frame: pd.DataFrame) -> "Figure":
@@ -69,7 +77,7 @@ def _reach(points: pd.DataFrame, name: str) -> Float[np.ndarray, "2 point"]:
     return np.maximum(0, np.array([middle - lowest, highest - middle]))
 
 
-def _look(control: bool) -> dict[str, str]:
+def _look(control: bool) -> _Look:
     return {"color": ORANGE, "marker": "s", "markerfacecolor": "white"} if control else {"color": BLUE, "marker": "o"}
 
 
