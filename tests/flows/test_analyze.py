@@ -166,7 +166,7 @@ def test_blocks_are_drawn_from_what_was_measured_by_sentences(
     assert start("analyze", tmp_path / "blocks", f"stats=[{undisturbed}]", "statistics.block=4", "tracking=none") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "24 sentences, intervals by paired bootstrap over 6 blocks of neighbouring sentences" in said
-    assert "intervals from so few as 6 blocks of neighbouring sentences are rough" in said
+    assert "intervals from only 6 blocks of neighbouring sentences are rough" in said
     one, other = (pd.read_csv(folder / "tables" / "gap_by_range.csv") for folder in (undisturbed, tmp_path / "blocks"))
     assert set(zip(one["resampled"], one["units"], one["wider"], strict=True)) == {("sentences", 24, 1.0)}
     assert set(zip(other["resampled"], other["units"], strict=True)) == {("blocks", 6)}
@@ -174,9 +174,10 @@ def test_blocks_are_drawn_from_what_was_measured_by_sentences(
     page = (tmp_path / "blocks" / "report.html").read_text(encoding="utf-8")
     assert "paired bootstrap over 6 blocks of neighbouring sentences" in page
     assert (
-        f"Drawn by blocks, standard errors are {pd.read_csv(tmp_path / 'blocks' / 'tables' / 'gap_by_layer.csv')['wider'].median():.2f} times" in page
+        f"With blocks resampled, standard errors are {pd.read_csv(tmp_path / 'blocks' / 'tables' / 'gap_by_layer.csv')['wider'].median():.2f} times"
+        in page
     )
-    assert "as if independent" not in page
+    assert "as if they were independent" not in page
 
 
 def test_too_few_blocks_are_told_before_anything_is_measured(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ def test_seeds_of_a_recipe_are_one_and_recipes_several(
     assert set(tables["bits"]["model"]) == {"lang ml", "lang hi"}
     assert {path.name for path in (folder / "figures").glob("differences*")} == {"differences_lang ml.png", "differences_lang hi.png"}
     printed = capsys.readouterr().out
-    assert "Accuracy, 'lang ml' against base, 95% interval (mixed over 2 seeds and items); 12 items of each benchmark" in printed
+    assert "Accuracy, 'lang ml' against base, 95% interval (random effects of 2 seeds and items); 12 items of each benchmark" in printed
     assert "only 12 items of each benchmark were asked, the same ones in every language" in " ".join(printed.split())
     # The same items in every language.
     asked = {(path.stem.rpartition("_")[0], path.stem[-2:]): [row["item"] for row in rows_of(path)] for path in folder.glob("samples/base_*")}
@@ -144,7 +144,7 @@ def test_text_that_was_trained_on_is_not_held_out(seeds: Path, base_arguments: l
     for split in ("heldout", "train"):
         assert cli.main("eval", CONF, [*given, f"text_split={split}", f"hydra.run.dir={tmp_path / split}"]) == 0
         said = " ".join(capsys.readouterr().out.split())
-        assert ("sentences for bits per byte in ml were trained on; they are not held out" in said) == (split == "train")
+        assert ("sentences for bits per byte in ml were trained on, so they are not held out" in said) == (split == "train")
     rows = frames(tmp_path / "train")["contamination"].query("benchmark == 'text'").set_index("language")
     assert (rows.loc["ml", "whole"], rows.loc["ml", "n"]) == (rows.loc["en", "n"], rows.loc["en", "n"])
 
@@ -159,7 +159,7 @@ def test_a_killed_evaluation_goes_on_as_if_nothing_had_been(seeds: Path, base_ar
     assert cli.main("eval", CONF, [*given, f"hydra.run.dir={undisturbed}"]) == 0
     first = [*given, f"hydra.run.dir={folder}"]
     for kept in (5, 10):  # the sixth of each process is not written
-        assert killed_at(6, harness.Answers, "keep", lambda: cli.main("eval", CONF, again(first, folder))) == -signal.SIGKILL
+        assert killed_at(6, harness.AnswerCache, "put", lambda: cli.main("eval", CONF, again(first, folder))) == -signal.SIGKILL
         assert len(list((folder / "answers").glob("*.json"))) == kept
     assert cli.main("eval", CONF, again(first, folder)) == 0
     assert json.loads((folder / "manifest.json").read_text())["status"] == "complete"
@@ -212,7 +212,7 @@ def test_benchmarks_that_stand_in_the_training_text_are_told(
     assert abs(row["whole"] - len(leaked)) <= 2, "all but what fell into dev and held-out"
     printed = " ".join(capsys.readouterr().out.split())
     assert f"OVERLAP: {int(row['known'])} of {len(tasks)} items of micro_arc (ml)" in printed
-    assert "Without them the difference is" in printed
+    assert "Without them, the difference is" in printed
     # It is shown beside the difference without them.
     items, base = (pd.DataFrame(rows_of(tmp_path / "run" / "samples" / f"{name}_micro_arc_ml.jsonl")) for name in ("adapter", "base"))
     assert row["estimate"] == pytest.approx((items["acc"] - base["acc"]).mean())

@@ -27,6 +27,7 @@ from lingact.models.adapters import attach_adapter, base_behaviour, save_adapter
 from lingact.models.lm import LanguageModel
 from lingact.statistics.paired import TestSettings
 from lingact.workflows import evaluate
+from tests.helpers.figures import drawn
 
 ITEMS: dict[str, Any] = {"missing": "refuse", "items": "shared", "limit": None, "fewshot": None, "batch_size": 5}
 BENCHMARKS = {"colours": "colours_{lang}", "numbers": "numbers_{lang}"}
@@ -194,7 +195,7 @@ def test_limit_and_truncation(model: Gemma2ForCausalLM, tokenizer: PreTrainedTok
     result = run(model, tokenizer, folder, limit=3)
     assert (result.items.groupby("task").size() == 3).all()
     assert run(model, tokenizer, folder, limit=1, context=40).truncated > 0
-    with pytest.raises(UserError, match=r"the option 'പച്ചയാണ്\.' has 26 tokens and model\.context is 20"):
+    with pytest.raises(UserError, match=r"the option 'പച്ചയാണ്\.' has 26 tokens, and model\.context is 20"):
         run(model, tokenizer, folder, limit=1, context=20)
 
 
@@ -306,7 +307,8 @@ def test_base_and_adapter_through_the_workflow(config: EvalConfig, tmp_path: Pat
     save_adapter(noisy(fresh), tmp_path / "trained" / "adapter", config.model.name, base_hash)
     capsys.readouterr()
 
-    delta = evaluate.run(config.model_copy(update={"adapter": (str(tmp_path / "trained"),)}), tmp_path / "run")
+    with drawn():
+        delta = evaluate.run(config.model_copy(update={"adapter": (str(tmp_path / "trained"),)}), tmp_path / "run")
 
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for task in (*BENCHMARKS, "all"):

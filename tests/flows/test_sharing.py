@@ -152,8 +152,8 @@ def test_the_card_tells_what_was_found(runs: tuple[Path, Path, list[str]], train
     shutil.rmtree(trained / "tables")
     share(trained, "--dry-run")
     text = (trained / "hub" / "README.md").read_text()
-    assert "**None.** This run's tables are gone" in text
-    assert "**None.** No benchmark was asked for this card" in text
+    assert "**None.** The tables of this run are missing" in text
+    assert "**None.** No benchmark was run for this card" in text
 
 
 def test_what_was_edited_is_kept_and_nothing_is_sent_that_lies_beside(trained: Path, server: HubServer, share: Callable[..., str]) -> None:

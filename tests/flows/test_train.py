@@ -279,7 +279,7 @@ def test_layers_and_controls_reach_the_loss(start: Start, tmp_path: Path) -> Non
     _, text, _ = seen_by_training(start, tmp_path / "wrong", "loss=wrong_language", whole=True)
     assert text.windows["en"] == own.windows["en"]
     assert manifest(tmp_path / "wrong")["identity"]["training_text"] == {"ml": "hi"}
-    assert "Malayalam was not trained on: text in Hindi stood in its place" in (tmp_path / "wrong" / "report.html").read_text()
+    assert "Malayalam itself was not trained on: its text was replaced by text in Hindi" in (tmp_path / "wrong" / "report.html").read_text()
     _, hindi, _ = seen_by_training(start, tmp_path / "hindi", "lang=hi")
     assert text.windows["ml"] == hindi.windows["hi"], "hi stands behind ml in the study"
 

@@ -76,12 +76,17 @@ def kept(answers: AnswerCache) -> list[Path]:
 
 
 def test_what_was_kept_comes_back_and_to_its_owner_alone(answers: AnswerCache) -> None:
-    identity = {"model": "a", "numbers": [1, 2]}
+    identity = {"model": "a", "versions": {"torch": "1", "peft": "2"}}
     assert answers.get(identity) is None
     answers.put(identity, {"answers": [[-1.5, True]], "truncated": 0})
     assert answers.get(identity) == {"answers": [[-1.5, True]], "truncated": 0}
     assert answers.get(dict(reversed(identity.items()))) == {"answers": [[-1.5, True]], "truncated": 0}
-    for other in ({"model": "b", "numbers": [1, 2]}, {"model": "a", "numbers": [2, 1]}, {"model": "a"}, identity | {"more": None}):
+    for other in (
+        {"model": "b", "versions": {"torch": "1", "peft": "2"}},
+        {"model": "a", "versions": {"torch": "2", "peft": "1"}},
+        {"model": "a"},
+        identity | {"more": None},
+    ):
         assert answers.get(other) is None
     answers.put(identity | {"model": "b"}, {"answers": [], "truncated": 1})
     assert answers.get(identity) == {"answers": [[-1.5, True]], "truncated": 0}

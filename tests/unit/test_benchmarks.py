@@ -14,7 +14,7 @@ from lingact.catalogue.languages import LANGUAGES
 from lingact.config.base import asset
 from lingact.config.tasks import TasksConfig
 from lingact.errors import UserError
-from lingact.evaluation import tasks
+from lingact.evaluation import task_files
 from tests.helpers.paths import CONF
 
 TEN = tuple(LANGUAGES)[:10]
@@ -34,14 +34,14 @@ LACKING = {
     "mmlu_original": "zh ru es it id ca mr ml hi",
 }
 """Benchmark -> languages of the paper for which the installed task files have no task."""
-Found = dict[str, dict[str, list[tasks._Source]]]
+Found = dict[str, dict[str, list[task_files.TaskSource]]]
 
 
 def found_in(names: list[str]) -> Found:
     """Benchmark -> language -> its tasks."""
     rest = {"missing": "skip", "items": "shared", "limit": None, "fewshot": None, "batch_size": 1}
     config, files = TasksConfig.model_validate({"benchmarks": names, "own": {}} | rest), {}
-    return {name: {code: tasks._sources(name, config, code, files) for code in TEN} for name in names}
+    return {name: {code: task_files.task_sources(name, config, code, files) for code in TEN} for name in names}
 
 
 @pytest.fixture(scope="module")

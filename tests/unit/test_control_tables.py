@@ -98,9 +98,9 @@ def test_the_text_says_how_much_draws_differ_and_what_remains_for_the_trained_sa
     found = drawn()
     alike = [gaps_of(0.2 + off) for off in (-0.01, 0.0, 0.01)]
     text = random_text(draws_by_range(found), trained_minus_random(gaps_of(0.9), alike), LANGUAGES, 0.95)
-    assert "the mean over 3 draws of directions, and the brackets cover the draw and the sentences" in text
-    assert "single draws +0.05 to +0.55" in text
+    assert "the mean over 3 draws of directions, and the brackets cover the choice of directions and sentences" in text
+    assert "single draws: +0.05 to +0.55" in text
     assert "larger (more positive) for 1 (Hindi) of 2 languages and smaller for none" in text
     alone = random_text(draws_by_range(found[:1]), trained_minus_random(gaps_of(0.9), found[:1]), LANGUAGES, 0.95)
-    assert "This is one draw of directions, and the brackets do not cover the draw." in alone
+    assert "This is one draw of directions, and the brackets do not cover the choice of directions." in alone
     assert list(wide_draws(draws_by_range(found))["draw"]) == ["1", "2", "3", "mean"]

@@ -248,8 +248,8 @@ def test_selectivity_after_tuning_has_a_test_of_its_change() -> None:
     still = of_variant(same, "adapter_minus_base")
     assert still["p"].tolist() == [1, 1, 1]
     text = causal_change_text(causal_table(before, drawn(before), after=after, **SETTINGS), table, 0.1)
-    assert "costs it more after tuning than before for 1 (Spanish) of 1 languages, and less for none" in text
-    assert "Its distance from random latents grew for 1 (Spanish) and shrank for none" in text
+    assert "costs it more after training than before for 1 (Spanish) of 1 languages, and less for none" in text
+    assert "that of random latents grew for 1 (Spanish) and shrank for none" in text
 
 
 def test_splicing_after_tuning_by_hand() -> None:

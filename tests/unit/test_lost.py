@@ -129,7 +129,7 @@ def test_bits_per_byte_that_are_no_numbers_are_told(loud: LanguageModel, corpus:
     nats = sentence_nats(loud, corpus, batch_tokens=100, title="")
     assert all(np.isnan(values).any() and not np.isinf(values).any() for values in nats.values())
     said = lost_nats({"base": {"en": np.array([1.0, np.nan]), "hi": np.array([1.0, 2.0])}}, "float16")
-    assert said.startswith("the cross-entropies of base in en (1 of 2 sentences) are not finite in float16, and bits per byte there show '-'.")
+    assert said.startswith("the cross-entropies of base in en (1 of 2 sentences) are not finite in float16, so their bits per byte are shown as '-'.")
     assert lost_nats({"base": {"hi": np.array([1.0, 2.0])}}, "float16") == ""
 
 

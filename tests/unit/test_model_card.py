@@ -40,28 +40,28 @@ def test_it_says_how_the_base_model_is_loaded_and_what_it_was_made_with() -> Non
     loaded = f'"google/gemma-2-2b", revision="{"cd" * 20}", dtype="bfloat16", attn_implementation="eager"'
     assert f"AutoModelForCausalLM.from_pretrained({loaded})" in text
     assert f"python eval.py adapter=jane/ml model.name=google/gemma-2-2b model.revision={'cd' * 20} model.dtype=bfloat16" in text
-    assert "| Hardware | NVIDIA H100; 2 minutes with measuring |" in text
+    assert "| Hardware | NVIDIA H100; 2 minutes, measuring included |" in text
     assert f"| Code | lingact at commit {'ab' * 6}, with local changes |" in text
-    assert "The code had local changes that no commit tells." in text
+    assert "The code had local changes that are not in any commit." in text
     assert text.count("**None.**") == 2
 
 
 def test_a_control_says_that_it_is_one() -> None:
     assert "control" not in card().partition("## Use")[0]
     loss = validate(TrainConfig, TRAIN).model_dump(mode="json")["loss"]
-    assert "**It is a control (`random_features`), made to show" in card(loss=loss | {"control": "random_features"})
+    assert "**It is a control (`random_features`): it shows" in card(loss=loss | {"control": "random_features"})
     text = card(loss=loss | {"gap": loss["gap"] | {"weight": 0}})
-    assert "without a term for the activation of features, for comparison" in text
+    assert "without a loss term for the activation of features, for comparison" in text
 
 
 def test_limits_follow_from_what_was_done() -> None:
-    same = "other sentences of the corpus that it was trained on"
+    same = "other sentences of its training corpus"
     assert same in card()
     corpus = {"kind": "hub", "dataset": "owner/other", "licence": "CC BY 4.0", "splits": {"train": 0.9}}
     text = card(train_corpus=corpus)
     assert same not in text
     assert "\ndatasets:\n- owner/other\n" in text
-    alone = "No other SAEs than those of the loss have looked at the result."
+    alone = "The result was measured only with the SAEs of the loss."
     assert alone in card(split="dev")
     assert alone in card(sae=validate(TrainConfig, TRAIN).model_dump(mode="json")["sae"] | {"heldout": None})
 
@@ -86,7 +86,7 @@ def test_seeds_are_told_by_what_they_are_not_by_their_names(evaluated: Path) -> 
         "3": ("lang ml, r 8", 1),
     }
     assert list(found["1"].tables["differences"]["language"]) == ["nan", "ml"]  # codes of languages, not missing values
-    with pytest.raises(UserError, match=r"is of 'runs/lang ml_seed0', .*, not of this adapter; name an evaluation of it"):
+    with pytest.raises(UserError, match=r"is an evaluation of 'runs/lang ml_seed0', .*, not of this adapter; name an evaluation of this adapter"):
         read_benchmark_results(evaluated, {}, "4")
 
 

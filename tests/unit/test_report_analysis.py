@@ -37,7 +37,7 @@ def overall(**intervals: dict[str, tuple[float, float]]) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "verdict"), [((0.1, 0.2), "falls short of"), ((-0.2, -0.1), "lies above"), ((-0.1, 0.2), "cannot be told from")], ids=str
+    ("bounds", "verdict"), [((0.1, 0.2), "falls short of"), ((-0.2, -0.1), "lies above"), ((-0.1, 0.2), "cannot be distinguished from")], ids=str
 )
 @pytest.mark.parametrize(("group", "title"), [("low", "medium-to-low-resource"), ("high", "high-resource")])
 def test_measures_text_follows_the_sign_of_each_group(bounds: tuple[float, float], verdict: str, group: str, title: str) -> None:
@@ -48,17 +48,15 @@ def test_measures_text_follows_the_sign_of_each_group(bounds: tuple[float, float
 def test_measures_of_one_verdict_stand_in_one_sentence() -> None:
     text = measures_text(overall(low={"mean": (0.1, 0.2), "l0": (-0.1, 0.1), "per_byte": (0.3, 0.4)}), LANGUAGES)
     assert "Measured per token, per byte, the medium-to-low-resource group falls short of English" in text
-    assert "Measured by L0, the medium-to-low-resource group cannot be told from English" in text
-    assert "matter of the measure" not in text
+    assert "Measured by L0, the medium-to-low-resource group cannot be distinguished from English" in text
+    assert "depends on the measure" not in text
 
 
 def test_opposite_verdicts_within_a_group_are_said_to_hang_on_the_measure() -> None:
     within = overall(low={"mean": (0.1, 0.2), "l0": (-0.2, -0.1)})
     between = overall(low={"mean": (0.1, 0.2)}, high={"mean": (-0.2, -0.1)})
-    assert measures_text(within, LANGUAGES).endswith(
-        "the direction of the disparity is a matter of the measure here, and no single measure stands for all."
-    )
-    assert "matter of the measure" not in measures_text(between, LANGUAGES)
+    assert measures_text(within, LANGUAGES).endswith("the direction of the disparity depends on the measure, and no single measure is enough.")
+    assert "depends on the measure" not in measures_text(between, LANGUAGES)
 
 
 def test_wide_measures_mark_what_excludes_0() -> None:
@@ -89,7 +87,9 @@ def test_a_span_of_equal_values_is_one_number() -> None:
 def test_a_span_names_the_smallest_and_the_largest() -> None:
     text = confounds_text(confounds(en=0.2, zh=0.21, es=0.3, ml=0.9, hi=0.15), None, LANGUAGES)
     assert "0.20 in English, 0.15 (Hindi) to 0.90 (Malayalam) elsewhere" in text
-    assert "the SAEs fit 2 (Spanish, Malayalam) worse than English by more than a tenth" in text, "0.21 is worse by a twentieth"
+    assert "For 2 (Spanish, Malayalam) of 4 other languages, the FVU is more than a tenth higher than for English" in text, (
+        "0.21 is worse by a twentieth"
+    )
 
 
 def test_text_without_words_leaves_tokens_per_word_undefined() -> None:
@@ -115,9 +115,9 @@ def test_costs_of_splicing_are_told_for_each_set_of_saes() -> None:
         for layer, shift in enumerate((-0.1, 0.1))
     )
     text = confounds_text(confounds(**dict.fromkeys(LANGUAGES.all, 0.2)), costs, LANGUAGES)
-    assert "the measuring SAEs' reconstruction" in text
+    assert "the reconstruction of the measuring SAEs" in text
     assert "by 0.00 nats per token in English and by 0.10 (Chinese) to 0.50 (Malayalam) elsewhere (mean over layers, n = 12 sentences)" in text
-    assert "the held-out SAEs' reconstruction" in text
+    assert "the reconstruction of the held-out SAEs" in text
     assert "by 0.25 nats per token in English and by 0.25 elsewhere" in text
 
 
@@ -142,12 +142,12 @@ def shuffled(significant: int) -> pd.DataFrame:
 
 
 def test_no_control_is_said() -> None:
-    assert controls_text({"measuring": ranges(MEASURING)}, None, LANGUAGES) == "No control was asked for; measures=full makes them all."
+    assert controls_text({"measuring": ranges(MEASURING)}, None, LANGUAGES) == "No controls were asked for; measures=full makes all of them."
 
 
 def test_other_saes_are_compared_by_sign_language_by_language() -> None:
     text = controls_text({"measuring": ranges(MEASURING), "heldout": ranges(RANDOM)}, None, LANGUAGES)
-    assert text.startswith("The held-out SAEs give the gap the same sign in 2 of 4 languages: ")
+    assert text.startswith("The held-out SAEs give a gap of the same sign in 2 of 4 languages: ")
     assert "-0.05 [-0.06, -0.04] for the medium-to-low-resource group, where the measuring SAEs give +0.25 [0.24, 0.26]" in text
     assert "0.00 [-0.01, 0.01] for the high-resource group, where the measuring SAEs give +0.10 [0.09, 0.11]" in text
     assert "shuffled" not in text
@@ -156,7 +156,7 @@ def test_other_saes_are_compared_by_sign_language_by_language() -> None:
 
 def test_random_directions_come_with_what_they_mean() -> None:
     text = controls_text({"measuring": ranges(MEASURING), "random": ranges(MEASURING)}, None, LANGUAGES)
-    assert text.startswith("SAEs with random directions, which fire as often over all languages, give the gap the same sign in 4 of 4 languages")
+    assert text.startswith("SAEs with random directions, which fire as often over all languages, give a gap of the same sign in 4 of 4 languages")
     assert "sign and size alone are no evidence for learned features" in text
 
 
@@ -164,9 +164,10 @@ def test_random_directions_come_with_what_they_mean() -> None:
 def test_shuffled_labels_are_held_against_chance(significant: int, verdict: str) -> None:
     text = controls_text({"measuring": ranges(MEASURING)}, shuffled(significant), LANGUAGES)
     assert (
-        f"{significant} of 80 intervals of the mean over layers exclude 0 ({significant / 80:.1%}; 5% expected, {verdict} the 8 that chance" in text
+        f"{significant} of 80 intervals of the mean over layers exclude 0 ({significant / 80:.1%}; 5% are expected, and this is {verdict} the 8 that chance"
+        in text
     )
-    assert "and 7.5% of those of single layers" in text
+    assert "So do 7.5% of the intervals of single layers" in text
 
 
 def test_sae_sets_stand_side_by_side() -> None:
@@ -190,25 +191,25 @@ def found(*confirmed: bool, language: str = "ml") -> pd.DataFrame:
 def test_random_directions_that_do_as_well_take_the_claim_away(random: pd.DataFrame) -> None:
     text = random_features_text(found(True, True, True, False), [random])
     assert f"confirms {len(random) - 1} of {len(random) - 1} candidates" in text
-    assert "nothing of what the SAE has learned: random directions do it as well" in text
+    assert "says nothing about what the SAE has learned: random directions do so as well" in text
     assert "at most" not in text
 
 
 def test_random_directions_that_find_fewer_leave_the_difference() -> None:
     text = random_features_text(found(True, True, True, False), [found(True, False)])
-    assert "the same search confirms 1 of 2 candidates. So at most 2 of the 3 confirmed ones are more than random directions would give." in text
+    assert "the same search confirms 1 of 2 candidates. So at most 2 of the 3 confirmed latents exceed what random directions give." in text
 
 
 def test_several_draws_of_random_directions_are_averaged() -> None:
     text = random_features_text(found(True, True, True, False), [found(True, False), found(True, True)])
-    assert "confirms 1.5 of 2 candidates (mean over 2 draws, which confirm 1 to 2). So at most 1.5 of the 3 confirmed ones" in text
+    assert "confirms 1.5 of 2 candidates (mean over 2 draws, which confirm 1 to 2). So at most 1.5 of the 3 confirmed latents" in text
 
 
 def test_the_lead_on_features_both_ways() -> None:
     assert features_lead(found(False, False)) == "No language-specific feature was confirmed (2 candidates)."
     assert features_lead(found()) == "No language-specific feature was confirmed (0 candidates)."
     told = features_lead(found(True, True, False), found(False))
-    assert told.startswith("2 of 3 candidates for language-specific features were confirmed; languages with any: 1 (Malayalam). By SAEs with random")
+    assert told.startswith("2 of 3 candidates for language-specific features were confirmed. Languages with any: 1 (Malayalam). With SAEs of random")
 
 
 def test_a_card_shows_its_own_contexts_and_link() -> None:
@@ -253,8 +254,8 @@ def test_the_causal_lead_counts_languages_that_rise_and_pass_both_comparisons() 
     wrong_way = [("zh", others, -0.5, 0.01), ("zh", random, 0.4, 0.01)]
     falls = [("es", others, 0.5, 0.01), ("es", random, 0.4, 0.01)]
     changes = own_changes(ml=0.1, hi=0.1, zh=0.1, es=-0.1)
-    assert "for 1 (Malayalam) of 4 languages" in causal_lead(selectivity(*both, *one, *wrong_way, *falls), changes, 0.05)
-    assert "for none of 3 languages" in causal_lead(selectivity(*one, *wrong_way, *falls), changes, 0.05)
+    assert "For 1 (Malayalam) of 4 languages" in causal_lead(selectivity(*both, *one, *wrong_way, *falls), changes, 0.05)
+    assert "For none of 3 languages" in causal_lead(selectivity(*one, *wrong_way, *falls), changes, 0.05)
     assert causal_lead(selectivity(*both, dose=2.0), changes, 0.05) == "", "nothing was taken away"
 
 
@@ -262,8 +263,8 @@ def test_the_causal_lead_counts_languages_that_rise_and_pass_both_comparisons() 
 def test_a_missing_control_is_said_and_counts_against_the_claim(others: list[tuple[str, str, float, float]]) -> None:
     rows = [("ml", "own_minus_others", 0.5, 0.01), ("hi", "own_minus_others", 0.5, 0.01), *others]
     text = causal_lead(selectivity(*rows), own_changes(ml=0.1, hi=0.1), 0.05)
-    assert f"for {'1 (Hindi)' if others else 'none'} of 2 languages" in text
-    assert f"For {'1 (Malayalam)' if others else '2 (Hindi, Malayalam)'} no random latents are as frequent and as strong" in text
+    assert f"For {'1 (Hindi)' if others else 'none'} of 2 languages" in text
+    assert f"For {'1 (Malayalam)' if others else '2 (Hindi, Malayalam)'} there are no random latents that are as frequent and as strong" in text
 
 
 def correlations(estimate: float, p: float) -> pd.DataFrame:
@@ -278,11 +279,14 @@ def test_the_correlation_text_says_null_results() -> None:
         "arc: Spearman correlation of the mean gap over all layers with the score -0.80 (n = 9 languages, p 0.01; -0.10 to +0.20 when one language is left out"
         in sure
     )
-    assert "2 of 2 correlations survive Holm's correction within their method." in sure
-    assert "0 of 2 correlations survive Holm's correction within their method; with so few languages that is no proof of none." in none
-    assert "1 of 1 partial correlations over all layers have p below 0.05" in sure
+    assert "2 of 2 correlations remain after Holm's correction within their method." in sure
+    assert (
+        "0 of 2 correlations remain after Holm's correction within their method. With so few languages, this is no evidence that there is no correlation."
+        in none
+    )
+    assert "1 of 1 partial correlations over all layers have an uncorrected p below 0.05" in sure
     assert "0 of 1 partial correlations" in none
-    assert "not a test of cause" in sure
+    assert "does not test a cause" in sure
 
 
 def test_too_few_languages_to_leave_one_out_are_passed_over() -> None:

@@ -334,11 +334,11 @@ def test_words_say_what_was_resampled() -> None:
     assert text_of(documents, "dev") == "30 sentences (dev), intervals by paired bootstrap over 10 documents"
     assert text_of(sentences) == "30 sentences"
     reading = " ".join(reading_gaps(SETTINGS, documents))
-    assert "paired bootstrap over 10 documents (400 resamples), which draws the same documents for all" in reading
-    assert "Intervals from so few as 10 documents are rough" in reading
-    assert "as if independent" not in reading
-    assert "Sentences are resampled as if independent" in " ".join(reading_gaps(SETTINGS, sentences))
-    assert "Blocks of neighbouring sentences are resampled whole" in " ".join(reading_gaps(SETTINGS, Resampling.of(90, None, None, 3)))
+    assert "paired bootstrap over 10 documents (400 resamples), which draws the same documents for everything" in reading
+    assert "Intervals from only 10 documents are rough" in reading
+    assert "as if they were independent" not in reading
+    assert "Sentences are resampled as if they were independent" in " ".join(reading_gaps(SETTINGS, sentences))
+    assert "Whole blocks of neighbouring sentences are resampled" in " ".join(reading_gaps(SETTINGS, Resampling.of(90, None, None, 3)))
 
 
 def test_cautions_are_of_few_units_and_of_blocks_without_effect() -> None:
@@ -355,11 +355,11 @@ def test_the_report_says_how_much_wider() -> None:
     found = disparities(often, LANGUAGES, SETTINGS, 3)
     layers, ranges = layer_table(found), range_table(found)
     text = analysis_text(layers, ranges, LANGUAGES, 0.9)
-    said = f"Drawn by documents, standard errors are {layers['wider'].median():.2f} times those by sentences"
+    said = f"With documents resampled, standard errors are {layers['wider'].median():.2f} times those with single sentences"
     assert said in text
-    assert "of the medium-to-low-resource group" in text
+    assert "for the medium-to-low-resource group" in text
     single = disparities(three(None), LANGUAGES, SETTINGS, 3)
-    assert "times those by sentences" not in analysis_text(layer_table(single), range_table(single), LANGUAGES, 0.9)
+    assert "times those with single sentences" not in analysis_text(layer_table(single), range_table(single), LANGUAGES, 0.9)
 
 
 # --- on disk -------------------------------------------------------------------------------------------------------------------------------------

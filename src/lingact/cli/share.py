@@ -1,4 +1,4 @@
-"""Share an adapter on the Hugging Face hub: its files, how it was made, and a card that tells what was measured and what was not.
+"""Share an adapter on the Hugging Face hub: its files, how it was trained, and a card with what was measured and what was not.
 
 `lingact share RUN owner/name` writes what is to be sent into `RUN/hub/`, where it can be read first (`--dry-run`), and sends it in one
 commit.
@@ -80,7 +80,7 @@ def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str
     Args:
         run: run folder of train.py.
         name: hub id that the adapter is to have.
-        exam: run folder of eval.py; None: the card says that no benchmark was asked.
+        exam: run folder of eval.py; None: the card says that no benchmark was run.
         licence: None: that of the base model, where it is known.
         base_model: its hub id; None: the name that the run knew it by.
 

@@ -159,7 +159,7 @@ def task_definition(path: Path, cache: Path) -> TaskDefinition:
     return definition
 
 
-def _splits(path: Path, data_files: str | list[str] | dict[str, str | list[str]]) -> dict[str, list[str]]:
+def _splits(path: Path, data_files: object) -> dict[str, list[str]]:
     """Data files by split. Local paths are resolved against the folder of the YAML file; addresses stay as they are."""
     by_split = data_files if isinstance(data_files, dict) else {"train": data_files}
     named = {split: [names] if isinstance(names, str) else names for split, names in by_split.items()}

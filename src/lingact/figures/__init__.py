@@ -1,1 +1,1 @@
-"""Frames and draws as figures, one module for each subject; how they look is settled in `style`."""
+"""Figures, one module for each subject; colours and markers are in `style`."""

@@ -1,4 +1,4 @@
-"""Whether the gap, or the similarity, goes with the scores."""
+"""Figures of gaps and similarities against benchmark scores."""
 
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ def score_scatter(table: pd.DataFrame, found: pd.DataFrame, languages: Languages
 
     Args:
         table: of `correlation.side_by_side`.
-        found: of `correlation.side_by_side_correlations`; those of the gap stand above the panels.
+        found: of `correlation.side_by_side_correlations`; those of the gap are shown above the panels.
         languages: their groups.
     """
     benchmarks, looks = _benchmarks(table), language_looks(languages)
@@ -55,7 +55,7 @@ def score_scatter(table: pd.DataFrame, found: pd.DataFrame, languages: Languages
 
 
 def _names_above(places: Float[np.ndarray, "point 2"]) -> Bool[np.ndarray, " point"]:
-    """Whether a point's name goes above it: away from its nearest neighbour, so that names seldom meet."""
+    """Whether a point's name is put above it: away from its nearest neighbour, so that names seldom overlap."""
     scaled = places / np.maximum(np.ptp(places, axis=0), 1e-12)
     distances = np.linalg.norm(scaled[:, None] - scaled[None], axis=-1) + np.diag(np.full(len(places), np.inf))
     return places[:, 1] >= places[distances.argmin(axis=1), 1]
@@ -74,9 +74,9 @@ def _numbers(found: pd.DataFrame, benchmark: str) -> str:
 
 
 def side_by_side_figure(table: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
-    """Similarity, gap and scores beside each other, a line for each language, best scores on top (by the mean rank over benchmarks).
+    """Similarity, gap and scores side by side, a row for each language, with the best scores at the top (by the mean rank over benchmarks).
 
-    Each benchmark has a panel of its own, because scores may come in any scale.
+    Each benchmark has its own panel, because scores may have any scale.
 
     Args:
         table: of `correlation.side_by_side`.

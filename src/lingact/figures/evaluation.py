@@ -1,4 +1,4 @@
-"""Benchmark accuracies and differences."""
+"""Figures of benchmark accuracies and differences."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def accuracy_figure(accuracy: pd.DataFrame, *, confidence: float) -> "Figure":
-    """Accuracy of the base model by language and kind, a panel for each benchmark and one for all, with intervals and the chance line."""
+    """Accuracy of the base model by language and kind, with intervals and a line at chance. One panel for each benchmark and one for all."""
     acc = accuracy[(accuracy["metric"] == "acc") & (accuracy["model"] == "base")]
     figure, panels = _panels(acc, f"accuracy of the base model, {confidence:.0%} interval")
     for task, axes in panels.items():
@@ -26,10 +26,10 @@ def accuracy_figure(accuracy: pd.DataFrame, *, confidence: float) -> "Figure":
 
 
 def difference_figure(differences: pd.DataFrame, languages: LanguagesConfig, *, confidence: float, power: float) -> "Figure":
-    """Two panels for each benchmark and for all together, languages and groups from top to bottom, all kinds of items together.
+    """Accuracies and differences of base model and adapter, with a row for each language and group, for all kinds of items together.
 
-    On the left the accuracies of base and adapter beside the chance line, on the right their difference with its interval, on the band of what could
-    not have been detected.
+    There are two panels for each benchmark and for all together. The left one shows both accuracies and a line at chance. The right one shows the
+    difference with its interval, on a band of the differences that could not have been detected.
     """
     acc = differences[(differences["metric"] == "acc") & (differences["kind"] == ALL)]
     tasks = _shown_tasks(acc)
@@ -66,14 +66,14 @@ def _row_name(name: str, languages: LanguagesConfig) -> str:
 
 
 def _shown_tasks(acc: pd.DataFrame) -> list[str]:
-    """At most eight panels, of which `all` is the last."""
+    """The tasks of the panels: at most seven, and `all` at the end."""
     tasks = [task for task in dict.fromkeys(acc["task"]) if task != ALL]
     pooled = [ALL] if len(tasks) > 1 and (acc["task"] == ALL).any() else []
     return [*tasks[:7], *pooled]
 
 
 def _panels(acc: pd.DataFrame, x_label: str) -> tuple["Figure", dict[str, "Axes"]]:
-    """A panel for each benchmark, languages from top to bottom, a mark for each kind."""
+    """A panel for each benchmark, with a row for each language and a mark for each kind."""
     tasks = _shown_tasks(acc)
     languages, kinds = list(dict.fromkeys(acc["language"])), list(dict.fromkeys(acc["kind"]))
     figure = new_figure(1.2 + 2.6 * len(tasks), 1.4 + 0.42 * len(languages))

@@ -1,4 +1,4 @@
-"""Language-specific features: how many there are at each layer, and how often they fire in every language."""
+"""Figures of language-specific features: their number at each layer, and how often they fire in every language."""
 
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def feature_counts(features: pd.DataFrame, languages: LanguagesConfig, layers: tuple[int, ...]) -> "Figure":
-    """Confirmed features out of the candidates tested, by layer and language; a dot where there was no candidate.
+    """Confirmed features out of the tested candidates, by layer and language; a dot if there was no candidate.
 
     Args:
         features: `language_features.find_features`.
-        layers: all that were searched, whether anything was found there or not.
+        languages: the reference and the groups.
+        layers: all that were searched.
     """
     codes, tested = languages.all, features[features["passed"]]
     candidates, confirmed = (_counts(part, codes, layers) for part in (tested, tested[tested["confirmed"]]))
@@ -50,10 +51,11 @@ def _counts(features: pd.DataFrame, codes: tuple[str, ...], layers: tuple[int, .
 
 
 def feature_rates(rates: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
-    """Share of tokens on which each feature fires, a dot for each language, on a logarithmic axis; the feature's own language is ringed.
+    """Share of tokens on which each feature fires, with a dot for each language, on a logarithmic axis. The feature's own language has a ring.
 
     Args:
-        rates: `language_features.rate_table`, a row of the figure for each of its features.
+        rates: `language_features.rate_table`; each of its features is a row of the figure.
+        languages: the reference and the groups.
     """
     features = list(zip(rates["language"], rates["layer"], rates["latent"], strict=True))
     names = list(dict.fromkeys(features))

@@ -1,4 +1,4 @@
-"""Gaps over layers and languages, and what else differs between the languages."""
+"""Figures of gaps over layers and languages, and of confounds."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 def gap_heatmap(table: pd.DataFrame, languages: LanguagesConfig, confidence: float) -> "Figure":
-    """Gap by layer and language, high-resource languages first. White is no gap.
+    """Gap by layer and language, with high-resource languages first. White is no gap.
 
-    Few layers: each cell carries its value, with an asterisk where the interval excludes 0. Many layers: `+` or `-` where it does.
+    With few layers, each cell shows its value, with an asterisk if the interval excludes 0. With many layers, it shows `+` or `-` if it does.
 
     Args:
         table: `tables.layer_table`.
+        languages: the groups.
         confidence: of its intervals.
     """
     groups = [[code for code in group if code in set(table["name"])] for group in (languages.high, languages.low)]
@@ -32,7 +33,7 @@ def gap_heatmap(table: pd.DataFrame, languages: LanguagesConfig, confidence: flo
     written = count <= WRITTEN_LAYERS
     figure = new_figure(2.4 + 0.72 * len(codes), 1.5 + (0.36 if written else 0.24) * max(count, 4))
     axes = figure.subplots()
-    # One extreme cell must not bleach the others: the scale ends at the 95th percentile, and the colour bar's arrows say that it does.
+    # One extreme cell must not make the others pale: the scale ends at the 95th percentile, and the colour bar has arrows if values lie beyond.
     size = np.abs(estimate[np.isfinite(estimate)])
     reach = max(0.01, float(np.quantile(size, 0.95))) if size.size else 0.01
     image = axes.imshow(estimate, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
@@ -59,7 +60,7 @@ def gap_heatmap(table: pd.DataFrame, languages: LanguagesConfig, confidence: flo
 
 
 def group_curves(found: Disparities) -> "Figure":
-    """Gap of the groups over layers with interval bands."""
+    """Gap of the groups over layers, with bands of intervals."""
     looks = {
         "low": (ORANGE, "-", "o", "medium-to-low against reference"),
         "high": (BLUE, "--", "s", "high against reference"),
@@ -87,10 +88,11 @@ def group_curves(found: Disparities) -> "Figure":
 
 
 def measure_heatmap(overall: pd.DataFrame, languages: LanguagesConfig, measures: Sequence[str]) -> "Figure":
-    """Gap by measure (row) and language or group (column), with its value and an asterisk where the interval excludes 0. White is no gap.
+    """Gap by measure (row) and language or group (column), with its value and an asterisk if the interval excludes 0. White is no gap.
 
     Args:
         overall: rows of `tables.measure_table` for one place.
+        languages: the groups.
         measures: in the order of the rows.
     """
     groups = [code for code in (*languages.high, *languages.low, "high", "low") if code in set(overall["name"])]
@@ -114,7 +116,7 @@ def measure_heatmap(overall: pd.DataFrame, languages: LanguagesConfig, measures:
 
 
 def confound_panel(confounds: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
-    """What else differs between the languages: tokens and bytes per sentence, and FVU, L0 and residual norm over layers."""
+    """Confounds by language: tokens and bytes per sentence, and FVU, L0 and residual norm over layers."""
     figure = new_figure(10.5, 6.8)
     figure.set_layout_engine("constrained", h_pad=0.1)
     letters = {"t": "tokens_per_sentence", "b": "bytes_per_sentence", "f": "fvu", "l": "l0", "n": "residual_norm"}
@@ -132,14 +134,14 @@ def confound_panel(confounds: pd.DataFrame, languages: LanguagesConfig) -> "Figu
             axes.errorbar(place, cell["estimate"], yerr=reach_of(cell), color="black", capsize=2, linewidth=1)
         axes.set_xticks(range(len(codes)), codes)
         axes.set_title(quantity.replace("_", " "), fontsize=10)
-    titles = {"fvu": "FVU (variance the SAE misses)", "l0": "L0 (active latents per token)", "residual_norm": "residual norm"}
+    titles = {"fvu": "FVU (unexplained variance)", "l0": "L0 (active latents per token)", "residual_norm": "residual norm"}
     for quantity, title in titles.items():
         axes = panels[quantity]
         cells = confounds[confounds["quantity"] == quantity]
         for code in codes:
             own = cells[cells["language"] == code]
             colour, style = GROUP_LOOKS[of[code]]
-            # Codes at the line ends would collide; group colour, marker and filling tell the languages apart.
+            # Codes at the ends of lines would overlap, so colour of the group, marker and filling identify the languages.
             place = groups[of[code]].index(code)
             axes.plot(
                 own["layer"].astype(int),

@@ -1,4 +1,4 @@
-"""What splicing costs over the layers, what ablation does to whom, and how effects grow with the dose."""
+"""Figures of interventions: the cost of splicing over layers, the effect of ablation by language, and effects over the dose."""
 
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 _TITLES = {"specific": "own latents", "random": "random latents that fire as often", "diffmean": "DiffMean direction"}
 _COLUMNS = 4
-"""So many panels beside each other at most."""
+"""Most panels in a row."""
 
 
 def causal_matrix(table: pd.DataFrame) -> "Figure":
-    """Effect of ablation by owner (row) and measured language (column), a panel for each kind; a frame marks the own language.
+    """Effect of ablating the features of a language (row) on every measured language (column), a panel for each kind of latents.
 
-    Each cell carries its value, with an asterisk where the interval excludes 0.
+    Each cell shows its value, with an asterisk if the interval excludes 0. A frame marks the effect of a language's features on itself.
 
     Args:
         table: `effects.causal_table`.
@@ -62,11 +62,11 @@ def _frame(column: int, row: int):  # noqa: ANN202 (a patch of matplotlib, impor
 
 
 def dose_response(table: pd.DataFrame, mode: Mode) -> "Figure":
-    """Effect over the dose, a panel for each owner: its own language, the mean of the others, and the controls on its own language.
+    """Effect over the dose, a panel for each language: on itself, on the others (mean), and of the controls on itself.
 
     Args:
         table: `effects.causal_table`.
-        mode: `scale` or `steer`, whose doses do not compare.
+        mode: `scale` or `steer`, whose doses cannot be compared.
     """
     table = table[table["mode"] == mode]
     owners = list(dict.fromkeys(table["owner"]))
@@ -90,7 +90,7 @@ def dose_response(table: pd.DataFrame, mode: Mode) -> "Figure":
         axes.axvline(NEUTRAL[mode], color="0.8", linewidth=1, zorder=0)
         for (kind, own), (colour, style, marker, label) in looks.items():
             rows = table[(table["owner"] == owner) & (table["kind"] == kind) & ((table["measured"] == owner) == own)]
-            # The neutral dose changes nothing by definition, so it need not have been run.
+            # The neutral dose changes nothing by definition, so it was not necessarily run.
             curve = rows.groupby("dose")[["estimate", "lo", "hi"]].mean()
             if curve.empty:
                 continue
@@ -110,7 +110,7 @@ def dose_response(table: pd.DataFrame, mode: Mode) -> "Figure":
 
 
 def spliced_curves(table: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
-    """Rise of the cross-entropy over the layers at which reconstructions are spliced in, a line for each language, a panel for each meter.
+    """Rise of the cross-entropy over the layers of the spliced reconstructions, a line for each language, a panel for each set of SAEs.
 
     Args:
         table: `effects.spliced_table`.

@@ -1,4 +1,4 @@
-"""How alike the languages' residuals are to the reference's, over layers."""
+"""Figures of the similarity of representations to the reference, over layers."""
 
 from typing import TYPE_CHECKING
 
@@ -16,15 +16,15 @@ _TITLES = {
     "retrieval": "retrieval of translations (accuracy at 1)",
     "mrr": "retrieval (mean reciprocal rank)",
     "centred_cosine": "cosine after centring",
-    "cosine": "plain cosine (inflated by a common mean)",
+    "cosine": "plain cosine (raised by a common mean)",
 }
 
 
 def similarity_curves(table: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
-    """A panel for each measure, a line for each language; grey is what shuffled pairs reach.
+    """A panel for each measure, a line for each language; the grey band shows shuffled pairs.
 
-    The band runs from the lowest mean floor of any language to the highest upper end. Because floors differ by language, a cross says where a
-    language's interval does not lie above its own. Intervals are left to the table: nine of them hide the lines.
+    The band runs from the lowest mean of shuffled pairs of any language to the highest upper end of their intervals. Because shuffled pairs differ by
+    language, a cross marks where a language's interval does not lie above its own. Intervals are only in the table: they would hide the lines.
 
     Args:
         table: of `similarity.similarity_table`.
@@ -39,7 +39,7 @@ def similarity_curves(table: pd.DataFrame, languages: LanguagesConfig) -> "Figur
         cells = table[table["quantity"] == quantity]
         floors = cells.groupby("layer").agg(low=("floor", "min"), high=("floor_hi", "max"))
         axes.fill_between(floors.index, floors["low"], floors["high"], color="0.8", linewidth=0)
-        # A band thinner than a line would vanish, as that of retrieval among many sentences does.
+        # A band that is thinner than a line, such as that of retrieval among many sentences, would be invisible.
         axes.plot(floors.index, floors["high"], color="0.55", linestyle=":", linewidth=1.4, label="shuffled pairs (all)")
         for code, look in looks.items():
             own = cells[cells["language"] == code].sort_values("layer")
@@ -65,7 +65,7 @@ def similarity_curves(table: pd.DataFrame, languages: LanguagesConfig) -> "Figur
 
 
 def separation_curves(table: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
-    """AUC over layers, a panel for each number that tells a language from the reference; 0.5 is chance, below it the language has less of it.
+    """AUC over layers, a panel for each number that separates a language from the reference. 0.5 is chance; below, the language has lower values.
 
     Args:
         table: of `similarity.separation_table`.

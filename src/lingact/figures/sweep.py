@@ -1,6 +1,6 @@
-"""What the jobs of a sweep gained against what it cost."""
+"""Figure of a sweep: gain of its jobs against their cost."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COSTS = {"kl": ("KL of the reference, nats", 0.0), "fvu_ratio": ("FVU of the target, after / base", 1.0)}
-"""Axis, and what no cost is."""
+"""Cost -> label of the axis, and the value without cost."""
 _FLOOR = -1.0
-"""Where a gap has more than doubled, the point is named below the panel and not drawn: it would squeeze all others."""
+"""Points whose gap has more than doubled are named in the title and not drawn, because they would compress all others."""
 _NEAR = 20
-"""Points nearer to each other than so many pixels are named together."""
+"""Points that are closer to each other than this, in pixels, get a common name."""
+
+
+class _Look(TypedDict):
+    """How a point is drawn."""
+
+    color: str
+    marker: str
+    markerfacecolor: NotRequired[str]
 
 
 def trade_off(frame: pd.DataFrame) -> "Figure":
-    """Norm-matched gap closed over the cost: a row of panels for each language, a column for each cost; bars are ranges over seeds.
+    """Norm-matched gap closed over the cost, with a row of panels for each language and a column for each cost. Bars are ranges over seeds.
 
     Args:
         frame: a row for each method (`label`, `control`: whether it is one) and `language`; `closed`, `kl` and `fvu_ratio`, each also with `/lowest`
@@ -56,7 +64,7 @@ def _points(axes: "Axes", points: pd.DataFrame, cost: str) -> None:
     for place in (0, 1):
         axes.axhline(place, color="0.35", linestyle="-" if place == 0 else ":", linewidth=0.9, zorder=1)
     axes.axvline(_COSTS[cost][1], color="0.35", linewidth=0.9, zorder=1)
-    if cost == "kl":  # from nothing at all over several powers of ten
+    if cost == "kl":  # from 0 over several powers of ten
         axes.set_xscale("symlog", linthresh=1e-3)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
@@ -64,17 +72,17 @@ def _points(axes: "Axes", points: pd.DataFrame, cost: str) -> None:
 
 
 def _reach(points: pd.DataFrame, name: str) -> Float[np.ndarray, "2 point"]:
-    # A mean of equal numbers can miss them by a rounding.
+    # A mean of equal numbers can differ from them by rounding.
     middle, lowest, highest = (points[column].to_numpy(float) for column in (name, f"{name}/lowest", f"{name}/highest"))
     return np.maximum(0, np.array([middle - lowest, highest - middle]))
 
 
-def _look(control: bool) -> dict[str, Any]:
+def _look(control: bool) -> _Look:
     return {"color": ORANGE, "marker": "s", "markerfacecolor": "white"} if control else {"color": BLUE, "marker": "o"}
 
 
 def _name_all(panels: np.ndarray, frame: pd.DataFrame, costs: list[str], languages: list[str]) -> None:
-    """Numbers beside the points, those of points on top of each other together; last, when the axes have their limits."""
+    """Put numbers beside the points, with points on top of each other together. Called last, when the axes have their limits."""
     for (row, column), axes in np.ndenumerate(panels):
         points = frame[(frame["language"] == languages[row]) & (frame["closed"] >= _FLOOR) & frame[costs[column]].notna()]
         together: list[tuple[np.ndarray, list[int]]] = []
@@ -92,7 +100,7 @@ def _name_all(panels: np.ndarray, frame: pd.DataFrame, costs: list[str], languag
 
 
 def _legend(figure: "Figure", frame: pd.DataFrame) -> None:
-    """What the numbers stand for."""
+    """The legend: what the numbers mean."""
     from matplotlib.lines import Line2D
 
     methods = frame.drop_duplicates("label")

@@ -1,4 +1,4 @@
-"""What training did: gaps before and after, losses over steps."""
+"""Figures of training: gaps before and after, and losses over steps."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 MULTIPLIER = "multiplier"
 _MOST_BARS = 12
-"""With more layers bars would be too thin for their hatches, and curves take their place."""
+"""Most layers that are drawn as bars. With more, bars would be too thin for their hatches, and curves are drawn."""
 _ACROSS = 3
-"""Panels beside each other."""
+"""Panels in a row."""
 _SMOOTHED_FROM = 40
-"""Steps."""
+"""Smallest number of steps for which a smoothed curve is added."""
 
 
 class _Look(NamedTuple):
@@ -39,10 +39,12 @@ _LOOKS = (
 
 
 def change_bars(frame: pd.DataFrame) -> "Figure":
-    """Gap per layer before, after, and after on residuals of the base's norm: a row for each language, a column for each meter.
+    """Gap per layer before training, after it, and after it with residual norms of the base model.
+
+    There is a row of panels for each language and a column for each set of SAEs.
 
     Args:
-        frame: `changes.change_table` of the languages to show, several meters below each other.
+        frame: `changes.change_table` of the languages to show.
     """
     frame = frame[frame["quantity"].isin([look.quantity for look in _LOOKS])]
     sae_sets, codes = list(dict.fromkeys(frame["sae_set"])), list(dict.fromkeys(frame["language"]))
@@ -80,10 +82,10 @@ def _curves(axes: "Axes", places: Int[np.ndarray, " layer"], cells: pd.DataFrame
 
 
 def loss_curves(frame: pd.DataFrame) -> "Figure":
-    """Raw value of every loss term over the steps, a panel for each, and the multiplier of the retention term where it was balanced.
+    """Raw value of every loss term over the steps, a panel for each, and the multiplier of the retention terms if it was balanced.
 
     Args:
-        frame: a column `step`, one for each term, and perhaps `multiplier`.
+        frame: a column `step`, one for each term, and optionally `multiplier`.
     """
     names = [name for name in frame.columns if name != "step"]
     across = min(_ACROSS, max(1, len(names)))

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: the table of benchmarks as a page. Write it anew with `python -m lingact.report.catalogue > docs/benchmarks.md`."""
+"""docs/benchmarks.md: the table of benchmarks as a page. Update it with `python -m lingact.report.catalogue > docs/benchmarks.md`."""
 
 import sys
 from collections.abc import Collection, Iterable
@@ -8,20 +8,20 @@ from lingact.catalogue.languages import LANGUAGES
 from lingact.evaluation.tasks import catalogue
 
 _PAPER = tuple(LANGUAGES)[:10]
-"""The languages of `languages=paper`, which the table of languages begins with."""
+"""The languages of `languages=paper`, which are the first in the table of languages."""
 
 _HEAD = """# Benchmarks
 
-What `tasks.benchmarks` may name, and what it is. Made from the one table in `src/lingact/catalogue/benchmarks.py` and the installed task files
-(`python -m lingact.report.catalogue`); a test keeps this page current. Sets of them are in `conf/tasks/`: `micro` (embedded), `paper`, `belebele`,
-`global_piqa`, `human`, `indic`; your own with `files` (JSONL) and `lm_eval` (task files). Languages: of the ten of `languages=paper`, and how many
-others of `src/lingact/assets/languages.tsv`.
+The benchmarks that `tasks.benchmarks` can name. Made from the one table in `src/lingact/catalogue/benchmarks.py` and the installed task files
+(`python -m lingact.report.catalogue`); a test checks that this page is current. Sets of benchmarks are in `conf/tasks/`: `micro` (embedded), `paper`,
+`belebele`, `global_piqa`, `human`, `indic`; for your own, use `files` (JSONL) and `lm_eval` (task files). The column *languages* names those of the
+ten of `languages=paper`, and counts the others of `src/lingact/assets/languages.tsv`.
 
-Chance is that of the usual number of options; tables use each item's own. *Corresponds by*: the columns that name an item in every language, by which
-languages are given the same items; where there are none, languages are asked different items. Nothing here could be downloaded where this was
-developed: data sets, licences and columns are from their pages and from lm-eval's task files, and were tried on small files of the same form. Where
-columns turn out to be otherwise (no such column, fewer than half of the names in common, a column that should agree and does not), a language is
-taken by itself, and every output says so.
+*Chance* is for the usual number of options; tables use the number of each item. *Corresponds by* names the columns that identify an item across
+languages, so that all languages are asked the same items. Without such columns, languages are asked different items. The data sets could not be
+downloaded where this was developed: data sets, licences and columns are from their pages and from lm-eval's task files, and were tried on small files
+of the same form. If the columns turn out to be different (no such column, fewer than half of the names in common, a column that should agree and does
+not), the items of that language are chosen separately, and every output says so.
 """
 
 
@@ -32,23 +32,25 @@ def page() -> str:
         "| name | what | languages | data set, licence | who wrote the items | chance | corresponds by | remarks |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, kin in FAMILIES.items():
+    for name, family in FAMILIES.items():
         entries = {code: rows for code, rows in there[name].items() if rows}
         cells = (
             f"`{name}`",
-            kin.title,
-            _spoken(entries),
+            family.title,
+            _language_list(entries),
             _joined(f"{row.dataset}, {row.licence}" for rows in entries.values() for row in rows),
             _by_origin({code: rows[0] for code, rows in entries.items()}),
-            f"{kin.chance:g}",
-            ", ".join(f"`{column}`" for column in kin.key) or "-",
-            _joined(note if (note := row.note) == kin.note else f"{code}: {note}" for code, rows in entries.items() for row in rows[:1] if row.note),
+            f"{family.chance:g}",
+            ", ".join(f"`{column}`" for column in family.key) or "-",
+            _joined(
+                note if (note := row.note) == family.note else f"{code}: {note}" for code, rows in entries.items() for row in rows[:1] if row.note
+            ),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return _HEAD + "\n" + "\n".join(lines) + "\n"
 
 
-def _spoken(codes: Collection[str]) -> str:
+def _language_list(codes: Collection[str]) -> str:
     """`all but ca of the ten, and 30 others`."""
     there = [code for code in _PAPER if code in codes]
     lacking = [code for code in _PAPER if code not in codes]

@@ -91,7 +91,7 @@ def random_text(ranges: pd.DataFrame, apart: pd.DataFrame, languages: LanguagesC
         f"Compared on the same sentences, the gap by the trained SAEs is larger (more positive) for {larger} of {len(tested)} languages and smaller "
         f"for {smaller} (Holm-corrected p below {1 - confidence:.2g}); for {len(tested) - len(sure)} no difference is shown."
     )
-    matched = "SAEs with random directions fire as often as the trained ones over all languages together, with equal weight on every token."
+    matched = "SAEs with random directions fire as often as the trained ones over equal numbers of tokens from every language."
     return " ".join([covers, matched, *sentences, verdict])
 
 

@@ -60,15 +60,21 @@ def analysis_text(layers: pd.DataFrame, ranges: pd.DataFrame, languages: Languag
     reference = name_of(languages.reference)
     sentences = []
     for group, codes in (("medium-to-low-resource", languages.low), ("high-resource", languages.high)):
+        title = f"Of {len(codes)} {group} language{'' if len(codes) == 1 else 's'}"
         found = {code: layers[layers["name"] == code] for code in codes}
         short = [code for code, own in found.items() if 2 * (own["band_lo"] > 0).sum() > count]
         above = [code for code, own in found.items() if 2 * (own["band_hi"] < 0).sum() > count]
         undefined = [code for code, own in found.items() if own["gap"].isna().all()]
         neither = [code for code in codes if code not in (*short, *above, *undefined)]
-        verdicts = {f"fall short of {reference}": short, f"lie above {reference}": above, "do neither": neither, "have no defined gap": undefined}
-        parts = [f"{listed(members)} {verdict}" for verdict, members in verdicts.items() if members]
+        verdicts = {
+            (f"falls short of {reference}", f"fall short of {reference}"): short,
+            (f"lies above {reference}", f"lie above {reference}"): above,
+            ("does neither", "do neither"): neither,
+            ("has no defined gap", "have no defined gap"): undefined,
+        }
+        parts = [f"{listed(members)} {one if len(members) == 1 else several}" for (one, several), members in verdicts.items() if members]
         if codes:
-            sentences.append(f"Of {len(codes)} {group} languages, at more than half of the {count} layers: {'; '.join(parts)}.")
+            sentences.append(f"{title}, at more than half of the {count} layers: {'; '.join(parts)}.")
     sentences.append(f"A layer counts if the language's {confidence:.0%} band, which is simultaneous over layers, excludes 0.")
     sentences += _how_much_wider(layers, ranges)
     overall = ranges[(ranges["name"] == "low_vs_high") & (ranges["range"] == "all") & (ranges["statistic"] == "mean")]

@@ -23,11 +23,11 @@ def causal_lead(selectivity: pd.DataFrame, causal: pd.DataFrame, alpha: float) -
     raised = set(own.loc[own["lo"] > 0, "owner"])
     shown = [str(code) for code in sure.index if both[code] and code in raised]
     without = [str(code) for code in sure.index if "own_minus_random" not in sure.columns or pd.isna(sure.loc[code, "own_minus_random"])]
-    said = (
+    text = (
         f"For {listed(shown)} of {len(sure)} languages, ablating the language's features raises its cross-entropy by more than that of the other "
         "languages, and by more than ablating random latents that fire as often and as strongly (corrected by Holm)."
     )
-    return said + (
+    return text + (
         f" For {listed(without)} there are no random latents that are as frequent and as strong, so this control is missing." if without else ""
     )
 

@@ -18,13 +18,13 @@ Fact = Literal["adapter", "heldout", "scores", "sentences", "resampled"]
 
 
 class Statement(BaseModel):
-    """Something that is said always, or where a part of the analysis was asked for."""
+    """A text that is always shown, or only if a part of the analysis was asked for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str
     part: str | None = None
-    """An entry of `measures.parts`; None: said always."""
+    """An entry of `measures.parts`; None: always shown."""
 
 
 class Alternatives(BaseModel):
@@ -75,16 +75,16 @@ def reviewer_table(config: AnalyzeConfig, resampling: Resampling, *, heldout: bo
 
 
 def _answer(question: Question, parts: tuple[str, ...], facts: Mapping[Fact, str]) -> str:
-    said = []
+    texts_shown: list[str] = []
     for part in question.answers:
         match part:
             case Alternatives(by=by, texts=texts):
-                said.append(texts[facts[by]])
+                texts_shown.append(texts[facts[by]])
             case Statement(part=None, text=text):
-                said.append(text)
+                texts_shown.append(text)
             case Statement(part=needed, text=text):
-                said.append(text if needed in parts else f"not in this run; add {needed} to measures.parts, or use measures=full")
-    return "; ".join(said)
+                texts_shown.append(text if needed in parts else f"not in this run; add {needed} to measures.parts, or use measures=full")
+    return "; ".join(texts_shown)
 
 
 def _yes_no(value: bool) -> str:

@@ -1,9 +1,8 @@
-"""What training did, in words and tables: the terminal's rows and the report of train.py."""
+"""The results of training: rows for the terminal, tables, sentences, and the report of train.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -11,19 +10,19 @@ from lingact.activations.measure import ADAPTER, BASE
 from lingact.analysis.changes import OVER_BASE
 from lingact.config.jobs import TrainConfig
 from lingact.report.page import Card, Section, measured_facts, write_report
-from lingact.report.phrases import Cells, cells_by, name_of, plain, reading_gaps, sae_set_title, share_of, with_interval
+from lingact.report.phrases import Cells, Row, cells_by, name_of, plain, reading_gaps, sae_set_title, share_of, with_interval
 from lingact.statistics.bootstrap import Resampling
 
 Frames = Mapping[str, pd.DataFrame]
 """The tidy tables of `changes`, by name."""
 _WORSE = 0.2
-"""Mean repetition this far above the base model's is spoken of."""
+"""Mean repetition is mentioned if it is this far above the base model's."""
 
 
 def train_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
-    """One row per language, set of SAEs and range of layers, then the gap closed over the layers of the loss; narrow enough for a terminal.
+    """One row per language, set of SAEs and range of layers, then the gap closed over the layers of the loss. Narrow enough for a terminal.
 
-    The cautions stand in every row: norm-matched gap, FVU and L0, and both sets of SAEs one below the other.
+    Every row contains the cautions: norm-matched gap, FVU and L0.
     """
     rows = []
     for code in codes:
@@ -36,7 +35,7 @@ def train_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _full_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
-    """`train_rows` for a page: nothing without its interval but FVU and L0 before and after."""
+    """`train_rows` for a page: every number but FVU and L0 has its interval."""
     rows = []
     for code in codes:
         for sae_set, own in _by_sae_set(frames["change_by_range"], code):
@@ -81,7 +80,7 @@ def _ranges(frames: Frames) -> list[str]:
     return [label for label in dict.fromkeys(frames["change_by_range"]["range"]) if label != "loss"]
 
 
-def _after(own: Cells, place: Any) -> dict[str, str]:
+def _after(own: Cells, place: str | int) -> dict[str, str]:
     return {"after": with_interval(own[place, "gap_after"]), "norm-matched": with_interval(own[place, "gap_after_norm_matched"])}
 
 
@@ -89,11 +88,11 @@ def _closed(own: Cells) -> dict[str, str]:
     return {"after": with_interval(own["loss", "gap_closed"]), "norm-matched": with_interval(own["loss", "gap_closed_norm_matched"])}
 
 
-def _fit(own: Cells, place: Any) -> dict[str, str]:
+def _fit(own: Cells, place: str | int) -> dict[str, str]:
     return {"FVU": "->".join(plain(own[place, name]["estimate"], ".2f") for name in ("fvu_before", "fvu_after"))}
 
 
-def _cautions(own: Cells, place: Any) -> dict[str, str]:
+def _cautions(own: Cells, place: str | int) -> dict[str, str]:
     return {
         "FVU, after / base": with_interval(own[place, "fvu_ratio"], signed=False),
         "L0": "->".join(plain(own[place, name]["estimate"], ".0f") for name in ("l0_before", "l0_after")),
@@ -101,7 +100,7 @@ def _cautions(own: Cells, place: Any) -> dict[str, str]:
 
 
 def retention_rows(frames: Frames) -> list[dict[str, str]]:
-    """One row per reading of how the reference language fared, with a column for each set of SAEs and what no change would be."""
+    """One row per measure of retention of the reference, with the value for no change and a column for each set of SAEs."""
     names = {
         "activation": ("activation, after / base", "1"),
         "activation_worst_layer": ("activation, largest change at a layer", "0"),
@@ -117,11 +116,11 @@ def retention_rows(frames: Frames) -> list[dict[str, str]]:
         own = {sae_set: cells[quantity, sae_set] for sae_set in sae_sets}
         label, unchanged = names[quantity]
         digits = 4 if quantity == "kl" else 3
-        said = {
+        values = {
             sae_set: plain(cell["estimate"], ".3f") if quantity == "profile" else with_interval(cell, digits=digits, signed=False)
             for sae_set, cell in own.items()
         }
-        rows.append({"measure": label, "unchanged": unchanged} | said)
+        rows.append({"measure": label, "unchanged": unchanged} | values)
     return rows
 
 
@@ -136,7 +135,13 @@ def bits_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
 
 
 def train_tables(frames: Frames, codes: Sequence[str], reference: str) -> dict[str, pd.DataFrame]:
-    """The report's tables of a training run: targets, retention, languages that were neither trained nor the reference, bits of all."""
+    """The tables of the report of a training run, by title: trained languages, retention, other languages, bits per byte.
+
+    Args:
+        frames: tidy tables of `changes`.
+        codes: trained languages.
+        reference: code of the reference.
+    """
     measured = list(dict.fromkeys(frames["change_by_range"]["language"]))
     others = [code for code in measured if code not in (*codes, reference)]
     cells = cells_by(frames["bits"], "language", "variant", "quantity")
@@ -155,39 +160,49 @@ def train_tables(frames: Frames, codes: Sequence[str], reference: str) -> dict[s
 
 
 def loss_text(config: TrainConfig, substitutes: Mapping[str, str]) -> str:
-    """What the reader has to know of the loss before its effects.
+    """What a reader has to know about the loss before its effects.
 
     Args:
-        stand_ins: target -> the language whose text it was trained on instead.
+        config: of the run.
+        substitutes: target -> the language whose text it was trained on instead.
     """
     gap, retention = config.loss.gap, config.loss.retention
-    said = [f"{name_of(code)} was not trained on: text in {name_of(other)} stood in its place (control)." for code, other in substitutes.items()]
-    held = ["the norm-matched gap"] if gap.weight > 0 and gap.norm_matched else []
-    held += ["the FVU of the measuring SAEs"] if retention.fit > 0 else []
-    held += ["the targets' next-token distributions"] if retention.target_kl > 0 else []
-    if held:
-        listed = " and ".join([", ".join(held[:-1]), held[-1]] if held[1:] else held)
-        said.append(f"The loss itself worked on {listed}: no independent check. The held-out SAEs are one.")
-    return " ".join(said)
+    sentences = [
+        f"{name_of(code)} itself was not trained on: its text was replaced by text in {name_of(other)} (control)."
+        for code, other in substitutes.items()
+    ]
+    in_loss = ["the norm-matched gap"] if gap.weight > 0 and gap.norm_matched else []
+    in_loss += ["the FVU of the measuring SAEs"] if retention.fit > 0 else []
+    in_loss += ["the targets' next-token distributions"] if retention.target_kl > 0 else []
+    if in_loss:
+        listed = " and ".join([", ".join(in_loss[:-1]), in_loss[-1]] if in_loss[1:] else in_loss)
+        sentences.append(f"The loss contains {listed}, so these are no independent check. The held-out SAEs are one.")
+    return " ".join(sentences)
 
 
 def training_text(frames: Frames, codes: Sequence[str], reference: str) -> str:
-    """What happened to each target's gap by each set of SAEs, and what it cost the reference."""
+    """How the gap of each trained language changed by each set of SAEs, and what this cost the reference.
+
+    Args:
+        frames: tidy tables of `changes`.
+        codes: trained languages.
+        reference: code of the reference.
+    """
     bits = cells_by(frames["bits"], "language", "variant", "quantity") if "bits" in frames else {}
     paragraphs = []
     for code in codes:
         by_sae_set = _by_sae_set(frames["change_by_range"], code)
-        sentences = [f"{name_of(code)}, {sae_set_title(sae_set)} SAEs: {_verdict(own)}; {_fvu_said(own)}." for sae_set, own in by_sae_set]
-        beyond = _beyond_zero(frames, code)
-        if beyond:
-            sentences.append(f"The gap, not norm-matched, went beyond zero at {' and at '.join(beyond)}.")
+        sentences = [f"{name_of(code)}, {sae_set_title(sae_set)} SAEs: {_verdict(own)}; {_fvu_change(own)}." for sae_set, own in by_sae_set]
+        overshot = _overshot(frames, code)
+        if overshot:
+            sentences.append(f"The gap (not norm-matched) changed its sign at {' and at '.join(overshot)}.")
         if (code, OVER_BASE, "bits_per_byte") in bits:
             sentences.append(f"Bits per byte are {_percent(bits[code, OVER_BASE, 'bits_per_byte'])} of the base model's.")
         paragraphs.append(" ".join(sentences))
     kept = cells_by(frames["retention"], "sae_set", "quantity")
     first = frames["retention"]["sae_set"].iloc[0]
-    words = {"activation": "activation is {} of the base model's", "bits_per_byte": "bits per byte are {} of the base model's"}
-    costs = [text.format(_percent(kept[first, quantity])) for quantity, text in words.items() if (first, quantity) in kept]
+    phrases = {"activation": "activation is {} of the base model's", "bits_per_byte": "bits per byte are {} of the base model's"}
+    costs = [text.format(_percent(kept[first, quantity])) for quantity, text in phrases.items() if (first, quantity) in kept]
     if (first, "kl") in kept:
         costs.append(f"KL(base || adapter) is {with_interval(kept[first, 'kl'], digits=4, signed=False)} nats per token")
     return "\n\n".join([*paragraphs, f"{name_of(reference)}, the reference: {'; '.join(costs)}."])
@@ -196,22 +211,22 @@ def training_text(frames: Frames, codes: Sequence[str], reference: str) -> str:
 def _verdict(own: Cells) -> str:
     raw, matched = own["loss", "gap_closed"], own["loss", "gap_closed_norm_matched"]
     if pd.isna(raw["estimate"]):
-        return "no layer of the loss had a gap whose interval excludes 0, so there was none to close"
+        return "no layer of the loss had a gap whose interval excludes 0, so there was no gap to close"
     at_base_norm = f", norm-matched {share_of(matched)}" if pd.notna(matched["estimate"]) else ""
     if raw["lo"] <= 0 <= raw["hi"]:
-        return f"whether any of the gap was closed is open: {share_of(raw)}{at_base_norm}"
-    verb = "was closed" if raw["estimate"] > 0 else "was closed, which means that it grew"
+        return f"no change of the gap is shown: {share_of(raw)} closed{at_base_norm}"
+    verb = "was closed" if raw["estimate"] > 0 else "was closed, which means that the gap grew"
     return f"{share_of(raw)} of the gap {verb}{at_base_norm}"
 
 
-def _fvu_said(own: Cells) -> str:
+def _fvu_change(own: Cells) -> str:
     ratio, before, after = (own["all", quantity] for quantity in ("fvu_ratio", "fvu_before", "fvu_after"))
-    change = "rose to" if ratio["lo"] > 1 else "fell to" if ratio["hi"] < 1 else "cannot be told from unchanged:"
+    change = "rose to" if ratio["lo"] > 1 else "fell to" if ratio["hi"] < 1 else "shows no change:"
     return f"FVU {change} {with_interval(ratio, signed=False)} times the base model's (from {before['estimate']:.2f} to {after['estimate']:.2f})"
 
 
-def _beyond_zero(frames: Frames, code: str) -> list[str]:
-    """`layers 4, 5 (measuring SAEs)`: where the intervals lie on opposite sides of 0 before and after."""
+def _overshot(frames: Frames, code: str) -> list[str]:
+    """`layers 4, 5 (measuring SAEs)`: where the intervals before and after lie on opposite sides of 0."""
     found = []
     for sae_set, own in _by_sae_set(frames["change_by_layer"], code, "layer"):
         layers = [layer for layer in dict.fromkeys(layer for layer, _ in own) if _crossed(own[layer, "gap_before"], own[layer, "gap_after"])]
@@ -220,23 +235,23 @@ def _beyond_zero(frames: Frames, code: str) -> list[str]:
     return found
 
 
-def _crossed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> bool:
+def _crossed(before: Row, after: Row) -> bool:
     return before["lo"] > 0 > after["hi"] or before["hi"] < 0 < after["lo"]
 
 
-def _percent(cell: Mapping[Any, Any]) -> str:
+def _percent(cell: Row) -> str:
     """`101.2% [100.8%, 101.5%]`."""
     return f"{cell['estimate']:.1%} [{cell['lo']:.1%}, {cell['hi']:.1%}]"
 
 
 def continuation_section(table: pd.DataFrame) -> Section:
-    """Prompts with what follows in the corpus, and what base and adapter wrote behind them (`continuations.continuation_table`)."""
+    """Prompts with their original continuation in the corpus and those by base model and adapter (`continuations.continuation_table`)."""
     cards = []
     for row in table.to_dict("records"):
         written = [(label, row["prompt"], row[label] or "(nothing)", "") for label in ("original", "base", "adapter")]
-        facts = [f"repeated: base {row['repetition_base']:.0%}, adapter {row['repetition_adapter']:.0%}"]
+        facts = [f"repetition: base {row['repetition_base']:.0%}, adapter {row['repetition_adapter']:.0%}"]
         cards.append(Card(f"{name_of(row['language'])}, {row['sentence_id']}", None, facts, written))
-    return Section("Continued text", {}, {}, _continuation_text(table), cards)
+    return Section("Continuations", {}, {}, _continuation_text(table), cards)
 
 
 def _continuation_text(table: pd.DataFrame) -> str:
@@ -247,15 +262,26 @@ def _continuation_text(table: pd.DataFrame) -> str:
         if adapter.mean() - base.mean() > _WORSE:
             more.append(f"{name_of(str(code))} ({int((adapter > base).sum())} of {len(own)})")
     prompts = table["sentence_id"].nunique()
-    said = (
-        f"{prompts} prompts in each language were continued greedily by base and adapter; so few carry no interval and no claim, the texts are to be "
-        f"read. Share of new tokens in repeated trigrams, base and adapter: {', '.join(means)}."
+    text = (
+        f"{prompts} prompts in each language were continued greedily by base model and adapter. They are too few for intervals or claims; read the "
+        f"texts. Share of new tokens in repeated trigrams, base model and adapter: {', '.join(means)}."
     )
-    return said + (f" In these texts the adapter repeats itself more than the base model: {', '.join(more)}." if more else "")
+    return text + (f" In these texts, the adapter repeats itself more than the base model: {', '.join(more)}." if more else "")
 
 
 def write_training(folder: Path, config: TrainConfig, pages: Sequence[Section], identity: Mapping[str, str], drawn: Resampling) -> Path:
-    """The report of train.py; the sections' texts lead the page."""
+    """Write the report of train.py. The texts of the sections are at the head of the page.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        pages: the sections.
+        identity: header of the statistics.
+        drawn: what is resampled.
+
+    Returns:
+        The path of the page.
+    """
     title = f"Closing the activation gap of {', '.join(map(name_of, config.lang))}"
     lead = "\n\n".join(page.text for page in pages if page.text)
     facts = measured_facts(folder, config, identity, drawn)

@@ -1,1 +1,1 @@
-"""The three stories: analyze, train, evaluate."""
+"""The three jobs: analyze, train, evaluate."""

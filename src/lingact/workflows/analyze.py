@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -80,7 +79,7 @@ def run(config: AnalyzeConfig, folder: Path) -> None:
 def scores_of_another_model(scores: Sequence[Path], folder: Path) -> str:
     """A sentence that names the evaluation runs of another model than the measured one; empty if there are none. Files of scores are not checked."""
 
-    def model(run: Path) -> dict[str, Any]:
+    def model(run: Path) -> dict[str, str]:
         return read_manifest(run).get("identity", {}).get("model", {})
 
     here, others = model(folder), []
