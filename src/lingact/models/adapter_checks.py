@@ -25,7 +25,7 @@ KINDS = ("LORA", "VERA", "IA3", "LOHA", "LOKR", "OFT")
 """What peft calls the kinds that are taken; DoRA and rsLoRA are LORA."""
 
 
-# --- loading -------------------------------------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------------------------------------------------------
 
 
 def check_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = None) -> Path:

@@ -28,8 +28,8 @@ def weights_hash(model: nn.Module) -> str:
 def adapter_hash(model: "PeftModel") -> str:
     """sha256 over what the adapter does: its weights in name order, also those never trained (VeRA), and its settings (alpha, ...)."""
     settings = {name: value for name, value in model.active_peft_config.to_dict().items() if name not in _CHANGE_NOTHING and value is not None}
-    told = json.dumps(settings, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
-    return hashlib.sha256(f"{_hash(_split(model)[1])} {told}".encode()).hexdigest()
+    described = json.dumps(settings, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    return hashlib.sha256(f"{_hash(_split(model)[1])} {described}".encode()).hexdigest()
 
 
 def _split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -83,21 +83,21 @@ def training_of(place: Path) -> dict[str, Any] | None:
     place = place.resolve()
     run = place.parent / "config.yaml"
     if place.name == "adapter" and run.is_file():
-        return present_keys(_told(run, yaml.safe_load, "copy the adapter out of the run's folder"))
+        return present_keys(_read_object(run, yaml.safe_load, "copy the adapter out of the run's folder"))
     if not (place / IDENTITY).is_file():
         return None
-    training = _told(place / IDENTITY, json.loads, "delete it and do without what it tells").get("training")
+    training = _read_object(place / IDENTITY, json.loads, "delete it and do without what it tells").get("training")
     return _with_assets(training) if isinstance(training, dict) else None
 
 
-def _told(path: Path, read: Callable[[str], Any], otherwise: str) -> dict[str, Any]:
+def _read_object(path: Path, read: Callable[[str], Any], otherwise: str) -> dict[str, Any]:
     try:
-        told = read(path.read_text(encoding="utf-8"))
+        found = read(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        told = None
-    if not isinstance(told, dict):
+        found = None
+    if not isinstance(found, dict):
         raise UserError(f"adapter: '{path}' cannot be read: it is cut off or of something else; put it back, or {otherwise}")
-    return told
+    return found
 
 
 def _with_assets(node: Any) -> Any:
