@@ -23,7 +23,6 @@ from lingact.runtime.compat.lightning import checkpoint_of
 from lingact.runtime.tracking import differences
 from lingact.training.batches import AlignedBatch
 
-MapLocation = Callable[[torch.UntypedStorage, str], torch.UntypedStorage] | torch.device | str
 CHECKPOINTS = "checkpoints"
 """Folder in the run's."""
 _LAST, _TRAINED = "last.ckpt", "trained.json"
@@ -61,7 +60,7 @@ class RunCheckpoints(TorchCheckpointIO):
         content.write(hashlib.sha256(content.getbuffer()).digest())
         write_atomically(Path(path), content.getbuffer())
 
-    def load_checkpoint(self, path: str | Path, map_location: MapLocation = "cpu", weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
+    def load_checkpoint(self, path: str | Path, map_location: Callable | str | None = "cpu", weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
         """Read tensors and plain values, never code, whatever `weights_only` says.
 
         Raises:

@@ -5,10 +5,10 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -64,12 +64,12 @@ def _trainer(module: GapModule, config: TrainConfig, run: Run, last: Path) -> "p
     from pytorch_lightning.loggers import WandbLogger
 
     class Tracker(WandbLogger):
-        def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # pyrefly: ignore[bad-override] (Lightning's annotation)
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
             with surviving_tracking():
                 super().log_metrics(metrics, step)
 
     class Progress(TQDMProgressBar):
-        def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:  # noqa: ARG002 (Lightning's)
+        def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, int | str | float | dict[str, float]]:  # noqa: ARG002 (Lightning's)
             return {name: value for name, value in trainer.progress_bar_metrics.items() if name == "loss"}  # none at first
 
     settings = config.trainer
@@ -118,7 +118,7 @@ def _quiet() -> Iterator[None]:
 def _diverged(error: Diverged, module: GapModule, data: AlignedData, run: Run) -> UserError:
     """Save the adapter as it was before the loss became non-finite, and return the error for the user."""
     good, identity = run.folder / CHECKPOINTS / "last_good", module.batch_loss.lm.identity
-    save_adapter(module.model, good, identity["name"], identity["sha256"])  # pyrefly: ignore[bad-argument-type]
+    save_adapter(module.model, good, identity["name"], identity["sha256"])
     ids = ", ".join(data.batches.ids[place] for place in error.sentences)
     return UserError(
         f"training stopped at step {error.step}: {error.what}. Its sentences: {ids}. The adapter from before that step is in '{good}'. Lower "

@@ -106,7 +106,7 @@ def train(run: Run, config: TrainConfig, components: Components, sentences: Para
         return None
     recipe = config.model_dump(mode="json", exclude=PRIVATE)
     save_adapter(lm.model, run.folder / ADAPTER, lm.identity["name"], lm.identity["sha256"], recipe)
-    return Trained(adapter_hash(lm.model), module.history)  # pyrefly: ignore[bad-argument-type]
+    return Trained(adapter_hash(lm.model), module.history)
 
 
 def restore_adapter(components: Components, folder: Path, trained: Trained) -> None:
@@ -233,7 +233,7 @@ def measure_change(
         sae_sets,
         corpus,
         batch_tokens=config.batch_tokens,
-        identity=components.identity | {"adapter": adapter_hash(components.lm.model)},  # pyrefly: ignore[bad-argument-type]
+        identity=components.identity | {"adapter": adapter_hash(components.lm.model)},
         wanted=Wanted(adapter=True, language_model=True),
         folder=folder,
     )
