@@ -212,7 +212,7 @@ class Trained:
 
     sha256: str
     """`adapter_hash` of the adapter in the run folder."""
-    history: list[dict[str, float]]
+    history: list[dict[str, int | float]]
     """Number and all terms of every step."""
 
 
