@@ -275,5 +275,5 @@ def test_no_hub_and_nothing_downloaded(process: Process) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
     for name, found in load(process, address).items():
         licence = yaml.safe_load((CONF / "corpus" / f"{name}.yaml").read_text())["licence"]
-        assert f"({licence}) cannot be had: there is no way to {address}, and it was not downloaded before. Connect once" in found["problem"]
+        assert f"({licence}) cannot be had: cannot reach {address}, and it was not downloaded before. Connect once" in found["problem"]
         assert found["slept"] < 1, "no retries"

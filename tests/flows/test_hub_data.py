@@ -70,7 +70,7 @@ def test_what_the_hub_refuses(server: HubServer, process: Callable[..., subproce
 def test_no_hub_at_all(process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
     done = process(address, *evaluation("tasks=belebele"))
-    problem = f"there is no way to {address}, and it was not downloaded before. Connect once so that it can be downloaded, or leave it out"
+    problem = f"cannot reach {address}, and it was not downloaded before. Connect once so that it can be downloaded, or leave it out"
     # Nothing of the client's retries, which take half a minute.
     assert done.stderr == f"eval.py:\n  tasks: the data of 'belebele_eng_Latn' (facebook/belebele, CC BY-SA 4.0) cannot be had: {problem}\n"
     assert (done.returncode, done.stdout) == (2, "")
@@ -81,7 +81,7 @@ def test_no_hub_at_all(process: Callable[..., subprocess.CompletedProcess[str]],
 def test_a_hub_that_does_not_answer(server: HubServer, process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     server.stalls = True
     done = process(server.url, *evaluation("tasks=belebele"), HF_HUB_ETAG_TIMEOUT="1")
-    assert f"cannot be had: there is no way to {server.url}, and it was not downloaded before" in done.stderr
+    assert f"cannot be had: cannot reach {server.url}, and it was not downloaded before" in done.stderr
     assert (len(done.stderr.splitlines()), done.returncode, done.stdout) == (2, 2, "")
     assert [asked for asked in server.asked if "belebele" in asked] == []
     assert list((tmp_path / "here").rglob("*")) == []

@@ -199,7 +199,7 @@ def test_what_the_hub_does_not_give(process: Callable[..., subprocess.CompletedP
         f"model 'google/gemma-3-1b-pt' (licence gemma) cannot be had: {terms.format(page=server.url + '/google/gemma-3-1b-pt')}",
         f"model 'no/such' cannot be had: the hub does not have it, or not for you. Look at {page}; {signed}",
         f"model 'openai-community/gpt2' (licence mit) cannot be had: it has no such revision. Look at {own}",
-        "model 'meta-llama/Llama-3.1-8B' (licence llama3.1): what was downloaded is damaged (not what its hash says); it was deleted. Try again",
+        "model 'meta-llama/Llama-3.1-8B' (licence llama3.1): the download is damaged (it does not match its hash) and was deleted. Try again",
     ]
     expected = [line for (job, _), text in zip(jobs, said, strict=True) for line in (f"{job}.py:", f"  {text}", f"{job} exit code 2")]
     assert done.stderr.splitlines() == expected
@@ -220,5 +220,5 @@ def test_what_the_hub_does_not_give(process: Callable[..., subprocess.CompletedP
 def test_no_hub_and_no_cache(process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
     done = process(tmp_path / "home", ("train", PRESETS["openai-community/gpt2"]), HF_ENDPOINT=address)
-    told = f"there is no way to {address}, and it was not downloaded before. Connect once so that it can be downloaded, or choose another model.name"
+    told = f"cannot reach {address}, and it was not downloaded before. Connect once so that it can be downloaded, or choose another model.name"
     assert done.stderr == f"train.py:\n  model 'openai-community/gpt2' (licence mit) cannot be had: {told}\ntrain exit code 2\n"

@@ -217,7 +217,7 @@ def test_what_the_hub_refuses(trained: Path, server: HubServer, share: Callable[
     assert share(trained).startswith("there is no token for the hub;")
     monkeypatch.setenv("HF_TOKEN", "hf_jane")
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused_port()}")
-    assert share(trained).startswith(f"nothing was pushed: there is no way to {constants.ENDPOINT}. The folder '{trained}/hub' is ready;")
+    assert share(trained).startswith(f"nothing was pushed: cannot reach {constants.ENDPOINT}. The folder '{trained}/hub' is ready;")
     assert len(server.asked) == before
     assert server.commits == []
 
@@ -243,7 +243,7 @@ def test_downloads_that_fail(trained: Path, server: HubServer, share: Callable[.
     with pytest.raises(UserError, match=rf"adapter: '{NAME}@v9' cannot be had: it has no such revision\. Look at {server.url}/{NAME}"):
         find_adapter(f"{NAME}@v9")
     server.damages = {WEIGHTS}
-    with pytest.raises(UserError, match=rf"adapter: '{NAME}': what was downloaded is damaged .*; it was deleted"):
+    with pytest.raises(UserError, match=rf"adapter: '{NAME}': the download is damaged .* and was deleted"):
         find_adapter(NAME)
     server.damages = set()
     place = find_adapter(NAME)
@@ -258,7 +258,7 @@ def test_downloads_that_fail(trained: Path, server: HubServer, share: Callable[.
     # What was downloaded once is enough without a way to the hub, and what was not is refused at once.
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused_port()}")
     assert find_adapter(NAME) == place
-    with pytest.raises(UserError, match=r"cannot be had: there is no way to .*, and it was not downloaded before"):
+    with pytest.raises(UserError, match=r"cannot be had: cannot reach .*, and it was not downloaded before"):
         find_adapter("jane/other")
 
 

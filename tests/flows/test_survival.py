@@ -240,7 +240,7 @@ def interrupted(start: Start, small_organism: Path, tmp_path: Path, monkeypatch:
         (
             "checkpoints/last.ckpt",
             lambda content: content[: len(content) // 2],
-            "is cut off, damaged or no checkpoint of train.py; put the right one",
+            "is truncated, damaged or not a checkpoint of train.py; restore the right one",
         ),
         ("manifest.json", lambda content: content[:100], "manifest.json' cannot be read: it is cut off or of something else; put it back, or move"),
         ("config.yaml", lambda content: content[:3], "config.yaml' cannot be read: it is cut off or of something else"),

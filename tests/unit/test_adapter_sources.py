@@ -202,7 +202,7 @@ def test_a_server_that_does_not_answer_is_given_up(silent: str, logged: WandbSer
     monkeypatch.setattr(wandb_artifacts, "STALLS", 1)
     logged.stalls.add(silent)
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"does not give it: .*(did not respond in time|nothing has come for 1 seconds)"):
+    with pytest.raises(UserError, match=r"does not give it: .*(did not respond in time|no data for 1 seconds)"):
         find_adapter(NAME)
     assert time.monotonic() - started < 12, "the client's own limit is 19 seconds"
     assert not list(cache.glob("lingact/*"))
@@ -379,14 +379,14 @@ def test_sweeps_without_an_adapter_are_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_that_a_sweep_has_lost_is_named(sweep: Path) -> None:
     (sweep / "3" / "adapter" / SETTINGS).unlink()
-    with pytest.raises(UserError, match=r"'.*/sweep/3' of the sweep '.*/sweep' is complete but has no adapter \(any more\)"):
+    with pytest.raises(UserError, match=r"'.*/sweep/3' of the sweep '.*/sweep' is complete but no longer has an adapter"):
         expand_adapters([str(sweep)])
 
 
 @pytest.mark.parametrize("content", ['{"job": 0', "{}", "[]"])
 def test_a_damaged_record_is_refused(sweep: Path, content: str) -> None:
     (sweep / ".jobs" / "4.json").write_text(content)
-    with pytest.raises(UserError, match=r"'.*/\.jobs/4\.json' is no record of a job"):
+    with pytest.raises(UserError, match=r"'.*/\.jobs/4\.json' is not a record of a job"):
         expand_adapters([str(sweep)])
 
 
@@ -434,7 +434,7 @@ def test_adapters_from_elsewhere_do_not_tell(tmp_path: Path) -> None:
     write_json(tmp_path / IDENTITY, {"base_model": "tiny", "base_sha256": "0" * 64})
     assert training_of(tmp_path) is None
     (tmp_path / IDENTITY).write_text('{"base_model": ')
-    with pytest.raises(UserError, match=r"lingact\.json' cannot be read: it is cut off or of something else"):
+    with pytest.raises(UserError, match=r"lingact\.json' cannot be read: it is truncated or not a lingact file"):
         training_of(tmp_path)
 
 
@@ -442,5 +442,5 @@ def test_adapters_from_elsewhere_do_not_tell(tmp_path: Path) -> None:
 def test_a_damaged_configuration_is_refused(content: bytes, tmp_path: Path) -> None:
     run = Path(job(tmp_path, 0))
     (run / "config.yaml").write_bytes(content)
-    with pytest.raises(UserError, match=r"'.*/0/config\.yaml' cannot be read: it is cut off or of something else"):
+    with pytest.raises(UserError, match=r"'.*/0/config\.yaml' cannot be read: it is truncated or not a lingact file"):
         training_of(find_adapter(str(run)))

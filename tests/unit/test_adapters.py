@@ -375,7 +375,7 @@ def changing_the_base(folder: Path) -> None:
     ("spoil", "message"),
     [
         (lost, "is not an adapter"),
-        (cut_off, "is cut off or damaged"),
+        (cut_off, "is truncated or damaged"),
         (of_another_model, "belongs to another model: it was trained on 'other'"),
         (too_wide, "belongs to another model .*: its weight"),
         (changing_the_base, "changes the base weights"),
@@ -475,7 +475,7 @@ def test_an_adapter_of_another_architecture_is_refused(saved: tuple[Path, Tensor
     (saved[0] / "adapter" / "lingact.json").unlink()
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
     stranger = GPTNeoXForCausalLM(GPTNeoXConfig(**shape, bos_token_id=0, eos_token_id=0))
-    with pytest.raises(UserError, match=r"belongs to another model \(tiny\): peft cannot put it on this one: .*not found in the base model"):
+    with pytest.raises(UserError, match=r"belongs to another model \(tiny\): PEFT cannot put it on this one: .*not found in the base model"):
         load_adapter(stranger, str(saved[0]))
 
 
@@ -483,7 +483,7 @@ def test_damaged_files_are_refused(saved: tuple[Path, Tensor, str]) -> None:
     folder = saved[0] / "adapter"
     weights = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(UserError, match="cannot be read, it is cut off or damaged"):
+    with pytest.raises(UserError, match="cannot be read, it is truncated or damaged"):
         load_adapter(tiny_model(), str(folder))
     (folder / WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(b"pickle")
@@ -506,7 +506,7 @@ def test_settings_that_are_not_finite_are_refused(saved: tuple[Path, Tensor, str
     (saved[0] / "adapter" / "adapter_config.json").write_text(
         json.dumps(settings | {"lora_alpha": float("nan"), "alpha_pattern": {"q_proj": float("inf")}})
     )
-    with pytest.raises(UserError, match=r"adapter_config\.json' has no finite number in alpha_pattern\.q_proj, lora_alpha; put the right one there"):
+    with pytest.raises(UserError, match=r"adapter_config\.json' has no finite number in alpha_pattern\.q_proj, lora_alpha; correct it"):
         check_adapter(tiny_model(), str(saved[0]))
 
 
@@ -541,7 +541,7 @@ def test_an_incomplete_adapter_is_refused(peft: PeftConfig, tmp_path: Path) -> N
         ({"init_lora_weights": "pissa_niter_16"}, r"initialised by pissa_niter_16, which changes the base.* Save it as plain LoRA"),
         ({"init_lora_weights": "olora"}, "initialised by olora, which changes the base"),
         ({"bias": "all"}, r"changes the base model itself \(bias"),
-        ({"peft_type": "PROMPT_TUNING"}, "is of the kind PROMPT_TUNING; taken are .* LORA, VERA, IA3, LOHA, LOKR, OFT"),
+        ({"peft_type": "PROMPT_TUNING"}, "is of the kind PROMPT_TUNING; lingact accepts .* LORA, VERA, IA3, LOHA, LOKR, OFT"),
     ],
 )
 def test_adapters_that_change_the_base_are_not_loaded(saved: tuple[Path, Tensor, str], settings: dict[str, str], message: str) -> None:

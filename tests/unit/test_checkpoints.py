@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from lingact.errors import UserError
 from lingact.files.atomic import full_disk, write_atomically
-from lingact.training.checkpoints import Keeper, LastStep, RunCheckpoints
+from lingact.training.checkpoints import CheckpointCallback, LastStep, RunCheckpoints
 
 HEADER = {"configuration": "a" * 64, "corpus": "b" * 64}
 
@@ -75,7 +75,7 @@ def test_any_cut_and_any_changed_byte_is_noticed(saved: tuple[Path, dict[str, An
         for damaged in (whole[:place], bytes(changed), whole + whole[:place] + b"\0"):
             path.write_bytes(damaged)
             with pytest.raises(
-                UserError, match=r"last.ckpt' is cut off, damaged or no checkpoint of train\.py; put the right one back, or delete it"
+                UserError, match=r"last.ckpt' is truncated, damaged or not a checkpoint of train\.py; restore the right one, or delete it"
             ):
                 RunCheckpoints(HEADER).load_checkpoint(path)
 
@@ -179,7 +179,7 @@ def test_a_step_is_held_without_waiting_for_other_processes(tmp_path: Path) -> N
     path = tmp_path / "last.ckpt"
     trainer = pl.Trainer(
         accelerator="cpu", strategy=strategy, plugins=[kept], max_steps=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Keeper(kept, path, every=100, minutes=1000.0)],
+        enable_model_summary=False, callbacks=[CheckpointCallback(kept, path, every=100, minutes=1000.0)],
     )  # fmt: skip
     trainer.fit(module, DataLoader(torch.ones(8, 1)))
     assert kept.load_checkpoint(path)["global_step"] == 3

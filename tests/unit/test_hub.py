@@ -52,7 +52,7 @@ def test_only_what_has_just_arrived_damaged_is_deleted(blobs: Path, tmp_path: Pa
         seen.append(snapshot(tmp_path))
         seen[0].pop(str(fresh.relative_to(tmp_path)))
 
-    with pytest.raises(UserError, match=r"model 'a/b': what was downloaded is damaged .*; it was deleted"):
+    with pytest.raises(UserError, match=r"model 'a/b': the download is damaged .* and was deleted"):
         load(arrives)
     assert snapshot(tmp_path) == seen[0]
 

@@ -25,21 +25,21 @@ def test_each_interrupts_and_is_put_back(number: int) -> None:
 def test_what_is_held_is_finished_however_many_come() -> None:
     done = []
     with interrupts.interruptible():
-        with pytest.raises(KeyboardInterrupt), interrupts.held():  # noqa: PT012 (the end of the block raises)
+        with pytest.raises(KeyboardInterrupt), interrupts.deferred():  # noqa: PT012 (the end of the block raises)
             send(signal.SIGTERM)
-            with interrupts.held():
+            with interrupts.deferred():
                 send(signal.SIGINT)
                 assert interrupts.pending()
             send(signal.SIGUSR1)
             done.append("outer")
         assert done == ["outer"]
         assert not interrupts.pending()
-        with interrupts.held():  # once is once
+        with interrupts.deferred():  # once is once
             pass
 
 
 def test_another_error_goes_first() -> None:
-    with interrupts.interruptible(), pytest.raises(ValueError, match="wrong"), interrupts.held():  # noqa: PT012 (the end of the block raises)
+    with interrupts.interruptible(), pytest.raises(ValueError, match="wrong"), interrupts.deferred():  # noqa: PT012 (the end of the block raises)
         send(signal.SIGTERM)
         raise ValueError("wrong")
 
@@ -63,7 +63,7 @@ def test_who_listens_for_a_warning_is_called_when_nothing_is_held() -> None:
 
     before = signal.signal(signal.SIGUSR2, requeue)
     try:
-        with interrupts.interruptible(), pytest.raises(SystemExit), interrupts.held():  # noqa: PT012 (the end of the block raises)
+        with interrupts.interruptible(), pytest.raises(SystemExit), interrupts.deferred():  # noqa: PT012 (the end of the block raises)
             send(signal.SIGUSR2)
             heard.append("written")
         assert heard == ["written", "requeued"]

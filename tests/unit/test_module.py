@@ -22,7 +22,7 @@ from lingact.training.base_cache import CacheSettings, cached_reference
 from lingact.training.base_targets import BaseOutputs
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatches, AlignedData
-from lingact.training.checkpoints import Keeper, LastStep
+from lingact.training.checkpoints import CheckpointCallback, LastStep
 from lingact.training.module import Diverged, GapModule
 from tests.helpers.losses import LAYERS, OFF, WEIGHTS, adapted, loss_of
 from tests.helpers.paths import CONF
@@ -55,7 +55,13 @@ def make(lm: LanguageModel, dictionaries: Dictionaries, corpus: ParallelCorpus) 
 
 
 def fit(
-    module: GapModule, corpus: ParallelCorpus, folder: Path, steps: int, *, resume: Path | None = None, keeper: tuple[LastStep, Keeper] | None = None
+    module: GapModule,
+    corpus: ParallelCorpus,
+    folder: Path,
+    steps: int,
+    *,
+    resume: Path | None = None,
+    keeper: tuple[LastStep, CheckpointCallback] | None = None,
 ) -> pl.Trainer:
     """Every step is kept in a file of its own, unless a keeper is given."""
     every = pl.callbacks.ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
@@ -271,7 +277,7 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_adapter(make: Make,
 @calm
 def test_the_last_whole_step_is_kept_where_a_gradient_is_not_finite(make: Make, corpus: ParallelCorpus, tmp_path: Path) -> None:
     module, kept, last = make({}, {"kl": 1.0}), LastStep({}), tmp_path / "last.ckpt"
-    keeper = Keeper(kept, last, every=100, minutes=1000.0)
+    keeper = CheckpointCallback(kept, last, every=100, minutes=1000.0)
 
     def spoil(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
         if output.requires_grad and module.global_step == 2:

@@ -134,7 +134,7 @@ def test_a_file_that_was_cut_off_is_refused(share: float, tmp_path: Path) -> Non
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(
-        UserError, match=r"state.safetensors' cannot be read as statistics of lingact .*; it is cut off or of something else: delete it"
+        UserError, match=r"state.safetensors' cannot be read as statistics of lingact .*; it is truncated or not a lingact file: delete it"
     ):
         go(path, new_state())
 
@@ -152,7 +152,7 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     save_file({"sum": np.zeros(2)}, tmp_path / "weights.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="cannot be read as statistics of lingact"):
         load_state(tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match=r"nowhere.safetensors' is not there; the run has not saved these statistics"):
+    with pytest.raises(UserError, match=r"nowhere.safetensors' does not exist; the run has not saved these statistics"):
         load_state(tmp_path / "nowhere.safetensors")
 
 

@@ -55,7 +55,7 @@ def test_who_waits_for_one_that_has_ended_is_told(apart: Apart) -> None:
 
     told, nothing = apart(2, work)
     assert isinstance(told, UserError)
-    assert str(told).startswith("another process of this run has ended before its part was done")
+    assert str(told).startswith("another process of this run ended too early")
     assert nothing is None
 
 
@@ -82,7 +82,7 @@ def test_who_waits_hears_of_an_interrupt(apart: Apart, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("end", "error", "words"),
     [
-        ("exit 2", UserError, "process 2 of this run on this machine has ended; what it said stands above"),
+        ("exit 2", UserError, "process 2 of this run on this machine ended; its message is above"),
         ("exit 1", RuntimeError, "process 2 of this run on this machine has ended"),
         ("exit 130", KeyboardInterrupt, "^$"),
         ("kill -9 $$", UserError, "process 2 of this run on this machine was killed by signal 9, as the system does when memory runs out"),
@@ -96,7 +96,7 @@ def test_the_end_of_a_process_is_heard_at_once_and_ends_the_others(end: str, err
         # The first one ends when its input does, and not before both are on the list.
         first = subprocess.Popen(["sh", "-c", f"read -r _; {end}"], stdin=subprocess.PIPE)
         started.extend((first, subprocess.Popen(["sleep", "3000"])))
-        with first, distributed.ending(lambda: children), distributed._heeding(children):
+        with first, distributed.terminated_on_failure(lambda: children), distributed._watching(children):
             children += started
             assert first.stdin is not None
             first.stdin.close()
@@ -110,7 +110,7 @@ def test_the_end_of_a_process_is_heard_at_once_and_ends_the_others(end: str, err
 
 def test_one_that_has_ended_before_it_is_on_the_list_is_heard_of_too() -> None:
     children: list[subprocess.Popen] = []
-    with distributed._heeding(children):
+    with distributed._watching(children):
         child = subprocess.Popen(["sh", "-c", "exit 2"])
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(UserError, match="process 2 of this run on this machine has ended"):
@@ -118,5 +118,5 @@ def test_one_that_has_ended_before_it_is_on_the_list_is_heard_of_too() -> None:
 
 
 def test_the_end_of_others_is_nobodys_business() -> None:
-    with distributed._heeding([]):
+    with distributed._watching([]):
         assert subprocess.run(["sh", "-c", "exit 2"], check=False).returncode == 2

@@ -156,9 +156,9 @@ def test_saes_of_another_model_or_layer_are_refused(sae_release: Path, make_sae:
     for number, hook in enumerate(("model.layers.0", "model.layers.0.output", "transformer.h.0", None)):
         make_sae(0, hook=hook).save_model(tmp_path / f"fine_{number}" / "layer_0")
         assert list(load(tmp_path / f"fine_{number}", lm, (0,))[0]) == [0]
-    after = "'blocks.1.hook_resid_post', the output of block 1, but stands for layer 0: choose an id whose {layer} matches"
+    after = "'blocks.1.hook_resid_post', the output of block 1, but is used for layer 0: choose an id whose {layer} matches"
     before = (
-        "'blocks.0.hook_resid_pre', the output of block -1, but stands for layer 0: which is one less; write {layer+1} in the id instead of {layer}"
+        "'blocks.0.hook_resid_pre', the output of block -1, but is used for layer 0: which is one less; write {layer+1} in the id instead of {layer}"
     )
     between = "'blocks.0.hook_resid_mid', lingact measures the outputs of blocks; choose SAEs on the residual stream"
     for told in (after, before, between):
@@ -182,7 +182,7 @@ def test_saes_named_by_the_block_that_reads_them(make_sae: MakeSae, lm: Language
 @pytest.mark.parametrize(
     ("metadata", "config", "told"),
     [
-        ({"prepend_bos": False}, {}, "texts without BOS at their beginning, the model's tokenizer puts one there; write model.bos=false"),
+        ({"prepend_bos": False}, {}, "texts without BOS at their beginning, but the model's tokenizer adds one; write model.bos=false"),
         ({"model_from_pretrained_kwargs": {"center_writing_weights": True}}, {}, "weights TransformerLens had centred"),
         ({}, {"normalize_activations": "expected_average_only_in"}, r"divided by their mean norm, which its files do not tell; fold it in first"),
         ({}, {"architecture": "matching_pursuit"}, "of the kind 'matching_pursuit'; lingact reads standard, gated, topk, jumprelu"),

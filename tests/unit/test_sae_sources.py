@@ -94,7 +94,7 @@ def test_a_folder_of_sparsify(x: torch.Tensor, tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(sae.decode(found), found @ numbers(4, 3) + 1)
     (folder / "cfg.json").write_text(json.dumps({"d_in": 3, "num_latents": 4, "k": 2, "transcode": True}))
-    with pytest.raises(UserError, match=r"cannot be read: of sparsify's coders only top-k autoencoders are read"):
+    with pytest.raises(UserError, match=r"cannot be read: lingact reads only top-k autoencoders of sparsify"):
         load_sae(str(tmp_path), "layers.3", "cpu")
 
 

@@ -264,7 +264,7 @@ def test_unfinished_or_foreign_files_are_refused(lm: LanguageModel, dictionaries
     with pytest.raises(UserError, match="cannot be read as statistics of lingact"):
         load_measurement(tmp_path)
     (tmp_path / "hi.safetensors").unlink()
-    with pytest.raises(UserError, match="is not there; the run has not saved these statistics"):
+    with pytest.raises(UserError, match="does not exist; the run has not saved these statistics"):
         load_measurement(tmp_path)
     with pytest.raises(UserError, match="holds no statistics"):
         load_measurement(tmp_path / "nowhere")

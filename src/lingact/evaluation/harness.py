@@ -217,7 +217,7 @@ class Scorer:
             assert harness is not None
             found[number] = self._answer(harness, tasks[number])
             if self.answers:
-                with interrupts.held():
+                with interrupts.deferred():
                     self.answers.put(identities[number], found[number])
                     self.kept += 1
         shares = all_gather(({number: found[number] for number in own}, self.batch_size))

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it can be asked, whether what came is whole, and what to tell a user who cannot have something from it."""
+"""The Hugging Face hub: whether it can be reached, whether downloads are intact, and what to tell a user when a download fails."""
 
 import functools
 import hashlib
@@ -18,33 +18,33 @@ from lingact.errors import UserError
 from lingact.runtime.compat.huggingface import offline
 
 ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+|[\w-][\w.-]*")
-"""A hub id: `owner/name`, or a name of the early days such as `gpt2`."""
+"""A hub id: `owner/name`, or an old one without owner, such as `gpt2`."""
 
 
 @dataclass(frozen=True)
 class HubItem:
-    """Something that lies on the hub, as messages name it."""
+    """A repository on the hub, as messages name it."""
 
     what: str
-    """As in "model 'google/gemma-2-2b' (Gemma Terms of Use)"."""
+    """How messages begin, such as "model 'google/gemma-2-2b' (Gemma Terms of Use)"."""
     name: str
     """Hub id."""
     kind: Literal["model", "dataset"]
     otherwise: str
-    """What else the user can do, as in "or leave it out"."""
+    """What else the user can do, such as "or leave it out"."""
 
     @property
     def page(self) -> str:
-        """Address of its page, where terms are accepted."""
+        """Address of its page, where its terms can be accepted."""
         from huggingface_hub.constants import ENDPOINT
 
         return f"{ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
     def cannot_be_had(self, error: BaseException, why_offline: str | None) -> UserError:
-        """What to tell the user after this error.
+        """The error for the user after this error of the client.
 
         Args:
-            why_offline: why the hub was not asked; None where it was.
+            why_offline: why the hub was not asked. None if it was.
         """
         from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub import errors
@@ -71,16 +71,16 @@ class HubItem:
 
 @contextmanager
 def from_the_hub(item: HubItem) -> Iterator[str | None]:
-    """While something is loaded that may lie on the hub. Local paths are left alone.
+    """For loading something that may be on the hub. Nothing changes for local paths.
 
-    Without a way to the hub what was downloaded before is taken, at once; the hub's client would look for a way for half a minute, each time anew.
-    What is downloaded is compared with the hash that the hub gives for it.
+    If the hub cannot be reached, earlier downloads are used at once; the hub's client would retry for half a minute for every file. Downloads are
+    compared with the hash that the hub has for them.
 
     Yields:
-        Why the hub is not asked; None where it is.
+        Why the hub is not asked. None if it is.
 
     Raises:
-        UserError: the hub does not give it, or what came is damaged, with what to do.
+        UserError: the download failed or is damaged; with what to do.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HTTPError as BrokenConnection  # of whatever the client speaks HTTP with
@@ -89,7 +89,7 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
         yield None
         return
     there = _blobs(item)
-    # A folder of that name is taken before the hub is; a part of it may still be looked for there.
+    # A local folder of that name has precedence; a part of it may still be looked for on the hub.
     with nullcontext() if Path(item.name).exists() else _offline_where_no_hub() as reason:
         try:
             yield reason
@@ -104,7 +104,7 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
 
 
 def commit_of(name: str, revision: str | None) -> str | None:
-    """The commit of a model in the cache that a branch or tag stands for; None for what does not come from the hub."""
+    """The commit of a branch or tag of a cached model. None for a model that is not from the hub."""
     from huggingface_hub import try_to_load_from_cache
 
     found = None if Path(name).exists() else try_to_load_from_cache(name, "config.json", revision=revision)
@@ -124,17 +124,17 @@ def _offline_where_no_hub() -> Iterator[str | None]:
 
 
 def why_offline() -> str | None:
-    """Why the hub cannot be asked, found out at once; None where it can."""
+    """Why the hub cannot be reached. None if it can."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    return None if _answers(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT) else f"there is no way to {constants.ENDPOINT}"
+    return None if _answers(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT) else f"cannot reach {constants.ENDPOINT}"
 
 
 @functools.cache
 def _answers(address: str, seconds: int) -> bool:
-    """Whether there is anyone at an address. A refusal, an error or a certificate in doubt is an answer, for the hub's client to make sense of."""
+    """Whether a server answers at this address. A refusal, an error or an invalid certificate is an answer, which the client will report."""
     answered: list[bool] = []
 
     def ask() -> None:
@@ -156,36 +156,36 @@ def _answers(address: str, seconds: int) -> bool:
 
 
 def _blobs(item: HubItem) -> dict[Path, tuple[int, int]]:
-    """The files of an item that are whole in the hub's cache, with inode and time of change."""
+    """Complete files of a repository in the hub's cache, with inode and time of change."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"{item.kind}s--{item.name.replace('/', '--')}" / "blobs"
     found: dict[Path, tuple[int, int]] = {}
     for file in folder.iterdir() if folder.is_dir() else ():
-        with suppress(FileNotFoundError):  # another process may be downloading, too
+        with suppress(FileNotFoundError):  # another process may be downloading as well
             known = file.stat()
             found[file] = (known.st_ino, known.st_mtime_ns)
     return {file: known for file, known in found.items() if file.suffix != ".incomplete"}
 
 
 def _refuse_damaged(item: HubItem, there: Mapping[Path, tuple[int, int]], error: Exception | None) -> None:
-    """Delete what was downloaded just now and is not what the hub has: the client compares no more than sizes, and would take it the next time.
+    """Delete new downloads that do not match their hash. The client compares only sizes, and would use them the next time.
 
     Args:
-        there: what lay in the cache before, which is left alone.
+        there: files that were in the cache before, which are left alone.
 
     Raises:
-        UserError: something was.
+        UserError: a file was damaged.
     """
     damaged = [file for file, known in _blobs(item).items() if there.get(file) != known and not _is_what_its_name_says(file)]
     for file in damaged:
         file.unlink(missing_ok=True)
     if damaged:
-        raise UserError(f"{item.what}: what was downloaded is damaged (not what its hash says); it was deleted. Try again") from error
+        raise UserError(f"{item.what}: the download is damaged (it does not match its hash) and was deleted. Try again") from error
 
 
 def _is_what_its_name_says(blob: Path) -> bool:
-    """The hub's cache names files by their hash: sha256 of large ones, git's sha1 of others."""
+    """Whether a file of the cache matches the hash in its name: sha256 for large files, git's sha1 for others."""
     name, size = blob.name, blob.stat().st_size
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name):
         return True

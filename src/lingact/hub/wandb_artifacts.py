@@ -1,4 +1,4 @@
-"""Files from Weights & Biases: the key that a user has, and artifacts that arrive whole or not at all, without a word on the terminal."""
+"""Files from Weights & Biases: the user's key, and artifacts that are downloaded completely or not at all, without messages of the client."""
 
 import base64
 import errno
@@ -15,32 +15,36 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from lingact.errors import UserError
 
+if TYPE_CHECKING:
+    from wandb.sdk.artifacts.artifact import Artifact
+    from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+
 ANSWERS, STALLS = 15, 60
-"""Seconds: for an answer of the server; without a byte of a download. The client itself would try for 20 minutes, in silence."""
+"""Seconds to wait for an answer of the server, and without progress of a download. The client itself would try silently for 20 minutes."""
 _DEFAULT_SERVER = "https://api.forge.coreweave.com"
-"""Of the client since 2026."""
+"""The client's default since 2026."""
 
 
 def has_key() -> bool:
-    """Whether the user has a key, told without the client, which would write into the home folder."""
+    """Whether the user has a key. The client is not asked, because it would write into the home folder."""
     return bool(os.environ.get("WANDB_API_KEY", "").strip() or netrc_key(os.environ.get("WANDB_BASE_URL", _DEFAULT_SERVER)))
 
 
 def fetch_artifact(adapter: str, *, needed: Sequence[str], wanted: Sequence[str]) -> Path:
-    """An artifact's files in the cache of W&B, downloaded unless they lie there whole.
+    """The folder of an artifact's files in the cache of W&B. They are downloaded unless they are there and intact.
 
     Args:
         adapter: entity/project/name:version.
         needed: files that it must have.
-        wanted: files that are taken; others stay where they are.
+        wanted: files that are downloaded.
 
     Raises:
-        UserError: there is no key, no such artifact, no network, or a file is missing or has arrived damaged.
+        UserError: there is no key, artifact or network, or a file is missing or was damaged on the way.
     """
     import wandb
     from wandb.env import get_base_url, get_cache_dir
@@ -64,7 +68,7 @@ def fetch_artifact(adapter: str, *, needed: Sequence[str], wanted: Sequence[str]
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # no matter of W&B
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # not an error of W&B
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -74,7 +78,7 @@ def fetch_artifact(adapter: str, *, needed: Sequence[str], wanted: Sequence[str]
 
 
 def netrc_key(server: str) -> str | None:
-    """What `wandb login` wrote down for this server, looked up as the client does it."""
+    """The key that `wandb login` saved for this server, found as the client finds it."""
     host = urlsplit(server).netloc
     names = (host, "api.wandb.ai") if host == urlsplit(_DEFAULT_SERVER).netloc else (host,)  # two names of one server
     files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
@@ -86,18 +90,18 @@ def netrc_key(server: str) -> str | None:
 
 
 def _refuse_unreachable(server: str) -> None:
-    """Raise the network's own error; the client would only say that it was busy. A proxy is left to the client."""
+    """Raise the network's own error, because the client would only say that it was busy. A proxy is left to the client."""
     address = urlsplit(server)
     if address.scheme not in urllib.request.getproxies():
         port = address.port or (80 if address.scheme == "http" else 443)
         socket.create_connection((address.hostname, port), timeout=ANSWERS).close()
 
 
-def _fetch(adapter: str, artifact: Any, unfinished: Path, cache: Path, *, needed: Sequence[str], wanted: Sequence[str]) -> Path:
-    """The folder in the cache with the files of an adapter; its name says what is in it.
+def _fetch(adapter: str, artifact: "Artifact", unfinished: Path, cache: Path, *, needed: Sequence[str], wanted: Sequence[str]) -> Path:
+    """The folder in the cache with the files of an adapter. Its name is a hash of their digests.
 
     Args:
-        unfinished: where to put the files until they are there and whole.
+        unfinished: where the files are put until all are there and intact.
     """
     unfinished.mkdir()
     manifest = _while_it_comes(lambda: artifact.manifest, unfinished).entries
@@ -118,15 +122,15 @@ def _fetch(adapter: str, artifact: Any, unfinished: Path, cache: Path, *, needed
         _while_it_comes(lambda name=name: artifact.get_entry(name).download(root=str(unfinished), skip_cache=True), unfinished)
     if damaged := _damaged(unfinished, entries):
         raise ValueError(f"{damaged} has arrived damaged: its digest is not the one in the artifact's manifest")
-    # File by file, each at once, since another process may be reading or writing the same ones. What else lies there stays.
+    # File by file and atomically, because another process may be reading or writing the same files.
     folder.mkdir(exist_ok=True)
     for name in entries:
         (unfinished / name).replace(folder / name)
     return folder
 
 
-def _damaged(folder: Path, entries: Mapping[str, Any]) -> str | None:
-    """The name of a file that is not what the manifest says, or not there."""
+def _damaged(folder: Path, entries: "Mapping[str, ArtifactManifestEntry]") -> str | None:
+    """The name of a file that does not exist or does not match its digest in the manifest."""
     import xxhash
 
     for name, entry in entries.items():
@@ -141,13 +145,13 @@ _Result = TypeVar("_Result")
 
 
 def _while_it_comes(work: Callable[[], _Result], folder: Path) -> _Result:
-    """The work's result; it is given up, and its thread left to the end of the process, when the files in the folder have stopped growing."""
+    """The result of `work`. If the files in the folder stop growing, it is given up, and its thread is left running until the process ends."""
     done: Future[_Result] = Future()
 
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as error:  # noqa: BLE001 (raised by whoever waits)
+        except Exception as error:  # noqa: BLE001 (raised in the waiting thread)
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -160,5 +164,5 @@ def _while_it_comes(work: Callable[[], _Result], folder: Path) -> _Result:
         if now != size:
             size, since = now, time.monotonic()
         elif time.monotonic() - since > STALLS:
-            raise TimeoutError(f"nothing has come for {STALLS} seconds")
+            raise TimeoutError(f"no data for {STALLS} seconds")
     return done.result()

@@ -5,9 +5,10 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Required, TypedDict
 
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -19,28 +20,37 @@ from lingact.models.finite import describe, nonfinite
 from lingact.runtime.compat.peft import no_deprecation_warning
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedModel
+
+
+class AdapterSettings(TypedDict, total=False):
+    """The part of PEFT's `adapter_config.json` that is checked."""
+
+    peft_type: Required[str]
+    base_model_name_or_path: str | None
+    init_lora_weights: bool | str
+    bias: str | None
+    kasa_config: dict[str, JsonValue] | None
+    layer_replication: list[list[int]] | None
+
 
 KINDS = ("LORA", "VERA", "IA3", "LOHA", "LOKR", "OFT")
-"""What peft calls the kinds that are taken; DoRA and rsLoRA are LORA."""
-
-
-# --- loading -------------------------------------------------------------------------------------------------------------------------------------
+"""The kinds that lingact accepts, under PEFT's names. DoRA and rsLoRA are LORA."""
 
 
 def check_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = None) -> Path:
-    """Refuse an adapter that cannot be put on a model, without touching the model. Reads safetensors only.
+    """Refuse an adapter that cannot be put on a model, without changing the model. Only safetensors are read.
 
     Args:
         model: without an adapter.
         adapter: as `find_adapter` takes it.
-        base_sha256: the model's `weights_hash` where it is known; None: compute it.
+        base_sha256: the model's `weights_hash` if it is known. None: compute it.
 
     Returns:
         The adapter's folder, to be loaded later.
 
     Raises:
-        UserError: not there, not an adapter, damaged, of another model, or of a kind that changes the base.
+        UserError: the adapter does not exist, is not one, is damaged, belongs to another model, or is of a kind that changes the base model.
     """
     from peft import PeftModel
 
@@ -55,21 +65,22 @@ def check_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = N
     return folder
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> AdapterSettings:
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"adapter: '{folder / SETTINGS}' is not JSON; it is cut off or of something else") from None
+        raise UserError(f"adapter: '{folder / SETTINGS}' is not JSON; it is truncated or not an adapter's configuration") from None
     if not isinstance(settings, dict) or "peft_type" not in settings:
         raise UserError(f"adapter: '{folder / SETTINGS}' is not a PEFT configuration: it has no peft_type")
-    return settings
+    return AdapterSettings(**settings)
 
 
-def _refuse_changed_base(folder: Path, settings: dict[str, Any]) -> None:
-    """Adapters of other kinds, and LoRA that came with changed base weights: switched off, they would not give the base model."""
+def _refuse_changed_base(folder: Path, settings: AdapterSettings) -> None:
+    """Refuse adapters that, switched off, do not give the base model: other kinds, and LoRA that came with changed base weights."""
     if settings["peft_type"] not in KINDS:
         raise UserError(
-            f"adapter: '{folder}' is of the kind {settings['peft_type']}; taken are kinds that leave no trace when switched off: {', '.join(KINDS)}"
+            f"adapter: '{folder}' is of the kind {settings['peft_type']}; lingact accepts kinds that leave no trace when they are switched off: "
+            f"{', '.join(KINDS)}"
         )
     initial, bias = str(settings.get("init_lora_weights")), settings.get("bias") or "none"
     if initial.partition("_niter_")[0] in MOVE_THE_BASE:
@@ -93,11 +104,11 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"adapter: '{path}' cannot be read, it is cut off or damaged: {error}") from None
+        raise UserError(f"adapter: '{path}' cannot be read, it is truncated or damaged: {error}") from None
 
 
 def _refuse_mismatched(model: nn.Module, folder: Path, base_sha256: str | None) -> None:
-    """Compare the identities, where the adapter carries one."""
+    """Refuse an adapter whose `lingact.json` names another model."""
     path = folder / IDENTITY
     if not path.is_file():
         return
@@ -105,7 +116,7 @@ def _refuse_mismatched(model: nn.Module, folder: Path, base_sha256: str | None) 
         recorded = json.loads(path.read_text(encoding="utf-8"))
         name, expected = recorded["base_model"], recorded["base_sha256"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"adapter: '{path}' does not name base_model and base_sha256; it is cut off or of something else") from None
+        raise UserError(f"adapter: '{path}' does not name base_model and base_sha256; it is truncated or not a lingact file") from None
     found = base_sha256 or weights_hash(model)
     if found != expected:
         raise UserError(
@@ -114,13 +125,13 @@ def _refuse_mismatched(model: nn.Module, folder: Path, base_sha256: str | None) 
         )
 
 
-def _refuse_misfit(model: nn.Module, folder: Path, settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes of the adapter's weights with those that it needs on this model."""
+def _refuse_misfit(model: nn.Module, folder: Path, settings: AdapterSettings, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse an adapter whose weights do not have the names and shapes that this model needs."""
     another = f"adapter: '{folder}' belongs to another model ({settings.get('base_model_name_or_path') or 'unnamed'})"
     try:
         needed = _needed_shapes(model, folder)
     except ValueError as error:
-        raise UserError(f"{another}: peft cannot put it on this one: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{another}: PEFT cannot put it on this one: {str(error).splitlines()[0]}") from None
     strange = shapes.keys() - needed.keys()
     if strange:
         raise UserError(f"{another}: this one has no place for its weight {min(strange)}")
@@ -136,19 +147,19 @@ def _refuse_misfit(model: nn.Module, folder: Path, settings: dict[str, Any], sha
             raise UserError(f"{another}: its weight {name} is {given}, on this one it would be {wanted}")
 
 
-def _refuse_nonfinite(folder: Path, settings: dict[str, Any]) -> None:
-    """Weights and settings (alpha, ...) that are no finite numbers."""
+def _refuse_nonfinite(folder: Path, settings: AdapterSettings) -> None:
+    """Refuse weights and settings (alpha, ...) that are not finite."""
     advice = "its training overflowed, or the file is damaged. Train it again, or take an earlier checkpoint"
     numbers = sorted(name for name, value in _numbers(settings) if not math.isfinite(value))
     if numbers:
-        raise UserError(f"adapter: '{folder / SETTINGS}' has no finite number in {', '.join(numbers)}; put the right one there, or train it again")
+        raise UserError(f"adapter: '{folder / SETTINGS}' has no finite number in {', '.join(numbers)}; correct it, or train the adapter again")
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         spoiled = nonfinite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (not a dict)
     if spoiled:
         raise UserError(f"adapter: {describe(spoiled, dict.fromkeys(spoiled, str(folder / WEIGHTS)))}; {advice}")
 
 
-def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(node: object, path: str = "") -> Iterator[tuple[str, float]]:
     if isinstance(node, float):
         yield path, node
     for name, value in node.items() if isinstance(node, dict) else ():
@@ -156,20 +167,23 @@ def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _needed_shapes(model: nn.Module, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights that an adapter of these settings has on this model, found on a copy without data."""
+    """Names and shapes of the weights that an adapter with these settings has on this model. They are found on a copy without data."""
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     from peft import PeftConfig as Settings
-    from peft import PeftModel, get_peft_model_state_dict
 
     settings = Settings.from_pretrained(str(folder))
-    if settings.peft_type == "LORA":
-        settings.init_lora_weights = True  # pyrefly: ignore[missing-attribute] (some ways to begin need the data)
+    if isinstance(settings, LoraConfig):
+        settings.init_lora_weights = True  # some initialisations need the data
     with torch.random.fork_rng(), no_deprecation_warning():
-        wrapped = PeftModel(_without_data(model), settings)  # pyrefly: ignore[bad-argument-type]
+        wrapped = PeftModel(_without_data(model), settings)
     return {name: tuple(value.shape) for name, value in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
 
 
-def _without_data(model: nn.Module) -> nn.Module:
+def _without_data(model: nn.Module) -> "PreTrainedModel":
     """A copy whose tensors are on the device `meta`."""
+    from transformers import PreTrainedModel
+
+    assert isinstance(model, PreTrainedModel)
     tensors = [*model.parameters(), *model.buffers()]
     meta = [nn.Parameter(t.to("meta"), requires_grad=False) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors]
     return copy.deepcopy(model, {id(tensor): empty for tensor, empty in zip(tensors, meta, strict=True)})

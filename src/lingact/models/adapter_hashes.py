@@ -1,39 +1,38 @@
-"""Hashes of a model without its adapter, and of the adapter alone: by them lingact tells which model an adapter belongs to."""
+"""Hashes of a model without its adapter, and of the adapter alone. They show which model an adapter belongs to."""
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 _WRAPPED = "base_model.model."
 _KEPT_INSIDE = ("base_layer", "original_module")
-"""Where peft's wrappers keep what they wrap."""
+"""Where PEFT's wrappers keep the wrapped module."""
 _CHANGE_NOTHING = {
     *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"),
     *("init_lora_weights", "init_weights", "save_projection"),
 }
-"""Settings of peft that say where an adapter comes from or how it began."""
+"""Settings of PEFT that say where an adapter comes from or how it was initialised, but do not change what it does."""
 
 
 def weights_hash(model: nn.Module) -> str:
-    """sha256 over the base weights in name order: name, dtype, shape and bytes. The same with and without an adapter around them."""
+    """sha256 over the base weights in name order: name, dtype, shape and bytes. The same with and without an adapter."""
     return _hash(_split(model)[0])
 
 
-def adapter_hash(model: "PeftModel") -> str:
-    """sha256 over what the adapter does: its weights in name order, also those never trained (VeRA), and its settings (alpha, ...)."""
+def adapter_hash(model: nn.Module) -> str:
+    """sha256 over the adapter of a model: its weights in name order, also those that are never trained (VeRA), and its settings (alpha, ...)."""
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel)
     settings = {name: value for name, value in model.active_peft_config.to_dict().items() if name not in _CHANGE_NOTHING and value is not None}
-    told = json.dumps(settings, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
-    return hashlib.sha256(f"{_hash(_split(model)[1])} {told}".encode()).hexdigest()
+    described = json.dumps(settings, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    return hashlib.sha256(f"{_hash(_split(model)[1])} {described}".encode()).hexdigest()
 
 
 def _split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """State of the base, under the names that it has without an adapter, and of the adapter."""
+    """The state of the base model, under the names that it has without an adapter, and the state of the adapter."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -57,5 +56,5 @@ def _hash(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # pyrefly: ignore[bad-argument-type]
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

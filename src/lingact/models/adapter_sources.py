@@ -1,12 +1,12 @@
-"""Where adapters come from: run folders, sweeps, PEFT folders, the hub, Weights & Biases; and what is known of how they were trained."""
+"""Where adapters come from: run folders, sweeps, PEFT folders, the hub, Weights & Biases; and how they were trained, as far as that is known."""
 
 import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
 from lingact.catalogue.languages import nearest
 from lingact.config.base import asset
@@ -16,20 +16,20 @@ from lingact.hub.huggingface import HubItem, from_the_hub
 from lingact.hub.wandb_artifacts import fetch_artifact
 
 WEIGHTS, SETTINGS, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lingact.json"
-"""Files of an adapter; the last says which model it belongs to, and how it was trained."""
+"""Files of an adapter. The last one says which model it belongs to and how it was trained."""
 ASSET = re.compile(r"\$\{asset:([^{}]+)\}")
-"""How a file that the package carries is named in what is shared: its place differs from machine to machine."""
+"""How shared files name an asset of the package, whose path differs between machines."""
 PRIVATE = {"tracking", "cache"}
-"""Sections of a configuration that do not travel with an adapter."""
+"""Sections of a configuration that are not shared with an adapter."""
 _IN_WANDB = re.compile(r"(?:[\w-][\w. -]*/){1,2}[\w.-]+:[\w.-]+")
 _ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 
 
 def expand_adapters(given: Sequence[str]) -> list[str]:
-    """The adapters that a user means, one by one: a sweep folder of train.py stands for those of all its complete jobs, in their order.
+    """The adapters that a user names, one by one. A sweep folder of train.py stands for the adapters of its complete jobs, in their order.
 
     Raises:
-        UserError: a sweep without a complete training job, or an adapter that is given twice.
+        UserError: a sweep has no complete training job, or an adapter is given twice.
     """
     found = [adapter for one in given for adapter in (_of_sweep(one) if (Path(one).expanduser() / ".jobs").is_dir() else [one])]
     seen: dict[str, str] = {}
@@ -46,15 +46,15 @@ def expand_adapters(given: Sequence[str]) -> list[str]:
 def _of_sweep(sweep: str) -> list[str]:
     folder = Path(sweep).expanduser()
     complete, ended = [], []
-    for path in (path for path in (folder / ".jobs").glob("*.json") if path.stem.isdecimal()):  # others are not the sweep's
+    for path in (path for path in (folder / ".jobs").glob("*.json") if path.stem.isdecimal()):  # other files are not the sweep's
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             number, status, where = record["job"], record["status"], Path(record["folder"])
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"adapter: '{path}' is no record of a job; it is cut off or of something else. Name the runs one by one") from None
+            raise UserError(f"adapter: '{path}' is not a record of a job; it is truncated or not a lingact file. Name the runs one by one") from None
         ended.append(status)
         if status == "complete":
-            # By name: a sweep that was moved still has its jobs.
+            # By name, so that the jobs of a sweep that was moved are found.
             complete.append((number, folder / where.name if (folder / where.name).is_dir() else where))
     runs = [run for _, run in sorted(complete)]
     without = [run for run in runs if not (run / "adapter" / SETTINGS).is_file()]
@@ -62,46 +62,46 @@ def _of_sweep(sweep: str) -> list[str]:
         what = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended))) or "none has finished"
         raise UserError(f"adapter: the sweep '{sweep}' has no complete job of train.py (jobs: {what}); name a sweep of train.py, or resume its jobs")
     if without:
-        raise UserError(f"adapter: '{without[0]}' of the sweep '{sweep}' is complete but has no adapter (any more); name the other runs one by one")
+        raise UserError(f"adapter: '{without[0]}' of the sweep '{sweep}' is complete but no longer has an adapter; name the other runs one by one")
     return [str(run) for run in runs]
 
 
 def _run_folder(folder: Path) -> Path:
-    """The run folder of an adapter, if it has one: users name it or the `adapter/` in it."""
+    """The run folder of an adapter if it has one. Users name it, or the `adapter/` in it."""
     return folder.parent if folder.name == "adapter" else folder
 
 
-def training_of(place: Path) -> dict[str, Any] | None:
-    """The configuration that train.py trained an adapter with: its run's, or what it carries; None for adapters that do not tell.
+def training_of(place: Path) -> dict[str, JsonValue] | None:
+    """The configuration that an adapter was trained with, from its run or from its `lingact.json`. None if neither is there.
 
     Args:
         place: the adapter's folder, as `find_adapter` gives it.
 
     Raises:
-        UserError: what tells it is damaged.
+        UserError: the file of the configuration is damaged.
     """
     place = place.resolve()
     run = place.parent / "config.yaml"
     if place.name == "adapter" and run.is_file():
-        return present_keys(_told(run, yaml.safe_load, "copy the adapter out of the run's folder"))
+        return present_keys(_read_object(run, yaml.safe_load, "copy the adapter out of the run's folder"))
     if not (place / IDENTITY).is_file():
         return None
-    training = _told(place / IDENTITY, json.loads, "delete it and do without what it tells").get("training")
-    return _with_assets(training) if isinstance(training, dict) else None
+    training = _read_object(place / IDENTITY, json.loads, "delete it to go on without it").get("training")
+    return {key: _with_assets(value) for key, value in training.items()} if isinstance(training, dict) else None
 
 
-def _told(path: Path, read: Callable[[str], Any], otherwise: str) -> dict[str, Any]:
+def _read_object(path: Path, read: Callable[[str], JsonValue], otherwise: str) -> dict[str, JsonValue]:
     try:
-        told = read(path.read_text(encoding="utf-8"))
+        found = read(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        told = None
-    if not isinstance(told, dict):
-        raise UserError(f"adapter: '{path}' cannot be read: it is cut off or of something else; put it back, or {otherwise}")
-    return told
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"adapter: '{path}' cannot be read: it is truncated or not a lingact file; put it back, or {otherwise}")
+    return found
 
 
-def _with_assets(node: Any) -> Any:
-    """With this machine's paths of what the package carries. Nothing else is looked up: the words may be a stranger's."""
+def _with_assets(node: JsonValue) -> JsonValue:
+    """Replace the names of assets by their paths on this machine. Nothing else is resolved, because the file may come from anybody."""
     if isinstance(node, dict):
         return {key: _with_assets(value) for key, value in node.items()}
     found = ASSET.fullmatch(node) if isinstance(node, str) else None
@@ -109,16 +109,16 @@ def _with_assets(node: Any) -> Any:
 
 
 def find_adapter(adapter: str) -> Path:
-    """The PEFT folder that a user means; what lies elsewhere is downloaded, safetensors only.
+    """The PEFT folder that a user names. Adapters on the hub or at W&B are downloaded (safetensors only).
 
-    An alias such as `latest` may mean another version at the next call, so what comes back is what to go on with.
+    An alias such as `latest` may mean another version at the next call, so use the returned folder from then on.
 
     Args:
         adapter: a run folder of train.py (its `adapter/`), a PEFT folder, a hub id (`user/name`, or `user/name@revision`), or a W&B artifact
             (`entity/project/name:version` or `project/name:version`; a version such as v3, or an alias).
 
     Raises:
-        UserError: there is none, or the hub or W&B does not give it.
+        UserError: there is none, or it cannot be downloaded.
     """
     folder = Path(adapter).expanduser()
     if folder.is_dir():
@@ -132,7 +132,7 @@ def find_adapter(adapter: str) -> Path:
             f"adapter: '{adapter}' is not an adapter: it has no {SETTINGS}; name a run folder of train.py, a PEFT folder, a hub id or a W&B artifact"
         )
     if folder.exists():
-        raise UserError(f"adapter: '{adapter}' is a file; name the folder that it lies in")
+        raise UserError(f"adapter: '{adapter}' is a file; name its folder")
     if _IN_WANDB.fullmatch(adapter):
         return fetch_artifact(adapter, needed=(SETTINGS, WEIGHTS), wanted=(SETTINGS, WEIGHTS, IDENTITY))
     on_the_hub = _ON_THE_HUB.fullmatch(adapter)
@@ -143,7 +143,7 @@ def find_adapter(adapter: str) -> Path:
 
 
 def lies_elsewhere(adapter: str) -> bool:
-    """Whether it may be on the hub or at W&B, and is no path here."""
+    """Whether an adapter is not a local path and may be on the hub or at W&B."""
     return not Path(adapter).expanduser().exists() and bool(_IN_WANDB.fullmatch(adapter) or _ON_THE_HUB.fullmatch(adapter))
 
 

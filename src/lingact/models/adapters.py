@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
+from pydantic import JsonValue
 from torch import nn
 
 from lingact.config.training import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
@@ -24,21 +25,35 @@ from lingact.runtime.compat.peft import no_deprecation_warning
 if TYPE_CHECKING:
     import peft as peft_library
     from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class _Places(TypedDict):
+    """Where an adapter goes, as PEFT's settings take it."""
+
+    target_modules: str
+    task_type: str
+
+
+class _Transposed(TypedDict, total=False):
+    """The setting for weights that are stored transposed."""
+
+    fan_in_fan_out: bool
 
 
 @contextmanager
 def base_behaviour(model: nn.Module) -> Iterator[None]:
-    """While open, the model answers as without its adapter; nothing happens to a model that has none.
+    """While open, the model behaves as without its adapter. A model that has none is not changed.
 
-    The same bits as before the adapter was attached, except under autocast: there peft's VeRA, LoHa, LoKr and OFT layers hand on float32 where
-    the plain module hands on the lower precision, switched off just as switched on.
+    The output is the same to the last bit as before the adapter was attached, except under autocast: there PEFT's VeRA, LoHa, LoKr and OFT layers
+    return float32, switched on or off, where the plain module returns the lower precision.
     """
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
         yield
         return
-    # Switching back on, peft makes every active adapter trainable; a loaded one was frozen.
+    # When it switches an adapter on again, PEFT makes it trainable; a loaded one was not.
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         with model.disable_adapter():
@@ -48,8 +63,18 @@ def base_behaviour(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trainable[name])
 
 
+def without_adapter(model: nn.Module) -> "PreTrainedModel":
+    """The transformers model itself, inside its adapter if it has one. The adapter's modules stay in place."""
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
+
+
 def train_adapter_only(model: nn.Module) -> None:
-    """Train mode for the adapter's layers, with their dropout; eval mode for everything of the base model."""
+    """Put the adapter's layers, with their dropout, into train mode, and the base model into eval mode."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     model.eval()
@@ -59,14 +84,14 @@ def train_adapter_only(model: nn.Module) -> None:
 
 
 def attach_adapter(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig, seed: int) -> "PeftModel":
-    """Put a new adapter around modules of the model's blocks, in place; at first it changes nothing.
+    """Put a new adapter around modules of the model's blocks, in place. At first it does not change the output.
 
     Args:
         blocks: the decoder blocks of this model.
-        seed: of what is random in the adapter; the caller's random state is left as it was.
+        seed: seed of the adapter's random weights. The caller's random state is not changed.
 
     Raises:
-        UserError: a target module or layer that the model does not have, or a width that the blocks of OFT do not divide.
+        UserError: the model does not have a target module or layer, or a width is not a multiple of OFT's block size.
     """
     from peft import get_peft_model
 
@@ -74,7 +99,7 @@ def attach_adapter(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig, se
     with torch.random.fork_rng(), no_deprecation_warning():
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, _settings_of(peft, where, targets, seed))
-    _settle_magnitudes(wrapped)
+    _update_magnitudes(wrapped)
     return wrapped
 
 
@@ -82,8 +107,8 @@ def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> tuple[
     """Where the adapter goes.
 
     Returns:
-        What the full names of the chosen modules begin with, a regular expression: the chosen blocks of this list and no other (vision towers). And
-        the last parts of these names, each with one module that has it.
+        A regular expression that the full names of the chosen modules begin with: only the chosen blocks of this list, not those of a vision tower.
+        And the last parts of these names, each with one module of that name.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -91,12 +116,12 @@ def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> tuple[
     layers = range(len(blocks)) if peft.layers == "all" else peft.layers
     linear = [(n.rsplit(".", 1)[-1], m) for layer in layers for n, m in blocks[layer].named_modules() if isinstance(m, (nn.Linear, Conv1D))]
     known = dict(sorted(linear, key=lambda named: named[0]))
-    # GPT-2 has its weights the other way round.
+    # GPT-2's weights are transposed.
     transposed = [name for name, module in known.items() if isinstance(module, Conv1D)]
     sizes: dict[str, tuple[int, int]] = {}
     for name, module in linear:
         each = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-        # GPT-2 also has two modules of one name: what has to fit has to fit both.
+        # GPT-2 has two modules of one name; an adapter has to fit both.
         sizes[name] = min(sizes.get(name, (each[0], each[1])), (each[0], each[1]))
     chosen = check_modules(peft, dict(sorted(sizes.items())), transposed=transposed, model=type(model).__name__)
     path = next(name for name, module in model.named_modules() if module is blocks)
@@ -110,8 +135,8 @@ def _settings_of(peft: PeftConfig, where: str, targets: dict[str, nn.Module], se
     def named(names: Iterable[str]) -> str:
         return f"{where}(?:{'|'.join(map(re.escape, names))})"
 
-    places: dict[str, Any] = {"target_modules": named(targets), "task_type": "CAUSAL_LM"}
-    turned: dict[str, Any] = {"fan_in_fan_out": True} if any(isinstance(module, Conv1D) for module in targets.values()) else {}
+    places: _Places = {"target_modules": named(targets), "task_type": "CAUSAL_LM"}
+    transposed: _Transposed = {"fan_in_fan_out": True} if any(isinstance(module, Conv1D) for module in targets.values()) else {}
     match peft:
         case LoraAdapter():
             return LoraConfig(
@@ -122,48 +147,54 @@ def _settings_of(peft: PeftConfig, where: str, targets: dict[str, nn.Module], se
                 use_dora=peft.use_dora,
                 init_lora_weights=True if peft.init == "default" else peft.init,
                 **places,
-                **turned,
+                **transposed,
             )
         case VeraAdapter():
-            return VeraConfig(r=peft.r, vera_dropout=peft.dropout, d_initial=peft.d_initial, projection_prng_key=seed, **places, **turned)
+            return VeraConfig(r=peft.r, vera_dropout=peft.dropout, d_initial=peft.d_initial, projection_prng_key=seed, **places, **transposed)
         case Ia3Adapter():
-            return IA3Config(feedforward_modules=named(peft.feedforward) if peft.feedforward else [], **places, **turned)
+            return IA3Config(feedforward_modules=named(peft.feedforward) if peft.feedforward else [], **places, **transposed)
         case LohaAdapter():
             return LoHaConfig(r=peft.r, alpha=peft.alpha, **places)  # pyrefly: ignore[bad-argument-type]
         case LokrAdapter():
             return LoKrConfig(r=peft.r, alpha=peft.alpha, **places)  # pyrefly: ignore[bad-argument-type]
         case OftAdapter():
-            # The series that stands in for Cayley's map by default is orthogonal only near the identity.
+            # PEFT's default, a series instead of Cayley's map, is orthogonal only near the identity.
             return OFTConfig(oft_block_size=peft.block_size, use_cayley_neumann=False, **places)
 
 
-def _settle_magnitudes(model: "PeftModel") -> None:
-    """Compute DoRA's magnitudes again, now that its weights are in float32: those of a bfloat16 base were rounded, and not quite the base's."""
+def _update_magnitudes(model: "PeftModel") -> None:
+    """Compute DoRA's magnitudes again, now that its weights are in float32. Those of a bfloat16 base were rounded and changed the output."""
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.dora import DoraLinearLayer
 
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             for name, magnitude in layer.lora_magnitude_vector.items():
                 matrices = {"lora_A": layer.lora_A[name].weight, "lora_B": layer.lora_B[name].weight}
-                magnitude.update_layer(base_layer=layer.get_base_layer(), scaling=layer.scaling[name], **matrices)  # pyrefly: ignore[not-callable]
+                assert isinstance(magnitude, DoraLinearLayer)
+                magnitude.update_layer(base_layer=layer.get_base_layer(), scaling=layer.scaling[name], **matrices)
 
 
-def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256: str, training: Mapping[str, Any] | None = None) -> None:
-    """Write the adapter in PEFT format, whole or not at all, with `lingact.json` saying which model it belongs to and how it was trained.
+def save_adapter(model: nn.Module, folder: Path, base_model: str, base_sha256: str, training: Mapping[str, JsonValue] | None = None) -> None:
+    """Write the adapter in PEFT format, completely or not at all. `lingact.json` says which model it belongs to and how it was trained.
 
     Args:
-        folder: becomes the adapter's folder. What has that name already is left as it is where it has the same files, or else moved aside
-            (`<name>.before`): it may have been put there by hand.
+        model: a model with an adapter.
+        folder: becomes the adapter's folder. A folder of that name is left as it is if it has the same files. Otherwise it is moved to
+            `<name>.before`, because a user may have put it there.
         base_model: name of the base model, as a user would give it.
         base_sha256: `weights_hash` of the base model.
-        training: the configuration that made it, by which seeds of one recipe are known; None for what no finished training made.
+        training: the configuration that it was trained with, by which seeds of one recipe are recognised. None if its training is not finished.
     """
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel)
     unfinished = temporary_beside(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished.mkdir()
     try:
         model.active_peft_config.base_model_name_or_path = base_model
-        # False: with "auto" peft asks the hub whether the vocabulary has grown.
+        # False: with "auto" PEFT asks the hub whether the vocabulary has grown.
         model.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
         identity = {"base_model": base_model, "base_sha256": base_sha256} | ({} if training is None else {"training": dict(training)})
         (unfinished / IDENTITY).write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -173,7 +204,7 @@ def save_adapter(model: "PeftModel", folder: Path, base_model: str, base_sha256:
 
 
 def load_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = None) -> "PeftModel":
-    """Put a saved adapter around the model, in place and frozen, after `check_adapter`, whose arguments and errors it has."""
+    """Put a saved adapter around the model, in place and not trainable. Arguments and errors are those of `check_adapter`, which it calls first."""
     from peft import PeftModel
 
     folder = check_adapter(model, adapter, base_sha256=base_sha256)
@@ -182,16 +213,18 @@ def load_adapter(model: nn.Module, adapter: str, *, base_sha256: str | None = No
 
 
 def unload_adapter(model: "PeftModel") -> nn.Module:
-    """Take the adapter off, in place. Returns the model that it was put on, which is as it was before."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    """Take the adapter off, in place. Returns the model as it was before the adapter was put on."""
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     base = model.get_base_model()
-    # peft's own `unload` would leave whole modules that were trained beside the adapter in the places of the base's.
+    # PEFT's `unload` does not restore modules that were trained as a whole (`modules_to_save`).
     for name, module in list(base.named_modules()):
         if isinstance(module, AuxiliaryTrainingWrapper):
             base.set_submodule(name, module.original_module)
-    model.base_model.unload()  # pyrefly: ignore[not-callable]
+    tuner = model.base_model
+    assert isinstance(tuner, BaseTuner)
+    tuner.unload()
     vars(base).pop("peft_config", None)
     assert not any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in base.modules())
     return base

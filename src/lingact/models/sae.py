@@ -1,4 +1,4 @@
-"""Sparse autoencoders: check that they fit the model, read features before and after their threshold."""
+"""Sparse autoencoders: check that they fit the model; features before and after their threshold."""
 
 import hashlib
 import json
@@ -20,29 +20,31 @@ from lingact.models.lm import LanguageModel
 from lingact.models.preflight import no_threshold, wrong_width
 from lingact.models.sae_sources import check_release, load_sae, source_of
 
+Sae = SAE[Any]
+"""An SAE of any architecture; each has settings of its own class."""
 ARCHITECTURES = ("standard", "gated", "topk", "jumprelu")
-"""Those with one non-negative activation per latent and token. (Batch-top-k and Matryoshka SAEs are stored as jumprelu.)"""
+"""Architectures with one non-negative activation per latent and token. (Batch-top-k and Matryoshka SAEs are stored as jumprelu.)"""
 _OUTPUT = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+)(?:\.hook_resid_post|\.output)?")
 _INPUT = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
-"""Names of the places between blocks, in TransformerLens and in Hugging Face."""
+"""Names of the residual stream between blocks, in TransformerLens and in Hugging Face."""
 
 
 class Dictionary:
-    """The frozen SAE of one layer. Activations come folded with the norms of its decoder's rows.
+    """The SAE of one layer, which is never trained. Activations are folded: multiplied by the norms of the decoder's rows.
 
-    Not an `nn.Module`, so that it is never part of a checkpoint or an optimiser.
+    It is not an `nn.Module`, so that it is in no checkpoint and no optimiser.
     """
 
-    def __init__(self, sae: SAE[Any], layer: int) -> None:
+    def __init__(self, sae: Sae, layer: int) -> None:
         self.sae = sae.requires_grad_(False).eval()
         self.layer = layer
         norms: Float[Tensor, " d_sae"] = sae.W_dec.norm(dim=-1)
-        # Some top-k SAEs fold by themselves.
+        # Some top-k SAEs already fold.
         self.norms = torch.ones_like(norms) if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False) else norms
         """Decoder norms: multiply the SAE's own activations to get folded ones."""
         threshold = getattr(sae, "threshold", None)
         self.threshold: Float[Tensor, " d_sae"] | None = threshold.detach() if threshold is not None else None
-        """JumpReLU threshold in the SAE's own units, or None for other architectures."""
+        """JumpReLU threshold in the SAE's own units. None for other architectures."""
 
     @property
     def width(self) -> int:
@@ -50,13 +52,13 @@ class Dictionary:
         return self.norms.shape[0]
 
     def encode(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
-        """Activations f >= 0 behind the threshold, folded. A latent that is silent on a token passes no gradient to it."""
+        """Folded activations f >= 0 after the threshold. A latent that does not fire on a token passes no gradient to it."""
         return self.sae.encode(x) * self.norms
 
     def encode_straight_through(self, x: Float[Tensor, "token d_model"], bandwidth: float) -> Float[Tensor, "token d_sae"]:
-        """The same values as `encode`; the gradient is that of a ReLU which opens at `(1 - bandwidth)` of each threshold.
+        """The same values as `encode`, with the gradient of a ReLU that opens at `(1 - bandwidth)` of each threshold.
 
-        Latents below their threshold by less than that share receive the gradient they would have if they fired.
+        A latent that is below its threshold by less than this share gets the gradient that it would have if it fired.
 
         Raises:
             UserError: the SAE has no threshold.
@@ -65,13 +67,13 @@ class Dictionary:
             raise UserError(no_threshold(self.layer, self.sae.cfg.architecture()))
         pre = self.pre_activations(x)
         gate = pre > self.threshold
-        # A latent whose threshold is zero keeps a window of its own: everything the plain gate lets through.
+        # A latent with a threshold of zero has the window of the plain gate.
         window = gate | (pre > self.threshold * (1 - bandwidth))
         opened = pre * window
         return (opened + (pre.relu() * gate - opened).detach()) * self.norms
 
     def pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
-        """What the SAE compares with its threshold, in its own units."""
+        """Pre-activations, which the SAE compares with its threshold, in its own units."""
         caught: list[Tensor] = []
         handle = self.sae.hook_sae_acts_pre.register_forward_hook(lambda _m, _i, output: caught.append(output))
         try:
@@ -81,12 +83,12 @@ class Dictionary:
         return caught[0]
 
     def folded_pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
-        """Pre-activations in the units of `encode`, which do not change when a latent is scaled up in the encoder and down in the decoder."""
+        """Pre-activations in the units of `encode`. They do not change if a latent is scaled up in the encoder and down in the decoder."""
         return self.pre_activations(x) * self.norms
 
     def decode(self, features: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_model"]:
-        """The residual that folded activations stand for."""
-        # A latent without a decoder row is never active.
+        """The residual that folded activations represent."""
+        # A latent whose decoder row is zero is never active.
         return self.sae.decode(features / self.norms.clamp_min(1e-12))
 
 
@@ -95,7 +97,7 @@ Dictionaries = dict[int, Dictionary]
 
 
 def load_dictionaries(spec: SaeSet, layers: tuple[int, ...], lm: LanguageModel) -> tuple[Dictionaries, dict[str, Any]]:
-    """The SAEs of the given layers in float32 on the model's device, checked against the model, and who they are.
+    """Load the SAEs of these layers in float32 on the model's device, check them against the model, and describe them for the manifest.
 
     Raises:
         UserError: a release, id or file is missing, or an SAE does not fit the model.
@@ -133,13 +135,13 @@ def weights_digest(dictionaries: Dictionaries) -> str:
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, weight in sorted(dictionary.sae.state_dict().items()):
             digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().numpy())  # pyrefly: ignore[bad-argument-type]
+            digest.update(weight.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
 @contextmanager
 def offloaded(dictionaries: Iterable[Dictionary], *, decoders_only: bool) -> Iterator[None]:
-    """While open, these SAEs, or their decoders alone, are in host memory, to leave the device to what is done without them."""
+    """While open, these SAEs, or only their decoders, are in host memory, which frees memory of the device."""
     moved = [p for d in dictionaries for name, p in d.sae.named_parameters() if not decoders_only or name == "W_dec"]
     homes = [parameter.device for parameter in moved]
     for parameter in moved:
@@ -151,14 +153,14 @@ def offloaded(dictionaries: Iterable[Dictionary], *, decoders_only: bool) -> Ite
             parameter.data = parameter.data.to(home)
 
 
-# --- does it fit? --------------------------------------------------------------------------------------------------------------------------------
+# --- checks --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _check_fit(sae: SAE[Any], name: str, layer: int, lm: LanguageModel) -> None:
-    """Raise where an SAE was made for something else than the residuals that it would be given.
+def _check_fit(sae: Sae, name: str, layer: int, lm: LanguageModel) -> None:
+    """Refuse an SAE that was trained on something else than the residuals that it would read.
 
     Raises:
-        UserError: with the fix.
+        UserError: saying what to do.
     """
     kind, metadata = sae.cfg.architecture(), sae.cfg.metadata
     if kind not in ARCHITECTURES:
@@ -167,30 +169,30 @@ def _check_fit(sae: SAE[Any], name: str, layer: int, lm: LanguageModel) -> None:
         raise UserError(wrong_width(name, sae.cfg.d_in, lm.d_model))
     if sae.cfg.normalize_activations == "expected_average_only_in":
         raise UserError(
-            f"SAE {name} was trained on inputs divided by their mean norm, which its files do not tell; fold it in first: "
+            f"SAE {name} was trained on inputs divided by their mean norm, which is not in its files; fold it in first: "
             "sae.fold_activation_norm_scaling_factor(d_in**0.5 / MEAN_NORM), then sae.save_model(FOLDER)"
         )
     if (metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
         raise UserError(
-            f"SAE {name} was trained on a model whose weights TransformerLens had centred (center_writing_weights); the residuals of the plain "
-            "model are others. Choose other SAEs"
+            f"SAE {name} was trained on a model whose weights TransformerLens had centred (center_writing_weights); the plain model has other "
+            "residuals. Choose other SAEs"
         )
     _check_place(metadata.hook_name, name, layer)
     _check_bos(metadata.prepend_bos, name, lm)
 
 
 def _check_finite(dictionary: Dictionary, release: str, sae_id: str) -> None:
-    """Raise where a weight, or the length of a decoder row, is not finite.
+    """Refuse an SAE with a weight, or a norm of a decoder row, that is not finite.
 
-    A JumpReLU threshold of +inf is: nothing exceeds it, so that the latent never fires, which is how a dead latent can be written
-    (`controls.random_dictionaries` does it, too). It takes part in no sum.
+    A JumpReLU threshold of +inf is allowed: the latent never fires. Dead latents can be stored so, and `random_dictionaries` does it. The threshold
+    is part of no sum.
     """
     weights = {**dictionary.sae.state_dict(), "decoder norms": dictionary.norms}
     spoiled = nonfinite(weights.items(), may_be_infinite=("threshold",))
     if spoiled:
         raise UserError(
-            f"the SAE of layer {dictionary.layer}, {source_of(release, sae_id)}: {describe(spoiled)}; what it measures would not be numbers. The "
-            "training that wrote it overflowed, or the file is damaged: choose other SAEs, leave the layer out in sae.layers, or get the file again"
+            f"the SAE of layer {dictionary.layer}, {source_of(release, sae_id)}: {describe(spoiled)}; its activations would not be numbers. Its "
+            "training overflowed, or the file is damaged: choose other SAEs, leave the layer out in sae.layers, or download the file again"
         )
 
 
@@ -198,21 +200,25 @@ def _check_place(hook: str | None, name: str, layer: int) -> None:
     if hook is None:
         return
     after, before = _OUTPUT.fullmatch(hook), _INPUT.fullmatch(hook)
-    if after is None and before is None:
+    place = after or before
+    if place is None:
         raise UserError(f"SAE {name} was trained on '{hook}', lingact measures the outputs of blocks; choose SAEs on the residual stream")
-    read = int(after[1]) if after else int(before[1]) - 1  # pyrefly: ignore[unsupported-operation]
+    read = int(place[1]) if after else int(place[1]) - 1
     if read == layer:
         return
     advice = "which is one less; write {layer+1} in the id instead of {layer}" if before is not None else "choose an id whose {layer} matches"
-    raise UserError(f"SAE {name} was trained on '{hook}', the output of block {read}, but stands for layer {layer}: {advice}")
+    raise UserError(f"SAE {name} was trained on '{hook}', the output of block {read}, but is used for layer {layer}: {advice}")
 
 
 def _check_bos(prepended: bool | None, name: str, lm: LanguageModel) -> None:
-    """A BOS token at the beginning changes all residuals behind it. A tokenizer without one leaves nothing to choose."""
+    """Refuse an SAE that was trained with BOS where the model has none, or the reverse: BOS changes all residuals after it.
+
+    A tokenizer that has no BOS leaves no choice.
+    """
     has = bool(lm.tokens.prefix)
     if prepended is None or prepended == has or lm.tokenizer.bos_token_id is None:
         return
     raise UserError(
-        f"SAE {name} was trained on texts {'with' if prepended else 'without'} BOS at their beginning, the model's tokenizer puts "
-        f"{'one' if has else 'none'} there; write model.bos={'true' if prepended else 'false'}"
+        f"SAE {name} was trained on texts {'with' if prepended else 'without'} BOS at their beginning, but the model's tokenizer adds "
+        f"{'one' if has else 'none'}; write model.bos={'true' if prepended else 'false'}"
     )

@@ -1,4 +1,4 @@
-"""Where SAEs come from: sae-lens's releases, repositories on the hub, folders in any format that releases have; and what there is for a model."""
+"""Where SAEs come from: SAELens's releases, repositories on the hub, and folders in the formats of the releases; and which SAEs a model has."""
 
 import functools
 import json
@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from zipfile import BadZipFile
 
 import yaml
@@ -19,23 +19,40 @@ from lingact.hub.huggingface import HubItem, from_the_hub
 from lingact.runtime.compat.sae_lens import loaders_read, shapes_from_cache, sparsify_autoencoder
 
 if TYPE_CHECKING:
-    from sae_lens import SAE
+    from lingact.models.sae import Sae
 
 _LAYER = re.compile(r"(?<=layer_)\d+|(?<=layer)\d+|(?<=blocks\.)\d+|(?<=^l)\d+(?=[ram]_)")
 """The layer number in the ids of releases."""
 _VARIANT = re.compile(r"(?<=average_l0_)\d+|(?<=trainer_)\d+(?:_step_\d+)?")
-"""What tells SAEs of one place and width apart in the ids of large releases."""
+"""What distinguishes SAEs of one place and width in the ids of large releases."""
 _OTHER_NAMES = {"gpt2": "gpt2-small", "mistral-7b-v0.1": "mistral-7b", "meta-llama-3.1-8b": "llama-3.1-8b"}
-"""Models that sae-lens calls by other names than the hub."""
+"""Models that have other names in SAELens than on the hub."""
 _HOW_TO_LIST = "python analyze.py --list-saes model=... shows the releases for a model"
 
 
-# --- the releases that sae-lens knows ------------------------------------------------------------------------------------------------------------
+# --- releases of SAELens ------------------------------------------------------------------------------------------------------------
+
+
+class ReleasedSae(TypedDict):
+    """One SAE of a release, as SAELens's table describes it."""
+
+    id: str
+    path: str
+    l0: NotRequired[float | None]
+
+
+class Release(TypedDict):
+    """A release, as SAELens's table describes it; the fields that are read here."""
+
+    repo_id: str
+    model: str
+    conversion_func: str
+    saes: list[ReleasedSae]
 
 
 @functools.cache
-def releases() -> dict[str, dict[str, Any]]:
-    """sae-lens's table of releases, read without importing sae-lens (which takes ten seconds)."""
+def releases() -> dict[str, Release]:
+    """SAELens's table of releases by name, read without importing SAELens (which takes ten seconds)."""
     spec = find_spec("sae_lens")
     assert spec is not None
     assert spec.origin is not None
@@ -44,7 +61,7 @@ def releases() -> dict[str, dict[str, Any]]:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names mean one model, whoever's repository and whatever sae-lens calls it."""
+    """Whether two names mean the same model, in whichever repository and under whichever name of SAELens."""
     return _plain(one) == _plain(other)
 
 
@@ -54,15 +71,15 @@ def _plain(name: str) -> str:
 
 
 def sae_rows(model: str) -> tuple[list[dict[str, str]], int]:
-    """What sae-lens's releases hold for a model.
+    """The SAEs that SAELens's releases have for a model.
 
     Args:
         model: hub id.
 
     Returns:
-        A row for each release and id pattern of SAEs on the output of a block, those of most layers first: `release`, `id` (`*` stands for a number
-        that is not the same in all layers, or free to choose), `layers`, and `L0` where the release tells it; and how many SAEs there are on other
-        places (attention, MLP, transcoders), which lingact does not measure.
+        A row for each release and id pattern of SAEs on the output of a block, those with most layers first: `release`, `id` (`*` is a number that
+        differs between layers, or can be chosen), `layers`, and `L0` if the release names it. And the number of SAEs on other places (attention,
+        MLP, transcoders), which lingact does not measure.
     """
     found: list[tuple[int, dict[str, str]]] = []
     elsewhere = 0
@@ -83,8 +100,8 @@ def sae_rows(model: str) -> tuple[list[dict[str, str]], int]:
     return [row for _, row in sorted(found, key=lambda one: -one[0])], elsewhere
 
 
-def _on_residuals(release: str, about: dict[str, Any], sae: dict[str, Any]) -> bool:
-    """Whether an SAE reads the output of a block, as far as the table tells."""
+def _on_residuals(release: str, about: Release, sae: ReleasedSae) -> bool:
+    """Whether an SAE reads the output of a block, according to the table."""
     place = f"{sae['id']} {sae['path']}"
     match about["conversion_func"]:
         case "gemma_2":
@@ -99,7 +116,7 @@ def _on_residuals(release: str, about: dict[str, Any], sae: dict[str, Any]) -> b
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as a reader would write them, such as `0-3, 7`."""
+    """Ascending numbers as ranges, such as `0-3, 7`."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:
@@ -110,13 +127,13 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def check_release(release: str, ids: dict[int, str]) -> None:
-    """Refuse what a glance at sae-lens's table shows to be wrong, before anything is fetched.
+    """Refuse releases and ids that are not in SAELens's table, before anything is downloaded.
 
     Args:
         ids: layer -> SAE id.
 
     Raises:
-        UserError: there is no such release, or it lacks an id, with the nearest names or the layers that it has.
+        UserError: there is no such release, or it lacks an id; with the nearest names, or the layers that it has.
     """
     if sae_folder(release):
         return
@@ -144,25 +161,25 @@ def check_release(release: str, ids: dict[int, str]) -> None:
 # --- loading -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def load_sae(release: str, sae_id: str, device: str) -> "SAE[Any]":
-    """One SAE in float32, by sae-lens's own loaders.
+def load_sae(release: str, sae_id: str, device: str) -> "Sae":
+    """Load one SAE in float32 with SAELens's loaders.
 
     Args:
-        release: a release of sae-lens, a folder, or a repository on the hub; the latter two in sae-lens's format or in that of a release.
+        release: a release of SAELens, a folder, or a repository on the hub. Folders and repositories have SAELens's format or that of a release.
         sae_id: id in the release, or path in the folder or repository.
 
     Raises:
-        UserError: it is not there, cannot be had, or is damaged.
+        UserError: it does not exist, cannot be downloaded, or is damaged.
     """
     with warnings.catch_warnings():
-        # `sae.load_dictionaries` refuses what the first two are about; the third says that the release has a shorter name.
+        # `sae.load_dictionaries` checks what the first two warn of. The third says that the release has a shorter name.
         for about in ("[\\s\\S]*non-empty model_from_pretrained_kwargs", "norm_scaling_factor not found", "You are loading an SAE using the Hugg"):
             warnings.filterwarnings("ignore", message=about, category=UserWarning)
         folder = sae_folder(release)
         return _from_folder(folder, sae_id, device, folder.name) if folder is not None else _from_release(release, sae_id, device)
 
 
-def _from_release(release: str, sae_id: str, device: str) -> "SAE[Any]":
+def _from_release(release: str, sae_id: str, device: str) -> "Sae":
     from huggingface_hub import snapshot_download
     from sae_lens import SAE
 
@@ -179,13 +196,13 @@ def _from_release(release: str, sae_id: str, device: str) -> "SAE[Any]":
 
 
 def sae_folder(release: str) -> Path | None:
-    """The folder that a release is; None where it is none."""
+    """The folder, if the release is one."""
     path = Path(release).expanduser()
     return path if path.is_absolute() or path.is_dir() else None
 
 
-def _from_folder(folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]":
-    """An SAE from files that lie here, in sae-lens's format or as the releases have them. Some loaders take widths from the repository's name."""
+def _from_folder(folder: Path, sae_id: str, device: str, name: str) -> "Sae":
+    """An SAE from local files, in SAELens's format or in that of a release. Some loaders take the width from the repository's name."""
     from safetensors import SafetensorError
 
     path, read = folder / sae_id, refuse_no_sae(folder, sae_id)
@@ -195,11 +212,11 @@ def _from_folder(folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]
         raise UserError(f"the SAE in '{path}' cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
-def refuse_no_sae(folder: Path, sae_id: str) -> Callable[[Path, str, str, str], "SAE[Any]"]:
-    """How the SAE of this id is read.
+def refuse_no_sae(folder: Path, sae_id: str) -> Callable[[Path, str, str, str], "Sae"]:
+    """The function that reads the SAE of this id.
 
     Raises:
-        UserError: there is none in the folder, with what there is.
+        UserError: the folder has no such SAE; with what it has.
     """
     path = folder / sae_id
     read = next((reader for name, reader in _READERS.items() if (path / name).is_file()), None)
@@ -213,7 +230,7 @@ def refuse_no_sae(folder: Path, sae_id: str) -> Callable[[Path, str, str, str], 
 
 
 def source_of(release: str, sae_id: str) -> str:
-    """Where an SAE's weights were read from, as messages name it: the file, or release and repository."""
+    """Where an SAE's weights were read from, for messages: the file, or release and repository."""
     folder = sae_folder(release)
     if folder is None:
         repository = releases().get(release, {"repo_id": release})["repo_id"]
@@ -222,23 +239,23 @@ def source_of(release: str, sae_id: str) -> str:
     return f"'{next((path / name for name in _WEIGHTS if (path / name).is_file()), path)}'"
 
 
-def _own(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
+def _own(folder: Path, sae_id: str, device: str, _name: str) -> "Sae":
     from sae_lens import SAE
 
     return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32")
 
 
-def _sparsify(folder: Path, sae_id: str, device: str, _name: str) -> "SAE[Any]":
+def _sparsify(folder: Path, sae_id: str, device: str, _name: str) -> "Sae":
     from sae_lens import SAE
 
     about = json.loads((folder / sae_id / "cfg.json").read_text(encoding="utf-8"))
     if about.get("transcode") or about.get("activation", "topk") != "topk":
-        raise ValueError("of sparsify's coders only top-k autoencoders are read")
+        raise ValueError("lingact reads only top-k autoencoders of sparsify")
     return SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=sparsify_autoencoder)
 
 
-def _as_released(kind: str, folder: Path, sae_id: str, device: str, name: str) -> "SAE[Any]":
-    """Through sae-lens's loader for a repository, with the folder in the repository's place."""
+def _as_released(kind: str, folder: Path, sae_id: str, device: str, name: str) -> "Sae":
+    """Read with SAELens's loader for a repository, from a folder instead."""
     from sae_lens import SAE
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
@@ -250,19 +267,19 @@ def _as_released(kind: str, folder: Path, sae_id: str, device: str, name: str) -
 
     sae = SAE.load_from_disk(folder / sae_id, device=device, dtype="float32", converter=convert)
     if sae.cfg.normalize_activations == "expected_average_only_in" and kind == "llama_scope":
-        # As from_pretrained does it with the factor in sae-lens's table, which comes from the same file.
+        # As from_pretrained does it with the factor in SAELens's table, which comes from the same file.
         scale = json.loads((folder / sae_id / "hyperparams.json").read_text(encoding="utf-8"))["dataset_average_activation_norm"]["in"]
         sae.fold_activation_norm_scaling_factor(sae.cfg.d_in**0.5 / scale)
     return sae
 
 
-_READERS: dict[str, Callable[[Path, str, str, str], "SAE[Any]"]] = {
+_READERS: dict[str, Callable[[Path, str, str, str], "Sae"]] = {
     "sae_weights.safetensors": _own,
     "sae.safetensors": _sparsify,
     "params.npz": functools.partial(_as_released, "gemma_2"),
     "params.safetensors": functools.partial(_as_released, "gemma_3"),
     "hyperparams.json": functools.partial(_as_released, "llama_scope"),
 }
-"""The file that tells a format -> how it is read."""
+"""File that identifies a format -> function that reads it."""
 _WEIGHTS = (*(name for name in _READERS if name != "hyperparams.json"), "checkpoints/final.safetensors")
 """Files of weights in these formats."""

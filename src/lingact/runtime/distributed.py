@@ -1,7 +1,7 @@
-"""The processes of one run that share its passes over text: how they come together, wait for each other, and put their parts together.
+"""The processes of one run that share its passes over text: how they start, wait for each other, and merge their results.
 
-Lightning starts them, or finds that torchrun or Slurm has; they speak to each other over gloo, since what they exchange are sums in host memory.
-Without others beside it a process is the first of one, and everything here does nothing.
+Lightning starts the processes, unless torchrun or Slurm has. They communicate over gloo, because they exchange sums in host memory. In a run of one
+process the functions here do nothing.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=7)
-"""How long a process waits for the others' parts. One that ends is noticed at once, whatever this is."""
+_TIMEOUT = timedelta(days=7)
+"""How long a process waits for the results of others. A process that ends is noticed at once, independently of this."""
 _GRACE = 10.0
-"""Seconds for the others to save their parts when a run is interrupted."""
+"""Seconds that other processes have to save their state when a run is interrupted."""
 
 
 def rank() -> int:
-    """The place of this process among those that share the passes now, from 0."""
+    """The rank of this process, from 0."""
     from torch import distributed
 
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes share the passes now."""
+    """The number of processes."""
     from torch import distributed
 
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-# --- what they tell each other -------------------------------------------------------------------------------------------------------------------
+# --- collectives ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def broadcast(value: T) -> T:
-    """The first process's value, for all; what the others give does not count."""
+    """The value of the first process, in all processes. The values of the others are ignored."""
     from torch import distributed
 
     if world() == 1:
@@ -61,23 +61,25 @@ def broadcast(value: T) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """Every process's value in the order of ranks, for all."""
+    """The values of all processes in the order of ranks, in every process."""
     from torch import distributed
 
     if world() == 1:
         return [value]
     _wait()
-    values: list[Any] = [None] * world()
+    values = [value] * world()  # overwritten
     distributed.all_gather_object(values, value)
     return values
 
 
 def all_reduce(state: dict[str, np.ndarray], merge: Callable[[dict[str, np.ndarray]], None]) -> None:
-    """Give every process the state of all, the same to the last bit: the first takes the others' in, in the order of ranks, and hands it out.
+    """Merge the states of all processes, and give every process the result, equal to the last bit.
+
+    The first process merges the others in the order of ranks and sends the result to all.
 
     Args:
-        state: arrays of the same names, shapes and types in every process, in C order; changed in place.
-        merge: takes the arrays of another process into `state`.
+        state: arrays in C order, with the same names, shapes and types in every process; changed in place.
+        merge: adds the arrays of another process to `state`.
     """
     import torch
     from torch import distributed
@@ -99,34 +101,34 @@ def all_reduce(state: dict[str, np.ndarray], merge: Callable[[dict[str, np.ndarr
 
 
 def _wait() -> None:
-    """Until all processes are here.
+    """Wait until all processes are here.
 
     Raises:
-        UserError: one will never be.
+        UserError: another process has ended.
     """
     from torch import distributed
 
     try:
-        _beside(distributed.barrier)
+        _in_thread(distributed.barrier)
     except RuntimeError as error:
-        time.sleep(2)  # one of this machine may still tell how it ended (`_heeding`)
+        time.sleep(2)  # if it ran on this machine, `_watching` may still say how it ended
         raise UserError(
-            "another process of this run has ended before its part was done; what it said stands above, or in the log of its machine. What was saved "
-            "is whole: give the same command with resume=<run folder>"
+            "another process of this run ended too early; its message is above, or in the log of its machine. What was saved is intact: give the "
+            "same command with resume=<run folder>"
         ) from error
 
 
-def _beside(wait: Callable[[], Any]) -> None:
-    """Wait in a thread beside this one, which hears of interrupts and of the ends of processes meanwhile."""
+def _in_thread(wait: Callable[[], object]) -> None:
+    """Wait in another thread, so that this one can still handle signals: interrupts, and ends of other processes."""
     raised: list[Exception] = []
 
-    def waiting() -> None:
+    def run() -> None:
         try:
             wait()
         except Exception as error:  # noqa: BLE001 (raised again below)
             raised.append(error)
 
-    thread = threading.Thread(target=waiting, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.05)
@@ -134,17 +136,17 @@ def _beside(wait: Callable[[], Any]) -> None:
         raise raised[0]
 
 
-# --- how they come together ----------------------------------------------------------------------------------------------------------------------
+# --- starting and watching processes --------------------------------------------------------------------------------------------------------------
 
 
 def cluster_environment(nodes: int) -> "ClusterEnvironment":
-    """What Lightning is told of the processes instead of finding out by itself (see `environment`): torchrun's names, or that it starts them."""
+    """What Lightning is told instead of guessing (see `environment`): that torchrun has started the processes, or that Lightning has to."""
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     if started_outside(os.environ):
         return TorchElasticEnvironment()
     if nodes == 1 and "LOCAL_RANK" not in os.environ:
-        # Left over from something else: processes of one machine meet on it.
+        # Left over from something else: the processes of one machine find each other on it.
         os.environ.pop("MASTER_ADDR", None)
         os.environ.pop("MASTER_PORT", None)
     return LightningEnvironment()
@@ -152,10 +154,10 @@ def cluster_environment(nodes: int) -> "ClusterEnvironment":
 
 @contextmanager
 def process_group(devices: int, nodes: int) -> Iterator[None]:
-    """While open, so many processes share the passes (`shape`); the first one starts those of its machine that are not there.
+    """While open, this many processes share the passes (`shape`). The first process of a machine starts the others, unless a launcher has.
 
-    They run the command of the first one from its beginning and join it here. Where the first one fails, or is interrupted, it ends those that it has
-    started; where one of those fails, the first one hears of it at once. Those of other machines are heard of when they are waited for.
+    They run the same command from its beginning and join here. If the first process fails or is interrupted, it ends those that it has started. If
+    one of those fails, the first process notices at once. A failure on another machine is noticed at the next wait.
 
     Raises:
         UserError: another process has ended.
@@ -166,7 +168,7 @@ def process_group(devices: int, nodes: int) -> Iterator[None]:
         return
     children: list[subprocess.Popen] = []
     try:
-        with ending(lambda: children), _heeding(children):
+        with terminated_on_failure(lambda: children), _watching(children):
             _join(devices, nodes, children)
             yield
             _wait()
@@ -189,24 +191,24 @@ def _join(devices: int, nodes: int, children: list[subprocess.Popen]) -> None:
             accelerator="cpu",
             devices=devices,
             num_nodes=nodes,
-            strategy=DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE),
+            strategy=DDPStrategy(process_group_backend="gloo", timeout=_TIMEOUT),
             plugins=[cluster_environment(nodes)],
         ).strategy
     launcher = strategy.launcher
     assert launcher is not None
 
     def meet() -> None:
-        # Lightning would kill this process, without a word, for the end of another; see `_heeding` for what is done instead.
+        # `_watching` watches them instead of Lightning.
         started = started_processes(strategy)
-        _heed_also(children, started)
+        _watch_also(children, started)
         started.clear()
-        _beside(strategy.setup_environment)
+        _in_thread(strategy.setup_environment)
 
     launcher.launch(meet)
 
 
-def _heed_also(children: list[subprocess.Popen], more: Sequence[subprocess.Popen]) -> None:
-    """Put these on the list of `_heeding`; one that has ended before, of which the signal came too early, is heard of now."""
+def _watch_also(children: list[subprocess.Popen], more: Sequence[subprocess.Popen]) -> None:
+    """Add these to the list of `_watching`. The signal is repeated in case one has ended before."""
     children.extend(more)
     signal.raise_signal(signal.SIGCHLD)
 
@@ -219,16 +221,14 @@ def _leave() -> None:
 
 
 @contextmanager
-def ending(children: Callable[[], list[subprocess.Popen]]) -> Iterator[None]:
-    """Where the block fails, end the processes that were started beside this one: they would wait for it.
+def terminated_on_failure(children: Callable[[], list[subprocess.Popen]]) -> Iterator[None]:
+    """If the block fails, end the processes that this one has started, which would wait for it.
+
+    After an interrupt they are asked to end first, so that they can save their state. They are also removed from the list: Lightning watches the
+    processes of its own list, and would kill this process some seconds later, for example in the next job of a sweep.
 
     Args:
-        children: the list as it is then; Lightning makes a new one when it starts them.
-
-    Where it is interrupted they are asked to end first, so that they save their parts.
-
-    They are taken off the list, too. Lightning watches those of its own list, and would kill this process for their deaths some seconds later, in the
-    middle of whatever it does then, such as the next job of a sweep.
+        children: gives the list when it is needed, because Lightning makes a new one when it starts processes.
     """
     try:
         yield
@@ -249,30 +249,32 @@ def ending(children: Callable[[], list[subprocess.Popen]]) -> Iterator[None]:
 
 
 @contextmanager
-def _heeding(children: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """While open, the end of a child before its time ends the block, in the middle of whatever it does.
+def _watching(children: Sequence[subprocess.Popen]) -> Iterator[None]:
+    """While open, the block ends as soon as a child ends with an error.
 
     Raises:
-        UserError: a child was killed, or has a problem that the user can mend.
-        RuntimeError: it failed.
-        KeyboardInterrupt: it was interrupted.
+        UserError: a child was killed, or ended with an error that the user can fix.
+        RuntimeError: a child failed.
+        KeyboardInterrupt: a child was interrupted.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
 
-    def heed(*_: object) -> None:
+    def check(*_: object) -> None:
         for number, child in enumerate(children, start=1):
             code = child.poll()
             if code == 130:
                 raise KeyboardInterrupt
             if code:
-                how = f"was killed by signal {-code}, as the system does when memory runs out" if code < 0 else "has ended; what it said stands above"
+                killed = f"was killed by signal {-code}, as the system does when memory runs out"
+                how = "ended; its message is above" if code > 0 else killed
                 raise (RuntimeError if code == 1 else UserError)(
-                    f"process {number + 1} of this run on this machine {how}. What was saved is whole: give the same command with resume=<run folder>"
+                    f"process {number + 1} of this run on this machine {how}. What was saved is intact: give the same command with "
+                    "resume=<run folder>"
                 )
 
-    before = signal.signal(signal.SIGCHLD, heed)
+    before = signal.signal(signal.SIGCHLD, check)
     try:
         yield
     finally:

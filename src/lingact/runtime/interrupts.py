@@ -1,40 +1,44 @@
-"""Polite requests to stop: Ctrl-C, and what schedulers send before they kill. A run is interrupted where that loses nothing that is half done."""
+"""Signals that ask a run to stop: Ctrl-C, and what schedulers send before they kill. A run stops where no half-done work is lost."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from types import FrameType
+from typing import ClassVar
 
+Handler = Callable[[int, FrameType | None], object]
+"""What Python calls when a signal arrives."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C; the end of a job (Slurm, PBS, Kubernetes); a warning ahead of it (Slurm's --signal, SGE, LSF); a limit on CPU time; a closed terminal."""
+"""Ctrl-C; the end of a job (Slurm, PBS, Kubernetes); a warning before it (Slurm's --signal, SGE, LSF); a limit on CPU time; a closed terminal."""
 _WARNINGS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 class _State:
-    """Of this process; signals arrive in its main thread alone."""
+    """The state of this process. Signals arrive in its main thread only."""
 
-    held = 0
-    """Blocks that are open and are to be finished first."""
-    waiting: int | None = None
-    """The signal that has arrived meanwhile."""
-    others: ClassVar[dict[int, Any]] = {}
-    """What was done before for a warning ahead of the end."""
+    blocks = 0
+    """How many open blocks have to be finished first."""
+    arrived: int | None = None
+    """The signal that has arrived since."""
+    others: ClassVar[dict[int, Handler]] = {}
+    """Handlers of warnings that were there before."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While open, each of `SIGNALS` raises KeyboardInterrupt, outside of `held` blocks.
+    """While open, each of `SIGNALS` raises KeyboardInterrupt, except in `deferred` blocks.
 
-    Signals that were ignored before (nohup) still are. Where somebody listens for a warning, as submitit does to requeue its job, they are called.
+    Signals that were ignored before (nohup) are still ignored. If a warning already has a handler, such as submitit's that requeues its job, that
+    handler is called.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     mine = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
-    _State.others = {number: before[number] for number in mine if number in _WARNINGS and callable(before[number])}
-    _State.waiting = None
+    _State.others = {number: handler for number in mine if number in _WARNINGS and callable(handler := before[number])}
+    _State.arrived = None
     for number in mine:
         signal.signal(number, interrupt)
     try:
@@ -44,58 +48,58 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def interrupt(number: int, frame: object = None) -> None:
-    """What a signal does.
+def interrupt(number: int, frame: FrameType | None = None) -> None:
+    """Handle a signal.
 
     Raises:
-        KeyboardInterrupt: unless something is held, or somebody else listens.
+        KeyboardInterrupt: unless signals are deferred, or the signal had a handler before.
     """
-    if _State.held:
-        _State.waiting = number
+    if _State.blocks:
+        _State.arrived = number
     elif number in _State.others:
         _State.others[number](number, frame)
     else:
         raise KeyboardInterrupt
 
 
-def hold() -> None:
-    """From here on signals wait."""
-    _State.held += 1
+def defer() -> None:
+    """Let signals wait from here on."""
+    _State.blocks += 1
 
 
-def release() -> None:
-    """Until here.
+def deliver() -> None:
+    """Undo one `defer`, and handle a signal that has arrived since.
 
     Raises:
-        KeyboardInterrupt: one has arrived, and nothing else is held.
+        KeyboardInterrupt: one has arrived, and no other block is open.
     """
-    assert _State.held
-    _State.held -= 1
-    if _State.waiting is not None and not _State.held:
-        number, _State.waiting = _State.waiting, None
+    assert _State.blocks
+    _State.blocks -= 1
+    if _State.arrived is not None and not _State.blocks:
+        number, _State.arrived = _State.arrived, None
         interrupt(number)
 
 
-def let_go() -> None:
-    """`release` where an exception is on its way already; one that has arrived is forgotten."""
-    assert _State.held
-    _State.held -= 1
-    if not _State.held:
-        _State.waiting = None
+def discard() -> None:
+    """Undo one `defer` while another exception is being raised; a signal that has arrived is forgotten."""
+    assert _State.blocks
+    _State.blocks -= 1
+    if not _State.blocks:
+        _State.arrived = None
 
 
 def pending() -> bool:
-    """Whether a signal has arrived while something was held."""
-    return _State.waiting is not None
+    """Whether a signal has arrived while signals were deferred."""
+    return _State.arrived is not None
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """What is inside is finished before a signal interrupts."""
-    hold()
+def deferred() -> Iterator[None]:
+    """Finish the block before a signal interrupts."""
+    defer()
     try:
         yield
     except BaseException:
-        let_go()
+        discard()
         raise
-    release()
+    deliver()

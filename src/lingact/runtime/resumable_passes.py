@@ -1,4 +1,4 @@
-"""Long passes over text that survive being killed and are shared out over processes: states are saved as they go, continued, and put together."""
+"""Long passes over text that can be resumed and shared among processes: the state is saved at intervals, continued, and merged."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ from lingact.runtime import distributed, interrupts
 from lingact.runtime.distributed import all_reduce, broadcast, rank
 
 SAVE_EVERY = 15.0
-"""Seconds between saves: what a killed run loses at most, beside the step that it was in."""
+"""Seconds between saves. A killed run loses at most the work of this time and of one step."""
 Step = TypeVar("Step")
 Merge = Callable[[dict[str, np.ndarray]], None]
-"""Takes the arrays of a state of other steps in."""
+"""Adds the arrays of a state with other steps."""
 
 
-def resumable(  # noqa: PLR0913 (all that a pass is made of)
+def resumable(  # noqa: PLR0913 (the parts of a pass)
     path: Path | None,
     header: dict[str, str],
     state: dict[str, np.ndarray],
@@ -39,94 +39,94 @@ def resumable(  # noqa: PLR0913 (all that a pass is made of)
 ) -> None:
     """Run `add` on every step that is not in `state` yet.
 
-    Several processes (`ranks.joined`) take turns in the steps, each with a file of its own beside `path`; in the end all have the state of all
-    steps, and the first one writes it. An interrupted pass goes on with any number of processes.
+    Several processes (`distributed.process_group`) share the steps, each with a file of its own next to `path`. In the end all have the state of all
+    steps, and the first one writes it. An interrupted pass can be resumed with any number of processes.
 
     Args:
-        path: where the state is kept (safetensors), saved every `SAVE_EVERY` seconds, when the pass is interrupted (which finishes the step) and at
-            the end; what is there already is continued. None: nothing is saved.
-        header: identity of everything the numbers depend on.
-        state: arrays that `add` changes in place; of no step yet.
-        steps: the same ones in the same order each time.
-        tokens: how much of the bar a step is.
-        bar: from `token_bar`; finished steps advance it at once.
-        merge: takes the state of other steps into `state`. None: they are added up.
+        path: file of the state (safetensors). It is saved every `SAVE_EVERY` seconds, after the current step when the pass is interrupted, and at
+            the end. A state that is there already is continued. None: nothing is saved.
+        header: hashes of everything that the numbers depend on.
+        state: arrays that `add` changes in place; empty at first.
+        steps: the same steps in the same order each time.
+        tokens: the length of a step on the bar.
+        bar: from `token_bar`; steps that were done before advance it at once.
+        merge: adds a state of other steps to `state`. None: arrays of the same name are summed.
 
     Raises:
-        UserError: the file at `path` is of something else, or another process has ended.
+        UserError: the file at `path` belongs to another run, or another process has ended.
     """
     merge = merge or partial(add_up, state)
-    place, world = rank(), distributed.world()
-    done = set(broadcast(restore(path, header, state, len(steps), merge) if path is not None and place == 0 else set()))
+    own_rank, world = rank(), distributed.world()
+    done = set(broadcast(restore(path, header, state, len(steps), merge) if path is not None and own_rank == 0 else set()))
     bar.update(sum(tokens(steps[number]) for number in done))
-    # What was measured by an earlier process says nothing about the speed of this one.
+    # The steps that were done before say nothing about the speed of this process.
     bar.unpause()
     left = [number for number in range(len(steps)) if number not in done]
-    own, inside = (path, set(done)) if place == 0 else (path and _beside(path, place), set())
+    own_path, own_steps = (path, set(done)) if own_rank == 0 else (path and _part_of(path, own_rank), set())
     saved = time.monotonic()
 
     def save() -> None:
-        if own is not None:
-            save_state(own, header, state, inside, len(steps))
+        if own_path is not None:
+            save_state(own_path, header, state, own_steps, len(steps))
 
     for start in range(0, len(left), world):
         turn = left[start : start + world]
-        with saved_when_interrupted(save) if own is not None else nullcontext():
-            if place < len(turn):
-                add(steps[turn[place]])
-                inside.add(turn[place])
+        with saved_when_interrupted(save) if own_path is not None else nullcontext():
+            if own_rank < len(turn):
+                add(steps[turn[own_rank]])
+                own_steps.add(turn[own_rank])
             bar.update(sum(tokens(steps[number]) for number in turn))
             if start + world < len(left) and time.monotonic() - saved > SAVE_EVERY:
                 save()
                 saved = time.monotonic()
     all_reduce(state, merge)
-    if path is not None and left and place == 0:
+    if path is not None and left and own_rank == 0:
         save_state(path, header, state, range(len(steps)), len(steps))
-        # Those of processes that are here now; others' were taken in, and removed, when the pass began.
+        # The files of the processes of now; files of earlier processes were merged and removed when the pass began.
         for other in range(1, world):
-            _beside(path, other).unlink(missing_ok=True)
+            _part_of(path, other).unlink(missing_ok=True)
 
 
 @contextmanager
 def saved_when_interrupted(save: Callable[[], None]) -> Iterator[None]:
-    """Finish the block before a signal interrupts, and then save; half of a step is never saved.
+    """Finish the block before a signal interrupts, and save after it. A half-done step is never saved.
 
     Raises:
         KeyboardInterrupt: a signal has arrived.
     """
-    with interrupts.held():
+    with interrupts.deferred():
         yield
         if interrupts.pending():
             save()
 
 
 def add_up(state: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """Add the other arrays to those of the same names."""
+    """Add each array to the one of the same name."""
     for name, array in other.items():
         state[name] += array
 
 
 @contextmanager
 def token_bar(total: int, title: str) -> Iterator[tqdm]:
-    """A progress bar in tokens, with tokens per second and time left."""
+    """A progress bar in tokens, with speed and remaining time."""
     with tqdm(total=total, desc=title, unit="tok", unit_scale=True, leave=False, dynamic_ncols=True, smoothing=0.1) as bar:
         yield bar
 
 
 def save_state(path: Path, header: dict[str, str], state: dict[str, np.ndarray], done: Collection[int], total: int) -> None:
-    """Write the state of a pass, atomically, with the numbers of the steps that are in it and how many there are."""
+    """Write the state of a pass atomically, with the numbers of the steps that are in it and how many steps there are."""
     from safetensors.numpy import save
 
-    # save() wants every array in memory of its own, in C order.
+    # save() needs arrays that own their memory, in C order.
     arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
     described = {"header": json.dumps(header, sort_keys=True), "steps": json.dumps((len(done), total)), "sha256": digest(arrays)}
-    if set(done) != set(range(len(done))):  # or else they are the first ones
+    if set(done) != set(range(len(done))):  # otherwise they are the first ones
         described["done"] = json.dumps(sorted(done))
     write_atomically(path, save(arrays, metadata=described))
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 of arrays, by which damages are noticed that the format does not notice."""
+    """sha256 of arrays. It shows damage that the file format does not notice."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         found.update(name.encode())
@@ -135,10 +135,10 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def load_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], tuple[int, int]]:
-    """Header, arrays, and how many steps of how many are in a saved state.
+    """The header and arrays of a saved state, and how many of how many steps are in it.
 
     Raises:
-        UserError: the file is not there, damaged, or not one of ours.
+        UserError: the file does not exist, is damaged, or is not a lingact file.
     """
     header, arrays, done, total = _read(path)
     return header, arrays, (len(done), total)
@@ -148,28 +148,28 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], set[int], 
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise UserError(f"'{path}' is not there; the run has not saved these statistics")
+        raise UserError(f"'{path}' does not exist; the run has not saved these statistics")
     try:
         with safe_open(path, framework="numpy") as file:
             described = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if described.get("sha256", digest(arrays)) != digest(arrays):  # earlier versions kept none
+        if described.get("sha256", digest(arrays)) != digest(arrays):  # earlier versions saved no digest
             raise ValueError("its numbers are not those that were saved")
         count, total = json.loads(described["steps"])
         done = set(json.loads(described["done"])) if "done" in described else set(range(count))
         return present_entries(json.loads(described["header"])), arrays, done, total
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read as statistics of lingact ({error}); it is cut off or of something else: delete it") from None
+        raise UserError(f"'{path}' cannot be read as statistics of lingact ({error}); it is truncated or not a lingact file: delete it") from None
 
 
 def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], total: int, merge: Merge) -> set[int]:
-    """Take a saved state into one of no step yet, and the parts that other processes have saved beside it; they become one file.
+    """Load a saved state into an empty one. The parts that other processes have saved are merged into the same file.
 
     Returns:
         The numbers of the steps in it.
 
     Raises:
-        UserError: it is of something else.
+        UserError: it belongs to another run.
     """
     done: set[int] = set()
     parts = _parts(path)
@@ -179,18 +179,18 @@ def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], to
         if of != total or {name: array.shape for name, array in arrays.items()} != {name: array.shape for name, array in state.items()}:
             raise UserError(f"'{file}' has other statistics than this run would make; delete it or name another folder")
         if numbers <= done:
-            continue  # it was put into the whole, and then its process was killed
+            continue  # it was merged, and then its process was killed
         merge(arrays)
         done |= numbers
     if parts:
         save_state(path, header, state, done, total)
-        for part in parts:  # what was in them is in the whole, and their header says that this run made them
+        for part in parts:  # they are merged, and their header says that this run made them
             part.unlink()
     return done
 
 
 def steps_kept(folder: Path) -> int:
-    """Steps of all passes whose states lie below the folder; files that cannot be read have none."""
+    """Finished steps of all passes whose states are in the folder. Files that cannot be read count as none."""
     from safetensors import SafetensorError, safe_open
 
     kept = 0
@@ -203,9 +203,9 @@ def steps_kept(folder: Path) -> int:
     return kept
 
 
-def _beside(path: Path, place: int) -> Path:
-    """Where another process than the first one keeps its part."""
-    return path.with_name(f"{path.stem}.process{place}{path.suffix}")
+def _part_of(path: Path, process: int) -> Path:
+    """The file of a process of rank > 0."""
+    return path.with_name(f"{path.stem}.process{process}{path.suffix}")
 
 
 def _parts(path: Path) -> list[Path]:
@@ -214,10 +214,10 @@ def _parts(path: Path) -> list[Path]:
 
 
 def refuse_mismatched(found: dict[str, str], wanted: dict[str, str], name: str) -> None:
-    """Raise unless both headers are the same.
+    """Refuse a state whose header is another one.
 
     Raises:
-        UserError: with the entries that differ.
+        UserError: naming the entries that differ.
     """
     differing = [f"{key}: {found.get(key)} / {wanted.get(key)}" for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
     if differing:

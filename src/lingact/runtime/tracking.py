@@ -332,7 +332,7 @@ def open_run(job: str, config: ConfigSection, tracking: TrackingConfig, folder: 
         raise
     finally:
         # Where a full disk ended the run it may take no manifest either; what ended the run is what has to be told.
-        with contextlib.nullcontext() if status == "complete" else contextlib.suppress(OSError), interrupts.held():
+        with contextlib.nullcontext() if status == "complete" else contextlib.suppress(OSError), interrupts.deferred():
             run.close(status, time.monotonic() - started)
         with surviving_tracking():
             tracker.finish(exit_code=0 if status == "complete" else 1)

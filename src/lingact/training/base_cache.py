@@ -20,6 +20,7 @@ from lingact.data.corpus import ParallelCorpus
 from lingact.files.atomic import write_atomically
 from lingact.models import lm as language_model
 from lingact.models import sae
+from lingact.models.adapters import without_adapter
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries, weights_digest
 from lingact.runtime.compat.huggingface import attention_implementation
@@ -87,7 +88,7 @@ def _identity(kind: str, lm: LanguageModel, texts: Sequence[str], settings: Cach
         "kind": kind,
         "code": _code_digest(),
         "model": lm.identity["sha256"],
-        "config": lm.model.config.to_json_string(use_diff=False),  # pyrefly: ignore[missing-attribute, not-callable]
+        "config": without_adapter(lm.model).config.to_json_string(use_diff=False),
         "dtype": str(next(lm.model.parameters()).dtype),
         "attention": attention_implementation(lm.model),
         "tokens": digest.hexdigest(),

@@ -189,7 +189,7 @@ def _rows(start: Int[Tensor, " boundary"], batch: TokenBatch) -> Int[Tensor, " r
     return torch.cat([torch.arange(bounds[s], bounds[s + 1]) for s in batch.sentence[batch.first].tolist()])
 
 
-# --- passes over the base model ------------------------------------------------------------------------------------------------------------------
+# --- passes over the base model -------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

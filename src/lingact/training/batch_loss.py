@@ -1,7 +1,7 @@
 """The combined loss of a batch, computed from means over its tokens.
 
-The means merge. So a batch may be read in parts that fit the memory, and by several processes, and gives the same loss and the same gradient as in
-one piece, also where a term is no mean over tokens itself (a squared gap of means is not the mean of squared gaps).
+Means can be merged. So a batch may be read in parts that fit into memory, and by several processes, and gives the same loss and gradient as the whole
+batch at once. This also holds for terms that are not means over tokens (a squared gap of means is not the mean of squared gaps).
 """
 
 from collections.abc import Callable
@@ -38,11 +38,11 @@ Terms = dict[str, Float[Tensor, ""]]
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean that merges."""
+    """A mean that can be merged with others."""
 
     total: Float[Tensor, "..."]
     count: Float[Tensor, "..."]
-    """Of the leading axes of `total`, or of all of it."""
+    """How many values were added, for the leading axes of `total` or for all of it."""
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)
@@ -54,13 +54,13 @@ class Mean:
 
     @classmethod
     def of(cls, values: Float[Tensor, "token ..."]) -> "Mean":
-        """Over tokens."""
+        """The mean over tokens."""
         return cls(values.sum(dim=0), torch.tensor(float(len(values)), device=values.device))
 
 
 Means = dict[str, Mean]
 Merge = Callable[[list[Tensor]], list[Tensor]]
-"""Adds tensors up over processes."""
+"""Sums tensors over processes."""
 
 
 class BatchLoss:
@@ -70,8 +70,8 @@ class BatchLoss:
         lm: the model with an adapter attached.
         dictionaries: the SAEs of the layers in the loss.
         base: outputs of the base model on the training sentences, at the same layers.
-        code: of the reference language; the other languages of a batch are targets.
-        layer_weights: one for each layer in the loss, adding up to 1.
+        code: the reference language. The other languages of a batch are targets.
+        layer_weights: a weight for each layer in the loss; they sum to 1.
     """
 
     def __init__(
@@ -98,18 +98,18 @@ class BatchLoss:
 
     @property
     def reaches_all(self) -> bool:
-        """Every adapter gets a gradient in every step, because logits are in the loss or the output of the last block is."""
+        """Whether every adapter weight gets a gradient in every step, because the loss uses logits or the output of the last block."""
         retention = self.loss.retention
         fixed = retention.kl if retention.limit is None else 0.0
         reads_logits = any((fixed, retention.lm, retention.target_kl, self.loss.target_lm))
         return reads_logits or (self.loss.gap.weight > 0 and self.layers[-1] == len(self.lm.blocks) - 1)
 
     def terms(self, batch: AlignedBatch, *, part: int | None = None, merge: Merge | None = None) -> Terms:
-        """The raw terms of a batch, each a mean over the languages that have it. A term that no weight asks for is not computed.
+        """The raw terms of a batch, each a mean over the languages that have it. A term without weight is not computed.
 
         Args:
-            part: sentences that are read at once; their activations are computed again for the gradient instead of kept. None: all at once.
-            merge: adds up over processes; None: there is one.
+            part: sentences that are read at once. Their activations are recomputed for the gradient instead of stored. None: all at once.
+            merge: sums over processes. None: there is one process.
         """
         means = {code: self._in_parts(code, own, batch.sentences, part) for code, own in batch.texts.items()}
         if merge is not None:
@@ -126,9 +126,9 @@ class BatchLoss:
         read = self._reference_means if code == self.code else self._target_means
         if part is None:
             return read(code, batch, sentences)
-        # After Gao et al. (arXiv 2101.06983): means first, then the gradient of each part from theirs.
+        # After Gao et al. (arXiv 2101.06983): the means first, then the gradient of each part from them.
         total: Means = {}
-        # On the device, because torch repeats the random numbers of those devices alone whose tensors are among the arguments.
+        # On the device, because torch repeats the random numbers only of devices that have a tensor among the arguments.
         sentences = sentences.to(self.lm.device)
         for shard in batch.split(part):
             found = checkpoint(read, code, shard, sentences, use_reentrant=False)
@@ -156,7 +156,7 @@ class BatchLoss:
                 means |= self._fit_means(residuals)
         return means
 
-    def _reference_means(self, code: str, batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Means:  # noqa: ARG002 (as for targets)
+    def _reference_means(self, code: str, batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Means:  # noqa: ARG002 (the signature of `_target_means`)
         retention = self.loss.retention
         kl = retention.kl > 0 or retention.limit is not None
         anchored = self.layers if retention.activation > 0 or retention.norm > 0 else ()
@@ -175,12 +175,12 @@ class BatchLoss:
         return means
 
     def gap_means(self, batch: TokenBatch, residuals: Residuals, sentences: Int[Tensor, " sentence"]) -> Mean:
-        """What the gap term of a target language is a function of.
+        """The mean that the gap term of a target language is computed from.
 
         Args:
             batch: a part of its text.
-            residuals: of the kept tokens behind each layer of the loss, with gradient; rescaled where the loss is norm-matched.
-            sentences: of the whole batch.
+            residuals: residuals of the kept tokens after each layer of the loss, with gradient; rescaled if the loss is norm-matched.
+            sentences: the sentences of the whole batch.
         """
         gap = self.loss.gap
         match gap.objective:
@@ -206,7 +206,7 @@ class BatchLoss:
         return [encode(dictionary, residuals[layer], straight_through=bandwidth) for layer, dictionary in self.dictionaries.items()]
 
     def _pooled(self, values: Float[Tensor, "token layer"], batch: TokenBatch) -> Mean:
-        """Mean over tokens, or mean over sentences of the mean within each; a sentence that comes twice counts twice as much."""
+        """Mean over tokens, or over sentences of the mean within each. A sentence that occurs twice counts twice."""
         if self.loss.gap.pooling == "token":
             return Mean.of(values)
         occurrence = (batch.first.cumsum(0) - 1).to(values.device)[batch.kept_row.to(values.device)]
@@ -228,7 +228,7 @@ class BatchLoss:
         return means
 
     def _base_logits(self, batch: TokenBatch) -> Float[Tensor, "batch seq vocabulary"]:
-        """With the adapter off, without gradient."""
+        """Logits with the adapter off, without gradient."""
         with torch.no_grad(), base_behaviour(self.lm.model):
             _, logits = kept_residuals(self.lm, batch, (), logits=True)
         assert logits is not None
@@ -240,14 +240,14 @@ class BatchLoss:
         return Mean.of(torch.stack(ratios, dim=1))
 
     def _fit_means(self, residuals: Residuals) -> Means:
-        """Mean squared error of the SAEs, mean squared norm and mean residual, of which FVU is made."""
+        """Mean squared error of the SAEs, mean squared norm and mean residual, from which FVU is computed."""
         x = torch.stack([residuals[layer] for layer in self.layers], dim=1)
         guess = torch.stack([d.decode(d.encode(residuals[layer])) for layer, d in self.dictionaries.items()], dim=1)
         values = {"error": (x - guess).square().sum(dim=-1), "square": x.square().sum(dim=-1), "mean": x}
         return {f"fit/{name}": Mean.of(value) for name, value in values.items()}
 
     def _full_precision(self) -> torch.autocast:
-        """The terms are computed in float32, whatever the precision of the passes: bf16 would leave a loss of three digits."""
+        """Compute in float32, whatever the precision of the passes: in bf16 the loss would have three digits."""
         return torch.autocast(self.layer_weights.device.type, enabled=False)
 
     # --- terms of means --------------------------------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ class BatchLoss:
             case "norm":
                 return activation_gap(own, targets.mean_norm(gap.pooling).to(own.device), weights, one_sided=gap.side == "one_sided")
             case "profile":
-                # Every occurrence counts: a batch may straddle two epochs and hold a sentence twice.
+                # Every occurrence counts: a batch that reaches into the next epoch may have a sentence twice.
                 goals = [goal.to(own.device) for goal in targets.profiles_of(sentences)]
                 return profile_gap(own.split([len(goal) for goal in goals]), goals, weights)
             case "hinge":
@@ -302,7 +302,7 @@ class BatchLoss:
 
 
 def _sentence_means(values: Float[Tensor, "token ..."], batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Mean:
-    """Mean over the tokens of each of the given sentences, which are in order; nothing for one that is not in this part of the batch."""
+    """Mean over the tokens of each of these sentences (in ascending order). One that is not in this part of the batch adds nothing."""
     place = torch.searchsorted(sentences, batch.kept_sentence).to(values.device)
     sums = torch.zeros(len(sentences), *values.shape[1:], device=values.device).index_add(0, place, values)
     return Mean(sums, torch.bincount(place, minlength=len(sentences)).float())

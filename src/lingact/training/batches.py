@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,23 +19,23 @@ class AlignedBatch:
     """The sentences of one optimiser step."""
 
     sentences: Int[Tensor, " sentence"]
-    """Their places in the corpus, of all processes."""
+    """Their places in the corpus, over all processes."""
     texts: dict[str, TokenBatch]
-    """Of this process: its share of the sentences, the same ones in every language."""
+    """This process's share of the sentences, the same ones in every language."""
 
 
 class AlignedBatches(Dataset[AlignedBatch]):
     """`count` batches of aligned sentences.
 
-    The sampling: every epoch is a new permutation of the sentences, fixed by the seed. A batch takes the next ones, and may straddle two epochs, so
-    that all sentences come equally often (within one) and every language shows the same sentences. Process r of n takes every n-th sentence of a
-    batch, beginning with number r. Neither the number of processes nor that of workers changes which sentences a step sees. Position can be saved
-    and restored, also in mid-epoch.
+    Every epoch is a new permutation of the sentences, fixed by the seed. A batch takes the next sentences of it and may reach into the next epoch, so
+    that counts of any two sentences differ by at most one. Every language has the same sentences. Process r of n takes every n-th sentence of a
+    batch, beginning with number r. Neither the number of processes nor that of workers changes which sentences a step uses. The position can be saved
+    and restored in the middle of an epoch.
 
     Args:
-        corpus: the languages to train on, the reference among them.
-        sentences: in a batch, over all processes.
-        workers: processes that put batches together ahead of time; 0: none.
+        corpus: the languages to train on, including the reference.
+        sentences: sentences per batch, over all processes.
+        workers: processes that prepare batches ahead of time; 0: none.
     """
 
     def __init__(self, tokens: Tokens, corpus: ParallelCorpus, *, sentences: int, count: int, seed: int, workers: int = 0) -> None:
@@ -58,7 +57,7 @@ class AlignedBatches(Dataset[AlignedBatch]):
         return torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)).tolist()
 
     def sentences_of(self, index: int) -> list[int]:
-        """The sentences of batch `index`, of all processes."""
+        """The sentences of batch `index`, over all processes."""
         places = range(index * self.sentences, (index + 1) * self.sentences)
         return [self._order(epoch)[within] for epoch, within in (divmod(place, len(self.ids)) for place in places)]
 
@@ -76,17 +75,17 @@ class AlignedBatches(Dataset[AlignedBatch]):
             yield batch
         self.position = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Position in the sequence of batches: what was handed out, whatever workers have ready."""
+    def state_dict(self) -> dict[str, int]:
+        """How many batches were used, not counting those that workers have prepared."""
         return {"position": self.position}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a saved position."""
         self.position = state["position"]
 
 
 class AlignedData(pl.LightningDataModule):
-    """Hands the batches to Lightning."""
+    """Gives the batches to Lightning."""
 
     def __init__(self, batches: AlignedBatches) -> None:
         super().__init__()
@@ -98,6 +97,6 @@ class AlignedData(pl.LightningDataModule):
             self.batches.rank, self.batches.processes = self.trainer.global_rank, self.trainer.world_size
         return self.batches
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002 (Lightning's signature)
-        """Batches move where they are used."""
+    def transfer_batch_to_device(self, batch: AlignedBatch, device: torch.device, dataloader_idx: int) -> AlignedBatch:  # noqa: ARG002 (Lightning's signature)
+        """Leave the batch on the CPU; its tensors are moved where they are used."""
         return batch

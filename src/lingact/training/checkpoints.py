@@ -1,10 +1,10 @@
-"""Checkpoints of a training run, and the adapter that came out of it: whole or not there, and of this run or refused."""
+"""Checkpoints of a training run, and a record of its end. Files are complete or do not exist; those of other runs are refused."""
 
 import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from lingact.errors import UserError
 from lingact.files.atomic import full_disk, write_atomically, write_json
@@ -20,25 +21,28 @@ from lingact.models.finite import describe, nonfinite
 from lingact.runtime import interrupts
 from lingact.runtime.compat.lightning import checkpoint_of
 from lingact.runtime.tracking import differences
+from lingact.training.batches import AlignedBatch
 
 CHECKPOINTS = "checkpoints"
 """Folder in the run's."""
 _LAST, _TRAINED = "last.ckpt", "trained.json"
 _HEADER = "lingact"
 _FINITE_PARTS = ("state_dict", "optimizer_states")
-"""Parts of a checkpoint that the training goes on with; callbacks may begin with infinite scores."""
+"""Parts of a checkpoint that have to be finite. Callbacks may start with infinite scores."""
 _DIGEST = hashlib.sha256().digest_size
 
 
 class RunCheckpoints(TorchCheckpointIO):
-    """A Lightning plugin, because Lightning writes in the system's temporary folder and moves the file, which from disk to disk is a copy.
+    """A Lightning plugin that writes checkpoints atomically.
 
-    A file is what `torch.save` writes, and behind it its sha256: torch notices few damages. `torch.load` can read it, too. One checkpoint is
-    enough: only a fault of the disk can damage it, and without it the run starts over to the same result.
+    Lightning itself writes into the system's temporary folder and moves the file, which is a copy if that is another disk.
+
+    A file is what `torch.save` writes, followed by its sha256, because torch does not notice most damage. `torch.load` can still read it. One
+    checkpoint is enough: only a fault of the disk can damage it, and without it the run starts over with the same result.
 
     Args:
-        header: what the run depends on (`Run.header`). Loading into the module is not strict, since checkpoints hold the adapter alone; so of a
-            checkpoint of another run it would take whatever fits.
+        header: what the run depends on (`Run.header`). It is compared because checkpoints contain only the adapter and are not loaded strictly:
+            from a checkpoint of another run, whatever fits would be loaded.
     """
 
     def __init__(self, header: Mapping[str, str]) -> None:
@@ -46,43 +50,43 @@ class RunCheckpoints(TorchCheckpointIO):
         self.header = dict(header)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:  # noqa: ARG002 (Lightning's)
-        """Write it beside its place, to the disk, and move it there.
+        """Write the checkpoint to a temporary file and move it into place.
 
         Raises:
-            OSError: with the file's name; the checkpoint that was there still is.
+            OSError: naming the file. The earlier checkpoint is still there.
         """
         content = io.BytesIO()
         torch.save(checkpoint | {_HEADER: self.header}, content)
         content.write(hashlib.sha256(content.getbuffer()).digest())
         write_atomically(Path(path), content.getbuffer())
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
+    def load_checkpoint(self, path: str | Path, map_location: Callable | str | None = "cpu", weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
         """Read tensors and plain values, never code, whatever `weights_only` says.
 
         Raises:
-            UserError: it is cut short, damaged or of another run.
+            UserError: it is truncated, damaged or of another run.
         """
         saved = _undamaged(Path(path))
-        what_to_do = "put the right one back, or delete it: the run then starts over, to the same result"
+        what_to_do = "restore the right one, or delete it: the run then starts over, with the same result"
         if saved is None:
-            raise UserError(f"'{path}' is cut off, damaged or no checkpoint of train.py; {what_to_do}")
+            raise UserError(f"'{path}' is truncated, damaged or not a checkpoint of train.py; {what_to_do}")
         checkpoint = torch.load(io.BytesIO(saved), map_location=map_location, weights_only=True)
         if different := differences(checkpoint[_HEADER], self.header):
             raise UserError(f"'{path}' is a checkpoint of another run ({'; '.join(different)}); {what_to_do}")
         if spoiled := nonfinite(_tensors({name: checkpoint.get(name) for name in _FINITE_PARTS})):
-            raise UserError(f"'{path}': {describe(spoiled)}; training cannot go on from there. Delete it: the run then starts over")
+            raise UserError(f"'{path}': {describe(spoiled)}; training cannot continue from there. Delete it: the run then starts over")
         return checkpoint
 
 
 def _undamaged(path: Path) -> memoryview | None:
-    """What `torch.save` has written; None where its digest is of something else."""
+    """What `torch.save` has written; None if the digest does not match."""
     content = memoryview(path.read_bytes())
     saved, digest = content[:-_DIGEST], content[-_DIGEST:]
     return saved if hashlib.sha256(saved).digest() == digest else None
 
 
-def _tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of a checkpoint with their places: weights, moments of the optimiser."""
+def _tensors(node: object, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a checkpoint with their names: weights, moments of the optimiser."""
     if isinstance(node, torch.Tensor):
         yield path, node
     parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -91,60 +95,69 @@ def _tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Where a run keeps its checkpoint, whether or not there is one yet."""
+    """The path of a run's checkpoint, which may not exist yet."""
     return folder / CHECKPOINTS / _LAST
 
 
 class LastStep(RunCheckpoints):
-    """Holds the state behind the last whole step, and writes it when it is asked to.
+    """Keeps the state after the last complete step in memory, and writes it on request.
 
-    What Lightning hands over refers to the very tensors that are trained. These do not change before the next update, so holding it costs nothing,
-    and it can still be written in the middle of the next step. Before that update it has to be forgotten.
+    The state refers to the trained tensors themselves. They do not change before the next update, so keeping it costs nothing, and it can still be
+    written in the middle of the next step. Before that update it has to be dropped.
     """
 
     def __init__(self, header: Mapping[str, str]) -> None:
         super().__init__(header)
-        self._held: tuple[dict[str, Any], str | Path] | None = None
+        self._kept: tuple[dict[str, Any], str | Path] | None = None
         self._on_disk = True
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:  # noqa: ARG002 (Lightning's)
-        """Hold it."""
-        self._held, self._on_disk = (checkpoint, path), False
+        """Keep the state in memory."""
+        self._kept, self._on_disk = (checkpoint, path), False
 
-    def forget(self) -> None:
-        """The tensors are about to change."""
-        self._held = None
+    def drop(self) -> None:
+        """Drop the state, because its tensors are about to change."""
+        self._kept = None
 
     def write(self) -> None:
-        """Put on disk what is held, unless it is there already or nothing is held."""
-        if self._held is not None and not self._on_disk:
-            super().save_checkpoint(*self._held)
+        """Write the state to the disk, unless there is none or it has been written."""
+        if self._kept is not None and not self._on_disk:
+            super().save_checkpoint(*self._kept)
             self._on_disk = True
 
 
-class Keeper(pl.Callback):
-    """Keeps a checkpoint every so many steps, every so many minutes, at the last step, and when training is interrupted or fails.
+class CheckpointCallback(pl.Callback):
+    """Writes a checkpoint after a number of steps or minutes, after the last step, and when training is interrupted or fails.
 
-    Signals wait from before a step's update until its state is held, so that no half of a step is ever kept.
+    Signals are deferred from before a step's update until its state is kept, so that a half-done step is never saved.
 
     Args:
-        checkpoints: also the trainer's plugin.
-        path: of the checkpoint.
+        checkpoints: the trainer's plugin.
+        path: path of the checkpoint.
+        every: steps between checkpoints.
+        minutes: minutes between checkpoints.
     """
 
     def __init__(self, checkpoints: LastStep, path: Path, *, every: int, minutes: float) -> None:
         self._checkpoints, self._path, self._every, self._seconds = checkpoints, path, every, 60 * minutes
         self._written = time.monotonic()
-        self._holding = False
+        self._deferring = False
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:  # noqa: ARG002 (Lightning's)
-        """From here on the state is neither the one nor the other."""
-        interrupts.hold()
-        self._holding = True
-        self._checkpoints.forget()
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002 (Lightning's)
+        """Defer signals, and drop the kept state."""
+        interrupts.defer()
+        self._deferring = True
+        self._checkpoints.drop()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """The step is whole."""
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,  # noqa: ARG002 (Lightning's)
+        outputs: STEP_OUTPUT,  # noqa: ARG002
+        batch: AlignedBatch,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Keep the state of the complete step, and write it if it is time."""
         if not trainer.is_global_zero:
             return
         # The state of the first process is that of all.
@@ -154,75 +167,75 @@ class Keeper(pl.Callback):
             self._checkpoints.write()
             self._written = now
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """The step is logged, too."""
-        self._release()
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: AlignedBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Deliver signals again, now that the last step is logged."""
+        self._deliver()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 (Lightning's)
-        """The last step."""
+        """Write the state after the last step."""
         if trainer.is_global_zero:
             self._checkpoints.write()
-        self._release()
+        self._deliver()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002 (Lightning's)
-        """Keep the last whole step, if its tensors are still as they were."""
-        if not self._holding:
-            interrupts.hold()  # a second signal must not end this
-        self._holding = False
+        """Write the state after the last complete step, unless its tensors have changed."""
+        if not self._deferring:
+            interrupts.defer()  # a second signal must not end this
+        self._deferring = False
         try:
             if trainer.is_global_zero and full_disk(exception) is None:
-                # A fault of the disk or the device may be what ended the training; that is what has to be told.
+                # The training may have ended because of a fault of the disk or the device; then that error has to be reported.
                 with contextlib.nullcontext() if isinstance(exception, KeyboardInterrupt) else contextlib.suppress(OSError, RuntimeError):
                     self._checkpoints.write()
         finally:
-            interrupts.let_go()
+            interrupts.discard()
 
-    def _release(self) -> None:
-        if self._holding:
-            self._holding = False
-            interrupts.release()
+    def _deliver(self) -> None:
+        if self._deferring:
+            self._deferring = False
+            interrupts.deliver()
 
 
 def steps_kept(folder: Path) -> int:
-    """Steps in a run's checkpoint; 0 where there is none, or it is damaged."""
+    """Steps in a run's checkpoint; 0 if there is none, or it is damaged."""
     path = last_checkpoint(folder)
     saved = _undamaged(path) if path.is_file() else None
     return 0 if saved is None else torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)["global_step"]
 
 
-# --- what came out -------------------------------------------------------------------------------------------------------------------------------
+# --- the end of training --------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of a training: from here on its adapter is judged, wherever that is, and not trained again."""
+    """The end of a training. A run that is resumed afterwards evaluates the adapter and does not train it again."""
 
     sha256: str
     """`adapter_hash` of the adapter in the run folder."""
-    history: list[dict[str, Any]]
-    """Number and every term of every step."""
+    history: list[dict[str, int | float]]
+    """Number and all terms of every step."""
 
 
-def keep_trained(folder: Path, header: Mapping[str, str], trained: Trained) -> None:
-    """Write it down, once the adapter lies in the run folder."""
+def save_trained(folder: Path, header: Mapping[str, str], trained: Trained) -> None:
+    """Record the end of training, once the adapter is in the run folder."""
     write_json(folder / CHECKPOINTS / _TRAINED, {_HEADER: dict(header), "adapter": trained.sha256, "history": trained.history})
 
 
 def has_trained(folder: Path) -> bool:
-    """Whether the training of a run has come to its end."""
+    """Whether the training of a run has ended."""
     return (folder / CHECKPOINTS / _TRAINED).is_file()
 
 
-def recall_trained(folder: Path, header: Mapping[str, str]) -> Trained | None:
-    """What was written down; None before the end of the training.
+def load_trained(folder: Path, header: Mapping[str, str]) -> Trained | None:
+    """The record of the end of training; None before it.
 
     Raises:
-        UserError: it is damaged or of another run.
+        UserError: the record is damaged or of another run.
     """
     path = folder / CHECKPOINTS / _TRAINED
     if not path.is_file():
         return None
-    what_to_do = "put the right one back, or delete it: the run then goes on from its last checkpoint"
+    what_to_do = "restore the right one, or delete it: the run then continues from its last checkpoint"
     kept = read_json_object(path, what_to_do, needed=(_HEADER, "adapter", "history"))
     if different := differences(kept[_HEADER], dict(header)):
         raise UserError(f"'{path}' is of another run ({'; '.join(different)}); {what_to_do}")

@@ -1,4 +1,4 @@
-"""The same prompts continued greedily with and without the adapter, so that degenerate text is seen; numbers alone can hide it."""
+"""Greedy continuations of the same prompts with and without the adapter. They show degenerate text, which numbers alone can hide."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _CONTROL = regex.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def continuation_table(lm: LanguageModel, corpus: ParallelCorpus, codes: Sequence[str]) -> pd.DataFrame:
-    """Continue the first halves of a few sentences, the same ones in every language, with base and adapter.
+    """Continue the first halves of a few sentences with the base model and with the adapter. All languages use the same sentences.
 
     Args:
         lm: the model with an adapter attached, in eval mode.
@@ -24,8 +24,8 @@ def continuation_table(lm: LanguageModel, corpus: ParallelCorpus, codes: Sequenc
         codes: the languages.
 
     Returns:
-        One row per language and sentence: `language`, `sentence_id`, `prompt`, `original` (how the sentence goes on), `base`, `adapter` (what the
-        model writes instead; each at most `NEW_TOKENS` tokens), `repetition_base`, `repetition_adapter` (`repetition` of it). Control characters are
+        One row per language and sentence: `language`, `sentence_id`, `prompt`, `original` (the rest of the sentence), `base`, `adapter` (what the
+        models write instead, at most `NEW_TOKENS` tokens each), `repetition_base`, `repetition_adapter` (their `repetition`). Control characters are
         written as escapes.
     """
     chosen = corpus.select(corpus.sample(PROMPTS).tolist())
@@ -38,7 +38,7 @@ def continuation_table(lm: LanguageModel, corpus: ParallelCorpus, codes: Sequenc
             with base_behaviour(lm.model):
                 base = greedy(lm, ids[:cut])
             adapter = greedy(lm, ids[:cut])
-            original, by_base, by_adapter = (_text_behind(lm, ids[:cut], new) for new in (ids[cut : cut + NEW_TOKENS], base, adapter))
+            original, by_base, by_adapter = (_text_after(lm, ids[:cut], new) for new in (ids[cut : cut + NEW_TOKENS], base, adapter))
             rows.append(
                 {
                     "language": code,
@@ -55,16 +55,16 @@ def continuation_table(lm: LanguageModel, corpus: ParallelCorpus, codes: Sequenc
 
 
 def repetition_summary(table: pd.DataFrame) -> dict[str, float]:
-    """`repetition/<lang>`: mean over the prompts of what the adapter wrote."""
+    """`repetition/<lang>`: mean repetition of the text that the adapter wrote."""
     return {f"repetition/{code}": float(shares.mean()) for code, shares in table.groupby("language", sort=False)["repetition_adapter"]}
 
 
 @torch.no_grad()
 def greedy(lm: LanguageModel, prompt: Sequence[int]) -> list[int]:
-    """The most likely next token, again and again, up to the first special token (such as EOS), `NEW_TOKENS` tokens or the end of the context.
+    """The most likely tokens, up to the first special token (such as EOS), `NEW_TOKENS` tokens or the end of the context.
 
-    Not the library's `generate`: it takes over what a model brings along for chatting, such as a penalty on repetition, which would hide just
-    what is looked for here.
+    transformers' `generate` is not used: it applies the generation settings of a model, such as a penalty on repetition, which would hide what this
+    table is meant to show.
     """
     special = set(lm.tokens.special.tolist())
     start = [*lm.tokens.prefix, *prompt]
@@ -79,9 +79,10 @@ def greedy(lm: LanguageModel, prompt: Sequence[int]) -> list[int]:
 
 
 def repetition(tokens: Sequence[int]) -> float:
-    """Share of the tokens that lie in a trigram which occurs more than once (occurrences may overlap); 0 of fewer than four tokens.
+    """Share of tokens in a trigram that occurs more than once (occurrences may overlap); 0 for fewer than four tokens.
 
-    `a b c a b c d` has the trigram `a b c` twice: six of seven tokens. Greedy text of a damaged model ends in loops (Holtzman et al. 2020).
+    `a b c a b c d` has the trigram `a b c` twice, which covers six of seven tokens. Greedy text of a damaged model ends in loops
+    (Holtzman et al. 2020).
     """
     trigrams = [tuple(tokens[place : place + 3]) for place in range(len(tokens) - 2)]
     repeated = {place + i for place, trigram in enumerate(trigrams) if trigrams.count(trigram) > 1 for i in range(3)}
@@ -89,11 +90,11 @@ def repetition(tokens: Sequence[int]) -> float:
 
 
 def _middle(lm: LanguageModel, ids: Sequence[int]) -> int:
-    """Behind how many tokens to cut: the place nearest to the middle that is between two words, or the middle where there is none."""
+    """After how many tokens to cut: at the word boundary nearest to the middle, or in the middle if there is none."""
     whole = _text(lm, ids)
 
     def between_words(cut: int) -> bool:
-        prompt = _text(lm, ids[:cut])  # no beginning of the whole where the cut would split a character
+        prompt = _text(lm, ids[:cut])  # no prefix of the whole text if the cut splits a character
         return whole.startswith(prompt) and _WORD_BOUNDARY.match(whole, len(prompt)) is not None
 
     places = filter(between_words, range(1, len(ids)))
@@ -101,12 +102,12 @@ def _middle(lm: LanguageModel, ids: Sequence[int]) -> int:
 
 
 def _text(lm: LanguageModel, ids: Sequence[int]) -> str:
-    # Cleaning up would move spaces, and a prompt would no longer be the beginning of its continuation.
+    # Cleaning up would remove spaces, so that a prompt might no longer be a prefix of its continuation.
     return str(lm.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def _text_behind(lm: LanguageModel, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """What the new tokens add; decoded by themselves they might lose their leading space. A character cut at the end is left out."""
+def _text_after(lm: LanguageModel, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text that the new tokens add. Decoded alone they might lose a leading space. An incomplete character at the end is left out."""
     return _visible(_text(lm, [*prompt, *new]).removeprefix(_text(lm, prompt)).rstrip("\N{REPLACEMENT CHARACTER}"))
 
 

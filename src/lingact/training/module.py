@@ -1,10 +1,13 @@
-"""The LightningModule: the combined loss over an adapter, its weights over the steps, and what a checkpoint holds."""
+"""The LightningModule: the combined loss of an adapter, the weights of its terms over the steps, and the content of a checkpoint."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 from tqdm import tqdm
@@ -12,54 +15,68 @@ from tqdm import tqdm
 from lingact.activations.functional import LossTerms, combine
 from lingact.config.training import OptimConfig, TrainerConfig
 from lingact.errors import UserError, out_of_memory
-from lingact.models.adapters import train_adapter_only
+from lingact.models.adapters import train_adapter_only, without_adapter
 from lingact.runtime.compat.lightning import leave_out_of_ddp
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatch
 
 CLOSED_OVER = 10
-"""Steps over which the gap term is averaged before `stop_when_closed` believes it."""
+"""Steps over which `stop_when_closed` averages the gap term."""
 
 
 class Diverged(Exception):
-    """The loss or its gradient is no finite number; the adapter is as it was before that step."""
+    """The loss or its gradient is not finite. The adapter is as it was before that step."""
 
     def __init__(self, step: int, what: str, sentences: list[int]) -> None:
         super().__init__(f"step {step}: {what}")
         self.step, self.what, self.sentences = step, what, sentences
 
 
+class ScheduleSettings(TypedDict):
+    """A schedule as Lightning takes it."""
+
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    interval: str
+
+
+class OptimizerSettings(TypedDict):
+    """An optimiser with its schedule as Lightning takes it."""
+
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: ScheduleSettings
+
+
 class GapModule(pl.LightningModule):
-    """Trains an adapter so that the target languages come nearer to the reference language as it is under the base model.
+    """Trains an adapter so that the target languages come closer to the reference language under the base model.
 
     Args:
-        batch_loss: the terms; its model has an adapter attached, which alone has gradients.
-        seed: of the adapter's dropout.
+        batch_loss: the terms. Its model has an adapter attached, and only the adapter has gradients.
+        seed: seed of the adapter's dropout.
     """
 
     def __init__(self, batch_loss: BatchLoss, optim: OptimConfig, trainer: TrainerConfig, seed: int) -> None:
         super().__init__()
-        self.strict_loading = False  # checkpoints hold the adapter alone
+        self.strict_loading = False  # checkpoints contain only the adapter
         self.model = batch_loss.lm.model
-        # Not an nn.Module, so SAEs are in no checkpoint and no optimiser.
+        # Not an nn.Module, so that SAEs are in no checkpoint and no optimiser.
         self.batch_loss = batch_loss
         self.loss = batch_loss.loss
         self.optim = optim
         self.steps = trainer.steps
         self.part = trainer.micro_batch
-        """Sentences that are read at once; halved when memory runs out."""
+        """Sentences that are read at once; halved when memory runs out. None: all."""
         self.checkpointing = trainer.activation_checkpointing
         self.strategy = trainer.strategy
         self.seed = seed
         self.multiplier = self.loss.retention.kl
-        """Weight of the KL term; follows `retention.limit` where one is set."""
+        """Weight of the KL term. It is adapted if `retention.limit` is set."""
         self.history: list[dict[str, float]] = []
-        """Every term of every step so far, checkpointed with the adapter."""
+        """Every term of every step so far; part of the checkpoint."""
 
     # --- one step --------------------------------------------------------------------------------------------------------------------------------
 
     def loss_terms(self, batch: AlignedBatch) -> LossTerms:
-        """All terms of one batch, with their weights at this step."""
+        """All terms of one batch, with the weights of this step."""
         merge = self._over_processes if self.trainer.world_size > 1 else None
         raw = self.batch_loss.terms(batch, part=self.part, merge=merge)
         retention = self.loss.retention
@@ -76,50 +93,50 @@ class GapModule(pl.LightningModule):
         return combine(raw, {name: weights[name] for name in raw})
 
     def _over_processes(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Sums over processes, with gradient, in one message."""
+        """Sum over processes, with gradient, in one message."""
         # Every process has the same loss. Its gradients add up here and are averaged by DDP, which together is the gradient of one process.
         flat = all_reduce(torch.cat([tensor.flatten() for tensor in tensors]))
         parts = flat.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
-    # --- what Lightning calls --------------------------------------------------------------------------------------------------------------------
+    # --- called by Lightning --------------------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Divide the base weights among the processes, if asked to; then the adapter alone is left to DDP."""
+        """With the strategy fsdp, divide the base weights among the processes. DDP then handles only the adapter."""
         if self.strategy == "fsdp" and self.trainer.world_size > 1:
             self.batch_loss.lm.shard()
             leave_out_of_ddp(self, [name for name, parameter in self.named_parameters() if not parameter.requires_grad])
 
     def cpu(self) -> "GapModule":
-        """Where Lightning moves the model when it is done with it; in the middle of an interrupted pass a sharded one cannot be moved."""
+        """Lightning moves the model here after training. A sharded one is not moved: in an interrupted pass that would fail."""
         return self if self.batch_loss.lm.sharded else super().cpu()
 
     def on_fit_start(self) -> None:
-        """Dropout of the adapter alone: the reference was frozen without any in the base model, and KL compares with a base without."""
+        """Use dropout in the adapter only: the targets were computed, and KL is compared, without dropout in the base model."""
         train_adapter_only(self.model)
         if self.checkpointing:
-            self.model.activation_checkpointing_enable()  # pyrefly: ignore[not-callable]
-            # The library recomputes only blocks in train mode; their parts stay in eval mode.
+            without_adapter(self.model).activation_checkpointing_enable()
+            # transformers recomputes only blocks in train mode. The modules inside stay in eval mode.
             for block in self.batch_loss.lm.blocks:
                 block.training = True
 
     def on_fit_end(self) -> None:
-        """Measuring needs no gradient."""
+        """Go back to eval mode for measuring."""
         if self.checkpointing:
-            self.model.activation_checkpointing_disable()  # pyrefly: ignore[not-callable]
+            without_adapter(self.model).activation_checkpointing_disable()
         self.model.eval()
 
     def on_train_start(self) -> None:
-        """A run that had stopped because the gap was closed may be resumed from its very last checkpoint."""
+        """Stop at once if the resumed run had already stopped because the gap was closed."""
         self._stop_when_closed()
 
     def training_step(self, batch: AlignedBatch, _index: int) -> Tensor:
         """The loss of one step.
 
         Raises:
-            Diverged: it is no finite number.
+            Diverged: it is not finite.
         """
-        # Dropout follows from seed, step and process alone: a resumed step, or one tried again with less memory, is the same.
+        # Dropout depends on seed, step and process only: a step that is resumed, or tried again with less memory, is the same.
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1009 + self.global_rank)
         terms = self.loss_terms(batch)
         self._row = {"step": self.global_step, "loss/total": float(terms.total.detach())}
@@ -132,34 +149,41 @@ class GapModule(pl.LightningModule):
             raise Diverged(self.global_step, f"the loss is {self._row['loss/total']} ({', '.join(wrong)})", self._sentences)
         return terms.total
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One optimiser step; where memory runs out on the way to the gradient, it is tried again with parts of half as many sentences.
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Tensor | None] | None = None,
+    ) -> None:
+        """One optimiser step. If memory runs out, it is tried again with parts of half as many sentences.
 
-        The loss is a function of means over the batch: smaller parts change nothing but its rounding, and the draws of dropout if there is any.
+        The loss is a function of means over the batch, so smaller parts change only its rounding, and the draws of dropout if there is any.
         """
+        assert optimizer_closure is not None
 
-        def careful() -> Any:
+        def with_smaller_parts() -> Tensor | None:
             while True:
                 try:
                     return optimizer_closure()
                 except RuntimeError as error:
                     if not out_of_memory(error):
                         raise
-                    said = str(error)
-                # Outside, where the error no longer holds on to what the step had computed.
-                self._halve_parts(said)
+                    message = str(error)
+                # Outside of the except block, where the error no longer refers to tensors of the step.
+                self._halve_parts(message)
 
-        super().optimizer_step(epoch, batch_idx, optimizer, careful)
-        # Before the end of the batch, where the checkpoint is written.
+        super().optimizer_step(epoch, batch_idx, optimizer, with_smaller_parts)
+        # Before the end of the batch, when the checkpoint is written.
         self.history.append(self._row)
 
-    def _halve_parts(self, said: str) -> None:
+    def _halve_parts(self, message: str) -> None:
         sentences = -(-len(self._sentences) // self.trainer.world_size)
         now = min(self.part or sentences, sentences)
         if now == 1 or self.trainer.world_size > 1:
-            # Other processes wait for this one's share of the step, which cannot be begun again alone.
+            # Other processes wait in the middle of the step, so this one cannot begin it again.
             raise UserError(
-                f"out of memory with {now} of {sentences} sentences at a time (trainer.micro_batch): {said.splitlines()[0]}. Give "
+                f"out of memory with {now} of {sentences} sentences at a time (trainer.micro_batch): {message.splitlines()[0]}. Give "
                 f"trainer.activation_checkpointing=true, {'a smaller trainer.micro_batch' if now > 1 else 'a shorter model.context'}, or use a "
                 "larger device"
             )
@@ -170,16 +194,16 @@ class GapModule(pl.LightningModule):
         tqdm.write(f"Out of memory at step {self.global_step}: going on with {self.part} of {sentences} sentences at a time (trainer.micro_batch)")
 
     def on_train_batch_start(self, batch: AlignedBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Remember the sentences, for messages."""
+        """Keep the sentences for messages."""
         self._sentences = batch.sentences.tolist()
 
     def on_after_backward(self) -> None:
-        """Refuse a gradient that would spoil the adapter, while the state behind the last step is still held (`Keeper`).
+        """Refuse a gradient that would damage the adapter, while the state after the last step can still be saved (`CheckpointCallback`).
 
         Raises:
-            Diverged: a gradient is no finite number.
+            Diverged: a gradient is not finite.
         """
-        # float16 training scales its gradients and steps over infinite ones by itself.
+        # float16 training scales its gradients and skips infinite ones.
         if self.trainer.precision != "16-mixed":
             wrong = [name for name, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
             if wrong:
@@ -188,14 +212,14 @@ class GapModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002 (Lightning's signature)
         """Dual ascent on the constraint KL <= limit.
 
-        The multiplier grows while KL is above and shrinks, not below 0, while it is below.
+        The multiplier grows while KL is above the limit and shrinks, but not below 0, while KL is below it.
         """
         retention = self.loss.retention
         if retention.limit is not None:
             self.multiplier = max(0.0, self.multiplier + retention.rate * (self._row["loss/raw/retention"] - retention.limit))
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
-        """Log every term raw and weighted, and the multiplier that weighted it; stop when the gap is closed, if asked to."""
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: AlignedBatch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Log every term raw and weighted, and the multiplier; stop if the gap is closed and `stop_when_closed` is set."""
         self.log_dict({name: value for name, value in self._row.items() if name != "step"}, batch_size=1)
         self.log("loss", self._row["loss/total"], prog_bar=True, logger=False, batch_size=1)
         self._stop_when_closed()
@@ -209,18 +233,18 @@ class GapModule(pl.LightningModule):
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """History, multiplier and size of the parts travel with the weights. The history is copied: a checkpoint may be written steps later."""
+        """Save history, multiplier and size of the parts. The history is copied because a checkpoint may be written steps later."""
         checkpoint["history"] = list(self.history)
         checkpoint["multiplier"] = self.multiplier
         checkpoint["part"] = self.part
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with those of the saved run; in smaller parts if this machine needs them."""
+        """Continue with the values of the saved run, or with smaller parts if this machine needs them."""
         self.history = checkpoint["history"]
         self.multiplier = checkpoint["multiplier"]
         self.part = min((part for part in (checkpoint["part"], self.part) if part is not None), default=None)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerSettings:
         """AdamW on the adapter, with a linear warm-up and a cosine decay to zero.
 
         transformers' `get_cosine_schedule_with_warmup` is not used: its first step has a rate of zero, and its cosine is rounded in another order, so
@@ -237,7 +261,7 @@ class GapModule(pl.LightningModule):
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Adapter weights only."""
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The adapter's weights only."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}

@@ -32,7 +32,7 @@ from lingact.training.base_cache import CacheSettings, cached_anchor, cached_pre
 from lingact.training.base_targets import BaseOutputs
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatches, AlignedData
-from lingact.training.checkpoints import Trained, keep_trained, recall_trained
+from lingact.training.checkpoints import Trained, load_trained, save_trained
 from lingact.training.continuations import continuation_table, repetition_summary
 from lingact.training.fit import fit
 from lingact.training.module import GapModule
@@ -56,16 +56,16 @@ def run(config: TrainConfig, folder: Path) -> float:
         if substitutes(config):
             run.identify(training_text=substitutes(config))
         layers, header = loss_layers(config, components.layers), run.header
-        trained = recall_trained(folder, header)
+        trained = load_trained(folder, header)
         if trained is None or not (folder / ADAPTER).is_dir():
             trained = train(run, config, components, sentences, text)
             if trained is None:
                 return math.nan
-            keep_trained(folder, header, trained)
+            save_trained(folder, header, trained)
         else:
             if not run.first:
                 return math.nan
-            put_back(components, folder / ADAPTER, trained)
+            restore_adapter(components, folder / ADAPTER, trained)
         run.identify(adapter={"sha256": trained.sha256})
         run.artifact(("adapter", *config.lang), "adapter", [folder / ADAPTER / name for name in (SETTINGS, WEIGHTS, IDENTITY)])
 
@@ -73,7 +73,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         # The held-out SAEs are read for the table that is told, not for choices.
         sae_sets = components.sae_sets if config.split == "heldout" else {MEASURING: components.sae_sets[MEASURING]}
         measured = measure_change(components, sae_sets, judged, config, folder / "stats")
-        frames, summary = conclude(config, measured, layers)
+        frames, summary = summarise(config, measured, layers)
         frames["loss"] = pd.DataFrame(trained.history)
         frames["continuations"] = continuation_table(components.lm, judged, (*config.lang, config.languages.reference))
         summary |= repetition_summary(frames["continuations"])
@@ -81,7 +81,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         for name, frame in frames.items():
             run.table(name, frame)
         run.summary(summary)
-        tell(run, config, frames, components.identity, measured)
+        write_report(run, config, frames, components.identity, measured)
         show([{"adapter": str(folder / ADAPTER), "report": str(folder / "report.html"), "objective on dev": f"{summary['objective']:.3f}"}])
         return summary["objective"]
 
@@ -106,10 +106,10 @@ def train(run: Run, config: TrainConfig, components: Components, sentences: Para
         return None
     recipe = config.model_dump(mode="json", exclude=PRIVATE)
     save_adapter(lm.model, run.folder / ADAPTER, lm.identity["name"], lm.identity["sha256"], recipe)
-    return Trained(adapter_hash(lm.model), module.history)  # pyrefly: ignore[bad-argument-type]
+    return Trained(adapter_hash(lm.model), module.history)
 
 
-def put_back(components: Components, folder: Path, trained: Trained) -> None:
+def restore_adapter(components: Components, folder: Path, trained: Trained) -> None:
     """Put the adapter that an earlier part of the run has trained on the model.
 
     Raises:
@@ -137,7 +137,7 @@ def room_for_training(config: TrainConfig, components: Components) -> Iterator[N
         yield
 
 
-def tell(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], measured: Measurement) -> None:
+def write_report(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], measured: Measurement) -> None:
     """The page and the terminal's tables."""
     reference, drawn = config.languages.reference, next(iter(measured.stats.values())).resampling(config.statistics.block)
     lost = lost_sentence(measured.lost(), config.model.dtype)
@@ -233,13 +233,13 @@ def measure_change(
         sae_sets,
         corpus,
         batch_tokens=config.batch_tokens,
-        identity=components.identity | {"adapter": adapter_hash(components.lm.model)},  # pyrefly: ignore[bad-argument-type]
+        identity=components.identity | {"adapter": adapter_hash(components.lm.model)},
         wanted=Wanted(adapter=True, language_model=True),
         folder=folder,
     )
 
 
-def conclude(config: TrainConfig, measured: Measurement, loss_layers: tuple[int, ...]) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+def summarise(config: TrainConfig, measured: Measurement, loss_layers: tuple[int, ...]) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """Tidy tables and summary numbers of what the adapter did, by every meter; keys of the held-out meter start with `heldout/`."""
     variants = {sae_set: changes.Variants.of(measured, sae_set) for sae_set in measured.sae_sets}
     frames, summary = changes.change_frames(variants, config.languages, config.statistics, loss_layers, config.lang, seed=config.seed)
