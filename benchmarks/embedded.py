@@ -9,7 +9,7 @@ from lingact.config.jobs import AnalyzeConfig
 from lingact.config.validation import judge
 from lingact.data.corpus import ParallelCorpus, load_corpus
 from lingact.models.lm import LanguageModel, load_model
-from lingact.models.preflight import chosen_layers
+from lingact.config.choices import chosen_layers
 from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.workflows.setup import HELDOUT, MEASURING
 

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from lingact.cli import main as cli
 from lingact.config.base import asset
 from lingact.config.model import ModelConfig
-from lingact.models.preflight import cuda_devices
-from lingact.models.shapes import facts_of
+from lingact.models.devices import cuda_devices
+from lingact.models.model_files import facts_of
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

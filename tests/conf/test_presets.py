@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from lingact.config.model import ModelConfig, SaeSet, Shape
 from lingact.errors import UserError
 from lingact.models.sae_sources import releases, same_model
-from lingact.models.shapes import linear_modules, shape_of, weights, width_of
+from lingact.models.sae_files import width_of
+from lingact.models.shapes import linear_modules, shape_of, weights
 
 from .test_options import CONF, composed
 

@@ -50,7 +50,7 @@ from lingact.config.training import TrainerConfig
 from lingact.config.validation import judge, validate
 from lingact.errors import UserError, out_of_memory
 from lingact.files.atomic import full_disk
-from lingact.files.earlier import renamed
+from lingact.files.earlier import removed, renamed
 from lingact.files.folders import LOCK, TEMPORARY, TOKEN, claim, is_temporary, listed, make_folders, remove_empty, still_taken, taken
 from lingact.files.records import is_there, read_json_object, read_run_config
 from lingact.hub.wandb_limits import shortened
@@ -399,6 +399,8 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     folder = key.partition(".")[0]
     if new := renamed(key):
         return f"{key}: this key is called {new} now; write {new}=..."
+    if advice := removed(key):
+        return f"{key}: {advice}"
     return f"{key}: unknown key{nearest(key, known)}{f' (options: conf/{folder}/)' if folder in groups else ''}"
 
 
@@ -609,13 +611,14 @@ def _mixed_up(folder: Path, places: list[Path]) -> Iterator[str]:
 
 def _tell_plans(configs: list[Any]) -> None:
     """Print what each job would take; jobs that take the same are told once."""
-    from lingact.cli.plan import make_plan, tell
+    from lingact.planning.plan import make_plan
+    from lingact.planning.report import print_plan
 
     told: list[Any] = []
     for config in configs:
         plan = make_plan(config)
         if plan not in told:
-            tell(config)
+            print_plan(config)
         told.append(plan)
 
 
@@ -906,14 +909,11 @@ class _NoSpaceError(UserError):
 
 def _run_workflow(job: str, config: Any, folder: Path) -> float | None:
     if first_process():
-        from lingact.cli.plan import begin  # as late as the workflow: it takes numpy along
+        from lingact.models.devices import check_devices
+        from lingact.planning.report import begin  # as late as the workflow: it imports the same libraries
 
+        check_devices(config)
         begin(config)
-        devices = _processes(config)[1].devices
-        if devices > 1:
-            from lingact.models.lm import check_devices
-
-            check_devices(config.device, devices)
     workflow = importlib.import_module(_WORKFLOWS[job])
     from safetensors import SafetensorError
 

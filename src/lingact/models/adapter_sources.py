@@ -87,7 +87,7 @@ def training_of(place: Path) -> dict[str, Any] | None:
     if not (place / IDENTITY).is_file():
         return None
     training = _told(place / IDENTITY, json.loads, "delete it and do without what it tells").get("training")
-    return _with_assets(training) if isinstance(training, dict) else None
+    return _with_assets(present_keys(training)) if isinstance(training, dict) else None
 
 
 def _told(path: Path, read: Callable[[str], Any], otherwise: str) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from lingact.config.training import MOVE_THE_BASE, Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
 from lingact.errors import UserError
 from lingact.files.folders import put_in_place, temporary_beside
+from lingact.models.adapter_places import adapter_places
 from lingact.models.adapter_sources import IDENTITY, SETTINGS, WEIGHTS, find_adapter
 from lingact.models.finite import describe, nonfinite
-from lingact.models.preflight import check_blocks, check_modules
 
 if TYPE_CHECKING:
     import peft as peft_library
@@ -128,37 +128,12 @@ def attach_adapter(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig, se
     """
     from peft import get_peft_model
 
-    where, targets = _places(model, blocks, peft)
+    where, targets = adapter_places(model, blocks, peft)
     with torch.random.fork_rng(), _calm_peft():
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, _settings_of(peft, where, targets, seed))
     _settle_magnitudes(wrapped)
     return wrapped
-
-
-def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> tuple[str, dict[str, nn.Module]]:
-    """Where the adapter goes.
-
-    Returns:
-        What the full names of the chosen modules begin with, a regular expression: the chosen blocks of this list and no other (vision towers). And
-        the last parts of these names, each with one module that has it.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    check_blocks(peft, len(blocks))
-    layers = range(len(blocks)) if peft.layers == "all" else peft.layers
-    linear = [(n.rsplit(".", 1)[-1], m) for layer in layers for n, m in blocks[layer].named_modules() if isinstance(m, (nn.Linear, Conv1D))]
-    known = dict(sorted(linear, key=lambda named: named[0]))
-    # GPT-2 has its weights the other way round.
-    transposed = [name for name, module in known.items() if isinstance(module, Conv1D)]
-    sizes: dict[str, tuple[int, int]] = {}
-    for name, module in linear:
-        each = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-        # GPT-2 also has two modules of one name: what has to fit has to fit both.
-        sizes[name] = min(sizes.get(name, (each[0], each[1])), (each[0], each[1]))
-    chosen = check_modules(peft, dict(sorted(sizes.items())), transposed=transposed, model=type(model).__name__)
-    path = next(name for name, module in model.named_modules() if module is blocks)
-    return rf"{re.escape(path)}\.(?:{'|'.join(map(str, layers))})\.(?:.+\.)?", {name: known[name] for name in chosen}
 
 
 def _settings_of(peft: PeftConfig, where: str, targets: dict[str, nn.Module], seed: int) -> "peft_library.PeftConfig":

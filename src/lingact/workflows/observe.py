@@ -45,7 +45,7 @@ from lingact.files.earlier import RENAMED_FOLDERS
 from lingact.files.records import read_json
 from lingact.models.adapters import adapter_hash, base_behaviour, load_adapter
 from lingact.models.lm import LanguageModel
-from lingact.models.preflight import check_causal
+from lingact.config.choices import check_causal
 from lingact.models.sae import Dictionaries
 from lingact.runtime.distributed import broadcast, process_group, rank
 from lingact.runtime.resumable_passes import load_state

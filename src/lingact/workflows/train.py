@@ -20,7 +20,7 @@ from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
 from lingact.models.adapters import adapter_hash, attach_adapter, load_adapter, save_adapter
-from lingact.models.preflight import loss_layers, substitutes
+from lingact.config.choices import loss_layers, substitutes
 from lingact.models.sae import Dictionaries, offloaded
 from lingact.report import training as report
 from lingact.report.page import Section
