@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lingact.cli.plan import GB, Hardware, Need, Pass, Plan, adapter_weights, advice, begin, look, make_plan, tell
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lingact.activations.feature_stats import FeatureStats
 from lingact.cli import plan
-from lingact.cli.plan import GB, Hardware, Need, Pass, Plan, adapter_weights, advice, begin, look, make_plan, tell
 from lingact.config.jobs import SCHEMAS
 from lingact.config.model import Shape
 from lingact.config.validation import judge

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lingact.config.model import ModelConfig
 from lingact.config.training import PeftConfig
@@ -104,8 +104,9 @@ def _built(entries: str) -> tuple[PreTrainedModel, nn.ModuleList] | None:
     with suppress(*_NOT_BUILT):
         config = CONFIG_MAPPING[found["model_type"]].from_dict(found)
         with torch.device("meta"):
-            # In bfloat16, since the kernels for mixtures of experts take nothing else. Code that comes with a model is not run.
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=False)
+            # As matrix products that can be counted; the fused kernels for attention and mixtures of experts cannot. A model's own code is not run.
+            plain = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
+            model = AutoModelForCausalLM.from_config(config, **plain, trust_remote_code=False)
         return model, find_blocks(model, config.get_text_config().num_hidden_layers)
     return None
 
@@ -138,7 +139,7 @@ def _measured(entries: str) -> ModelSizes | None:
     )
 
 
-def _heads(text: PreTrainedConfig, d_model: int) -> tuple[int, int, int]:
+def _heads(text: PretrainedConfig, d_model: int) -> tuple[int, int, int]:
     """Heads of queries, heads of keys, and numbers of a head; 0 each without attention."""
     heads = getattr(text, "num_attention_heads", None) or 0
     if not heads:
