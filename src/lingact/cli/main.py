@@ -44,7 +44,7 @@ from lingact.catalogue.languages import nearest
 from lingact.cli import sweep
 from lingact.config.base import Section
 from lingact.config.data import FilesCorpus
-from lingact.config.jobs import SCHEMAS, Processes, TrackingConfig, TrainConfig, of_the_run
+from lingact.config.jobs import SCHEMAS, AnalyzeConfig, EvalConfig, Processes, TrackingConfig, TrainConfig, of_the_run
 from lingact.config.tasks import OwnTask, TasksConfig
 from lingact.config.training import TrainerConfig
 from lingact.config.validation import judge, validate
@@ -500,7 +500,7 @@ def _judge_one(job: str, overrides: list[str], sweep_folder: Path | None) -> _Ju
     problems += _side_effects(composed)
     if cache := getattr(config, "cache", None):
         problems += _cannot_be_made(cache, "cache")
-    if config is not None and not problems:
+    if isinstance(config, TrainConfig | AnalyzeConfig | EvalConfig) and not problems:
         from lingact.models.preflight import problems as before_loading
 
         launcher = str(composed.hydra.launcher._target_).rpartition(".")[2]
