@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from lingact.cli import main as cli
 from lingact.config.base import asset
 from lingact.config.model import ModelConfig
-from lingact.models.preflight import cuda_devices
-from lingact.models.shapes import facts_of
+from lingact.models.devices import _devices_of_driver, cuda_devices
+from lingact.models.model_files import Facts, facts_of
 from tests.helpers.paths import CONF, ROOT
 
 MODEL, SAE = Path(asset("microworld/model")), Path(asset("microworld/sae"))
@@ -90,7 +90,7 @@ def test_a_sweep_to_compare_holds_its_statistics_in_its_jobs(tmp_path: Path, ref
 
 def test_everything_at_once(refused: Refused) -> None:
     lines = refused("train sae.layers=[1,9] peft.layers=[8] peft.targets=[c_attn] model.context=600 model.attention=sdpa device=cuda:7")
-    starts = ["device", "model.context", "model.attention", "sae.layers", "peft.layers"] if cuda_devices() is not None else []
+    starts = ["device", "model.context", "model.attention", "sae.layers", "peft.layers"]
     assert [line.split()[0].rstrip(":") for line in lines][: len(starts)] == starts
 
 
@@ -161,14 +161,14 @@ def test_a_configuration_that_leaves_things_out_refuses_nothing(tmp_path: Path) 
     (folder / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
     config = ModelConfig(name=str(folder), revision=None, dtype="float32", attention="sdpa", context=10_000)
     facts = facts_of(config)
-    assert (facts.layers, facts.d_model, facts.positions, facts.soft_caps, facts.shape) == (None, None, None, False, None)
+    assert facts == Facts()
 
 
 def test_half_precision_and_processes_without_cuda(refused: Refused) -> None:
     if cuda_devices() != 0:
         pytest.skip("there is a GPU")
     assert refused("train trainer.precision=16-mixed") == [
-        "trainer.precision: 16-mixed needs a CUDA device, which is not there or not chosen; use bf16-mixed or 32-true"
+        "trainer.precision: 16-mixed needs a CUDA device; there is none, or device=cpu was given. Use bf16-mixed or 32-true"
     ]
     assert refused("analyze device=cuda") == ["device: 'cuda' is not there; 0 CUDA devices are visible. Use device=auto or device=cpu"]
     assert refused("train device=cpu trainer.precision=16-mixed")[0].startswith("trainer.precision: 16-mixed needs")
@@ -177,7 +177,7 @@ def test_half_precision_and_processes_without_cuda(refused: Refused) -> None:
 def test_the_number_of_devices_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert cuda_devices() in (None, torch.cuda.device_count())
+    assert _devices_of_driver() in (None, torch.cuda.device_count())
 
 
 def test_a_launcher_may_have_devices_that_this_machine_has_not(refused: Refused, tmp_path: Path) -> None:

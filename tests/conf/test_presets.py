@@ -1,16 +1,17 @@
-"""Presets of models and SAEs: the shapes are those of transformers' classes, the ids stand in sae-lens's table."""
+"""Presets of models and SAEs: the sizes are the published ones, the ids stand in sae-lens's table."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from lingact.config.model import ModelConfig, SaeSet, Shape
+from lingact.config.model import ModelConfig, SaeSet
 from lingact.errors import UserError
+from lingact.models.model_files import describe_model, facts_of
+from lingact.models.sae_files import width_of
 from lingact.models.sae_sources import releases, same_model
-from lingact.models.shapes import linear_modules, shape_of, weights, width_of
+from lingact.models.sizes import sizes_of
 
 from .test_options import CONF, composed
 
@@ -41,31 +42,23 @@ PUBLISHED = {
     "pythia_70m": 70_426_624,
 }
 """Weights, as the models' pages count them."""
-SIGLIP = {"hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14}
+WORK = {
+    "gemma2_2b": (4_048_551_936, 212_992, 1_179_648_000),
+    "gemma2_9b": (16_647_192_576, 688_128, 1_835_008_000),
+    "gemma3_270m": (200_540_160, 73_728, 335_544_320),
+    "gemma3_1b": (1_395_523_584, 106_496, 603_979_776),
+    "gemma3_4b": (6_417_285_120, 278_528, 1_342_504_960),
+    "llama31_8b": (13_958_643_712, 524_288, 1_050_673_152),
+    "qwen3_1_7b": (2_818_572_288, 229_376, 622_329_856),
+    "qwen3_8b": (13_891_534_848, 589_824, 1_244_659_712),
+    "gpt2": (169_869_312, 36_864, 77_194_752),
+    "pythia_70m": (37_748_736, 12_288, 51_511_296),
+}
+"""Floating-point operations by arithmetic: of a token in the blocks, of a token and one of its window, and of a token's logits."""
 
 
 def model_config(preset: str) -> ModelConfig:
     return composed("analyze", f"model={preset}").model
-
-
-def transformers_config(shape: Shape, *, tower: bool = False) -> PretrainedConfig:
-    """The configuration that this shape stands for, by transformers' names."""
-    if shape.architecture == "gpt2":
-        sizes: dict[str, Any] = {"n_embd": shape.d_model, "n_layer": shape.layers, "n_head": shape.heads, "n_inner": shape.d_mlp}
-        return AutoConfig.for_model("gpt2", **sizes, vocab_size=shape.vocabulary, n_positions=shape.positions)
-    sizes = {
-        "hidden_size": shape.d_model,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": shape.d_mlp,
-        "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": shape.tied,
-    }
-    if shape.architecture != "gpt_neox":
-        sizes |= {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
-    if tower:
-        return AutoConfig.for_model("gemma3", text_config=sizes, vision_config=SIGLIP | {"vision_use_head": False})
-    return AutoConfig.for_model({"gemma3": "gemma3_text"}.get(shape.architecture, shape.architecture), **sizes)
 
 
 def test_every_model_has_saes_and_every_count_is_checked() -> None:
@@ -74,48 +67,52 @@ def test_every_model_has_saes_and_every_count_is_checked() -> None:
 
 
 @pytest.mark.parametrize("preset", MODELS)
-def test_the_shape_is_that_of_the_class(preset: str, tmp_path: Path) -> None:
+def test_the_sizes_are_the_published_ones(preset: str) -> None:
     config = model_config(preset)
-    shape = config.shape
-    assert shape is not None
-    real = transformers_config(shape, tower=shape.beside > 0)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(real)
-    assert weights(shape) == sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[preset]
-    decoder = model.get_decoder()
-    blocks = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == shape.layers)
-    matrices = [weight for name, weight in blocks[0].named_parameters() if weight.ndim == 2]
-    assert sum(i * o for i, o in linear_modules(shape)) == sum(weight.numel() for weight in matrices)
-    assert len(linear_modules(shape)) == len(matrices)
-    # The file that it leaves says the same.
-    real.save_pretrained(tmp_path)
-    assert shape_of(config.model_copy(update={"name": str(tmp_path)})) == (shape, "its config.json")
+    found = sizes_of(config)
+    assert found is not None
+    sizes, how = found
+    assert how == "the config.json that lingact has for it"
+    assert sizes.weights == PUBLISHED[preset]
+    assert (sizes.linear_work, sizes.attention_work, sizes.logit_work) == WORK[preset]
+    # A block's matrices are all its weights but norms and biases: two operations for a weight and token.
+    assert sizes.linear_work == 2 * sizes.layers * sum(i * o for i, o in sizes.linear)
+    assert facts_of(config).layers == sizes.layers
+    assert facts_of(config).d_model == sizes.d_model
 
 
-def test_a_mistral_and_a_qwen_2_are_counted_too() -> None:
-    for architecture in ("mistral", "qwen2"):
-        shape = Shape(
-            architecture=architecture,
-            layers=2,
-            d_model=32,
-            d_mlp=48,
-            heads=4,
-            kv_heads=2,
-            head_dim=8,
-            vocabulary=64,
-            positions=None,
-            tied=False,
-            beside=0,
-        )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(transformers_config(shape))
-        assert weights(shape) == sum(parameter.numel() for parameter in model.parameters())
+def test_the_config_of_the_models_folder_comes_first(tmp_path: Path) -> None:
+    described = describe_model(model_config("gpt2"))
+    assert described is not None
+    (tmp_path / "config.json").write_text(json.dumps(described.entries | {"n_layer": 3}))
+    found = sizes_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))
+    assert found is not None
+    assert (found[0].layers, found[1]) == (3, "its config.json")
 
 
-def test_what_is_not_on_this_machine_has_the_shape_of_its_preset() -> None:
-    config = model_config("gpt2")
-    assert shape_of(config) == (config.shape, "conf/model/")
-    assert shape_of(config.model_copy(update={"shape": None})) == (None, "not known")
+@pytest.mark.parametrize(
+    ("model_type", "changes", "work"),
+    [
+        # Two blocks of queries, keys, values, output and three matrices in the MLP.
+        ("mistral", {}, 2 * 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 48)),
+        ("olmo2", {}, 2 * 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 48)),
+        # A token passes the router and two of the eight experts.
+        ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}, 2 * 2 * (32 * (32 + 16 + 16) + 32 * 32 + 32 * 8 + 2 * 3 * 32 * 48)),
+    ],
+)
+def test_an_architecture_without_a_preset_is_counted_too(model_type: str, changes: dict[str, Any], work: int, tmp_path: Path) -> None:
+    entries = {"model_type": model_type, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
+    entries |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    found = sizes_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))
+    assert found is not None
+    sizes = found[0]
+    assert (sizes.linear_work, sizes.attention_work, sizes.logit_work) == (work, 2 * 4 * 4 * 8, 2 * 64 * 32)
+    assert (sizes.layers, sizes.d_model, sizes.vocabulary, sizes.heads, sizes.rotated) == (2, 32, 64, 4, (4 + 2) * 8)
+
+
+def test_what_lingact_has_no_config_for_has_no_sizes() -> None:
+    assert sizes_of(model_config("gpt2").model_copy(update={"name": "me/mine"})) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"d_sae": 1, "d_sae": 2}'])
@@ -124,18 +121,17 @@ def test_a_damaged_config_is_refused_with_its_path(content: str, tmp_path: Path)
     with pytest.raises(
         UserError, match=rf"^'{tmp_path / 'config.json'}' cannot be read: it is cut off or of something else; it belongs to the model"
     ):
-        shape_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))
+        sizes_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "cfg.json").write_text(content)
     with pytest.raises(UserError, match=rf"^'{tmp_path / '0' / 'cfg.json'}' cannot be read"):
         width_of(SaeSet(release=str(tmp_path), id="{layer}"), 8)
-    (tmp_path / "config.json").write_text("{}")
-    assert shape_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))[0] is None
 
 
-def test_another_architecture_has_no_shape(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    assert shape_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)})) == (None, "its config.json")
+@pytest.mark.parametrize("entries", [{}, {"model_type": "nothing"}, {"model_type": "t5"}, {"model_type": "gemma2", "hidden_size": "wide"}])
+def test_what_transformers_cannot_build_has_no_sizes(entries: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    assert sizes_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)})) is None
 
 
 # --- SAEs ------------------------------------------------------------------------------------------------------------------------------------------
@@ -149,24 +145,23 @@ def sets_of(preset: str) -> list[SaeSet]:
 @pytest.mark.parametrize("preset", MEASURED)
 def test_every_layer_of_the_model_has_its_sae(preset: str) -> None:
     model = model_config(MEASURED[preset])
-    assert model.shape is not None
     sets = sets_of(preset)
     assert len({(spec.release, spec.id) for spec in sets}) == len(sets)
     for spec in sets:
         release = releases()[spec.release]
         ids = {sae["id"]: sae["path"] for sae in release["saes"]}
-        wanted = [spec.id_of(layer) for layer in range(model.shape.layers)]
+        wanted = [spec.id_of(layer) for layer in range(facts_of(model).layers or 0)]
         assert [sae_id for sae_id in wanted if sae_id not in ids] == []
         assert same_model(release["model"], model.name)
 
 
 @pytest.mark.parametrize("preset", MEASURED)
 def test_the_width_is_what_the_name_says(preset: str) -> None:
-    shape = model_config(MEASURED[preset]).shape
-    assert shape is not None
+    d_model = facts_of(model_config(MEASURED[preset])).d_model
+    assert d_model is not None
     for spec in sets_of(preset):
         assert spec.width is not None
-        found, how = width_of(spec, shape.d_model)
+        found, how = width_of(spec, d_model)
         assert found == spec.width
         assert how == ("its name" if preset != "pythia_70m" else "conf/sae/")
 
@@ -197,8 +192,9 @@ def test_the_width_of_a_local_set_is_read_from_its_files() -> None:
 @pytest.mark.parametrize("experiment", ["gemma2_2b_quick", "gemma3_1b", "gpt2", "llama31_8b"])
 def test_every_layer_of_an_experiment_has_its_saes(experiment: str) -> None:
     config = composed("train", f"experiment={experiment}")
-    layers = range(config.model.shape.layers) if config.sae.layers == "all" else config.sae.layers
+    facts = facts_of(config.model)
+    layers = range(facts.layers or 0) if config.sae.layers == "all" else config.sae.layers
     for spec in filter(None, (config.sae.measuring, config.sae.heldout)):
         ids = {sae["id"] for sae in releases()[spec.release]["saes"]}
         assert [spec.id_of(layer) for layer in layers if spec.id_of(layer) not in ids] == []
-        assert width_of(spec, config.model.shape.d_model)[0] == spec.width
+        assert width_of(spec, facts.d_model or 0)[0] == spec.width

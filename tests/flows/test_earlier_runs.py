@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from lingact.cli import main as cli
+from lingact.files.earlier import first_keys, present_keys
 from lingact.models.lm import LanguageModel
 from tests.helpers.paths import CONF
 from tests.helpers.processes import Start
@@ -32,6 +33,7 @@ def rename_back(run: Path) -> None:
     """Give everything in a run folder the names that it had before."""
     path = run / "config.yaml"
     config = yaml.safe_load(path.read_text())
+    config["model"]["shape"] = None
     path.write_text(yaml.safe_dump({FORMER.get(key, key): value for key, value in config.items()}, sort_keys=False))
     for path in run.glob("stats/**/index.json"):
         path.write_text(json.dumps({FORMER.get(key, key): value for key, value in json.loads(path.read_text()).items()}))
@@ -79,3 +81,34 @@ def test_an_interrupted_analysis_goes_on(start: Start, tmp_path: Path, monkeypat
 def test_a_former_key_that_is_typed_is_answered_with_the_new_name(job: str, typed: str, now: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(job, CONF, [typed, "tracking=none"]) == 2
     assert f"this key is called {now} now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["model.shape=null", "+model.shape={layers:3}", "model.shape.layers=3"])
+def test_a_key_that_is_gone_is_answered(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main("analyze", CONF, [typed, "tracking=none"]) == 2
+    assert "memory and time are planned from the model's own config.json; leave this key out" in capsys.readouterr().err
+
+
+def test_a_key_that_is_gone_changes_no_hash() -> None:
+    """What `model.shape` was in a preset is still part of the configuration's hash, and is not asked for when a stored configuration is read."""
+    former = {
+        "google/gemma-3-4b-pt": {
+            "architecture": "gemma3",
+            "layers": 34,
+            "d_model": 2560,
+            "d_mlp": 10240,
+            "heads": 8,
+            "kv_heads": 4,
+            "head_dim": 256,
+            "vocabulary": 262208,
+            "positions": None,
+            "tied": True,
+            "beside": 419816304,
+        },
+        "/a/folder": None,
+    }
+    for name, shape in former.items():
+        stored = {"piece": "1/1", "model": {"name": name, "context": 8, "shape": shape}}
+        present = present_keys(stored)
+        assert present == {"shard": "1/1", "model": {"name": name, "context": 8}}
+        assert json.dumps(first_keys(present), sort_keys=True) == json.dumps(stored, sort_keys=True)

@@ -77,7 +77,7 @@ _PREFERRED = (FilesCorpus, LoraAdapter, OwnItems)
 _LARGE = {"nodes": ("1",), "devices": ("1",), "resamples": ("100", "101", "150"), "r": ("1", "2", "8"), "batch_tokens": ("64", "512", "4096")}
 _LARGE |= {"context": ("16", "512"), "workers": ("0", "1"), "steps": ("1", "2"), "sentences": ("2", "3", "10", "12"), "limit": ("1", "3")}
 """Numbers that must not be just any."""
-_SKIPPED = {"name", "revision", "dataset", "shape", "plan", "trust_remote_code", "path", "folder", "task", "release", "id", "width", "kind", "device"}
+_SKIPPED = {"name", "revision", "dataset", "plan", "trust_remote_code", "path", "folder", "task", "release", "id", "width", "kind", "device"}
 """Keys whose right values are names of things, which are tried by hand below."""
 
 
@@ -344,7 +344,7 @@ def right(draw: st.DrawFn, job: str) -> tuple[str, ...]:
     known = [
         key
         for key in keys(job)
-        if key.right and not key.path.startswith(("model.shape", "corpus.splits", "measures.parts", "train_corpus", "tasks.own", "model.training"))
+        if key.right and not key.path.startswith(("corpus.splits", "measures.parts", "train_corpus", "tasks.own", "model.training"))
     ]
     chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3, unique_by=lambda key: key.path))
     return tuple(f"{key.path}={draw(st.sampled_from(key.right))}" for key in chosen)
@@ -353,8 +353,7 @@ def right(draw: st.DrawFn, job: str) -> tuple[str, ...]:
 @st.composite
 def wrong(draw: st.DrawFn, job: str) -> tuple[str, ...]:
     """One override that is odd."""
-    # Twelve numbers of a section that is not there by default would be a tenth of all keys.
-    path = draw(st.sampled_from([key.path for key in keys(job) if not key.path.startswith("model.shape.") or key.path.endswith("layers")]))
+    path = draw(st.sampled_from([key.path for key in keys(job)]))
     there = ("corpus@train_corpus=files",) if path.startswith("train_corpus.") else ()
     kind = draw(st.sampled_from(("value", "value", "value", "value", "name", "name", "path", "hydra", "hydra", "flag", "group", "resume")))
     match kind:

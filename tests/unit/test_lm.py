@@ -20,12 +20,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from lingact.config.choices import chosen_layers
 from lingact.config.model import ModelConfig, SaeConfig, SaeSet
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch
 from lingact.errors import UserError
-from lingact.models.lm import LanguageModel, captured, find_blocks, load_model, resolve_device
-from lingact.models.preflight import chosen_layers
+from lingact.models.devices import resolve_device
+from lingact.models.lm import LanguageModel, captured, find_blocks, load_model
 
 SHAPE: dict[str, Any] = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPE |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}

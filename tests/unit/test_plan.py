@@ -1,23 +1,30 @@
 """What a run is said to take: sizes worked out by hand or counted on real objects, and what follows for this machine or another."""
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lingact.activations.feature_stats import FeatureStats
-from lingact.cli import plan
-from lingact.cli.plan import GB, Hardware, Need, Pass, Plan, adapter_weights, advice, begin, look, make_plan, tell
 from lingact.config.jobs import SCHEMAS
-from lingact.config.model import Shape
 from lingact.config.validation import validate_config
 from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.models.adapters import attach_adapter
+from lingact.models.lm import find_blocks
+from lingact.models.model_files import describe_model
 from lingact.models.sae import Dictionaries
+from lingact.models.sizes import ModelSizes, _built
+from lingact.planning.hardware import CUDA, LIBRARIES, Hardware, look
+from lingact.planning.inputs import Inputs, SaeSetSizes, Text, inputs_of
+from lingact.planning.memory import Memory, Need, _saes, _statistics, adapter_weights, total
+from lingact.planning.plan import GB, Plan, advice, make_plan
+from lingact.planning.report import begin, print_plan
+from lingact.planning.work import Pass
 from tests.helpers.paths import CONF
 
 EXPERIMENTS = ("gemma2_2b", "gemma2_2b_quick", "gemma3_1b", "gpt2", "llama31_8b")
@@ -36,7 +43,7 @@ def card(gigabytes: float, *, host: float = 64) -> Hardware:
 
 def sizes(plan: Plan) -> dict[str, float]:
     """What -> bytes, by the first words."""
-    return {need.what.split(":")[0].split(",")[0]: need.size for need in [*plan.device, *plan.host]}
+    return {need.what.split(":")[0].split(",")[0]: need.size for need in [*plan.memory.device, *plan.memory.host]}
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------------------------------------
@@ -52,10 +59,10 @@ def test_gemma_2_with_gemma_scope_by_hand() -> None:
     # Ten languages and a copy: three kinds of counters for both halves, eight bytes each; seven sums for each of 997 sentences; the residuals' sum.
     both = sum(48 * width + 56 * 997 + 8 * 2304 for width in (16384, 65536))
     assert known["statistics of 10 languages"] == 11 * 26 * both
-    [residuals, latents] = found.phases["measuring"]
+    [residuals, latents] = found.memory.phases["measuring"]
     assert residuals.size == 1000 * 26 * 2304 * (2 + 4)
     assert latents.size == 1000 * 65536 * 20
-    [measuring] = found.work
+    [measuring] = found.passes
     # FLORES+ has 997 sentences, of 200 bytes and four bytes a token by the guesses.
     assert measuring.tokens == 997 * 50 * 10
     assert measuring.single == measuring.tokens * 26 * 4 * 2304 * (16384 + 65536)
@@ -65,39 +72,37 @@ def test_text_that_is_here_is_counted(tmp_path: Path) -> None:
     (tmp_path / "two.tsv").write_text("en\tml\nabcd\tabcdefgh\nabc\tabcde\n")
     found = make_plan(config_of("analyze", "corpus=files", f"corpus.path={tmp_path / 'two.tsv'}", "languages.high=[]", "languages.low=[ml]"))
     assert found is not None
-    assert found.work[0].tokens == (4 + 8 + 3 + 5) / 4
+    assert found.passes[0].tokens == (4 + 8 + 3 + 5) / 4
     assert found.text.startswith("2 sentences of 5 bytes")
 
 
 def test_statistics_and_saes_are_as_large_as_the_real_ones(corpus: ParallelCorpus, dictionaries: Dictionaries) -> None:
     stats = FeatureStats.empty({}, corpus, "es", dictionaries, 32)
     real = sum(array.nbytes for array in stats.arrays().values())
-    shape = Shape(
-        architecture="gemma2", layers=3, d_model=32, d_mlp=48, heads=4, kv_heads=2, head_dim=8, vocabulary=259, positions=None, tied=True, beside=0
-    )
-    config = config_of("analyze")
-    read = plan._Reading(config, plan._Sizes(config.model, shape, "", plan.Text(12, 9, "")), [plan._SaeSetShape("measuring", 48, "")], 3)
+    model = ModelSizes("gemma2", 0, 3, 32, 259, 4, 48, ((32, 32),), 0, 0, 0)
+    inputs = Inputs(config_of("analyze"), model, "", Text(12, 9, ""), (SaeSetSizes("measuring", 48, ""),), 3)
     per_sentence = 5 * 8 * 12  # tokens, windows, bytes, words, partial, which do not grow with layers and are left out
-    assert read.statistics(1, 1, 12).size == 2 * (real - per_sentence)
+    assert _statistics(inputs, 1, 1, 12).size == 2 * (real - per_sentence)
     real_saes = sum(p.numel() for d in dictionaries.values() for p in d.sae.parameters()) + sum(d.norms.numel() for d in dictionaries.values())
-    assert read.saes()[0].size == 4 * real_saes
+    assert _saes(inputs)[0].size == 4 * real_saes
 
 
 @pytest.mark.parametrize("model", ["gemma2_2b", "gpt2", "pythia_70m", "llama31_8b"])
 def test_adapters_have_the_weights_that_peft_gives_them(model: str) -> None:
-    config = config_of("train", f"model={model}", "peft=dora")
-    shape = config.model.shape.model_copy(update={"layers": 1, "vocabulary": 64})
-    given = {"num_hidden_layers": 1, "hidden_size": shape.d_model, "intermediate_size": shape.d_mlp, "num_attention_heads": shape.heads}
-    given |= {} if model in ("gpt2", "pythia_70m") else {"num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim}
-    given = {"n_layer": 1} if model == "gpt2" else given
-    with torch.device("meta"):
-        real = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.architecture, vocab_size=64, **given)).requires_grad_(False)
-    blocks = next(module for module in real.modules() if isinstance(module, torch.nn.ModuleList))
-    plain = config_of("train", f"model={model}")
-    wrapped = attach_adapter(real, blocks, plain.peft, 0)
-    assert adapter_weights(shape, plain) == sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    outputs = sum(o for _, o in plan.linear_modules(shape))
-    assert adapter_weights(shape, config) == adapter_weights(shape, plain) + outputs, "DoRA has a magnitude for each output"
+    plain, dora = (inputs_of(config_of("train", f"model={model}", "lang=ml", f"peft={kind}", "sae.measuring.width=8")) for kind in ("lora", "dora"))
+    assert plain is not None
+    assert dora is not None
+    described = describe_model(plain.config.model)
+    assert described is not None
+    built = _built(json.dumps(described.entries, sort_keys=True))
+    assert built is not None
+    real = copy.deepcopy(built[0])
+    blocks = find_blocks(real, plain.model.layers)
+    wrapped = attach_adapter(real.requires_grad_(False), blocks, plain.config.peft, 0)
+    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    assert plain.model.layers * adapter_weights(plain) == trained
+    outputs = sum(o for _, o in plain.model.linear)
+    assert adapter_weights(dora) == adapter_weights(plain) + outputs, "DoRA has a magnitude for each output"
 
 
 def test_what_is_trained_on_may_be_another_text(tmp_path: Path) -> None:
@@ -105,17 +110,17 @@ def test_what_is_trained_on_may_be_another_text(tmp_path: Path) -> None:
     given = ("languages.high=[]", "languages.low=[ml]", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus")
     found = make_plan(config_of("train", *given, "corpus@train_corpus=files", f"train_corpus.path={tmp_path / 'one.tsv'}"))
     assert found is not None
-    freezing, training, measuring = found.work
+    caching, training, measuring = found.passes
     # Five bytes a sentence and four a token; half of two sentences is trained on, in two languages, in 200 steps of 16 sentences. Before, it is read
     # once for next tokens and once for norms and fit.
-    assert (freezing.tokens, training.tokens) == (2 * 0.5 * 2 * 1.25 * 2, 200 * 16 * 1.25 * 2)
+    assert (caching.tokens, training.tokens) == (2 * 0.5 * 2 * 1.25 * 2, 200 * 16 * 1.25 * 2)
     assert measuring.tokens == pytest.approx((997 * 0.3 + 997 * 0.2) * 2 * 50)
 
 
 def step_of(*overrides: str) -> float:
     found = make_plan(config_of("train", "model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus", *overrides))
     assert found is not None
-    return sum(need.size for need in found.phases["a training step"])
+    return sum(need.size for need in found.memory.phases["a training step"])
 
 
 def test_parts_recomputing_and_fewer_layers_need_less() -> None:
@@ -131,47 +136,63 @@ def test_parts_recomputing_and_fewer_layers_need_less() -> None:
 def test_every_part_of_an_analysis_has_its_passes() -> None:
     found = make_plan(config_of("analyze", "measures=full", "adapter=somewhere"))
     assert found is not None
-    assert [work.what for work in found.work] == [
+    assert [work.what for work in found.passes] == [
         *("measuring", "reference statistics", "by the reference statistics", "random tokens and strongest contexts", "splicing", "intervening")
     ]
     core = make_plan(config_of("analyze"))
     assert core is not None
     # Base and adapter, with logits: over six layers of the organism that is more than twice the work.
-    assert found.work[0].model > 2 * core.work[0].model
-    assert len([need for need in found.device if need.what.startswith("SAEs")]) == 2 + 5, "each draw of random directions is a set of its own"
+    assert found.passes[0].model > 2 * core.passes[0].model
+    assert len([need for need in found.memory.device if need.what.startswith("SAEs")]) == 2 + 5, "each draw of random directions is a set of its own"
+
+
+def test_random_saes_need_a_sample_of_residuals_in_host_memory() -> None:
+    given = ("model=gemma2_2b", "sae=gemma_scope_2b_16k", "corpus=flores_plus")
+    plain = make_plan(config_of("analyze", *given))
+    found = make_plan(config_of("analyze", *given, "measures=full"))
+    control = make_plan(config_of("train", *given, "loss.control=random_features", "loss.retention.fit=0", "loss.gap.layers=[3,4]"))
+    assert plain is not None
+    assert found is not None
+    assert control is not None
+    assert plain.memory.sampling == []
+    assert total(found.memory.sampling) == 8192 * 26 * 2304 * 4
+    assert total(control.memory.sampling) == 8192 * 2 * 2304 * 4
+    small = Memory([], {"x": []}, [Need("statistics", 1e9)], sampling=[Need("sample", 2e9)])
+    assert small.host_peak == 2e9, "the sample is dropped before statistics are taken"
 
 
 def test_evaluation_needs_no_saes() -> None:
     found = make_plan(config_of("eval", "model=gpt2", "adapter=[one,two]", "tasks.batch_size=8"))
     assert found is not None
-    assert [need.what.split(",")[0] for need in found.device] == ["model"]
+    assert [need.what.split(",")[0] for need in found.memory.device] == ["model"]
     alone = make_plan(config_of("eval", "model=gpt2", "tasks.batch_size=8"))
     assert alone is not None
-    assert found.work[0].tokens == 3 * alone.work[0].tokens
+    assert found.passes[0].tokens == 3 * alone.passes[0].tokens
 
 
-def test_without_shape_or_width_there_is_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    unknown = config_of("analyze", "model=gpt2", "model.name=me/mine", "model.shape=null")
+def test_without_sizes_there_is_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = config_of("analyze", "model=gpt2", "model.name=me/mine")
     assert make_plan(unknown) is None
     assert make_plan(config_of("analyze", "model=gpt2", "sae.measuring.release=me/mine", "sae.measuring.width=null")) is None
-    tell(unknown)
-    assert "no plan: the shape of 'me/mine'" in " ".join(capsys.readouterr().out.split())
+    print_plan(unknown)
+    assert "no plan: how large 'me/mine' or its SAEs are is not known" in " ".join(capsys.readouterr().out.split())
 
 
 # --- does it fit? ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_needs_add_up_to_the_widest_phase() -> None:
-    made = Plan([Need("a", 3e9)], {"x": [Need("b", 1e9)], "y": [Need("c", 2e9), Need("d", 1e9)]}, [Need("e", 2e9)], [], "", [Need("a", 3e9)])
-    assert made.widest == "y"
+    phases = {"x": [Need("b", 1e9)], "y": [Need("c", 2e9), Need("d", 1e9)]}
+    made = Memory([Need("a", 3e9)], phases, [Need("e", 2e9)], sampling=[Need("f", 1e9)], loading=[Need("a", 3e9)])
+    assert made.largest_phase == "y"
     assert made.device_peak == 6e9
     on_card = card(8).needed(made)
-    assert on_card["device"] == (6e9 + plan._CUDA, 8e9)
-    assert on_card["host"] == (3e9 + plan._LIBRARIES, 64e9), "weights pass through the host before statistics grow there"
+    assert on_card["device"] == (6e9 + CUDA, 8e9)
+    assert on_card["host"] == (3e9 + LIBRARIES, 64e9), "weights pass through the host before statistics grow there"
     assert set(card(6).lacks(made)) == {"device"}
     assert set(card(8, host=3).lacks(made)) == {"host"}
     cpu = Hardware("CPU", "cpu", 9e9, 9e9, SPEED)
-    assert cpu.needed(made) == {"machine": (6e9 + 2e9 + plan._LIBRARIES, 9e9)}
+    assert cpu.needed(made) == {"machine": (6e9 + 2e9 + LIBRARIES, 9e9)}
 
 
 def test_time_is_work_over_speed() -> None:
@@ -183,7 +204,7 @@ def test_time_is_work_over_speed() -> None:
 def test_every_experiment_has_a_plan(experiment: str, lang: str) -> None:
     found = make_plan(config_of("train", f"lang={lang}", f"experiment={experiment}"))
     assert found is not None
-    assert not card(80).lacks(found)
+    assert not card(80).lacks(found.memory)
     assert {path.stem for path in CONF.glob("experiment/*.yaml")} - {"method_comparison"} == set(EXPERIMENTS)
 
 
@@ -193,10 +214,10 @@ def test_what_experiments_are_said_to_fit() -> None:
     assert one is not None
     assert gpt2 is not None
     # What a T4 has, the smallest of the cards sold with 16 GB; its host as small.
-    assert not card(15.8, host=16).lacks(quick)
-    assert card(12).lacks(quick)
-    assert not card(24, host=32).lacks(one)
-    assert not Hardware("CPU", "cpu", 16e9, 16e9, SPEED).lacks(gpt2)
+    assert not card(15.8, host=16).lacks(quick.memory)
+    assert card(12).lacks(quick.memory)
+    assert not card(24, host=32).lacks(one.memory)
+    assert not Hardware("CPU", "cpu", 16e9, 16e9, SPEED).lacks(gpt2.memory)
 
 
 def test_advice_names_what_is_enough_first() -> None:
@@ -227,7 +248,7 @@ def test_a_run_that_cannot_fit_is_refused_with_advice() -> None:
     lines = str(refused.value).splitlines()
     assert "GB of memory of the machine" in lines[0]
     assert any(line.strip().startswith("batch_tokens=") for line in lines)
-    assert lines[-1] == "If you know better: plan=false"
+    assert lines[-1] == "To start it all the same: plan=false"
 
 
 def test_a_run_that_fits_says_so_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,20 +267,20 @@ def test_tiny_models_and_those_who_know_better_are_left_alone(capsys: pytest.Cap
 
 
 def test_statistics_that_are_there_need_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    tell(config_of("analyze", "model=gemma2_2b", "compare=[one,other]"))
-    assert "no model is loaded" in capsys.readouterr().out
+    print_plan(config_of("analyze", "model=gemma2_2b", "compare=[one,other]"))
+    assert "loads no model" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_told_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    tell(config_of("train", *HUGE))
+    print_plan(config_of("train", *HUGE))
     said = " ".join(capsys.readouterr().out.split())
     assert "DOES NOT FIT" in said
-    assert "less, with the peak that it leaves" in said
+    assert "these overrides need less" in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the device that is to be missing")
 def test_a_device_that_is_not_there_leaves_the_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    tell(config_of("train", "experiment=gemma2_2b", "device=cuda"))
+    print_plan(config_of("train", "experiment=gemma2_2b", "device=cuda"))
     said = " ".join(capsys.readouterr().out.split())
     assert "SAEs, measuring: 26 x 16,384 latents" in said
     assert "device: 'cuda' is not there" in said

@@ -139,7 +139,10 @@ def pooled_sample(
             for layer in layers:
                 parts[layer].append(torch.cat(read[layer])[order])
             bar.update(share)
-    sample = {layer: torch.cat(part) for layer, part in parts.items()}
     # A token whose residual is not finite fires nothing; where there are no others, nothing that is measured there will be a number.
-    finite = {layer: x[x.isfinite().all(dim=-1)] for layer, x in sample.items()}
-    return {layer: x if len(x) else torch.zeros_like(sample[layer]) for layer, x in finite.items()}
+    sample = {}
+    for layer in layers:
+        x = torch.cat(parts.pop(layer))  # a layer at a time, so that the sample is held once
+        finite = x[x.isfinite().all(dim=-1)]
+        sample[layer] = finite if len(finite) else torch.zeros_like(x)
+    return sample

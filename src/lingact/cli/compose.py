@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lingact.catalogue.languages import nearest
 from lingact.errors import UserError
-from lingact.files.earlier import renamed
+from lingact.files.earlier import removed, renamed
 from lingact.runtime.program import program, requirement
 
 if TYPE_CHECKING:
@@ -246,6 +246,8 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     folder = key.partition(".")[0]
     if new := renamed(key):
         return f"{key}: this key is called {new} now; write {new}=..."
+    if advice := removed(key):
+        return f"{key}: {advice}"
     return f"{key}: unknown key{nearest(key, known)}{f' (options: conf/{folder}/)' if folder in groups else ''}"
 
 

@@ -26,7 +26,7 @@ from lingact.runtime.interrupts import interruptible
 from lingact.runtime.program import command, repeatable
 
 if TYPE_CHECKING:
-    from lingact.cli.plan import Plan
+    from lingact.planning.plan import Plan
 
 _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
 
@@ -148,13 +148,14 @@ def _interruption_message(job: str, config: JobConfig, folder: Path, kept: str) 
 
 def print_plans(configs: Sequence[JobConfig]) -> None:
     """Print what each job would take; equal plans are printed once."""
-    from lingact.cli.plan import make_plan, tell
+    from lingact.planning.plan import make_plan
+    from lingact.planning.report import print_plan
 
     printed: list[Plan | None] = []
     for config in configs:
         plan = make_plan(config)
         if plan not in printed:
-            tell(config)
+            print_plan(config)
         printed.append(plan)
 
 
@@ -169,18 +170,16 @@ def _run_workflow(job: str, config: JobConfig, folder: Path) -> float | None:
         UserError: it does not fit, memory ran out, or the disk is full.
     """
     if first_process():
-        from lingact.cli.plan import begin  # as late as the workflow: it takes numpy along
+        from lingact.models.devices import check_devices
+        from lingact.planning.report import begin  # as late as the workflow: it imports the same libraries
 
+        check_devices(config)
         begin(config)
         section, asked = processes_of(config)
         devices = asked.devices
         if devices * asked.nodes > 1 and not repeatable():
             given = f"{section}devices={devices}, {section}nodes={asked.nodes}"
             raise UserError(f"{given}: several processes are started from the command line only; write {command(job)} there, or leave these out")
-        if devices > 1:
-            from lingact.models.lm import check_devices
-
-            check_devices(config.device, devices)
     workflow = importlib.import_module(_WORKFLOWS[job])
     from safetensors import SafetensorError
 

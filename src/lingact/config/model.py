@@ -1,7 +1,7 @@
 """The model and its SAEs."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -15,36 +15,6 @@ def _auto_or_truth(value: object) -> object:
     if value != "auto" and not isinstance(value, bool):
         raise ValueError(f"{value!r} is neither auto nor true or false")
     return value
-
-
-class Shape(ConfigSection):
-    """What a model's number of weights, and the memory and work that it takes, follow from."""
-
-    architecture: Literal["gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
-    """What transformers calls it. Biases, norms and the kind of MLP follow from it."""
-    layers: Count
-    d_model: Count
-    d_mlp: Count
-    heads: Count
-    kv_heads: Count
-    """Heads of keys and values."""
-    head_dim: Count
-    vocabulary: Count
-    """Rows of the embedding."""
-    positions: Count | None
-    """Learned positions. None: computed ones."""
-    tied: bool
-    """One matrix embeds tokens and predicts them."""
-    beside: Annotated[int, Field(ge=0, lt=2**50)]
-    """Weights that are loaded and read no text, such as a vision tower."""
-
-    @field_validator("kv_heads")
-    @classmethod
-    def _divides_heads(cls, kv_heads: int, info: Any) -> int:
-        heads = info.data.get("heads", kv_heads)
-        if heads % kv_heads:
-            raise ValueError(f"it is {kv_heads}, which does not divide heads ({heads})")
-        return kv_heads
 
 
 class ModelConfig(ConfigSection):
@@ -64,8 +34,6 @@ class ModelConfig(ConfigSection):
     trust_remote_code: bool = False
     training_shares: dict[Code, Annotated[Real, Field(gt=0, le=1e12)]] | None = None
     """Share of the training text by language, in any unit, where it is known; None: the share of public web pages stands in."""
-    shape: Shape | None = None
-    """For the plan, before anything is downloaded. None: read from the model's config.json, where it is on this machine."""
 
 
 class SaeSet(ConfigSection):

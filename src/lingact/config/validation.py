@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lingact.catalogue.languages import nearest
 from lingact.config.base import ConfigSection
 from lingact.errors import UserError
-from lingact.files.earlier import renamed
+from lingact.files.earlier import removed, renamed
 
 _SECTIONS = ("measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking")
 _FOLDERS = {**{name: name for name in _SECTIONS}, "train_corpus": "corpus"}
@@ -60,6 +60,8 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
         message = "Input should be a path" if item["type"] == "path_type" else item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden" and (new := renamed(path)):
             lines.append(f"{path}: this key is called {new} now; write {new}=...")
+        elif item["type"] == "extra_forbidden" and (advice := removed(path)):
+            lines.append(f"{path}: {advice}")
         elif item["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key{nearest(str(item['loc'][-1]), _allowed_keys(schema, item['loc'][:-1]))}{folder}")
         elif item["type"] == "missing":

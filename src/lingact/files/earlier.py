@@ -6,6 +6,22 @@ from typing import Any
 RENAMED_KEYS = {"piece": "shard", "leakage": "contamination"}
 """Configuration keys, or their first parts: old name -> name."""
 _RENAMED_ENTRIES = {"meter": "sae_set", "meters": "sae_sets", "piece": "shard"}
+REMOVED_KEYS = {"model.shape": "memory and time are planned from the model's own config.json; leave this key out"}
+"""Configuration keys that are gone -> what to tell those who give one."""
+_SHAPE_KEYS = ("architecture", "layers", "d_model", "d_mlp", "heads", "kv_heads", "head_dim", "vocabulary", "positions", "tied", "beside")
+_SHAPES = {
+    "google/gemma-2-2b": ("gemma2", 26, 2304, 9216, 8, 4, 256, 256000, None, True, 0),
+    "google/gemma-2-9b": ("gemma2", 42, 3584, 14336, 16, 8, 256, 256000, None, True, 0),
+    "google/gemma-3-1b-pt": ("gemma3", 26, 1152, 6912, 4, 1, 256, 262144, None, True, 0),
+    "google/gemma-3-270m": ("gemma3", 18, 640, 2048, 4, 1, 256, 262144, None, True, 0),
+    "google/gemma-3-4b-pt": ("gemma3", 34, 2560, 10240, 8, 4, 256, 262208, None, True, 419816304),
+    "openai-community/gpt2": ("gpt2", 12, 768, 3072, 12, 12, 64, 50257, 1024, True, 0),
+    "meta-llama/Llama-3.1-8B": ("llama", 32, 4096, 14336, 32, 8, 128, 128256, None, False, 0),
+    "EleutherAI/pythia-70m-deduped": ("gpt_neox", 6, 512, 2048, 8, 8, 64, 50304, None, False, 0),
+    "Qwen/Qwen3-1.7B-Base": ("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, None, True, 0),
+    "Qwen/Qwen3-8B-Base": ("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, None, False, 0),
+}
+"""What `model.shape` was in the presets, by model. Only hashes of configurations still depend on it."""
 RENAMED_COLUMNS = {"meter": "sae_set"}
 RENAMED_TABLES = {"leakage": "contamination"}
 RENAMED_FOLDERS = {"stats/yardstick": "stats/reference"}
@@ -14,13 +30,22 @@ RENAMED_FOLDERS = {"stats/yardstick": "stats/reference"}
 
 def present_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration with the keys of this version."""
-    return {RENAMED_KEYS.get(key, key): value for key, value in config.items()}
+    present = {RENAMED_KEYS.get(key, key): value for key, value in config.items()}
+    for path in REMOVED_KEYS:
+        section, _, removed = path.partition(".")
+        if isinstance(values := present.get(section), dict):
+            present[section] = {key: value for key, value in values.items() if key != removed}
+    return present
 
 
 def first_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with the keys it would have had in the first version; hashes are taken of these, so that a renamed key changes none."""
-    first = {new: old for old, new in RENAMED_KEYS.items()}
-    return {first.get(key, key): value for key, value in config.items()}
+    names = {new: old for old, new in RENAMED_KEYS.items()}
+    first = {names.get(key, key): value for key, value in config.items()}
+    if isinstance(model := first.get("model"), dict):
+        shape = _SHAPES.get(model.get("name", ""))
+        first["model"] = {**model, "shape": shape and dict(zip(_SHAPE_KEYS, shape, strict=True))}
+    return first
 
 
 def present_entries(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,3 +57,8 @@ def renamed(key: str) -> str | None:
     """What a configuration key of an earlier version is called now; None if it is none."""
     first, dot, rest = key.partition(".")
     return RENAMED_KEYS[first] + dot + rest if first in RENAMED_KEYS else None
+
+
+def removed(key: str) -> str | None:
+    """What to tell those who give a configuration key that is gone; None if it is none."""
+    return next((advice for gone, advice in REMOVED_KEYS.items() if f"{key}.".startswith(f"{gone}.")), None)

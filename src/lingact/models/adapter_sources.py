@@ -87,7 +87,7 @@ def training_of(place: Path) -> dict[str, JsonValue] | None:
     if not (place / IDENTITY).is_file():
         return None
     training = _read_object(place / IDENTITY, json.loads, "delete it to go on without it").get("training")
-    return {key: _with_assets(value) for key, value in training.items()} if isinstance(training, dict) else None
+    return {key: _with_assets(value) for key, value in present_keys(training).items()} if isinstance(training, dict) else None
 
 
 def _read_object(path: Path, read: Callable[[str], JsonValue], otherwise: str) -> dict[str, JsonValue]:

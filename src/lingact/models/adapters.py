@@ -18,8 +18,8 @@ from torch import nn
 from lingact.config.training import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
 from lingact.files.folders import put_in_place, temporary_beside
 from lingact.models.adapter_checks import check_adapter
+from lingact.models.adapter_places import adapter_places
 from lingact.models.adapter_sources import IDENTITY
-from lingact.models.preflight import check_blocks, check_modules
 from lingact.runtime.compat.peft import no_deprecation_warning
 
 if TYPE_CHECKING:
@@ -95,37 +95,12 @@ def attach_adapter(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig, se
     """
     from peft import get_peft_model
 
-    where, targets = _places(model, blocks, peft)
+    where, targets = adapter_places(model, blocks, peft)
     with torch.random.fork_rng(), no_deprecation_warning():
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, _settings_of(peft, where, targets, seed))
     _update_magnitudes(wrapped)
     return wrapped
-
-
-def _places(model: nn.Module, blocks: nn.ModuleList, peft: PeftConfig) -> tuple[str, dict[str, nn.Module]]:
-    """Where the adapter goes.
-
-    Returns:
-        A regular expression that the full names of the chosen modules begin with: only the chosen blocks of this list, not those of a vision tower.
-        And the last parts of these names, each with one module of that name.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    check_blocks(peft, len(blocks))
-    layers = range(len(blocks)) if peft.layers == "all" else peft.layers
-    linear = [(n.rsplit(".", 1)[-1], m) for layer in layers for n, m in blocks[layer].named_modules() if isinstance(m, (nn.Linear, Conv1D))]
-    known = dict(sorted(linear, key=lambda named: named[0]))
-    # GPT-2's weights are transposed.
-    transposed = [name for name, module in known.items() if isinstance(module, Conv1D)]
-    sizes: dict[str, tuple[int, int]] = {}
-    for name, module in linear:
-        each = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-        # GPT-2 has two modules of one name; an adapter has to fit both.
-        sizes[name] = min(sizes.get(name, (each[0], each[1])), (each[0], each[1]))
-    chosen = check_modules(peft, dict(sorted(sizes.items())), transposed=transposed, model=type(model).__name__)
-    path = next(name for name, module in model.named_modules() if module is blocks)
-    return rf"{re.escape(path)}\.(?:{'|'.join(map(str, layers))})\.(?:.+\.)?", {name: known[name] for name in chosen}
 
 
 def _settings_of(peft: PeftConfig, where: str, targets: dict[str, nn.Module], seed: int) -> "peft_library.PeftConfig":

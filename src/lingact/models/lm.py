@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ from lingact.config.model import ModelConfig
 from lingact.data.tokens import TokenBatch, Tokens
 from lingact.errors import UserError
 from lingact.hub.huggingface import HubItem, commit_of, from_the_hub
+from lingact.models.devices import resolve_device
 from lingact.models.finite import describe, nonfinite
-from lingact.models.preflight import check_attention, check_context, check_folder, device_missing, no_safetensors
-from lingact.models.shapes import Facts
+from lingact.models.model_files import Facts, check_attention, check_context, check_folder, no_safetensors
 
 
 class _Enough(Exception):
@@ -125,36 +124,6 @@ def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
             f"cannot tell the decoder blocks of {type(model).__name__}: looked for one list of {count} equal modules, found {sorted(found) or 'none'}"
         )
     return next(iter(found.values()))
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` takes CUDA where there is one.
-
-    Raises:
-        UserError: the device is unknown or not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Of several processes on one machine each has a device of its own.
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device: '{device}' is unknown; use auto, cpu, cuda or cuda:N") from None
-    if resolved.type == "cuda" and (not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()):
-        raise UserError(device_missing(device, torch.cuda.device_count()))
-    return resolved
-
-
-def check_devices(device: str, count: int) -> None:
-    """Refuse more processes on this machine than it has GPUs, if they run on these.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    there = torch.cuda.device_count()
-    if count > 1 and there < count and (device == "cuda" or (device == "auto" and torch.cuda.is_available())):
-        raise UserError(f"device: {count} processes need a GPU each, and {there} are visible; start fewer (devices), or use device=cpu")
 
 
 def load_model(config: ModelConfig, device: str) -> LanguageModel:

@@ -17,7 +17,7 @@ from lingact.config.model import SaeSet
 from lingact.errors import UserError
 from lingact.models.finite import describe, nonfinite
 from lingact.models.lm import LanguageModel
-from lingact.models.preflight import no_threshold, wrong_width
+from lingact.models.sae_files import no_threshold, wrong_width
 from lingact.models.sae_sources import check_release, load_sae, source_of
 
 Sae = SAE[Any]

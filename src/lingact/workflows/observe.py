@@ -36,6 +36,7 @@ from lingact.activations.random_saes import SAMPLE_TOKENS, is_random, pooled_sam
 from lingact.analysis.language_features import Criteria, chosen_latents, find_features
 from lingact.analysis.similarity import diffmean_directions
 from lingact.analysis.tables import named_ranges
+from lingact.config.choices import check_causal
 from lingact.config.jobs import AnalyzeConfig
 from lingact.config.measures import FeaturesConfig
 from lingact.data.corpus import ParallelCorpus, load_corpus, sample_places
@@ -46,7 +47,6 @@ from lingact.files.records import read_json
 from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapters import base_behaviour, load_adapter
 from lingact.models.lm import LanguageModel
-from lingact.models.preflight import check_causal
 from lingact.models.sae import Dictionaries
 from lingact.runtime.distributed import broadcast, process_group, rank
 from lingact.runtime.resumable_passes import load_state

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from lingact.config.choices import chosen_layers
 from lingact.config.jobs import AnalyzeConfig, TrainConfig
 from lingact.data.corpus import ParallelCorpus
 from lingact.models.lm import LanguageModel, load_model
-from lingact.models.preflight import chosen_layers
 from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.runtime.tracking import Run
 

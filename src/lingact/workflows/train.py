@@ -14,6 +14,7 @@ from lingact.activations.measure import Measurement, Wanted, lost_sentence, meas
 from lingact.activations.random_saes import SAMPLE_TOKENS, pooled_sample, random_dictionaries
 from lingact.analysis import changes
 from lingact.analysis.tables import named_ranges
+from lingact.config.choices import loss_layers, substitutes
 from lingact.config.jobs import TrainConfig
 from lingact.data.corpus import ParallelCorpus, load_corpus, load_training_text
 from lingact.errors import UserError
@@ -21,7 +22,6 @@ from lingact.figures import training as figures
 from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
 from lingact.models.adapters import attach_adapter, load_adapter, save_adapter
-from lingact.models.preflight import loss_layers, substitutes
 from lingact.models.sae import Dictionaries, offloaded
 from lingact.report import training as report
 from lingact.report.page import Section

@@ -1,0 +1,153 @@
+"""What memory and time are computed from: the model, its SAEs, and how much text is read.
+
+Numbers of tokens are guesses unless the text is on this machine. Nothing is downloaded, and no weights are read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Generic, TypeVar
+
+from lingact.config.data import CorpusConfig, FilesCorpus, HubCorpus, Splits
+from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
+from lingact.data.corpus import load_corpus
+from lingact.models.sae_files import width_of
+from lingact.models.sizes import ModelSizes, sizes_of
+
+Config = TrainConfig | AnalyzeConfig | EvalConfig
+C = TypeVar("C", TrainConfig, AnalyzeConfig, EvalConfig)
+Number = int | float
+LONGEST = 2.0
+"""Length of the longest sentence of a batch, in mean lengths: a guess."""
+_BYTES_PER_TOKEN = {"gpt2": 2.0, "gpt_neox": 2.0}
+_BYTES_PER_TOKEN_ELSEWHERE = 4.0
+"""Of UTF-8 text in several scripts: a guess. The vocabularies of the byte-level models were made for English."""
+_BYTES_PER_SENTENCE = 200.0
+"""Mean over scripts, for text that is not on this machine: a guess."""
+_SENTENCES = 1000
+
+
+@dataclass(frozen=True)
+class Text:
+    """Aligned sentences."""
+
+    sentences: Number
+    tokens: Number
+    """Tokens of a sentence, mean over languages."""
+    how: str
+    """How both are known."""
+
+
+def text_of(corpus: CorpusConfig, codes: tuple[str, ...], architecture: str) -> Text:
+    """The corpus where it is on this machine; else what its preset says, and guesses.
+
+    Args:
+        codes: the languages that are read.
+        architecture: of the model, whose vocabulary decides how many bytes a token has.
+    """
+    each = _BYTES_PER_TOKEN.get(architecture, _BYTES_PER_TOKEN_ELSEWHERE)
+    if isinstance(corpus, FilesCorpus):
+        return _text_here(corpus, codes, each)
+    known = [size for size in (corpus.sentences if isinstance(corpus, HubCorpus) else None, corpus.max_sentences) if size]
+    count = min(known, default=_SENTENCES)
+    tokens = _BYTES_PER_SENTENCE / each
+    how = f"{count} sentences {'by conf/corpus/' if known else '(a guess)'} of {tokens:.0f} tokens in each language (a guess)"
+    return Text(count, tokens, how)
+
+
+@cache
+def _text_here(corpus: FilesCorpus, codes: tuple[str, ...], bytes_per_token: float) -> Text:
+    found = load_corpus(corpus, codes)
+    mean = sum(len(text.encode()) for texts in found.texts.values() for text in texts) / (len(found.ids) * len(codes))
+    return Text(
+        len(found.ids), mean / bytes_per_token, f"{len(found.ids)} sentences of {mean:.0f} bytes; {bytes_per_token:g} bytes a token (a guess)"
+    )
+
+
+def share_of(splits: Splits, split: str) -> float:
+    """The share of a corpus's sentences that a split has; 1 for `all`."""
+    return {"train": splits.train, "dev": splits.dev, "heldout": splits.heldout, "all": 1.0}[split]
+
+
+@dataclass(frozen=True)
+class SaeSetSizes:
+    """A set of SAEs that text is read through."""
+
+    name: str
+    width: int
+    how: str
+    """How the width is known."""
+    random: bool = False
+    """Random SAEs read the base model only, and no reconstruction of theirs is spliced in."""
+
+
+@dataclass(frozen=True)
+class Inputs(Generic[C]):
+    """A job, with the sizes of what it loads and reads."""
+
+    config: C
+    model: ModelSizes
+    how: str
+    """Where the model's sizes come from."""
+    text: Text
+    sae_sets: tuple[SaeSetSizes, ...]
+    """The measuring ones first; none in an evaluation."""
+    layers: int
+    """Number of measured layers."""
+
+    @property
+    def bytes_per_number(self) -> int:
+        """Bytes of a number in the model."""
+        return 4 if self.config.model.dtype == "float32" else 2
+
+    @property
+    def longest(self) -> Number:
+        """Tokens of the longest sentence of a batch."""
+        return min(self.config.model.context, LONGEST * self.text.tokens)
+
+    def forward(self, tokens: Number, *, logits: bool) -> Number:
+        """Floating-point operations of the model over so many tokens."""
+        return tokens * (self.model.forward(self.text.tokens) + (self.model.logit_work if logits else 0))
+
+
+def inputs_of(config: C) -> Inputs[C] | None:
+    """What the plan of a job is computed from; None where the model's sizes or the width of an SAE are not known without downloading them.
+
+    Raises:
+        UserError: a file of the model, the SAEs or the corpus is damaged.
+    """
+    found = sizes_of(config.model)
+    if found is None:
+        return None
+    model, how = found
+    sae_sets: list[SaeSetSizes] = []
+    layers = 0
+    if not isinstance(config, EvalConfig):
+        layers = model.layers if config.sae.layers == "all" else len(config.sae.layers)
+        for sae_set in _sae_sets(config, model.d_model):
+            if sae_set is None:
+                return None
+            sae_sets.append(sae_set)
+    text = text_of(config.corpus, config.languages.all, model.architecture)
+    return Inputs(config, model, how, text, tuple(sae_sets), layers)
+
+
+def _sae_sets(config: TrainConfig | AnalyzeConfig, d_model: int) -> Iterator[SaeSetSizes | None]:
+    for name, spec in (("measuring", config.sae.measuring), ("held out", config.sae.heldout)):
+        if spec is None:
+            continue
+        width, how = width_of(spec, d_model)
+        if width is None:
+            yield None
+            continue
+        yield SaeSetSizes(name, width, how)
+        if name == "measuring" and isinstance(config, AnalyzeConfig) and "random_sae" in config.measures.parts:
+            yield from (SaeSetSizes(f"random {draw}", width, how, random=True) for draw in range(1, config.measures.random_sae.draws + 1))
+
+
+def layers_in_loss(inputs: Inputs[TrainConfig]) -> tuple[int, int, int]:
+    """Number of layers in the loss, how often a target's residuals are encoded in each, and how often decoded."""
+    gap = inputs.config.loss.gap
+    layers = inputs.layers if gap.layers == "all" else len(gap.layers)
+    fit = int(inputs.config.loss.retention.fit > 0)
+    return layers, int(gap.weight > 0 and gap.objective in ("activation", "profile", "hinge")) + fit, fit
