@@ -19,6 +19,8 @@ PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.
 
 Imports = dict[str, set[str]]
 """Package -> packages that any of its modules imports."""
+DOORS = {"__main__", "interface"}
+"""Modules through which the packages are entered; they are not drawn."""
 _ARROW = re.compile(r'^\s*(\w+) (-->|-\.->)(?:\|"(\d+) ([^"]+)"\|)? (\w+)$')
 
 
@@ -57,7 +59,8 @@ def imports() -> Imports:
     found: Imports = {package_of(name): set() for name in graph.modules - {"lingact"}}
     for name in graph.modules - {"lingact"}:
         found[package_of(name)] |= {package_of(other) for other in graph.find_modules_directly_imported_by(name) - {"lingact"}} - {package_of(name)}
-    return found
+    assert not DOORS & {end for ends in found.values() for end in ends}
+    return {name: ends for name, ends in found.items() if name not in DOORS}
 
 
 def package_of(module: str) -> str:
