@@ -6,7 +6,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from lingact.config.jobs import AnalyzeConfig
-from lingact.config.validation import judge
+from lingact.config.validation import validate_config
 from lingact.data.corpus import ParallelCorpus, load_corpus
 from lingact.models.lm import LanguageModel, load_model
 from lingact.models.preflight import chosen_layers
@@ -22,7 +22,7 @@ def embedded(sentences: int) -> tuple[LanguageModel, dict[str, Dictionaries], Pa
     """Model and both sets of SAEs on one CPU thread, and the corpus, repeated until it is as long as wanted."""
     torch.set_num_threads(1)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = judge(AnalyzeConfig, compose("analyze", ["device=cpu"]))
+        config = validate_config(AnalyzeConfig, compose("analyze", ["device=cpu"]))
     lm = load_model(config.model, config.device)
     layers = chosen_layers(config.sae, len(lm.blocks))
     sae_sets = {}

@@ -28,13 +28,13 @@ def lingact() -> tuple[float, float, float]:
     from tqdm import tqdm
 
     from lingact.config.jobs import EvalConfig
-    from lingact.config.validation import judge
+    from lingact.config.validation import validate_config
     from lingact.evaluation.harness import AnswerCache, Scorer
     from lingact.evaluation.tasks import load_tasks
     from lingact.models.lm import load_model
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = judge(EvalConfig, compose("eval", ["device=cpu"]))
+        config = validate_config(EvalConfig, compose("eval", ["device=cpu"]))
     lm = load_model(config.model, config.device)
     import lm_eval.tasks  # noqa: F401 (not counted here, nor there)
 
@@ -56,12 +56,12 @@ def harness() -> tuple[float, float, float]:
     from lm_eval.tasks import TaskManager
 
     from lingact.config.jobs import EvalConfig
-    from lingact.config.validation import judge
+    from lingact.config.validation import validate_config
     from lingact.models.lm import load_model
 
     logging.disable(logging.WARNING)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = judge(EvalConfig, compose("eval", ["device=cpu"]))
+        config = validate_config(EvalConfig, compose("eval", ["device=cpu"]))
     lm = load_model(config.model, config.device)
     os.chdir(TASKS)  # its data files are named relative to the current folder
     began = time.process_time()

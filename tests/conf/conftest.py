@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lingact.cli import main as cli
-from lingact.config.base import Section
+from lingact.config.base import ConfigSection
 from lingact.files.atomic import write_json
 from tests.helpers.paths import CONF
 
@@ -28,10 +28,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Runs(list[tuple[Section, Path]]):
+class Runs(list[tuple[ConfigSection, Path]]):
     """What the fake workflow was called with; `does` is what it does beyond leaving a complete run."""
 
-    does: Callable[[Section, Path], None] = staticmethod(lambda _config, _folder: None)
+    does: Callable[[ConfigSection, Path], None] = staticmethod(lambda _config, _folder: None)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """A train workflow that takes no time; the command line before it is the real one."""
     calls = Runs()
 
-    def run(config: Section, folder: Path) -> float:
+    def run(config: ConfigSection, folder: Path) -> float:
         calls.append((config, folder))
         (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
         write_json(folder / "manifest.json", {"job": "train", "status": "running"})

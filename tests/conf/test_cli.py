@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from lingact.cli import main as cli
 from lingact.config.jobs import SCHEMAS
-from lingact.config.validation import judge
+from lingact.config.validation import validate_config
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from tests.helpers.paths import CONF, ROOT
@@ -290,7 +290,7 @@ def test_resume_of_a_configuration_from_elsewhere(interrupted: Path, capsys: pyt
 def test_a_run_from_before_keys_came_is_the_same_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("analyze", [*CORPUS, "measures.random_sae.draws=1"])
-        saved = judge(SCHEMAS["analyze"], composed).model_dump(mode="json")
+        saved = validate_config(SCHEMAS["analyze"], composed).model_dump(mode="json")
     del saved["statistics"]["block"], saved["measures"]["random_sae"]
     (place / "old").mkdir()
     (place / "old" / "config.yaml").write_text(yaml.safe_dump(saved))

@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lingact.cli import main as cli
-from lingact.config.base import Section
+from lingact.config.base import ConfigSection
 from lingact.config.jobs import SCHEMAS
-from lingact.config.validation import judge, validate
+from lingact.config.validation import validate, validate_config
 from lingact.errors import UserError
 from tests.helpers.paths import CONF
 
@@ -30,13 +30,13 @@ def composed(job: str, *groups: str) -> Any:
         return compose(job, overrides=[*needed, *groups])
 
 
-def judged(job: str, *overrides: str) -> Section:
+def judged(job: str, *overrides: str) -> ConfigSection:
     """The configuration with values as Hydra reads them; it is composed once, which takes most of the time."""
     groups = tuple(text for text in overrides if text.partition("=")[0] in ("corpus", "measures"))
     config = copy.deepcopy(composed(job, *groups))
     for override in OverridesParser.create().parse_overrides([text for text in overrides if text not in groups]):
         OmegaConf.update(config, override.key_or_group, override.value(), merge=False, force_add=True)
-    return judge(SCHEMAS[job], config)
+    return validate_config(SCHEMAS[job], config)
 
 
 REFUSED = {

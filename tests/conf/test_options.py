@@ -8,10 +8,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 
-from lingact.config.base import Section
+from lingact.config.base import ConfigSection
 from lingact.config.jobs import SCHEMAS
 from lingact.config.training import GapLoss, LossConfig
-from lingact.config.validation import judge
+from lingact.config.validation import validate_config
 from tests.helpers.paths import CONF
 
 JOBS = sorted(SCHEMAS)
@@ -30,11 +30,11 @@ NEEDED = {
 """What an option cannot do without."""
 
 
-def composed(job: str, *overrides: str) -> Section:
+def composed(job: str, *overrides: str) -> ConfigSection:
     """The judged configuration of a job."""
     needed = [["lang=ml"], []][job != "train"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return judge(SCHEMAS[job], compose(job, overrides=[*needed, *overrides]))
+        return validate_config(SCHEMAS[job], compose(job, overrides=[*needed, *overrides]))
 
 
 def groups_of(job: str) -> set[str]:
@@ -79,7 +79,7 @@ def test_every_value_of_the_schema_stands_in_the_files() -> None:
         assert config.model_fields_set == set(SCHEMAS[job].model_fields)
         for name in config.model_fields_set:
             section = getattr(config, name)
-            if isinstance(section, Section):
+            if isinstance(section, ConfigSection):
                 assert section.model_fields_set == set(type(section).model_fields), f"{job}: {name}"
 
 

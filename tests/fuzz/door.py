@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from lingact.cli import main as cli
 from lingact.config.jobs import SCHEMAS
-from lingact.config.validation import judge
+from lingact.config.validation import validate_config
 from tests.helpers.paths import CONF, ROOT
 
 from .configurations import LEAST, SMALL, Command, keys
@@ -44,7 +44,7 @@ def small_run(job: str) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), job_name=job, version_base="1.3"):
         composed = compose(job, list(SMALL[job]))
-    return judge(SCHEMAS[job], composed).model_dump(mode="json")
+    return validate_config(SCHEMAS[job], composed).model_dump(mode="json")
 
 
 @contextmanager

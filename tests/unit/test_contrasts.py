@@ -13,11 +13,11 @@ from lingact.activations.feature_stats import FeatureStats
 from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
 from lingact.analysis.changes import Variants, change
 from lingact.analysis.contrasts import Numbers, Trained, pair_table, recipe_table
-from lingact.cli import sweep
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
+from lingact.report import sweep
 from lingact.report.recipes import recipes_text, wide_recipes
 from lingact.statistics.bootstrap import Resampling
 from tests.helpers.sums import keep, stats_of
@@ -200,7 +200,7 @@ def test_a_sweep_ends_with_its_recipes_against_each_other(tmp_path: Path, capsys
     ):
         runs.add({str(number): judged(closed, seed=seed)})
         job(tmp_path, number, loss, seed)
-    sweep.report(tmp_path)
+    sweep.write_tables(tmp_path)
     table = pd.read_csv(tmp_path / "recipes.csv")
     given = [trained(f"loss={loss}", str(tmp_path / str(number))) for number, loss in enumerate(["profile"] * 2 + ["diffmean"] * 2)]
     pd.testing.assert_frame_equal(table, recipe_table(given, LANGUAGES, SETTINGS, 0))
@@ -216,7 +216,7 @@ def test_a_sweep_over_what_is_judged_says_why_there_is_no_test(tmp_path: Path, c
     runs.add({"0": judged(0.9), "1": judged(0.9, count=30)})
     for number, loss in enumerate(("profile", "diffmean")):
         job(tmp_path, number, loss, 0)
-    sweep.report(tmp_path)
+    sweep.write_tables(tmp_path)
     assert not (tmp_path / "recipes.csv").exists()
     assert "no paired test between recipes: compare: " in " ".join(capsys.readouterr().out.split())
 

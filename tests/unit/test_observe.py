@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from lingact.config.jobs import AnalyzeConfig
-from lingact.config.validation import judge
+from lingact.config.validation import validate_config
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from lingact.workflows.analyze import as_measured, scores_of_another_model
@@ -34,7 +34,7 @@ def test_a_damaged_configuration_is_refused_with_its_path(content: bytes, tmp_pa
     write_json(tmp_path / "manifest.json", {"job": "analyze", "status": "complete"})
     (tmp_path / "config.yaml").write_bytes(content)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = judge(AnalyzeConfig, compose("analyze", overrides=[f"stats=[{tmp_path}]"]))
+        config = validate_config(AnalyzeConfig, compose("analyze", overrides=[f"stats=[{tmp_path}]"]))
     with pytest.raises(UserError, match=rf"^'{tmp_path / 'config.yaml'}' cannot be read: it is cut off or of something else; put it back"):
         as_measured(config)
 

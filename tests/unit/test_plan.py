@@ -13,7 +13,7 @@ from lingact.cli import plan
 from lingact.cli.plan import GB, Hardware, Need, Pass, Plan, adapter_weights, advice, begin, look, make_plan, tell
 from lingact.config.jobs import SCHEMAS
 from lingact.config.model import Shape
-from lingact.config.validation import judge
+from lingact.config.validation import validate_config
 from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.models.adapters import attach_adapter
@@ -27,7 +27,7 @@ SPEED = {"float32": 1e13, "bfloat16": 1e14}
 def config_of(job: str, *overrides: str) -> Any:
     needed = ["lang=ml"] if job == "train" else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return judge(SCHEMAS[job], compose(job, overrides=[*needed, *overrides]))
+        return validate_config(SCHEMAS[job], compose(job, overrides=[*needed, *overrides]))
 
 
 def card(gigabytes: float, *, host: float = 64) -> Hardware:

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from lingact.cli import sweep
 from lingact.errors import UserError
 from lingact.figures.sweep import trade_off
 from lingact.files.atomic import write_json
+from lingact.report import sweep, sweep_jobs
 
 Captured = pytest.CaptureFixture[str]
 LANGUAGES = {"reference": "en"}
@@ -66,7 +66,7 @@ def methods(tmp_path: Path) -> Path:
 
 
 def test_seeds_are_averaged_for_each_combination(methods: Path) -> None:
-    sweep.report(methods)
+    sweep.write_tables(methods)
     rows = read(methods / "over_seeds.csv")
     assert [row["loss"] for row in rows] == ["profile", "lm_only", "hinge"]
     assert "lang" not in rows[0], "all jobs share it"
@@ -76,7 +76,7 @@ def test_seeds_are_averaged_for_each_combination(methods: Path) -> None:
 
 
 def test_jobs_that_are_not_complete_are_named_and_in_no_mean(methods: Path, capsys: Captured) -> None:
-    sweep.report(methods)
+    sweep.write_tables(methods)
     _, lm_only, hinge = read(methods / "over_seeds.csv")
     assert (lm_only["n"], lm_only["objective"], lm_only["objective/highest"]) == ("2", "0.0", "0.25")
     assert lm_only["not_complete"] == "job 4 (seed 1) failed"
@@ -89,14 +89,14 @@ def test_jobs_that_are_not_complete_are_named_and_in_no_mean(methods: Path, caps
 
 
 def test_the_table_per_job_stays(methods: Path) -> None:
-    sweep.report(methods)
+    sweep.write_tables(methods)
     rows = read(methods / "sweep.csv")
     assert [(row["job"], row["status"]) for row in rows[3:7]] == [("3", "complete"), ("4", "failed"), ("5", "complete"), ("6", "refused")]
     assert rows[4]["gap_closed/ml"] == "100.0"
 
 
 def test_a_cell_is_mean_and_range(methods: Path, capsys: Captured) -> None:
-    sweep.report(methods)
+    sweep.write_tables(methods)
     printed = capsys.readouterr().out
     assert "over seeds 0, 1, 2; the brackets are a range, no confidence interval" in printed
     assert "Gap closed of ml" in printed
@@ -118,7 +118,7 @@ def test_cells_are_short(values: tuple[float, ...], cell: str) -> None:
 def test_a_number_that_is_undefined_on_a_seed_says_so(tmp_path: Path, capsys: Captured) -> None:
     for seed, summary in enumerate(({"gap_closed/ml": 1.0}, {"gap_closed/ml/undefined": 1.0}, {"gap_closed/ml": 0.0})):
         job(tmp_path, seed, {"seed": str(seed)}, summary | {"objective": 0.5}, lang=["ml"])
-    sweep.report(tmp_path)
+    sweep.write_tables(tmp_path)
     [row] = read(tmp_path / "over_seeds.csv")
     assert (row["n"], row["gap_closed/ml"], row["gap_closed/ml/n"]) == ("3", "0.5", "2")
     assert "0.50 [0.00, 1.00] n=2" in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_a_number_that_is_undefined_on_a_seed_says_so(tmp_path: Path, capsys: Ca
 def test_without_two_seeds_of_anything_jobs_stand_alone(tmp_path: Path, capsys: Captured) -> None:
     train(tmp_path, 0, "profile", 0, 0.5)
     train(tmp_path, 1, "lm_only", 1, 0.25)
-    sweep.report(tmp_path)
+    sweep.write_tables(tmp_path)
     assert not (tmp_path / "over_seeds.csv").exists()
     printed = capsys.readouterr().out
     assert "Jobs" in printed
@@ -135,12 +135,12 @@ def test_without_two_seeds_of_anything_jobs_stand_alone(tmp_path: Path, capsys: 
 
 
 def test_tables_of_an_earlier_sweep_do_not_stand_beside_those_of_a_smaller_one(methods: Path) -> None:
-    sweep.report(methods)
+    sweep.write_tables(methods)
     earlier = (methods / "over_seeds.csv").read_bytes()
     for record in (methods / ".jobs").glob("*.json"):
         if record.stem != "0":
             record.unlink()  # as a sweep of one job does that is started in this folder
-    sweep.report(methods)
+    sweep.write_tables(methods)
     assert len(read(methods / "sweep.csv")) == 1
     assert not (methods / "over_seeds.csv").exists()
     assert (methods / "over_seeds.csv.before").read_bytes() == earlier
@@ -150,7 +150,7 @@ def test_every_target_has_a_row_and_the_reference_one(tmp_path: Path, capsys: Ca
     for seed in range(2):
         both = {"gap_closed/ml": 0.5, "gap_closed/hi": 0.25, "retention/kl": 0.5}
         job(tmp_path, seed, {"lang": "[ml,hi]", "seed": str(seed)}, both, lang=["ml", "hi"])
-    sweep.report(tmp_path)
+    sweep.write_tables(tmp_path)
     printed = capsys.readouterr().out
     assert line_of(printed, "2", "ml")[2:] == ["0.50", "[0.50,", "0.50]"]
     assert line_of(printed, "2", "hi")[2:] == ["0.25", "[0.25,", "0.25]"]
@@ -160,7 +160,7 @@ def test_every_target_has_a_row_and_the_reference_one(tmp_path: Path, capsys: Ca
 def test_a_language_is_not_said_twice(tmp_path: Path) -> None:
     for number, code in enumerate(("ml", "hi")):
         job(tmp_path, number, {"lang": code}, {f"gap_closed/{code}": number / 4}, lang=[code])
-    jobs = [sweep._job(record) for record in sweep.records(tmp_path)]
+    jobs = [sweep_jobs.read_job(record) for record in sweep_jobs.records(tmp_path)]
     [table] = sweep.tables([sweep._single(found, jobs) for found in jobs])
     assert table.title == "Gap closed of ml, hi"
     assert table.rows == [
@@ -178,7 +178,7 @@ def test_evaluations_bear_the_names_of_their_training(methods: Path, tmp_path_fa
     folder = tmp_path_factory.mktemp("evaluations")
     for number, (trained, delta) in enumerate(((0, 0.25), (1, 0.75), (3, -0.5), (5, 0.0))):
         evaluation(folder, number, methods / str(trained) / ("adapter" if trained == 1 else ""), delta)
-    sweep.report(folder)
+    sweep.write_tables(folder)
     assert [(row["loss"], row["n"], row["acc/all/ml/delta"]) for row in read(folder / "over_seeds.csv")] == [
         ("profile", "2", "0.5"),
         ("lm_only", "2", "-0.25"),
@@ -192,7 +192,7 @@ def test_evaluations_bear_the_names_of_their_training(methods: Path, tmp_path_fa
 def test_adapters_from_elsewhere_keep_their_names(tmp_path: Path, capsys: Captured) -> None:
     for number, name in enumerate(("me/one", "me/two")):
         evaluation(tmp_path, number, Path(name), 0.25)
-    sweep.report(tmp_path)
+    sweep.write_tables(tmp_path)
     printed = capsys.readouterr().out
     assert line_of(printed, "job") == ["job", "adapter", "status", "ml", "en", "zh"], "whose languages are not known: all"
     assert line_of(printed, "0", "me/one")
@@ -204,7 +204,7 @@ def test_two_sweeps_with_the_same_settings_are_not_mixed(methods: Path, tmp_path
     train(other, 0, "profile", 0, 0.5)
     for number, run in enumerate((methods / "0", methods / "1", other / "0")):
         evaluation(folder, number, run, 0.25)
-    sweep.report(folder)
+    sweep.write_tables(folder)
     assert not (folder / "over_seeds.csv").exists(), "seed 0 twice would pass for two seeds"
 
 
@@ -216,14 +216,14 @@ def test_fifteen_methods_fit_the_terminal(tmp_path: Path, capsys: Captured) -> N
             f"retention/{key}": 0.9 for key in ("activation", "profile", "bits_per_byte", "kl")
         }
         job(tmp_path, number, {"loss": names[number // 3], "seed": str(number % 3)}, numbers, lang=["ml"])
-    sweep.report(tmp_path)
+    sweep.write_tables(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 110
     assert sum(line.startswith("loss") for line in lines) == 2, "nothing goes on below: gaps in one block, retention in one"
 
 
 def test_the_page_shows_what_was_gained_against_its_cost(methods: Path) -> None:
-    sweep.report(methods)
+    sweep.write_tables(methods)
     page = (methods / "report.html").read_text(encoding="utf-8")
     assert "5 of 9 jobs are complete." in page
     assert "0.75 [0.50, 1.00]" in page
@@ -252,4 +252,4 @@ def test_trade_off_draws_every_point_or_names_it() -> None:
 def test_a_damaged_file_is_refused_with_its_path(name: str, content: bytes, methods: Path) -> None:
     (methods / name).write_bytes(b"a: [" if name.endswith("yaml") and content != b"\xff" else content)
     with pytest.raises(UserError, match=rf"^'{methods / name}' cannot be read: it is cut off or of something else; "):
-        sweep.report(methods)
+        sweep.write_tables(methods)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lingact.catalogue.languages import LANGUAGES
-from lingact.config.base import Section
+from lingact.config.base import ConfigSection
 from lingact.config.jobs import TrackingConfig
 from lingact.config.validation import validate
 from lingact.errors import UserError
@@ -97,7 +97,7 @@ def test_long_names_are_cut_and_still_differ() -> None:
     assert len(f"run-{'r' * 64}-{table_key('t' * 300, 'r' * 64)}") == 128
 
 
-class Small(Section):
+class Small(ConfigSection):
     """A job's configuration."""
 
     seed: int = 0

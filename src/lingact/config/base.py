@@ -39,7 +39,7 @@ Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Codes = Annotated[tuple[Code, ...], BeforeValidator(as_list)]
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A part of the configuration: immutable, unknown keys are errors, and numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lingact.config.base import Code, Codes, Section
+from lingact.config.base import Code, Codes, ConfigSection
 from lingact.config.limits import Count, Place, Share, Text
 
 
-class Splits(Section):
+class Splits(ConfigSection):
     """Shares of the sentences; who is in which split follows from a hash of the sentence id."""
 
     train: Share
@@ -22,7 +22,7 @@ class Splits(Section):
         return self
 
 
-class FilesCorpus(Section):
+class FilesCorpus(ConfigSection):
     """Aligned text on this machine: JSONL, CSV, TSV or Parquet with one column per language code, or a folder of line-aligned `<code>.txt`.
 
     The columns `unit` (sentence ids) and `document` are read where they are there; in a folder, `unit.txt` and `document.txt`.
@@ -35,7 +35,7 @@ class FilesCorpus(Section):
     splits: Splits
 
 
-class OnTheHub(Section):
+class OnTheHub(ConfigSection):
     """A data set on the Hugging Face hub."""
 
     dataset: Text
@@ -109,7 +109,7 @@ def refuse_many_languages(corpus: object, reference: str, others: tuple[str, ...
         )
 
 
-class LanguagesConfig(Section):
+class LanguagesConfig(ConfigSection):
     """The languages under study."""
 
     reference: Code

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
-from lingact.config.base import Codes, Section, as_list
+from lingact.config.base import Codes, ConfigSection, as_list
 from lingact.config.data import CorpusConfig, LanguagesConfig, PairsCorpus, refuse_many_languages, refuse_option_name
 from lingact.config.limits import Confidence, Count, Device, Place, Power, Processors, Resamples, Seed, Text, Whole
 from lingact.config.measures import MeasuresConfig, Statistics, enough_resamples
@@ -16,7 +16,7 @@ from lingact.config.training import LossConfig, OptimConfig, PeftConfig, Trainer
 from lingact.hub.wandb_limits import NAME, TAG, name_problem
 
 
-class TrackingConfig(Section):
+class TrackingConfig(ConfigSection):
     """Weights & Biases."""
 
     mode: Literal["offline", "online", "disabled"]
@@ -45,7 +45,7 @@ Plan = Annotated[Literal["check", "only", "off"], BeforeValidator(_plan_by_yes_o
 """check: begin with memory and time, and refuse what cannot fit. only (true): nothing else. off (false): run without. No part of what a run is."""
 
 
-class Seeded(Section):
+class Seeded(ConfigSection):
     """What all three jobs share."""
 
     plan: Plan = "check"
@@ -75,7 +75,7 @@ class Job(Seeded):
         return languages
 
 
-class Processes(Section):
+class Processes(ConfigSection):
     """How the passes over text are shared out. It changes no number, so an interrupted run may go on with another number of processes."""
 
     devices: Processors
@@ -102,7 +102,7 @@ _OF_THE_MACHINE = {
 draws."""
 
 
-def of_the_run(plain: dict[str, Any]) -> dict[str, Any]:
+def without_machine(plain: dict[str, Any]) -> dict[str, Any]:
     """A job's plain configuration without what belongs to the machine: an interrupted run may go on with other values of that."""
     kept = {key: value for key, value in plain.items() if key not in _OF_THE_MACHINE[""]}
     for section in kept.keys() & _OF_THE_MACHINE.keys():
@@ -256,4 +256,5 @@ class EvalConfig(Processes, Seeded):
         return split
 
 
-SCHEMAS: dict[str, type[Section]] = {"train": TrainConfig, "analyze": AnalyzeConfig, "eval": EvalConfig}
+JobConfig = TrainConfig | AnalyzeConfig | EvalConfig
+SCHEMAS: dict[str, type[TrainConfig] | type[AnalyzeConfig] | type[EvalConfig]] = {"train": TrainConfig, "analyze": AnalyzeConfig, "eval": EvalConfig}

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lingact.config.base import Section
+from lingact.config.base import ConfigSection
 from lingact.config.limits import Confidence, Count, Latents, LayerRange, Layers, Real, Resamples, Share, check_resamples, distinct
 
 
@@ -15,7 +15,7 @@ def enough_resamples(confidence: float, info: Any) -> float:
     return confidence
 
 
-class Statistics(Section):
+class Statistics(ConfigSection):
     """How activations are pooled and how sure we are of them."""
 
     pooling: Literal["token", "sentence"]
@@ -39,14 +39,14 @@ Measure = Literal[
 Part = Literal["by_reference", "language_model", "similarity", "features", "spliced", "causal", "random_sae", "shuffled_labels"]
 
 
-class SimilarityConfig(Section):
+class SimilarityConfig(ConfigSection):
     """Representation similarity between languages."""
 
     sentences: Annotated[Count, Field(ge=10)]
     """At most so many; their mean residuals are kept in memory."""
 
 
-class FeaturesConfig(Section):
+class FeaturesConfig(ConfigSection):
     """Language-specific latents."""
 
     min_rate: Share
@@ -61,13 +61,13 @@ class FeaturesConfig(Section):
     """Features per language whose strongest contexts are shown."""
 
 
-class SplicedConfig(Section):
+class SplicedConfig(ConfigSection):
     """Cross-entropy with the residual replaced by its reconstruction."""
 
     sentences: Annotated[Count, Field(ge=2)]
 
 
-class CausalConfig(Section):
+class CausalConfig(ConfigSection):
     """Change features and see what it does to each language's cross-entropy."""
 
     mode: Literal["scale", "steer"]
@@ -88,14 +88,14 @@ class CausalConfig(Section):
         return doses
 
 
-class RandomSaeConfig(Section):
+class RandomSaeConfig(ConfigSection):
     """SAEs with random directions, a control."""
 
     draws: Annotated[int, Field(ge=1, le=100)]
     """Sets of directions, one SAE for each layer in each set. Their spread goes into the intervals; a single draw says nothing of it. 1 to 100."""
 
 
-class MeasuresConfig(Section):
+class MeasuresConfig(ConfigSection):
     """What analyze.py measures."""
 
     gap: Measure

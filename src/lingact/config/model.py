@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from lingact.config.base import Code, Section
+from lingact.config.base import Code, ConfigSection
 from lingact.config.limits import Count, Layers, Real, Text, Whole
 from lingact.errors import UserError
 
@@ -17,7 +17,7 @@ def _auto_or_truth(value: object) -> object:
     return value
 
 
-class Shape(Section):
+class Shape(ConfigSection):
     """What a model's number of weights, and the memory and work that it takes, follow from."""
 
     architecture: Literal["gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"]
@@ -47,7 +47,7 @@ class Shape(Section):
         return kv_heads
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigSection):
     """A Hugging Face causal language model."""
 
     name: Text
@@ -68,7 +68,7 @@ class ModelConfig(Section):
     """For the plan, before anything is downloaded. None: read from the model's config.json, where it is on this machine."""
 
 
-class SaeSet(Section):
+class SaeSet(ConfigSection):
     """One SAE per layer."""
 
     release: Text
@@ -101,7 +101,7 @@ class SaeSet(Section):
         return self.id[layer]
 
 
-class SaeConfig(Section):
+class SaeConfig(ConfigSection):
     """The SAEs that measure, and the ones kept aside to check them."""
 
     measuring: SaeSet

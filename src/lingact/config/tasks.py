@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lingact.catalogue.benchmarks import FAMILIES, family
-from lingact.config.base import Columns, Section
+from lingact.config.base import Columns, ConfigSection
 from lingact.config.limits import Count, Place, Share, Text, Whole
 from lingact.errors import UserError
 
 
-class OwnTask(Section):
+class OwnTask(ConfigSection):
     """A benchmark of the user's, as lm-eval task files."""
 
     kind: Literal["lm_eval"]
@@ -26,7 +26,7 @@ class OwnTask(Section):
     """Column by which scores are split further, and by which a limited selection is kept in proportion."""
 
 
-class OwnItems(Section):
+class OwnItems(ConfigSection):
     """A benchmark of the user's, as JSONL: `question`, `choices`, `answer`, and `id` if languages correspond.
 
     Questions and choices are texts or numbers, asked as they are written. An answer that is a number is the right choice's place from 0; a text is
@@ -64,7 +64,7 @@ def _number_or_auto(value: object) -> object:
     return value
 
 
-class TasksConfig(Section):
+class TasksConfig(ConfigSection):
     """The benchmarks, and which of their items."""
 
     benchmarks: tuple[str, ...]
@@ -104,7 +104,7 @@ class TasksConfig(Section):
         return self
 
 
-class ContaminationConfig(Section):
+class ContaminationConfig(ConfigSection):
     """How benchmark items are compared with the training text."""
 
     words: Annotated[Count, Field(ge=3, le=1000)]

@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lingact.config.base import Section
+from lingact.config.base import ConfigSection
 from lingact.config.limits import Count, Dropout, Factor, Layers, Modules, Processors, Real, Share, Text, Weight, WeightedLayers, Whole
 
 
-class GapLoss(Section):
+class GapLoss(ConfigSection):
     """The gap term on the target languages: what is brought nearer to the reference under the base model, which stays frozen."""
 
     objective: Literal["activation", "profile", "hinge", "contrastive", "diffmean", "norm"]
@@ -36,7 +36,7 @@ class GapLoss(Section):
     """Of `stop_when_closed`, in the units of the term."""
 
 
-class RetentionLoss(Section):
+class RetentionLoss(ConfigSection):
     """What holds the reference language, base being the same model with the adapter off. Weights; 0 leaves a term out."""
 
     kl: Weight
@@ -61,7 +61,7 @@ class RetentionLoss(Section):
     """Step of the multiplier, per nat and training step."""
 
 
-class LossConfig(Section):
+class LossConfig(ConfigSection):
     """The combined loss: gap term on the target languages, retention terms on the reference, language modelling on the targets."""
 
     gap: GapLoss
@@ -106,7 +106,7 @@ MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of LoRA (peft) that take the adapter's first weights out of the base weights, or requantise these."""
 
 
-class Adapter(Section):
+class Adapter(ConfigSection):
     """Where an adapter sits, of whatever kind. None of the kinds touches the base weights, so that the adapter switched off is the base model."""
 
     targets: Modules
@@ -193,7 +193,7 @@ PeftConfig = Annotated[LoraAdapter | VeraAdapter | Ia3Adapter | LohaAdapter | Lo
 """Adapters (peft)."""
 
 
-class OptimConfig(Section):
+class OptimConfig(ConfigSection):
     """AdamW with linear warm-up and cosine decay to zero."""
 
     lr: Annotated[Real, Field(ge=1e-10, le=1)]
@@ -204,7 +204,7 @@ class OptimConfig(Section):
     """No more than the steps of the training."""
 
 
-class TrainerConfig(Section):
+class TrainerConfig(ConfigSection):
     """Lightning trainer."""
 
     steps: Count

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from lingact.catalogue.languages import nearest
-from lingact.config.base import Section
+from lingact.config.base import ConfigSection
 from lingact.errors import UserError
 from lingact.files.earlier import renamed
 
@@ -80,7 +80,7 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     return lines
 
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=ConfigSection)
 
 
 def _without_missing(node: Any) -> Any:
@@ -102,7 +102,7 @@ def validate(schema: type[S], plain: dict[str, Any]) -> S:
         raise UserError("\n".join(problem_lines(error, schema))) from None
 
 
-def judge(schema: type[S], composed: DictConfig) -> S:
+def validate_config(schema: type[S], composed: DictConfig) -> S:
     """The validated configuration from a composed one.
 
     Raises:

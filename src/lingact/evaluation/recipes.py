@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lingact.config.jobs import of_the_run
+from lingact.config.jobs import without_machine
 from lingact.models.adapter_sources import training_of
 
 _IGNORED = ("seed", "tracking", "split", "statistics", "batch_tokens")
@@ -69,7 +69,7 @@ def find_recipes(places: Mapping[str, Path]) -> list[Recipe]:
 
 
 def _recipe(training: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in of_the_run(dict(training)).items() if key not in _IGNORED}
+    return {key: value for key, value in without_machine(dict(training)).items() if key not in _IGNORED}
 
 
 def _labels(trainings: Sequence[Mapping[str, Any] | None], given: Sequence[str]) -> list[str]:

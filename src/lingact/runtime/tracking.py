@@ -13,7 +13,6 @@ import platform
 import re
 import resource
 import secrets
-import shlex
 import shutil
 import subprocess
 import sys
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from tqdm import tqdm
 
-from lingact.config.base import Section
-from lingact.config.jobs import TrackingConfig, of_the_run
+from lingact.config.base import ConfigSection
+from lingact.config.jobs import TrackingConfig, without_machine
 from lingact.errors import UserError
 from lingact.files.atomic import full_disk, write_atomically, write_json
 from lingact.files.earlier import RENAMED_FOLDERS, first_keys
@@ -38,6 +37,7 @@ from lingact.hub.wandb_artifacts import has_key
 from lingact.hub.wandb_limits import ROWS, artifact_name, shortened, table_key, variable_problems
 from lingact.runtime import interrupts
 from lingact.runtime.environment import first_process
+from lingact.runtime.program import command_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +133,7 @@ class Run:
         self.first = first
         """Whether this process writes; in the others of a distributed run nothing but the training itself has to be done."""
         self._manifest = manifest
-        self._parts: dict[str, Any] = {"configuration": first_keys(of_the_run(config))}
+        self._parts: dict[str, Any] = {"configuration": first_keys(without_machine(config))}
 
     def identify(self, **identity: object) -> None:
         """Record who took part (model, SAEs, corpus, adapter, tasks: name, revision, hash) in the manifest.
@@ -263,7 +263,7 @@ def surviving_tracking() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) -> Iterator[Run]:
+def open_run(job: str, config: ConfigSection, tracking: TrackingConfig, folder: Path) -> Iterator[Run]:
     """Open the run folder and the W&B run; close both with the right status whatever happens.
 
     Beside the first process of a distributed run nothing is opened or written: the `Run` knows the folder, and that is all.
@@ -290,7 +290,7 @@ def open_run(job: str, config: Section, tracking: TrackingConfig, folder: Path) 
     commit = _git("rev-parse", "HEAD")
     manifest: dict[str, Any] = {
         "job": job,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "status": "running",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seed": plain["seed"],

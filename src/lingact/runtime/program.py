@@ -1,0 +1,60 @@
+"""How this process was started, so that messages name the command that the user can type."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+SCRIPT = "python {job}.py"
+"""A script at the top of a checkout."""
+INSTALLED = "lingact {job}"
+
+
+class _Started:
+    """State of this process."""
+
+    form = INSTALLED
+    line: Sequence[str] | None = None
+
+
+@contextmanager
+def started_as(form: str, line: Sequence[str] | None = None) -> Iterator[None]:
+    """While open, messages name commands in this form.
+
+    Args:
+        form: `SCRIPT` or `INSTALLED`.
+        line: the command with its arguments, where these are not the arguments of the process.
+    """
+    before = _Started.form, _Started.line
+    _Started.form, _Started.line = form, line
+    try:
+        yield
+    finally:
+        _Started.form, _Started.line = before
+
+
+def command(job: str) -> str:
+    """What to type to start a job: `lingact train`, or `python train.py`."""
+    return _Started.form.format(job=job)
+
+
+def program(job: str) -> str:
+    """The same without the interpreter: `lingact train`, or `train.py`."""
+    return command(job).removeprefix("python ")
+
+
+def requirement(extra: str) -> str:
+    """What to give pip to install optional dependencies: `'lingact[ray]'`, or the same of the checkout."""
+    return f"-e '.[{extra}]'" if _Started.form == SCRIPT else f"'lingact[{extra}]'"
+
+
+def command_line() -> str:
+    """The command as it was given, for the manifest."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(_Started.line or ["lingact" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
+def repeatable() -> bool:
+    """Whether another process with the arguments of this one would run the same job. False where a job is run from Python."""
+    return _Started.line is None
