@@ -18,6 +18,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
@@ -194,8 +195,19 @@ def _key(override: Override) -> str:
     return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
 
 
-def _options(group: str) -> list[str]:
-    return composer().config_loader.get_group_options(group)
+def options_of(group: str) -> list[str]:
+    """The options of a group, in all folders. Hydra's own function copies all it knows each time, which takes 10 ms."""
+    return sorted(
+        {name for source in composer().config_loader.get_sources() if source.is_group(group) for name in source.list(group, ObjectType.CONFIG)}
+    )
+
+
+def groups_below(folder: str = "") -> list[str]:
+    """The groups in a folder of options and below it, without Hydra's own."""
+    sources = composer().config_loader.get_sources()
+    names = sorted({name for source in sources if source.is_group(folder) for name in source.list(folder, ObjectType.GROUP)} - {"hydra"})
+    below = [f"{folder}/{name}" if folder else name for name in names]
+    return [group for name in below for group in ([name] if options_of(name) else []) + groups_below(name)]
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
@@ -212,7 +224,7 @@ def _explain(job: str, override: Override, error: Exception, base: DictConfig) -
     if override.is_sweep_override():
         return f"{text}: several values; write {key}=[{value}] for one job with all of them if {key} takes a list, or add --multirun for one job each"
     group = override.key_or_group
-    options = _options(group)
+    options = options_of(group)
     if group == "hydra/launcher":
         if value not in options:
             return f"{key}: no option '{value}'{nearest(value, options)} (options: {', '.join(options)})"
@@ -267,7 +279,7 @@ def _try_compose(_composer: object, job: str, overrides: tuple[str, ...]) -> tup
         folders = "conf/" if _OwnOptions.folder is None else f"'{_OwnOptions.folder}', with lingact's options behind them,"
         raise UserError(f"the files in {folders} do not compose: {first_line(error)}") from None
     # Groups first: whether a key exists may depend on the option chosen.
-    rest = sorted(parsed, key=lambda override: not _options(override.key_or_group))
+    rest = sorted(parsed, key=lambda override: not options_of(override.key_or_group))
     if rest != parsed:
         failed = None
     while rest:

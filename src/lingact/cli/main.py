@@ -6,10 +6,10 @@ code 1.
 """
 
 import contextlib
-import copy
 import errno
 import os
 import signal
+import string
 import sys
 import threading
 import unicodedata
@@ -18,22 +18,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lingact import __version__
 from lingact.cli.checks import check_jobs, read_config
-from lingact.cli.compose import compose, composer, composing, first_line, multirun_of, names_folder, try_compose
+from lingact.cli.command import leave
+from lingact.cli.compose import compose, composer, composing, first_line, groups_below, multirun_of, names_folder, options_of, try_compose
 from lingact.cli.options import own_options, package_options
 from lingact.cli.resume import resume
 from lingact.cli.run import adopt_environment, print_plans, run_or_skip, silenced, task
 from lingact.cli.run_folders import sweep_folder_problem
-from lingact.cli.sae_list import list_saes
 from lingact.errors import UserError
 from lingact.files.folders import claim, make_folders, remove_empty, taken
 from lingact.report.sweep import write_tables
 from lingact.report.sweep_jobs import records
 from lingact.runtime.environment import RUN_FOLDER, first_process
-from lingact.runtime.interrupts import SIGNALS
 from lingact.runtime.program import INSTALLED, SCRIPT, command, program, started_as
 
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -48,14 +48,6 @@ _OTHER_OF_HYDRA = ("config_path", "config_name", "experimental_rerun", "package"
 def launch(job: str, conf_dir: Path) -> None:
     """The whole of a script such as train.py: run the job that the command line asks for, and exit."""
     leave(main(job, conf_dir, sys.argv[1:]))
-
-
-def leave(code: int) -> None:
-    """Exit with this code."""
-    if code == 130:
-        for number in SIGNALS:  # everything is saved and reported; a second Ctrl-C would only disturb the exit
-            signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
 
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
@@ -130,6 +122,8 @@ def _answer(job: str, conf_dir: Path, beside: Path | None, argv: list[str]) -> i
                 if shown:
                     _show(job, parser, arguments, [folder for folder in (own, conf_dir) if folder is not None])
                 elif arguments.list_saes:
+                    from lingact.cli.sae_list import list_saes
+
                     list_saes(job, arguments.overrides)
                 else:
                     _run(job, arguments.overrides, arguments.multirun)
@@ -190,10 +184,7 @@ def _show(job: str, parser: ArgumentParser, arguments: Namespace, folders: Seque
         raise UserError("\n".join(refused.values()))
     try:
         if arguments.help:
-            HydraConfig.instance().set_config(composed)
-            values = hydra.get_sanitized_cfg(copy.deepcopy(composed), "job")
-            text = hydra.get_help(composed.hydra.help, values, parser, resolve=arguments.resolve)
-            print(text.replace(SCRIPT.format(job=job), command(job)).rstrip())
+            print(_help(job, composed, resolve=arguments.resolve))
             print(f"Options are read from {', then '.join(map(str, folders))}")
         elif arguments.cfg:
             hydra.show_cfg(config_name=job, overrides=overrides, cfg_type=arguments.cfg, package=None, resolve=arguments.resolve)
@@ -201,6 +192,17 @@ def _show(job: str, parser: ArgumentParser, arguments: Namespace, folders: Seque
             hydra.show_info(arguments.info, config_name=job, overrides=overrides)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {first_line(error)}") from None
+
+
+def _help(job: str, composed: DictConfig, *, resolve: bool) -> str:
+    """The template of the configuration (`hydra.help`), filled in as Hydra does it, but without copying what it knows for each group."""
+    HydraConfig.instance().set_config(composed)
+    template = string.Template(composed.hydra.help.template.replace(SCRIPT.format(job=job), command(job)))
+    values = composed.copy()
+    with open_dict(values):
+        del values["hydra"]
+    groups = "".join(f"{group}: {', '.join(options_of(group))}\n" for group in groups_below())
+    return template.safe_substitute(APP_CONFIG_GROUPS=groups, CONFIG=OmegaConf.to_yaml(values, resolve=resolve)).rstrip()
 
 
 def _complete(job: str, overrides: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Share an adapter on the Hugging Face hub: its files, how it was made, and a card that tells what was measured and what was not.
 
-`python -m lingact.cli.share RUN owner/name` writes what is to be sent into `RUN/hub/`, where it can be read first (`--dry-run`), and sends it in one
+`lingact share RUN owner/name` writes what is to be sent into `RUN/hub/`, where it can be read first (`--dry-run`), and sends it in one
 commit.
 """
 
@@ -26,6 +26,7 @@ from lingact.files.folders import put_in_place, taken, temporary_beside
 from lingact.files.records import read_json_object, read_run_config
 from lingact.hub.huggingface import ON_THE_HUB, why_offline
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
+from lingact.runtime.program import command, program
 from lingact.runtime.tracking import read_manifest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _MANIFEST = ("job", "status", "started", "seed", "git", "versions", "hardware", 
 def main(arguments: list[str]) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m lingact.cli.share",
+        prog="lingact share",
         description="Push the adapter of a finished train.py run to the Hugging Face hub, with a model card.",
         epilog="A token with write permission is taken from `hf auth login`. Others load the adapter by its name: python eval.py adapter=owner/name",
     )
@@ -92,7 +93,7 @@ def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str
     _refuse_no_name(name)
     (trained, manifest), adapter = _finished(run, "train"), run / "adapter"
     if not (adapter / WEIGHTS).is_file():
-        raise UserError(f"'{run}' has no adapter (any more); name the folder of a finished train.py run")
+        raise UserError(f"'{run}' has no adapter (any more); name the folder of a finished training run")
     evaluated = _finished(evaluation, "eval")[0].model_dump(mode="json") if evaluation is not None else None
     config = trained.model_dump(mode="json", exclude=PRIVATE)
     base = _base_model(config["model"]["name"], base_model)
@@ -146,9 +147,9 @@ def _finished(run: Path, job: str) -> tuple[Any, dict[str, Any]]:
     """
     manifest = read_manifest(run)
     if manifest["job"] != job:
-        raise UserError(f"'{run}' was made by {manifest['job']}.py; name a run folder of {job}.py")
+        raise UserError(f"'{run}' was made by {program(manifest['job'])}; name a run folder of {program(job)}")
     if manifest["status"] != "complete":
-        raise UserError(f"'{run}' is not complete (status: {manifest['status']}); finish it first: python {job}.py resume={run}")
+        raise UserError(f"'{run}' is not complete (status: {manifest['status']}); finish it first: {command(job)} resume={run}")
     saved = read_run_config(run / "config.yaml", "put it back")
     try:
         return validate(SCHEMAS[job], saved), manifest
@@ -280,7 +281,3 @@ def _not_taken(name: str, error: Exception) -> UserError:
         said = next((line.strip() for line in str(refusal).splitlines() if line.strip()), type(refusal).__name__)
         why = f"{said.rstrip('.')}. Give the same command again"
     return UserError(f"'{name}' was not pushed: {why}")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

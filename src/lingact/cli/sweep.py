@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from lingact.report.sweep_jobs import Record, record_files
+from lingact.runtime.compat.hydra import returned_value
 from lingact.runtime.environment import first_process
 
 
@@ -29,8 +30,7 @@ class JobRecords(Callback):
         """Record how the job ended."""
         if config.hydra.mode != RunMode.MULTIRUN or not first_process():
             return
-        # `return_value` would raise the job's exception.
-        returned = job_return._return_value
+        returned = returned_value(job_return)
         refused = isinstance(returned, UserError)
         status = "failed" if job_return.status != JobStatus.COMPLETED else "refused" if refused else "complete"
         record: Record = {
