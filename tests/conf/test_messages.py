@@ -88,7 +88,10 @@ MISTAKES = {
     "a_device_and_several_processes": "eval device=cuda:1 devices=2",
     "resume_no_run_folder": "train resume=tasks",
     "resume_twice": "train -m resume=tasks,other",
-    "unsupported_flag": "train --config-dir tasks lang=ml",
+    "unsupported_flag": "train --config-name tasks lang=ml",
+    "no_folder_of_options": "train --config-dir nowhere lang=ml",
+    "former_key": "analyze shard=2/4 piece=1/2",
+    "former_section": "eval leakage.words=3",
 }
 
 
