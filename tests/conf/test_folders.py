@@ -106,8 +106,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
         copied_config_and_names_of_ours,
         "mine",
         (
-            "'mine' holds other things (adapter, config.yaml, report.html, summary.json), and a run needs a folder of its own; name a folder that is not "
-            "there, or is empty; or go on with the run that they are of: python train.py resume=mine"
+            "'mine' holds other things (adapter, config.yaml, report.html, summary.json), and a run needs a folder of its own; name a new or an empty "
+            "folder; or go on with the run that they belong to: python train.py resume=mine"
         ),
     ),
     "run without its config": (without_config, "mine", "'mine' holds a run without its config.yaml; put it back"),
@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "empty folders": (empty_folders, "mine", "'mine' holds other things (photos)"),
     "file": (lambda place: plant(place, "mine"), "mine", "'mine' cannot be made, because 'mine' is not a folder"),
     "link to nowhere": (lambda place: (place / "mine").symlink_to("gone"), "mine", "'mine' cannot be made, because 'mine' is not a folder"),
-    "run of another job": (lambda place: run_of(place / "mine", "eval"), "mine", "'mine' holds a run of eval.py; name a folder that is not there"),
+    "run of another job": (lambda place: run_of(place / "mine", "eval"), "mine", "'mine' holds a run of eval.py; name a new or an empty folder"),
     "run with another configuration": (lambda place: run_of(place / "mine", "train"), "mine", "'mine' holds a run with another configuration"),
 }
 
@@ -341,7 +341,7 @@ def test_a_sweep_goes_on_beside_what_the_user_has_put_there(train: Train, runs: 
     before = snapshot(place)
     assert train("-m", "lang=ml,hi,[ml,hi]", "hydra.sweep.dir=grid") == 2
     assert (
-        "'grid/2' holds other things (x), and a run needs a folder of its own; name a folder that is not there, or is empty [job 2]"
+        "'grid/2' holds other things (x), and a run needs a folder of its own; name a new or an empty folder [job 2]"
         in capsys.readouterr().err
     )
     assert snapshot(place) == before
@@ -372,10 +372,10 @@ def test_a_sweep_that_another_process_works_on_is_refused(train: Train, runs: Ru
     [
         ("same", "2 jobs would share 'same'"),
         ("same/../same", "2 jobs would share 'same'"),
-        (".", "'.' is no folder below the sweep's"),
-        ("../${hydra.job.num}", "'../0' is no folder below the sweep's"),
-        ("/tmp/${hydra.job.num}", "is no folder below the sweep's"),
-        (".jobs", "'.jobs' is no folder below the sweep's"),
+        (".", "'.' is not a folder below the sweep's"),
+        ("../${hydra.job.num}", "'../0' is not a folder below the sweep's"),
+        ("/tmp/${hydra.job.num}", "is not a folder below the sweep's"),
+        (".jobs", "'.jobs' is not a folder below the sweep's"),
     ],
 )
 def test_jobs_of_a_sweep_have_a_folder_of_their_own_each(

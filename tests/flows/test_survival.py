@@ -193,7 +193,7 @@ def test_what_does_not_fit_on_the_disk_ends_the_run_and_loses_nothing(
         assert start("train", folder, *ALONE) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert said.format(folder=folder) in message
-    assert message.endswith(f"what was saved before is whole. Free some space, then: python train.py resume={folder}")
+    assert message.endswith(f"what was saved before is intact. Free some space, then: python train.py resume={folder}")
     assert manifest(folder)["status"] == "failed"
     assert not hidden(folder)
     assert not (folder / "summary.json").exists()
