@@ -340,10 +340,7 @@ def test_a_sweep_goes_on_beside_what_the_user_has_put_there(train: Train, runs: 
     # A third job would have to go where the user has put something.
     before = snapshot(place)
     assert train("-m", "lang=ml,hi,[ml,hi]", "hydra.sweep.dir=grid") == 2
-    assert (
-        "'grid/2' holds other things (x), and a run needs a folder of its own; name a new or an empty folder [job 2]"
-        in capsys.readouterr().err
-    )
+    assert "'grid/2' holds other things (x), and a run needs a folder of its own; name a new or an empty folder [job 2]" in capsys.readouterr().err
     assert snapshot(place) == before
 
 

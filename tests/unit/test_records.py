@@ -13,21 +13,10 @@ import pytest
 from pyarrow import parquet
 
 from lingact.errors import UserError
-from lingact.files.records import (
-    Numeral,
-    Table,
-    is_there,
-    parse_json,
-    read_delimited,
-    read_json_object,
-    read_json_rows,
-    read_jsonl,
-    read_lines,
-    read_parquet,
-    read_run_config,
-    read_table,
-    read_text,
-)
+from lingact.files.folders import is_there
+from lingact.files.records import Numeral, parse_json, read_json_object, read_json_rows, read_run_config
+from lingact.files.tables import Table, read_delimited, read_jsonl, read_parquet, read_table
+from lingact.files.text import read_lines, read_text
 
 NO_LINE_ENDS = "\r \u2028 \u2029 \x85 \v \f \x1c \x1d \x1e"
 """What `str.splitlines` ends a line at, and we do not."""

@@ -21,7 +21,8 @@ from scipy.stats import rankdata
 from lingact.catalogue.benchmarks import ALL
 from lingact.catalogue.languages import LANGUAGES, language, nearest
 from lingact.errors import UserError
-from lingact.files.records import Table, as_name, is_there, read_delimited
+from lingact.files.folders import is_there
+from lingact.files.tables import Table, as_name, read_delimited
 from lingact.statistics.bootstrap import benjamini_hochberg, holm
 
 FEWEST_LANGUAGES = 4

@@ -19,7 +19,7 @@ from lingact.config.tasks import OwnTask, TasksConfig
 from lingact.config.training import TrainerConfig
 from lingact.config.validation import validate_config
 from lingact.errors import UserError
-from lingact.files.records import is_there
+from lingact.files.folders import is_there
 from lingact.hub.wandb_limits import shortened
 from lingact.runtime.environment import shape, started_outside
 from lingact.runtime.tracking import check_tracking

@@ -21,7 +21,9 @@ from lingact.catalogue.languages import LANGUAGES, nearest
 from lingact.config.base import asset
 from lingact.config.data import FilesCorpus, HubCorpus, OnTheHub, PairsCorpus, Splits
 from lingact.errors import UserError
-from lingact.files.records import Table, is_there, read_delimited, read_lines, read_table, refuse_other_case, text_problem
+from lingact.files.folders import is_there
+from lingact.files.tables import Table, read_delimited, read_table, refuse_other_case, text_problem
+from lingact.files.text import read_lines
 from lingact.hub.huggingface import HubItem, from_the_hub
 from lingact.statistics.bootstrap import Resampling
 

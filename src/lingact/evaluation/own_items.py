@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from lingact.data.corpus import plain
 from lingact.errors import UserError
 from lingact.evaluation.task_files import NAMED_AT_MOST, Document, TaskDefinition, TaskSource, data_rows, in_memory
-from lingact.files.records import Numeral, Table, kind_of, refuse_other_case
+from lingact.files.records import Numeral
+from lingact.files.tables import Table, kind_of, refuse_other_case
 
 
 def own_definition(source: TaskSource) -> TaskDefinition:

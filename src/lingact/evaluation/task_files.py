@@ -16,7 +16,8 @@ from lingact.catalogue.languages import LANGUAGES, nearest
 from lingact.config.base import asset
 from lingact.config.tasks import OwnItems, OwnTask, TasksConfig
 from lingact.errors import UserError
-from lingact.files.records import is_there, read_json_rows
+from lingact.files.folders import is_there
+from lingact.files.records import read_json_rows
 from lingact.runtime.compat.lm_eval import read_task_file
 
 if TYPE_CHECKING:

@@ -230,3 +230,11 @@ def listed(names: Iterable[str], most: int = 4) -> str:
     """The first few names, as messages give them, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; also for names that no file can have, at which `Path.exists` raises."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

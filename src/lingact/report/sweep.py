@@ -325,8 +325,8 @@ def _write_page(
 
 
 def _recipe_sections(paired: "pd.DataFrame | None", jobs: Sequence[Job]) -> "list[Section]":
-    from lingact.report.recipes import recipes_text, wide_recipes
     from lingact.report.page import Section
+    from lingact.report.recipes import recipes_text, wide_recipes
 
     if paired is None or paired.empty:
         return []
