@@ -1,11 +1,11 @@
 """The model and its SAEs."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from lingact.config.base import Code, ConfigSection
+from lingact.config.base import Code, ConfigSection, FieldsBefore
 from lingact.config.limits import Count, Layers, Real, Text, Whole
 from lingact.errors import UserError
 
@@ -40,7 +40,7 @@ class Shape(ConfigSection):
 
     @field_validator("kv_heads")
     @classmethod
-    def _divides_heads(cls, kv_heads: int, info: Any) -> int:
+    def _divides_heads(cls, kv_heads: int, info: FieldsBefore) -> int:
         heads = info.data.get("heads", kv_heads)
         if heads % kv_heads:
             raise ValueError(f"it is {kv_heads}, which does not divide heads ({heads})")
