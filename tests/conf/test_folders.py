@@ -403,7 +403,7 @@ def test_jobs_of_a_sweep_have_a_folder_of_their_own_each(
         ("+hydra.job_logging.handlers.mine={class: logging.handlers.RotatingFileHandler, filename: notes.txt}", "hydra.job_logging.handlers.mine: "),
         (
             "+hydra.hydra_logging.handlers.mine={class: logging.FileHandler, filename: notes.txt, mode: w}",
-            "Hydra's classes, callbacks and messages stay",
+            "Hydra's classes, callbacks and messages cannot be changed",
         ),
         ("cache=notes.txt", "cache: 'notes.txt' cannot be made, because 'notes.txt' is not a folder"),
         ("cache=notes.txt/cache", "is not a folder; name another one"),

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from lingact.runtime import compat
+from tests.helpers.paths import CONF
 
 SOURCE = Path(compat.__path__[0]).parents[1]
 MODULES = [importlib.import_module(f"{compat.__name__}.{found.name}") for found in pkgutil.iter_modules(compat.__path__)]
@@ -77,14 +78,14 @@ def test_nothing_else_patches_a_library_or_uses_its_private_parts() -> None:
 # --- Hydra ----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_argument_parser_is_needed() -> None:
+def test_composer_is_needed() -> None:
     import hydra
     import hydra.core
 
     public = [hydra, *(importlib.import_module(found.name) for found in pkgutil.iter_modules(hydra.core.__path__, "hydra.core."))]
-    public.append(importlib.import_module("hydra.utils"))
-    assert not [name for module in public for name in vars(module) if "args_parser" in name or "argument_parser" in name]
-    assert compat_of("hydra").argument_parser().parse_args(["--multirun", "a=1"]).overrides == ["a=1"]
+    assert not [module for module in public if "Hydra" in vars(module) and module.__name__ != "hydra.core.global_hydra"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compat_of("hydra").composer().config_loader is not None
 
 
 def test_returned_value_is_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,10 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from lingact.catalogue.languages import nearest
 from lingact.errors import UserError
 from lingact.files.earlier import removed, renamed
+from lingact.runtime.compat.hydra import composer
 from lingact.runtime.program import program, requirement
-
-if TYPE_CHECKING:
-    from hydra._internal.hydra import Hydra  # its methods are public, its class is not
 
 _FIXED = ("hydra.callbacks", "hydra/callbacks", "hydra/hydra_logging", "hydra.hydra_logging")
 """Hydra's keys that the entries in conf/shared.yaml depend on."""
@@ -73,13 +70,6 @@ def composing(job: str, conf_dir: Path, own: Path | None = None) -> Iterator[Non
     finally:
         _OwnOptions.folder = before
         HydraConfig.instance().cfg = shown
-
-
-def composer() -> "Hydra":
-    """Hydra, inside `composing`."""
-    found = GlobalHydra.instance().hydra
-    assert found is not None
-    return found
 
 
 # --- composing -----------------------------------------------------------------------------------------------------------------------------------

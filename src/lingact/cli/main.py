@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lingact import __version__
 from lingact.cli.checks import check_jobs, read_config
 from lingact.cli.command import leave
-from lingact.cli.compose import compose, composer, composing, first_line, groups_below, multirun_of, names_folder, options_of, try_compose
+from lingact.cli.compose import compose, composing, first_line, groups_below, multirun_of, names_folder, options_of, try_compose
 from lingact.cli.options import own_options, package_options
 from lingact.cli.resume import resume
 from lingact.cli.run import adopt_environment, print_plans, run_or_skip, silenced, task
@@ -33,6 +33,7 @@ from lingact.errors import UserError
 from lingact.files.folders import claim, make_folders, remove_empty, taken
 from lingact.report.sweep import write_tables
 from lingact.report.sweep_jobs import records
+from lingact.runtime.compat.hydra import composer
 from lingact.runtime.environment import RUN_FOLDER, first_process
 from lingact.runtime.program import INSTALLED, SCRIPT, command, program, started_as
 

@@ -1,7 +1,7 @@
-"""What every part of the configuration is made of."""
+"""Base class and types of every section of the configuration."""
 
 from importlib.resources import files
-from typing import Annotated
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -11,7 +11,7 @@ from lingact.errors import UserError
 
 
 def asset(path: str) -> str:
-    """Absolute path of a file that the package carries; in YAML `${asset:microworld/model}`."""
+    """Absolute path of a file in the package; in YAML `${asset:microworld/model}`."""
     return str(files("lingact") / "assets" / path)
 
 
@@ -30,13 +30,28 @@ def _known_code(code: object) -> object:
 
 
 def as_list(value: object) -> object:
-    """A list of one thing may be given as that thing."""
+    """One value stands for a list of it."""
     return [value] if isinstance(value, (str, bool)) else value
 
 
 Code = Annotated[str, BeforeValidator(_known_code)]
 Columns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Codes = Annotated[tuple[Code, ...], BeforeValidator(as_list)]
+
+
+@runtime_checkable
+class FieldsBefore(Protocol):
+    """What a validator of a field is told of the fields before it. pydantic's own type (`ValidationInfo`) cannot be checked at run time."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The valid ones, by name."""
+        ...
+
+    @property
+    def field_name(self) -> str | None:
+        """The field itself."""
+        ...
 
 
 class ConfigSection(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
-from lingact.config.base import Codes, ConfigSection, as_list
+from lingact.config.base import Codes, ConfigSection, FieldsBefore, as_list
 from lingact.config.data import CorpusConfig, LanguagesConfig, PairsCorpus, refuse_many_languages, refuse_option_name
 from lingact.config.limits import Confidence, Count, Device, Place, Power, Processors, Resamples, Seed, Text, Whole
 from lingact.config.measures import MeasuresConfig, Statistics, enough_resamples
@@ -30,9 +30,9 @@ class TrackingConfig(ConfigSection):
 
     @field_validator("project", "entity", "group", "tags")
     @classmethod
-    def _names_that_are_taken(cls, given: Any, info: Any) -> Any:
+    def _valid_names(cls, given: str | tuple[str, ...] | None, info: FieldsBefore) -> str | tuple[str, ...] | None:
         for name in given if isinstance(given, tuple) else () if given is None else (given,):
-            if problem := name_problem(info.field_name, name, TAG if info.field_name == "tags" else NAME):
+            if problem := name_problem(str(info.field_name), name, TAG if info.field_name == "tags" else NAME):
                 raise ValueError(problem)
         return given
 
@@ -69,7 +69,7 @@ class Job(Seeded):
 
     @field_validator("languages")
     @classmethod
-    def _common_sentences(cls, languages: LanguagesConfig, info: Any) -> LanguagesConfig:
+    def _common_sentences(cls, languages: LanguagesConfig, info: FieldsBefore) -> LanguagesConfig:
         many = "one job for each: -m languages.high=[] languages.low=[ml],[hi]"
         refuse_many_languages(info.data.get("corpus"), languages.reference, (*languages.high, *languages.low), many)
         return languages
@@ -85,7 +85,7 @@ class Processes(ConfigSection):
 
     @field_validator("devices")
     @classmethod
-    def _a_device_for_each(cls, devices: int, info: Any) -> int:
+    def _a_device_for_each(cls, devices: int, info: FieldsBefore) -> int:
         if devices > 1 and ":" in info.data.get("device", ""):
             raise ValueError(f"it is {devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
         return devices
@@ -147,8 +147,7 @@ class AnalyzeConfig(Processes, Job):
 
     @field_validator("shard")
     @classmethod
-    def _core_only(cls, shard: tuple[int, int], info: Any) -> tuple[int, int]:
-        # `info` is pydantic's ValidationInfo, a protocol that beartype cannot check.
+    def _core_only(cls, shard: tuple[int, int], info: FieldsBefore) -> tuple[int, int]:
         if shard[0] >= shard[1]:
             raise ValueError(f"there is no shard {shard[0] + 1} of {shard[1]}; write for instance shard=2/4 for the second of four")
         measures = info.data.get("measures")
@@ -175,14 +174,14 @@ class TrainConfig(Job):
 
     @field_validator("trainer")
     @classmethod
-    def _a_device_for_each(cls, trainer: TrainerConfig, info: Any) -> TrainerConfig:
+    def _a_device_for_each(cls, trainer: TrainerConfig, info: FieldsBefore) -> TrainerConfig:
         if trainer.devices > 1 and ":" in info.data.get("device", ""):
             raise ValueError(f"devices is {trainer.devices}, but device names one of them ({info.data['device']}); use device=auto or device=cuda")
         return trainer
 
     @field_validator("train_corpus")
     @classmethod
-    def _common_training_sentences(cls, corpus: Any, info: Any) -> Any:
+    def _common_training_sentences(cls, corpus: CorpusConfig | None, info: FieldsBefore) -> CorpusConfig | None:
         languages, loss = info.data.get("languages"), info.data.get("loss")
         if languages is not None and "lang" in info.data:
             refuse_many_languages(corpus, languages.reference, info.data["lang"], "one job for each: -m lang=ml,hi")
@@ -193,8 +192,7 @@ class TrainConfig(Job):
     # On the field, not on the model: a model's validator is silent while any other field is wrong, and all problems are to be reported at once.
     @field_validator("lang")
     @classmethod
-    def _targets_make_sense(cls, lang: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        # `info` is pydantic's ValidationInfo, a protocol that beartype cannot check.
+    def _targets_make_sense(cls, lang: tuple[str, ...], info: FieldsBefore) -> tuple[str, ...]:
         if not lang:
             raise ValueError("no target language given; write for instance lang=ml or lang=[ml,hi]")
         if len(set(lang)) != len(lang):
@@ -248,7 +246,7 @@ class EvalConfig(Processes, Seeded):
 
     @field_validator("text_split")
     @classmethod
-    def _common_sentences(cls, split: str | None, info: Any) -> str | None:
+    def _common_sentences(cls, split: str | None, info: FieldsBefore) -> str | None:
         languages = info.data.get("languages")
         if split is not None and languages is not None:
             others = (*languages.high, *languages.low)

@@ -1,14 +1,14 @@
 """What an analysis measures, and how its intervals are made."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lingact.config.base import ConfigSection
+from lingact.config.base import ConfigSection, FieldsBefore
 from lingact.config.limits import Confidence, Count, Latents, LayerRange, Layers, Real, Resamples, Share, check_resamples, distinct
 
 
-def enough_resamples(confidence: float, info: Any) -> float:
+def enough_resamples(confidence: float, info: FieldsBefore) -> float:
     """Refuse too few resamples for intervals of this confidence."""
     if "resamples" in info.data:
         check_resamples(info.data["resamples"], confidence)

@@ -1,9 +1,10 @@
-"""Read a composed configuration once and report every problem at once, in the user's words.
+"""Validate a composed configuration and report all problems at once, in the user's words.
 
-The first part of a key path is the folder under `conf/` where its options live, if there is one.
+The first part of a key path is the folder under `conf/` with its options, if there is one.
 """
 
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping
+from typing import TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +30,7 @@ _HOW_TO_GIVE = {
 }
 
 
-def _allowed_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+def _allowed_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Field names where `location` points into the schema; empty where it leaves the models."""
     models = [schema]
     for step in location:
@@ -41,7 +42,8 @@ def _allowed_keys(schema: type[BaseModel], location: tuple[Any, ...]) -> list[st
     return list(models[0].model_fields) if models else []
 
 
-def _without_kind(location: tuple[Any, ...]) -> tuple[Any, ...]:
+def _without_kind(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The location without the kind of a union, which users do not write."""
     place = next((place for section, place in _UNIONS.items() if location[: len(section)] == section), len(location))
     return location[:place] + location[place + 1 :]
 
@@ -85,15 +87,14 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
 S = TypeVar("S", bound=ConfigSection)
 
 
-def _without_missing(node: Any) -> Any:
+def _without_missing(section: Mapping[str, object]) -> dict[str, object]:
     """Plain values without those still `???`, so that they count as missing, not as wrong."""
-    if isinstance(node, dict):
-        return {key: _without_missing(value) for key, value in node.items() if value != "???"}
-    return node
+    given = {key: value for key, value in section.items() if value != "???"}
+    return {key: _without_missing(value) if isinstance(value, dict) else value for key, value in given.items()}
 
 
-def validate(schema: type[S], plain: dict[str, Any]) -> S:
-    """The validated configuration from plain values.
+def validate(schema: type[S], plain: Mapping[str, object]) -> S:
+    """A validated configuration, from plain values.
 
     Raises:
         UserError: with one line per problem.
@@ -105,13 +106,14 @@ def validate(schema: type[S], plain: dict[str, Any]) -> S:
 
 
 def validate_config(schema: type[S], composed: DictConfig) -> S:
-    """The validated configuration from a composed one.
+    """A validated configuration, from a composed one.
 
     Raises:
         UserError: with one line per problem.
     """
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+        assert isinstance(plain, dict)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
-    return validate(schema, _without_missing(plain))
+    return validate(schema, _without_missing({str(key): value for key, value in plain.items()}))

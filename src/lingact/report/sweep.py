@@ -62,7 +62,7 @@ def write_tables(folder: Path) -> None:
     for table in found:
         show(table.rows, title=table.title, fixed=table.fixed)
     if paired is not None and len(paired):
-        from lingact.report.analysis import recipes_text
+        from lingact.report.recipes import recipes_text
 
         note(recipes_text(paired, statistics_of(jobs).confidence) + f" All of them: {written['recipes']}")
     elif why_not:
@@ -325,8 +325,8 @@ def _write_page(
 
 
 def _recipe_sections(paired: "pd.DataFrame | None", jobs: Sequence[Job]) -> "list[Section]":
-    from lingact.report.analysis import recipes_text, wide_recipes
     from lingact.report.page import Section
+    from lingact.report.recipes import recipes_text, wide_recipes
 
     if paired is None or paired.empty:
         return []

@@ -1,20 +1,24 @@
 """Hydra."""
 
-from argparse import ArgumentParser
+from typing import TYPE_CHECKING
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn
 
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
 
-def argument_parser() -> ArgumentParser:
-    """Hydra's own parser of the command line, with all of its flags.
+
+def composer() -> "Hydra":
+    """What composes configurations, runs jobs and answers Hydra's flags, after `initialize_config_dir`.
 
     Versions: hydra-core 1.3.2 to 1.3.8.
-    Reason: lingact checks a command before Hydra does, and Hydra exports no parser.
+    Reason: lingact checks a command before Hydra runs it, and Hydra exports this object without its class.
     Upstream: none known.
     """
-    from hydra._internal.utils import get_args_parser
-
-    return get_args_parser()
+    found = GlobalHydra.instance().hydra
+    assert found is not None
+    return found
 
 
 def returned_value(job: JobReturn) -> object:
