@@ -70,7 +70,7 @@ def test_text_that_is_here_is_counted(tmp_path: Path) -> None:
 
 
 def test_statistics_and_saes_are_as_large_as_the_real_ones(corpus: ParallelCorpus, dictionaries: Dictionaries) -> None:
-    stats = FeatureStats.empty({}, corpus, "es", dictionaries, 32)
+    stats = FeatureStats.empty({}, corpus, "es", {layer: sae.width for layer, sae in dictionaries.items()}, 32)
     real = sum(array.nbytes for array in stats.arrays().values())
     shape = Shape(
         architecture="gemma2", layers=3, d_model=32, d_mlp=48, heads=4, kv_heads=2, head_dim=8, vocabulary=259, positions=None, tied=True, beside=0

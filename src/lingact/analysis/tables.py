@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from scipy.stats import binom
 
 from lingact.analysis.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Draws, Stats, Terms, available, pooled, quotient, value
+from lingact.config.choices import check_ranges
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
-from lingact.models.preflight import check_ranges
 from lingact.statistics.bootstrap import Resampling, benjamini_hochberg, effect_size, holm, interval, p_value, simultaneous_band, wider
 
 MAIN = "mean"

@@ -16,7 +16,7 @@ from lingact.config.data import CorpusConfig, FilesCorpus, HubCorpus
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
 from lingact.config.model import ModelConfig, Shape
 from lingact.config.training import LoraAdapter, VeraAdapter
-from lingact.data.corpus import load_corpus
+from lingact.data.sources import load_corpus
 from lingact.errors import UserError
 from lingact.models.shapes import Number, block_work, linear_modules, logit_work, shape_of, weights, width_of
 from lingact.runtime.terminal import note, show

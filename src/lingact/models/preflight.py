@@ -7,14 +7,14 @@ folder. What is found out again later, from what was really loaded, is found out
 import ctypes
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lingact.catalogue.languages import nearest
+from lingact.config.choices import check_ranges
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, Seeded, TrainConfig
-from lingact.config.measures import Statistics
 from lingact.config.model import ModelConfig, SaeConfig, SaeSet
 from lingact.config.training import LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig
 from lingact.errors import UserError
@@ -242,17 +242,6 @@ def cfg_of(spec: SaeSet, sae_id: str) -> dict[str, Any]:
     """The settings of an SAE in a folder; empty where it has none in such a file."""
     path = Path(spec.release).expanduser() / sae_id / "cfg.json"
     return read_json_object(path, "put it back, or take other SAEs") if path.is_file() else {}
-
-
-def check_ranges(layers: Sequence[int], settings: Statistics) -> None:
-    """Refuse a named range without a measured layer.
-
-    Raises:
-        UserError: with the measured ones.
-    """
-    for name, chosen in (("early", settings.early), ("deep", settings.deep)):
-        if chosen != "third" and not set(chosen) & set(layers):
-            raise UserError(f"statistics.{name}: none of the layers {list(chosen)} is measured; measured are {list(layers)}")
 
 
 def check_layers_named(config: TrainConfig | AnalyzeConfig, layers: tuple[int, ...]) -> None:
