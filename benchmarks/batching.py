@@ -8,7 +8,8 @@ from scipy.stats import chi2
 
 from benchmarks.embedded import BATCH_TOKENS, embedded
 from lingact.activations.features import kept_residuals
-from lingact.activations.measure import Measurement, measure
+from lingact.activations.measurement import Measurement
+from lingact.activations.passes import measure
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.runtime.terminal import show

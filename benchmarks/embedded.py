@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from lingact.config.choices import chosen_layers
 from lingact.config.jobs import AnalyzeConfig
 from lingact.config.validation import validate_config
-from lingact.data.corpus import ParallelCorpus, load_corpus
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.sources import load_corpus
 from lingact.models.lm import LanguageModel, load_model
 from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.workflows.setup import HELDOUT, MEASURING

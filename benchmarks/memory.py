@@ -16,7 +16,7 @@ MIB = 2**20
 def measured_peak(batch_tokens: int, sentences: int) -> dict[str, int]:
     """Bytes at the peak of this process, and of the results that have an entry for each sentence, which must grow."""
     from benchmarks.embedded import embedded
-    from lingact.activations.measure import measure
+    from lingact.activations.passes import measure
 
     lm, sae_sets, corpus = embedded(sentences)
     found = measure(lm, sae_sets, corpus.speaking(LANGUAGES), batch_tokens=batch_tokens, identity={})

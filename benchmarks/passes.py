@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.embedded import BATCH_TOKENS, embedded
-from lingact.activations.measure import measure
+from lingact.activations.passes import measure
 from lingact.data.corpus import ParallelCorpus
 from lingact.models.lm import LanguageModel
 from lingact.runtime.terminal import show

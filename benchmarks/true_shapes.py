@@ -20,7 +20,7 @@ from transformers import Gemma2Config
 from lingact.config.base import asset
 from lingact.config.data import FilesCorpus, Splits
 from lingact.config.model import ModelConfig
-from lingact.data.corpus import load_corpus
+from lingact.data.sources import load_corpus
 from lingact.data.tokens import TokenBatch
 from lingact.models.lm import LanguageModel, load_model
 from lingact.runtime.terminal import show

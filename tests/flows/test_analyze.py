@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lingact.activations.measure import load_measurement
+from lingact.activations.measurement import load_measurement
 from lingact.analysis import tables
 from lingact.analysis.measures import MEASURES
 from lingact.cli import main as cli
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
+from lingact.files.states import load_state, save_state
 from lingact.models.lm import LanguageModel
-from lingact.runtime.resumable_passes import load_state, save_state
 from tests.helpers.paths import CONF
 from tests.helpers.processes import Start, killed_at
 

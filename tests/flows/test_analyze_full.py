@@ -15,10 +15,10 @@ import pytest
 import yaml
 from scipy.stats import spearmanr
 
-from lingact.activations.interventions import CausalLosses
-from lingact.activations.measure import load_measurement
+from lingact.activations.edited_losses import CausalLosses
+from lingact.activations.measurement import load_measurement
+from lingact.files.states import load_state, save_state
 from lingact.models.lm import LanguageModel
-from lingact.runtime.resumable_passes import load_state, save_state
 from lingact.workflows import analyze
 from tests.helpers.figures import drawn
 from tests.helpers.processes import Start

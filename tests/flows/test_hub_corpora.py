@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from lingact.config.data import HubCorpus, PairsCorpus, Splits
-from lingact.data.corpus import _listed_documents, load_corpus
+from lingact.data.corpus_hub import _listed_documents
+from lingact.data.sources import load_corpus
 from lingact.errors import UserError
 from tests.helpers import hub
 from tests.helpers.hub_server import HubServer, serving

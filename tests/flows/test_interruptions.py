@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lingact.activations import feature_stats, measure
+from lingact.activations import passes
 from lingact.cli import main as cli
 from lingact.evaluation import harness
 from lingact.training import base_targets, checkpoints
@@ -147,7 +147,7 @@ def test_measuring_goes_on_anywhere_with_the_very_adapter(
     start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    with signalled(signal.SIGTERM, feature_stats.FeatureStats, "count_tokens", 1):
+    with signalled(signal.SIGTERM, passes, "count_tokens", 1):
         assert start("train", folder, *SETTINGS) == 130
     assert last_line(capsys) == f"Interrupted after the training; kept: the adapter, 1 measured batch. To go on: python train.py resume={folder}"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -161,7 +161,7 @@ def test_measuring_goes_on_anywhere_with_the_very_adapter(
     elsewhere = ("device=cpu", "trainer.devices=2", "trainer.workers=1", "trainer.activation_checkpointing=true", f"cache={tmp_path}/cache")
     assert resume(folder, "optim.lr=1") == 2
     assert "optim.lr: " in capsys.readouterr().err
-    with signalled(signal.SIGINT, measure, "_forward", 2):
+    with signalled(signal.SIGINT, passes, "_forward", 2):
         assert resume(folder, *elsewhere) == 130
     assert "kept: the adapter, 3 measured batches." in last_line(capsys)
     assert resume(folder) == 0
@@ -210,11 +210,11 @@ def test_an_analysis_keeps_the_batch_it_is_in(
     number: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = ("languages.high=[]", "languages.low=[ml]", "tracking=none", "sae.layers=[0]", "sae.heldout=null", "batch_tokens=256", "measures=core")
-    with signalled(number, feature_stats.FeatureStats, "count_tokens", 3):
+    with signalled(number, passes, "count_tokens", 3):
         assert start("analyze", tmp_path / "run", *few) == 130
     assert last_line(capsys) == f"Interrupted; kept: 3 measured batches. To go on: python analyze.py resume={tmp_path / 'run'}"
-    calls, real = [], measure._forward
-    monkeypatch.setattr(measure, "_forward", lambda *given: calls.append(1) or real(*given))
+    calls, real = [], passes._forward
+    monkeypatch.setattr(passes, "_forward", lambda *given: calls.append(1) or real(*given))
     if number == signal.SIGUSR1:
         assert cli.main("analyze", CONF, [f"resume={tmp_path / 'run'}"]) == 0
         resumed = len(calls)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lingact.analysis.correlation import read_scores
+from lingact.analysis.score_files import read_scores
 from lingact.config.data import FilesCorpus, Splits
 from lingact.config.tasks import OwnItems, TasksConfig
-from lingact.data.corpus import load_corpus
+from lingact.data.sources import load_corpus
 from lingact.errors import UserError
 from lingact.evaluation.tasks import load_tasks
 

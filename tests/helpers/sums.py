@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from lingact.activations.feature_stats import FeatureStats
-from lingact.activations.measure import Measurement
-from lingact.runtime.resumable_passes import save_state
+from lingact.activations.measurement import Measurement
+from lingact.files.states import save_state
 
 
 def stats_of(activation: Any, tokens: Any, **other: Any) -> FeatureStats:

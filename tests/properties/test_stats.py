@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 
-from lingact.activations.feature_stats import FeatureStats, add_batch
+from lingact.activations.accumulate import add_batch, add_predictions, count_tokens
+from lingact.activations.feature_stats import FeatureStats
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch
 from lingact.models.sae import Dictionaries, Dictionary
@@ -43,7 +44,7 @@ def tokens(draw: st.DrawFn) -> Found:
 
 
 def empty() -> FeatureStats:
-    return FeatureStats.empty({"model": "m"}, CORPUS, "en", dictionaries(), D_MODEL, language_model=True)
+    return FeatureStats.empty({"model": "m"}, CORPUS, "en", {layer: sae.width for layer, sae in dictionaries().items()}, D_MODEL, language_model=True)
 
 
 def one_by_one(found: Found, places: list[int]) -> list[FeatureStats]:
@@ -58,9 +59,9 @@ def add(stats: FeatureStats, found: Found, places: list[int]) -> FeatureStats:
     # Every token is a window; that of its sentence's first token begins the sentence.
     first = torch.tensor([int((sentence == sentence[place]).nonzero()[0, 0]) == place for place in places])
     batch = TokenBatch(chosen[:, None] % 3, alone, alone, sentence[chosen], first)
-    stats.count_tokens(batch, torch.tensor([True, False, False]))
+    count_tokens(stats, batch, torch.tensor([True, False, False]))
     add_batch(stats, dictionaries(), {layer: x[chosen] for layer, x in residuals.items()}, batch)
-    stats.add_predictions(losses[chosen], losses[chosen] * 2, sentence[chosen])
+    add_predictions(stats, losses[chosen], losses[chosen] * 2, sentence[chosen])
     return stats
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.activations.measurement import ADAPTER, BASE, NORM_MATCHED, Measurement
 from lingact.analysis import changes
 from lingact.analysis.changes import Variants
 from lingact.config.data import LanguagesConfig

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lingact.activations.feature_stats import FeatureStats
-from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.activations.measurement import ADAPTER, BASE, NORM_MATCHED, Measurement
 from lingact.analysis.changes import Variants, change
 from lingact.analysis.contrasts import Numbers, Trained, pair_table, recipe_table
 from lingact.config.data import LanguagesConfig

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lingact.activations.random_saes import cut_for, is_random, pooled_sample, random_dictionaries, random_sae_set
+from lingact.activations.measurement import is_random, random_sae_set
+from lingact.activations.random_saes import cut_for, pooled_sample, random_dictionaries
 from lingact.data.corpus import ParallelCorpus
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries, Dictionary

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from lingact.config.data import FilesCorpus, Splits
-from lingact.data.corpus import ParallelCorpus, load_corpus, load_training_text, plain
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.sources import load_corpus, load_training_text
+from lingact.data.text import plain
 from lingact.errors import UserError
 
 SHARES = Splits(train=0.5, dev=0.2, heldout=0.3)

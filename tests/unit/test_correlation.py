@@ -16,12 +16,10 @@ from lingact.analysis.correlation import (
     held_constant,
     log_resource,
     permutation_p,
-    read_scores,
     refuse_few_languages,
-    side_by_side,
-    side_by_side_correlations,
-    side_by_side_text,
 )
+from lingact.analysis.score_files import read_scores
+from lingact.analysis.side_by_side import side_by_side, side_by_side_correlations, side_by_side_text
 from lingact.catalogue.languages import LANGUAGES
 from lingact.errors import UserError
 

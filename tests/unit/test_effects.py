@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
-from lingact.activations.interventions import Arm, CausalLosses, SplicedLosses
+from lingact.activations.edited_losses import Arm, CausalLosses, SplicedLosses
 from lingact.analysis.effects import causal_table, causal_text, is_monotone, of_variant, selectivity_table, spliced_table
 from lingact.config.data import LanguagesConfig
 from lingact.report.confounds import spliced_change_text, wide_spliced

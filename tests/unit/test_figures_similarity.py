@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from lingact.analysis.correlation import side_by_side_correlations
+from lingact.analysis.side_by_side import side_by_side_correlations
 from lingact.config.data import LanguagesConfig
 from lingact.figures.correlation import score_scatter, side_by_side_figure
 from lingact.figures.similarity import similarity_curves

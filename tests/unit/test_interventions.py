@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lingact.activations.edited_losses import Arm, CausalLosses, SplicedLosses
 from lingact.activations.interventions import (
-    Arm,
-    CausalLosses,
     Intervention,
-    SplicedLosses,
     causal_losses,
     edited,
     matched_random,

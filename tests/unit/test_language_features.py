@@ -1,6 +1,5 @@
 """Language features against hand-worked measures, planted latents, and worlds in which there are none."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +23,6 @@ from lingact.analysis.language_features import (
 from lingact.config.data import LanguagesConfig
 from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
-from lingact.models.sae import Dictionary
 from tests.helpers.tiers import tiers
 
 CODES, LAYERS, WIDTH, SENTENCES, LENGTH = ("en", "es", "hi", "ml"), (2, 5), 120, 160, 12
@@ -34,12 +32,13 @@ SEED = 20261122
 
 
 @pytest.fixture
-def silent(make_sae: Callable[..., Any]) -> dict[str, FeatureStats]:
+def silent() -> dict[str, FeatureStats]:
     """Four languages over the same sentences, no latent of which has fired yet."""
     ids = tuple(f"s{place}" for place in range(SENTENCES))
     corpus = ParallelCorpus("silent", ids, dict.fromkeys(CODES, ("x",) * SENTENCES))
-    dictionaries = {layer: Dictionary(make_sae(layer, width=WIDTH), layer) for layer in LAYERS}
-    return {code: replace(FeatureStats.empty({}, corpus, code, dictionaries, 32), tokens=np.full(SENTENCES, LENGTH)) for code in CODES}
+    return {
+        code: replace(FeatureStats.empty({}, corpus, code, dict.fromkeys(LAYERS, WIDTH), 32), tokens=np.full(SENTENCES, LENGTH)) for code in CODES
+    }
 
 
 def simulated(silent: dict[str, FeatureStats], rates: dict[str, np.ndarray], random: np.random.Generator) -> dict[str, FeatureStats]:

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lingact.activations.measure import Lost, Measurement, Wanted, load_measurement, lost_sentence, measure
+from lingact.activations.measurement import Lost, Measurement, load_measurement
+from lingact.activations.passes import Wanted, lost_sentence, measure
 from lingact.activations.random_saes import pooled_sample, random_dictionaries
 from lingact.analysis.changes import Variants, change
 from lingact.analysis.measures import Ratio

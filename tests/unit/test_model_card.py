@@ -10,7 +10,8 @@ from lingact.config.jobs import TrainConfig
 from lingact.config.validation import validate
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
-from lingact.report.model_card import model_card, read_benchmark_results, read_tables
+from lingact.files.run_tables import read_tables
+from lingact.report.model_card import model_card, read_benchmark_results
 
 from .test_report import TRAIN
 

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from lingact.errors import UserError
+from lingact.files.states import load_state, save_state
 from lingact.runtime import resumable_passes
-from lingact.runtime.resumable_passes import load_state, restore, resumable, save_state, token_bar
+from lingact.runtime.resumable_passes import restore, resumable, token_bar
 from tests.helpers.folders import plant, snapshot, untouched
 
 HEADER = {"model": "m"}

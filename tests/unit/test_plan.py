@@ -77,7 +77,7 @@ def test_text_that_is_here_is_counted(tmp_path: Path) -> None:
 
 
 def test_statistics_and_saes_are_as_large_as_the_real_ones(corpus: ParallelCorpus, dictionaries: Dictionaries) -> None:
-    stats = FeatureStats.empty({}, corpus, "es", dictionaries, 32)
+    stats = FeatureStats.empty({}, corpus, "es", {layer: sae.width for layer, sae in dictionaries.items()}, 32)
     real = sum(array.nbytes for array in stats.arrays().values())
     model = ModelSizes("gemma2", 0, 3, 32, 259, 4, 48, ((32, 32),), 0, 0, 0)
     inputs = Inputs(config_of("analyze"), model, "", Text(12, 9, ""), (SaeSetSizes("measuring", 48, ""),), 3)

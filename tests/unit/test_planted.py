@@ -12,7 +12,8 @@ import torch
 from scipy.stats import binom
 
 from lingact.activations.feature_stats import FeatureStats
-from lingact.activations.measure import BASE, measure
+from lingact.activations.measurement import BASE
+from lingact.activations.passes import measure
 from lingact.analysis.measures import Pooling, Ratio, pooled
 from lingact.analysis.tables import disparities, layer_table, shuffled_table
 from lingact.config.data import LanguagesConfig

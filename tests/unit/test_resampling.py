@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lingact.activations.edited_losses import Arm, CausalLosses, SplicedLosses
 from lingact.activations.feature_stats import FeatureStats
-from lingact.activations.interventions import Arm, CausalLosses, SplicedLosses
-from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, Wanted, load_measurement, measure
+from lingact.activations.measurement import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
+from lingact.activations.passes import Wanted, measure
 from lingact.analysis.changes import Variants, bits_table, change_frames
 from lingact.analysis.effects import causal_table, selectivity_table, spliced_table
 from lingact.analysis.language_features import find_features, rate_table

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lingact.analysis.correlation import read_scores
+from lingact.analysis.score_files import read_scores
 from lingact.evaluation.scores import accuracy_rows, difference_rows, score_table, summary
 
 Values = dict[tuple[str, str, str], float]

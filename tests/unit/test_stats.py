@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lingact.activations.feature_stats import FeatureStats, ReferenceStatistics
-from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Wanted, load_measurement, measure, reference_statistics
+from lingact.activations.accumulate import ReferenceStatistics, add_layer, add_predictions, count_tokens
+from lingact.activations.feature_stats import FeatureStats
+from lingact.activations.measurement import ADAPTER, BASE, NORM_MATCHED, load_measurement
+from lingact.activations.passes import Wanted, measure, reference_statistics
 from lingact.config.training import LoraAdapter
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch, Tokens
@@ -23,16 +25,14 @@ PEFT = LoraAdapter(
 
 
 def small(dictionaries: Dictionaries, corpus: ParallelCorpus, *, language_model: bool = True, **header: str) -> FeatureStats:
-    return FeatureStats.empty({"model": "m"} | header, corpus, "en", dictionaries, 32, language_model=language_model)
+    return FeatureStats.empty(
+        {"model": "m"} | header, corpus, "en", {layer: sae.width for layer, sae in dictionaries.items()}, 32, language_model=language_model
+    )
 
 
 def test_one_layer_by_hand() -> None:
     corpus = ParallelCorpus("two", ("a", "b"), {"en": ("é", "xyz")})
-    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
-
-    stats = FeatureStats.empty(
-        {}, corpus, "en", {4: Dictionary(JumpReLUSAE(JumpReLUSAEConfig(d_in=2, d_sae=3)), 4)}, 2, language_model=True, top_k_size=1
-    )
+    stats = FeatureStats.empty({}, corpus, "en", {4: 3}, 2, language_model=True, top_k_size=1)
     assert stats.bytes.tolist() == [2, 3]
     # Two tokens of sentence 1, one of sentence 0.
     x = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
@@ -43,9 +43,9 @@ def test_one_layer_by_hand() -> None:
     assert batch.kept_sentence.tolist() == [1, 1, 0]
     assert batch.kept_row.tolist() == [0, 0, 1]
     stats.halves = np.array([0, 1])
-    stats.count_tokens(batch, torch.arange(8) == 5)
-    stats.add_layer(4, x, features, x - torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0]]), batch)
-    stats.add_predictions(torch.tensor([0.5, 1.5]), torch.tensor([0.1, 0.2]), torch.tensor([1, 1]))
+    count_tokens(stats, batch, torch.arange(8) == 5)
+    add_layer(stats, 4, x, features, x - torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0]]), batch)
+    add_predictions(stats, torch.tensor([0.5, 1.5]), torch.tensor([0.1, 0.2]), torch.tensor([1, 1]))
     assert stats.tokens.tolist() == [1, 2]
     assert stats.windows.tolist() == [1, 1]
     assert stats.activation.tolist() == [[0, 3.5]]

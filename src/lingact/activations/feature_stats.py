@@ -7,16 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int
 
-from lingact.activations.features import rescaled_to, token_activation
-from lingact.data.corpus import ParallelCorpus, word_count
-from lingact.data.tokens import TokenBatch
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.text import word_count
 from lingact.errors import UserError
-from lingact.models.sae import Dictionaries
-from lingact.runtime.resumable_passes import refuse_mismatched
+from lingact.files.states import refuse_mismatched
 from lingact.statistics.bootstrap import Resampling
 
 DISCOVERY, CONFIRMATION = 0, 1
@@ -29,16 +25,6 @@ _PER_LATENT = ("firing", "profile", "fired")
 def settled(sums: np.ndarray) -> np.ndarray:
     """Infinite sums as nan: no table tells them apart, and arithmetic with infinities warns."""
     return np.where(np.isfinite(sums), sums, np.nan)
-
-
-@dataclass(frozen=True)
-class ReferenceStatistics:
-    """What must be known of the reference language before others are measured by it; all from its discovery half."""
-
-    norm: dict[int, float]
-    """Layer -> mean residual norm."""
-    active: dict[str, dict[int, Bool[Tensor, " d_sae"]]]
-    """Meter -> layer -> latents that fire on at least 1 % of the kept tokens."""
 
 
 @dataclass
@@ -103,15 +89,22 @@ class FeatureStats:
         header: dict[str, str],
         corpus: ParallelCorpus,
         code: str,
-        dictionaries: Dictionaries,
+        widths: dict[int, int],
         d_model: int,
         *,
         language_model: bool = False,
         reference_statistics: bool = False,
         top_k_size: int = 10,
     ) -> "FeatureStats":
-        """Zeros for every sentence of the corpus."""
-        layers, count = tuple(dictionaries), len(corpus.ids)
+        """Zeros for every sentence of the corpus.
+
+        Args:
+            code: the language of the corpus that is measured.
+            widths: layer -> number of latents of its SAE.
+            language_model: make room for next-token cross-entropies and divergences.
+            reference_statistics: make room for the measures by the reference language.
+        """
+        layers, count = tuple(widths), len(corpus.ids)
 
         def sums() -> np.ndarray:
             return np.zeros((len(layers), count))
@@ -135,9 +128,9 @@ class FeatureStats:
             square=sums(),
             error=sums(),
             residual=np.zeros((len(layers), d_model)),
-            firing=[np.zeros((2, d.width), np.int64) for d in dictionaries.values()],
-            profile=[np.zeros((2, d.width)) for d in dictionaries.values()],
-            fired=[np.zeros((2, d.width), np.int64) for d in dictionaries.values()],
+            firing=[np.zeros((2, width), np.int64) for width in widths.values()],
+            profile=[np.zeros((2, width)) for width in widths.values()],
+            fired=[np.zeros((2, width), np.int64) for width in widths.values()],
             reference_active=sums() if reference_statistics else None,
             norm_matched=sums() if reference_statistics else None,
             nll=np.zeros(count) if language_model else None,
@@ -150,82 +143,6 @@ class FeatureStats:
     def resampling(self, block: int | None) -> Resampling:
         """What intervals draw: documents, or else blocks of so many neighbouring sentences, or else sentences."""
         return Resampling.of(len(self.sentence_ids), self.documents, self.rows, block)
-
-    def count_tokens(self, batch: TokenBatch, partial: Bool[Tensor, " vocabulary"]) -> None:
-        """Count the windows and kept tokens of a batch; `partial` marks the vocabulary's parts of characters."""
-        kept = batch.kept_sentence.cpu().numpy()
-        np.add.at(self.windows, batch.sentence.cpu().numpy(), 1)
-        np.add.at(self.tokens, kept, 1)
-        np.add.at(self.partial, kept, partial[batch.ids[batch.keep]].numpy())
-
-    def add_layer(
-        self,
-        layer: int,
-        x: Float[Tensor, "token d_model"],
-        features: Float[Tensor, "token d_sae"],
-        reconstruction: Float[Tensor, "token d_model"],
-        batch: TokenBatch,
-    ) -> None:
-        """Add one layer's kept tokens of a batch."""
-        row, place = self.layers.index(layer), batch.kept_sentence.cpu().numpy()
-        active = features > 0
-
-        self._add(self.activation, row, place, token_activation(features))
-        self._add(self.l0, row, place, active.sum(dim=-1))
-        self._add(self.l2, row, place, features.norm(dim=-1))
-        self._add(self.top_k, row, place, features.topk(min(self.top_k_size, features.shape[-1]), dim=-1, sorted=False).values.sum(dim=-1))
-        exact = x.double()
-        self._add(self.norm, row, place, exact.norm(dim=-1))
-        self._add(self.square, row, place, exact.square().sum(dim=-1))
-        self._add(self.error, row, place, (exact - reconstruction.double()).square().sum(dim=-1))
-        self.residual[row] += settled(exact.sum(dim=0).cpu().numpy())
-        self._add_latents(row, features, active, batch)
-
-    def _add_latents(self, row: int, features: Float[Tensor, "token d_sae"], active: Bool[Tensor, "token d_sae"], batch: TokenBatch) -> None:
-        """Add to the sums per latent, each sentence to its half."""
-        token, latent = active.nonzero(as_tuple=True)
-        width = features.shape[-1]
-        row_half = torch.from_numpy(self.halves)[batch.sentence.cpu()].to(latent.device)
-        kept_row = batch.kept_row.to(latent.device)
-        bins = row_half[kept_row][token] * width + latent
-        self.firing[row] += torch.bincount(bins, minlength=2 * width).view(2, width).cpu().numpy()
-        values = torch.bincount(bins, weights=features[token, latent].double(), minlength=2 * width)
-        self.profile[row] += settled(values.view(2, width).cpu().numpy())
-        first = batch.first.to(latent.device)
-        seen = torch.zeros(len(first) * width, dtype=torch.bool, device=latent.device)
-        seen[kept_row[token] * width + latent] = True
-        by_window = seen.view(-1, width) & first[:, None]
-        for half in (DISCOVERY, CONFIRMATION):
-            self.fired[row][half] += by_window[row_half == half].sum(dim=0).cpu().numpy()
-
-    def add_by_reference(
-        self,
-        layer: int,
-        features: Float[Tensor, "token d_sae"],
-        matched: Float[Tensor, "token d_sae"],
-        active: Bool[Tensor, " d_sae"],
-        batch: TokenBatch,
-    ) -> None:
-        """Add the activation over the reference's latents, and that of residuals rescaled to the reference's norm."""
-        assert self.reference_active is not None
-        assert self.norm_matched is not None
-        row, place = self.layers.index(layer), batch.kept_sentence.cpu().numpy()
-        self._add(self.reference_active, row, place, token_activation(features[:, active]))
-        self._add(self.norm_matched, row, place, token_activation(matched))
-
-    @staticmethod
-    def _add(target: np.ndarray, row: int, place: np.ndarray, values: Tensor) -> None:
-        np.add.at(target[row], place, settled(values.double().cpu().numpy()).astype(target.dtype))
-
-    def add_predictions(self, nll: Float[Tensor, " predicted"], kl: Float[Tensor, " predicted"], sentence: Int[Tensor, " predicted"]) -> None:
-        """Add the language-model losses of a batch."""
-        assert self.nll is not None
-        assert self.kl is not None
-        assert self.predicted is not None
-        place = sentence.cpu().numpy()
-        np.add.at(self.nll, place, settled(nll.double().cpu().numpy()))
-        np.add.at(self.kl, place, settled(kl.double().cpu().numpy()))
-        np.add.at(self.predicted, place, 1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The sums by name, not copied; those per latent as `<name>.<layer>`."""
@@ -270,24 +187,6 @@ class FeatureStats:
         return cls(header=header, layers=layers, top_k_size=top_k_size, **sentences, **plain, **per_layer)
 
 
-def add_batch(
-    stats: FeatureStats,
-    dictionaries: Dictionaries,
-    residuals: dict[int, Float[Tensor, "token d_model"]],
-    batch: TokenBatch,
-    reference_statistics: ReferenceStatistics | None = None,
-) -> None:
-    """Encode, decode and add the kept residuals of a batch, all layers."""
-    with torch.no_grad():
-        for layer, dictionary in dictionaries.items():
-            x = residuals[layer]
-            features = dictionary.encode(x)
-            stats.add_layer(layer, x, features, dictionary.decode(features), batch)
-            if reference_statistics is not None:
-                matched = dictionary.encode(rescaled_to(x, reference_statistics.norm[layer]))
-                stats.add_by_reference(layer, features, matched, reference_statistics.active[stats.header["sae_set"]][layer].to(x.device), batch)
-
-
 @dataclass
 class SentenceVectors:
     """Sums of the residuals of some sentences of one language, for similarity between languages; at most so many that memory stays bounded."""
@@ -308,20 +207,6 @@ class SentenceVectors:
         places = corpus.sample(at_most)
         ids = tuple(corpus.ids[place] for place in places)
         return cls(header, ids, places, layers, np.zeros((len(layers), len(places), d_model)), np.zeros(len(places), np.int64))
-
-    def add(self, residuals: dict[int, Float[Tensor, "token d_model"]], batch: TokenBatch) -> None:
-        """Add the kept residuals of a batch."""
-        sentence = batch.kept_sentence.cpu().numpy()
-        slot = np.searchsorted(self.places, sentence).clip(max=len(self.places) - 1)
-        chosen = self.places[slot] == sentence
-        np.add.at(self.tokens, slot[chosen], 1)
-        where = torch.from_numpy(np.flatnonzero(chosen))
-        index = torch.from_numpy(slot[chosen])
-        for row, layer in enumerate(self.layers):
-            x = residuals[layer].cpu()[where].double()
-            x = torch.where(x.isfinite(), x, torch.nan)
-            # index_add over the batch's tokens keeps the order of summation fixed.
-            torch.from_numpy(self.total[row]).index_add_(0, index, x)
 
     def means(self) -> Float[np.ndarray, "layer chosen d_model"]:
         """Mean residual of each sentence."""

@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lingact.activations.edited_losses import Arm, CausalLosses, SplicedLosses
 from lingact.activations.features import next_token_nll
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch
 from lingact.errors import UserError
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries, Dictionary
-from lingact.runtime.resumable_passes import load_state, resumable, token_bar
+from lingact.runtime.resumable_passes import resumable, token_bar
 
 BlockEdit = Callable[[Float[Tensor, "batch seq d_model"]], Float[Tensor, "batch seq d_model"]]
 """The output of a block -> what takes its place."""
@@ -157,62 +158,6 @@ def _summed(
     return state
 
 
-def _finished(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Header and arrays that `_summed` saved when it was through."""
-    header, arrays, (done, steps) = load_state(path)
-    if done < steps:
-        raise UserError(f"'{path}' holds {done} of {steps} steps; let the run that wrote it finish, with resume=<its folder>")
-    return header, arrays
-
-
-@contextmanager
-def _of_this_kind(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"'{path}' holds something else ({type(error).__name__}: {error}); delete it and let the run make it again") from None
-
-
-# --- spliced cross-entropy -----------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SplicedLosses:
-    """Sums of next-token cross-entropies in nats, with the residual of one layer at a time replaced on the kept tokens."""
-
-    layers: tuple[int, ...]
-    predicted: dict[str, Int[np.ndarray, " sentence"]]
-    """Language -> predicted tokens."""
-    base: dict[str, Float[np.ndarray, " sentence"]]
-    """Language -> the model as it is."""
-    zero: dict[str, Float[np.ndarray, "layer sentence"]]
-    """Language -> zeros in place of the residual."""
-    spliced: dict[str, dict[str, Float[np.ndarray, "layer sentence"]]]
-    """Meter -> language -> the SAE's reconstruction in place of the residual."""
-
-    @classmethod
-    def load(cls, path: Path) -> "SplicedLosses":
-        """What `spliced_losses` saved.
-
-        Raises:
-            UserError: the file is not there, damaged, of something else or not finished.
-        """
-        header, arrays = _finished(path)
-        with _of_this_kind(path):
-            return cls._from_arrays(tuple(json.loads(header["layers"])), json.loads(header["sae_sets"]), header["order"].split(), arrays)
-
-    @classmethod
-    def _from_arrays(cls, layers: tuple[int, ...], sae_sets: Sequence[str], codes: Sequence[str], arrays: dict[str, np.ndarray]) -> "SplicedLosses":
-        blocks = {code: arrays[f"nll.{code}"][1:].reshape(1 + len(sae_sets), len(layers), -1) for code in codes}
-        return cls(
-            layers=layers,
-            predicted={code: arrays[f"predicted.{code}"] for code in codes},
-            base={code: arrays[f"nll.{code}"][0] for code in codes},
-            zero={code: block[0] for code, block in blocks.items()},
-            spliced={sae_set: {code: block[row] for code, block in blocks.items()} for row, sae_set in enumerate(sae_sets, start=1)},
-        )
-
-
 def spliced_losses(
     lm: LanguageModel, sae_sets: dict[str, Dictionaries], corpus: ParallelCorpus, *, batch_tokens: int, header: dict[str, str], path: Path | None
 ) -> SplicedLosses:
@@ -234,30 +179,7 @@ def spliced_losses(
     conditions += [{layer: reconstructed(dictionaries[layer])} for dictionaries in sae_sets.values() for layer in layers]
     header = header | {"layers": json.dumps(layers), "sae_sets": json.dumps(list(sae_sets))}
     arrays = _summed(lm, corpus, conditions, batch_tokens=batch_tokens, header=header, path=path, title="splicing")
-    return SplicedLosses._from_arrays(layers, list(sae_sets), list(corpus.texts), arrays)
-
-
-# --- causal checks -------------------------------------------------------------------------------------------------------------------------------
-
-Kind = Literal["specific", "random", "diffmean"]
-"""The language's own latents, random latents that fire as often, or its DiffMean direction."""
-Mode = Literal["scale", "steer"]
-NEUTRAL: dict[Mode, float] = {"scale": 1.0, "steer": 0.0}
-"""The dose that changes nothing."""
-NAMED = "named"
-ABLATION = 0.0
-"""The dose of `scale` that takes away."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What an intervention is called. Interventions of the same name are repeats, such as several draws of random latents."""
-
-    owner: str
-    """Language that the latents or directions belong to, or `NAMED` for latents that the user has named."""
-    kind: Kind
-    mode: Mode
-    dose: float
+    return SplicedLosses.from_arrays(layers, list(sae_sets), list(corpus.texts), arrays)
 
 
 @dataclass(frozen=True)
@@ -299,36 +221,6 @@ class Intervention:
         return {layer: shifted(dose * self.norms[layer] * v) for layer, v in (sums | directions).items()}
 
 
-@dataclass(frozen=True)
-class CausalLosses:
-    """Sums of next-token cross-entropies in nats under every intervention."""
-
-    arms: tuple[Arm, ...]
-    predicted: dict[str, Int[np.ndarray, " sentence"]]
-    """Language -> predicted tokens."""
-    base: dict[str, Float[np.ndarray, " sentence"]]
-    """Language -> the model as it is."""
-    nll: dict[str, Float[np.ndarray, "arm sentence"]]
-    """Language -> under each intervention."""
-
-    @classmethod
-    def load(cls, path: Path) -> "CausalLosses":
-        """What `causal_losses` saved.
-
-        Raises:
-            UserError: the file is not there, damaged, of something else or not finished.
-        """
-        header, arrays = _finished(path)
-        with _of_this_kind(path):
-            return cls._from_arrays(tuple(Arm(*arm) for arm in json.loads(header["arms"])), header["order"].split(), arrays)
-
-    @classmethod
-    def _from_arrays(cls, arms: tuple[Arm, ...], codes: Sequence[str], arrays: dict[str, np.ndarray]) -> "CausalLosses":
-        sums = {code: arrays[f"nll.{code}"] for code in codes}
-        predicted = {code: arrays[f"predicted.{code}"] for code in codes}
-        return cls(arms, predicted, {code: s[0] for code, s in sums.items()}, {code: s[1:] for code, s in sums.items()})
-
-
 def causal_losses(
     lm: LanguageModel,
     dictionaries: Dictionaries,
@@ -358,7 +250,7 @@ def causal_losses(
     contents = hashlib.sha256("".join(i.sha256 for i in interventions).encode()).hexdigest()
     header = header | {"arms": json.dumps([astuple(arm) for arm in arms]), "interventions": contents}
     arrays = _summed(lm, corpus, conditions, batch_tokens=batch_tokens, header=header, path=path, title="intervening")
-    return CausalLosses._from_arrays(arms, list(corpus.texts), arrays)
+    return CausalLosses.from_arrays(arms, list(corpus.texts), arrays)
 
 
 NEIGHBOURS = 20

@@ -4,7 +4,6 @@ Arxiv 2602.14111 finds that SAEs with random directions come close to trained on
 something about what was learned only where it differs from that of random ones that fire as often.
 """
 
-import re
 from bisect import bisect_left
 
 import numpy as np
@@ -22,16 +21,6 @@ SAMPLE_TOKENS = 8192
 """Tokens of all languages together on which random SAEs are made to fire as often as the trained ones."""
 _TOKENS, _LATENTS = 1024, 512
 """Sizes of chunks, which bound the memory that wide SAEs take."""
-
-
-def random_sae_set(draw: int) -> str:
-    """The set of SAEs of one draw of random directions, from 1, as statistics call it."""
-    return f"random{draw}"
-
-
-def is_random(sae_set: str) -> bool:
-    """Whether a set of SAEs has random directions. `random` is the only draw of a run from before there were several."""
-    return re.fullmatch(r"random\d*", sae_set) is not None
 
 
 @torch.no_grad()

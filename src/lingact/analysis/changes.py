@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement
+from lingact.activations.measurement import ADAPTER, BASE, NORM_MATCHED, Measurement
 from lingact.analysis.measures import Draws, Stats, quotient, value
 from lingact.analysis.tables import named_ranges
 from lingact.config.data import LanguagesConfig

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lingact.activations.measure import ADAPTER, Measurement, load_measurement, refuse_blocks_without_places
-from lingact.activations.random_saes import is_random
+from lingact.activations.measurement import ADAPTER, Measurement, is_random, load_measurement, refuse_blocks_without_places
 from lingact.analysis.changes import Variants, change, retention
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics

@@ -6,10 +6,8 @@ scripts, their words and their web text, so every correlation comes with its ran
 
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +17,8 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from lingact.catalogue.benchmarks import ALL
-from lingact.catalogue.languages import LANGUAGES, language, nearest
+from lingact.catalogue.languages import LANGUAGES, language
 from lingact.errors import UserError
-from lingact.files.folders import is_there
-from lingact.files.tables import Table, as_name, read_delimited
 from lingact.statistics.bootstrap import benjamini_hochberg, holm
 
 FEWEST_LANGUAGES = 4
@@ -38,14 +34,6 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     "both": ("tokens_per_sentence", "log_resource"),
 }
 """Name -> covariates that are held constant."""
-SIMILARITIES = ("cka", "retrieval", "cosine")
-SCORE = "score_"
-"""Begins the name of a benchmark's column in the side-by-side table."""
-
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_NAMED = 5
-"""So many lines are named in a message."""
-_MOST_ITEMS = 10**12
 _CHUNK = 1 << 15
 _TIE = 1e-9
 """Correlations this close are equal: an order that repeats the observed one must count in spite of rounding."""
@@ -53,32 +41,6 @@ _TIE = 1e-9
 Values = Float[np.ndarray, "place language"]
 Scores = Float[np.ndarray, " language"]
 Basis = Float[np.ndarray, "language held"]
-
-
-# --- scores ----------------------------------------------------------------------------------------------------------------------------------------
-
-
-def read_scores(paths: Sequence[Path]) -> pd.DataFrame:
-    """Benchmark scores per language from evaluation runs and score files.
-
-    Args:
-        paths: folders of evaluation runs (the base model's accuracies over all kinds of items are taken), or CSV (or TSV) files with the columns
-            language, benchmark (or task), score and, if known, n.
-
-    Returns:
-        One row per benchmark and language: benchmark, language, score, n (items, missing where not given), source.
-
-    Raises:
-        UserError: a path that is neither; columns, codes or numbers that cannot be used; a language twice for one benchmark.
-    """
-    if not paths:
-        raise UserError("no scores given; name folders of evaluation runs or CSV files with the columns language, benchmark and score")
-    found = pd.concat([_run_scores(path) if path.is_dir() else _file_scores(path) for path in paths], ignore_index=True)
-    for (benchmark, code), rows in found.groupby(["benchmark", "language"], sort=False):
-        if len(rows) > 1:
-            sources = ", ".join(dict.fromkeys(rows["source"]))
-            raise UserError(f"'{code}' has {len(rows)} scores for '{benchmark}' (in {sources}); leave one, or rename the benchmark")
-    return found
 
 
 def refuse_few_languages(scores: pd.DataFrame, analysed: Sequence[str]) -> None:
@@ -94,83 +56,6 @@ def refuse_few_languages(scores: pd.DataFrame, analysed: Sequence[str]) -> None:
                 f"'{benchmark}' has scores for {len(analysed) - len(missing)} of the analysed languages, and a correlation needs {FEWEST_LANGUAGES} "
                 f"besides the reference; missing: {', '.join(missing) or 'none, too few are analysed'}"
             )
-
-
-def _run_scores(folder: Path) -> pd.DataFrame:
-    path = folder / "tables" / "accuracy.csv"
-    if not path.is_file():
-        raise UserError(f"no evaluation in {folder}: it has no tables/accuracy.csv; give the folder of a finished run of eval.py, or a CSV file")
-    table = _read_csv(path)
-    _require_columns(table, ("model", "task", "language", "kind", "metric", "n", "estimate"), path)
-    wanted = {"model": "base", "metric": "acc", "kind": "all"}
-    rows = [(place, row) for place, row in zip(table.places, table.rows, strict=True) if all(row[name] == value for name, value in wanted.items())]
-    if not rows:
-        raise UserError(f"{path} holds no accuracies of the base model over all kinds of items; give the folder of a finished run of eval.py")
-    return _scores(rows, path, benchmark="task", score="estimate")
-
-
-def _file_scores(path: Path) -> pd.DataFrame:
-    if not is_there(path):
-        raise UserError(f"no scores at {path}: there is no such file or folder")
-    table = _read_csv(path)
-    benchmark = "task" if "benchmark" not in table.columns and "task" in table.columns else "benchmark"
-    _require_columns(table, ("language", benchmark, "score"), path)
-    if not table.rows:
-        raise UserError(f"{path} has columns but no rows; give a row per language and benchmark")
-    return _scores(list(zip(table.places, table.rows, strict=True)), path, benchmark=benchmark, score="score")
-
-
-def _read_csv(path: Path) -> Table:
-    """A table whose cells are texts: "nan" must be refused with its place, and a code such as "no" stays one."""
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        raise UserError(f"{path} ends in '{path.suffix}'; scores are read from .csv and .tsv, and from folders of finished runs of eval.py")
-    table = read_delimited(path, strip=True)
-    if not table.columns:
-        raise UserError(f"{path} is empty; it needs the columns language, benchmark and score")
-    return table
-
-
-def _require_columns(table: Table, needed: Sequence[str], path: Path) -> None:
-    came = list(table.columns)
-    for name in needed:
-        if name not in came:
-            free = [column for column in came if column not in needed]
-            hint = nearest(name, free)
-            raise UserError(f"{path} has no column '{name}'{hint} (needed: {', '.join(needed)}; there: {', '.join(came)})")
-
-
-def _scores(rows: Sequence[tuple[str, Mapping[str, str]]], path: Path, *, benchmark: str, score: str) -> pd.DataFrame:
-    """The named columns with their types, every cell checked; all problems at once."""
-    problems, found = [], []
-    for place, row in rows:
-        try:
-            language(row["language"])
-            if not row[benchmark]:
-                raise UserError("the benchmark has no name; give one")
-            found.append((as_name(row[benchmark]), row["language"], _number(row[score], score), _count(row.get("n", ""))))
-        except UserError as error:
-            problems.append(f"{path}, {place}: {error}")
-    if problems:
-        raise UserError("\n".join(problems[:_NAMED] + ([f"{path}: and {len(problems) - _NAMED} more such lines"] if len(problems) > _NAMED else [])))
-    benchmarks, codes, scores, n = (list(column) for column in zip(*found, strict=True))
-    return pd.DataFrame({"benchmark": benchmarks, "language": codes, "score": scores, "n": pd.array(n, "Int64"), "source": str(path)})
-
-
-def _number(text: str, column: str) -> float:
-    # Not everything that Python takes for a number: 1_0 is none.
-    value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{column} '{text}' is not a finite number; mend it, or leave the row out")
-    return value
-
-
-def _count(text: str) -> int | None:
-    if text == "":
-        return None
-    value = _number(text, "n")
-    if not 1 <= value <= _MOST_ITEMS or value != int(value):
-        raise UserError(f"n '{text}' is not a number of items; give a whole number from 1 to {_MOST_ITEMS:.0e}, or leave the cell empty")
-    return int(value)
 
 
 # --- resource level ------------------------------------------------------------------------------------------------------------------------------
@@ -327,7 +212,7 @@ _COLUMNS = ["benchmark", "place", "method", "control", "n", "estimate", "lo", "h
 _COLUMNS += ["loo_lo", "loo_hi", "branch_lo", "branch_hi", "reason"]
 
 
-def _correlate(
+def correlate(
     values: pd.DataFrame, scores: pd.DataFrame, covariates: pd.DataFrame, controls: dict[str, tuple[str, ...]], *, seed: int, confidence: float
 ) -> pd.DataFrame:
     """Every place (row of `values`) with every benchmark, over the languages (columns) that both have."""
@@ -369,86 +254,4 @@ def correlation_table(gaps: pd.DataFrame, scores: pd.DataFrame, covariates: pd.D
         loo_lo to loo_hi (range when one language is left out), branch_lo to branch_hi (one branch), and reason (why the estimate is missing).
     """
     values = gaps[gaps["name"].isin(LANGUAGES)].pivot_table(index="layer", columns="name", values="gap", sort=False)
-    return _correlate(values, scores, covariates, CONTROLS, seed=seed, confidence=confidence)
-
-
-# --- side by side ----------------------------------------------------------------------------------------------------------------------------------
-
-
-def side_by_side(similarity: pd.DataFrame, gaps: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per language: similarity to the reference and gap, both means over layers, and the score of each benchmark.
-
-    Args:
-        similarity: of `similarity.similarity_table`.
-        gaps: columns name, layer, gap; ranges of layers are passed over.
-        scores: of `read_scores`.
-
-    Returns:
-        Columns language, cka, retrieval, cosine, gap, and `score_<benchmark>` (missing where the benchmark lacks the language).
-    """
-    alike = similarity[similarity["quantity"].isin(SIMILARITIES)].groupby(["language", "quantity"], sort=False)["estimate"].mean().unstack()
-    per_layer = np.array([isinstance(layer, int | np.integer) for layer in gaps["layer"]])
-    single = gaps[per_layer & gaps["name"].isin(LANGUAGES)]
-    gap = single.groupby("name", sort=False)["gap"].mean()
-    of_benchmark = scores.pivot_table(index="language", columns="benchmark", values="score", sort=False).add_prefix(SCORE)
-    joined = alike[list(SIMILARITIES)].join(gap, how="inner").join(of_benchmark)
-    return joined.rename_axis("language").rename_axis(columns=None).reset_index()
-
-
-def side_by_side_correlations(table: pd.DataFrame, *, seed: int, confidence: float = 0.95) -> pd.DataFrame:
-    """Correlation over languages of each benchmark's score with the similarities and with the gap, in the columns of `correlation_table`.
-
-    Args:
-        table: of `side_by_side`.
-        seed: of random orders, where there are too many to go through all.
-        confidence: of the descriptive interval.
-
-    Returns:
-        `place` is what the score is correlated with: `cka`, `retrieval`, `cosine` or `gap`.
-    """
-    values = table.set_index("language")[[*SIMILARITIES, "gap"]].T
-    long = table.melt("language", [name for name in table.columns if name.startswith(SCORE)], "benchmark", "score").dropna()
-    long["benchmark"] = long["benchmark"].str.removeprefix(SCORE)
-    nothing = pd.DataFrame({"language": []})
-    return _correlate(values, long, nothing, {"none": ()}, seed=seed, confidence=confidence)
-
-
-_NAMES = {"cka": "CKA", "retrieval": "retrieval of translations", "cosine": "mean-pooled cosine", "gap": "gap"}
-
-
-def side_by_side_text(table: pd.DataFrame, found: pd.DataFrame, *, level: float = 0.05) -> str:
-    """What the two tables say on the claim that similar embeddings hide a gap, in sentences; no more than the numbers carry.
-
-    Args:
-        table: of `side_by_side`.
-        found: of `side_by_side_correlations` on that table.
-        level: of the tests, after Holm's correction.
-    """
-    spans = ", ".join(f"{_NAMES[name]} {_span(table, name)}" for name in (*SIMILARITIES, "gap"))
-    sentences = [f"Over {len(table)} languages, means over layers: {spans}."]
-    tested = found[found["p_holm"].notna()]
-    undefined = len(found) - len(tested)
-    if undefined:
-        reasons = "; ".join(dict.fromkeys(found.loc[found["p_holm"].isna(), "reason"]))
-        sentences.append(f"{undefined} of {len(found)} correlations with scores are undefined ({reasons}).")
-    for benchmark, rows in tested[tested["method"] == "spearman"].groupby("benchmark", sort=False):
-        parts = [f"{_NAMES[row['place']]} {row['estimate']:+.2f} (p {row['p']:.2g})" for row in rows.to_dict("records")]
-        sentences.append(f"Spearman correlation with the score on {benchmark} (n = {rows['n'].iloc[0]}): {', '.join(parts)}.")
-    if tested.empty:
-        return " ".join(sentences)
-    sure = tested[tested["p_holm"] < level]
-    if sure.empty:
-        sentences.append(f"None of the {len(tested)} correlations is told from zero at {level:g} after Holm's correction; that is no proof of none.")
-    else:
-        named = [f"{_NAMES[row['place']]} with {row['benchmark']} ({row['method']} {row['estimate']:+.2f})" for row in sure.to_dict("records")]
-        sentences.append(f"Told from zero at {level:g} after Holm's correction within each method, {len(sure)} of {len(tested)}: {'; '.join(named)}.")
-    sentences.append("That one correlation is larger than another is not tested here.")
-    return " ".join(sentences)
-
-
-def _span(table: pd.DataFrame, name: str) -> str:
-    """Smallest and largest value with their languages."""
-    values = table.set_index("language")[name].dropna()
-    if values.empty:
-        return "undefined"
-    return f"{values.min():.2f} ({values.idxmin()}) to {values.max():.2f} ({values.idxmax()})"
+    return correlate(values, scores, covariates, CONTROLS, seed=seed, confidence=confidence)

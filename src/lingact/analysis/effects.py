@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lingact.activations.interventions import ABLATION, NEUTRAL, Arm, CausalLosses, Mode, SplicedLosses
-from lingact.activations.measure import ADAPTER, BASE
+from lingact.activations.edited_losses import ABLATION, NEUTRAL, Arm, CausalLosses, Mode, SplicedLosses
+from lingact.activations.measurement import ADAPTER, BASE
 from lingact.statistics.bootstrap import Resampling, holm, interval, p_value
 
 Effects = dict[Arm, dict[str, Float[np.ndarray, " draw"]]]

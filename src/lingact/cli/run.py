@@ -127,9 +127,9 @@ def _interruption_message(job: str, config: JobConfig, folder: Path, kept: str) 
     Args:
         kept: as the interrupted code reports it; empty: the run folder is looked at instead.
     """
-    from lingact.runtime import resumable_passes
+    from lingact.files import states
 
-    batches = resumable_passes.steps_kept(folder / "stats")
+    batches = states.steps_kept(folder / "stats")
     measured = f"{batches} measured batches" if batches != 1 else "1 measured batch"
     if isinstance(config, TrainConfig):
         from lingact.training.checkpoints import has_trained, steps_kept

@@ -99,7 +99,8 @@ def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str
     base = _base_model(config["model"]["name"], base_model)
     terms = _licence(base, licence)
 
-    from lingact.report.model_card import model_card, read_benchmark_results, read_tables  # takes pandas along
+    from lingact.files.run_tables import read_tables
+    from lingact.report.model_card import model_card, read_benchmark_results  # takes pandas along
     from lingact.report.training import loss_text
 
     known = manifest["identity"] | {"model": manifest["identity"]["model"] | {"name": base}}

@@ -15,7 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from lingact.catalogue.benchmarks import FAMILIES, TEXT_SOURCES
 from lingact.config.data import CorpusConfig
-from lingact.data.corpus import ParallelCorpus, folded, load_corpus, load_training_text, words_of
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.sources import load_corpus, load_training_text
+from lingact.data.text import folded, words_of
 from lingact.errors import UserError
 
 _LABEL = 3

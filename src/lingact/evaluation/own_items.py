@@ -4,7 +4,7 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 
-from lingact.data.corpus import plain
+from lingact.data.text import plain
 from lingact.errors import UserError
 from lingact.evaluation.task_files import NAMED_AT_MOST, Document, TaskDefinition, TaskSource, data_rows, in_memory
 from lingact.files.records import Numeral

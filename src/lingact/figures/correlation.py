@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from lingact.analysis.correlation import SCORE
+from lingact.analysis.side_by_side import SCORE
 from lingact.config.data import LanguagesConfig
 from lingact.figures.style import BLACK, GREEN, PINK, groups_note, language_looks, new_figure, zero_line
 

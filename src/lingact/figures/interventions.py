@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lingact.activations.interventions import ABLATION, NEUTRAL, Mode
+from lingact.activations.edited_losses import ABLATION, NEUTRAL, Mode
 from lingact.config.data import LanguagesConfig
 from lingact.figures.style import BLACK, BLUE, GREEN, GROUP_LOOKS, GROUP_NAMES, MARKERS, ORANGE, PINK, layer_ticks, new_figure, reach_of, zero_line
 

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lingact.activations.measure import BASE, Wanted, measure
+from lingact.activations.measurement import BASE
+from lingact.activations.passes import Wanted, measure
 from lingact.analysis.changes import bits_table
 from lingact.analysis.tables import confound_table
 from lingact.config.base import asset

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lingact.activations.measure import BASE, Measurement, measure
+from lingact.activations.measurement import BASE, Measurement
+from lingact.activations.passes import measure
 from lingact.analysis.measures import Pooling, value
 from lingact.config.base import asset
 from lingact.files.atomic import write_atomically

@@ -174,6 +174,24 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     return LanguageModel(model, tokenizer, tokens, find_blocks(model, shape.get_text_config().num_hidden_layers), identity)
 
 
+def model_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int) -> LanguageModel:
+    """A model that is loaded already, as it is.
+
+    Args:
+        context: tokens per window, BOS included.
+
+    Raises:
+        UserError: its decoder blocks cannot be told, or the tokenizer is of another model.
+    """
+    from lingact.models.adapter_hashes import weights_hash
+
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    identity = {"name": model.name_or_path, "sha256": weights_hash(model)}
+    blocks = find_blocks(model, model.config.get_text_config().num_hidden_layers)
+    return LanguageModel(model, tokenizer, Tokens(tokenizer, context, embedding.weight.shape[0]), blocks, identity)
+
+
 def _refuse_nonfinite(model: nn.Module, config: ModelConfig) -> None:
     """Refuse weights that are not finite, in the files or because they do not fit the dtype.
 

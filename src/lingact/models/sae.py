@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,7 +109,7 @@ def load_dictionaries(spec: SaeSet, layers: tuple[int, ...], lm: LanguageModel) 
         sae = load_sae(spec.release, sae_id, str(lm.device))
         _check_fit(sae, f"{spec.release} {sae_id}", layer, lm)
         dictionaries[layer] = Dictionary(sae, layer)
-        _check_finite(dictionaries[layer], spec.release, sae_id)
+        _check_finite(dictionaries[layer], f", {source_of(spec.release, sae_id)}")
     saes = [dictionary.sae for dictionary in dictionaries.values()]
     norms = torch.cat([d.norms for d in dictionaries.values()])
     identity = {
@@ -125,6 +125,26 @@ def load_dictionaries(spec: SaeSet, layers: tuple[int, ...], lm: LanguageModel) 
         "folded": True,
     }
     return dictionaries, identity
+
+
+def dictionaries_of(saes: Mapping[int, SAE[Any]], lm: LanguageModel) -> Dictionaries:
+    """SAEs that are in memory, checked against the model. They are frozen and moved to the model's device, in float32.
+
+    Args:
+        saes: layer -> the SAE that reads the output of its block.
+
+    Raises:
+        UserError: there is none, or one does not fit the model.
+    """
+    beyond = [layer for layer in saes if not 0 <= layer < len(lm.blocks)]
+    if beyond or not saes:
+        raise UserError(f"saes: {f'layers {beyond} do not exist' if saes else 'none given'}; the model has layers 0 to {len(lm.blocks) - 1}")
+    dictionaries = {}
+    for layer, sae in sorted(saes.items()):
+        _check_fit(sae, f"of layer {layer}", layer, lm)
+        dictionaries[layer] = Dictionary(sae.to(lm.device, torch.float32), layer)
+        _check_finite(dictionaries[layer], "")
+    return dictionaries
 
 
 def weights_digest(dictionaries: Dictionaries) -> str:
@@ -181,7 +201,7 @@ def _check_fit(sae: Sae, name: str, layer: int, lm: LanguageModel) -> None:
     _check_bos(metadata.prepend_bos, name, lm)
 
 
-def _check_finite(dictionary: Dictionary, release: str, sae_id: str) -> None:
+def _check_finite(dictionary: Dictionary, source: str) -> None:
     """Refuse an SAE with a weight, or a norm of a decoder row, that is not finite.
 
     A JumpReLU threshold of +inf is allowed: the latent never fires. Dead latents can be stored so, and `random_dictionaries` does it. The threshold
@@ -191,7 +211,7 @@ def _check_finite(dictionary: Dictionary, release: str, sae_id: str) -> None:
     spoiled = nonfinite(weights.items(), may_be_infinite=("threshold",))
     if spoiled:
         raise UserError(
-            f"the SAE of layer {dictionary.layer}, {source_of(release, sae_id)}: {describe(spoiled)}; its activations would not be numbers. Its "
+            f"the SAE of layer {dictionary.layer}{source}: {describe(spoiled)}; its activations would not be numbers. Its "
             "training overflowed, or the file is damaged: choose other SAEs, leave the layer out in sae.layers, or download the file again"
         )
 

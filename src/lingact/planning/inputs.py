@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from lingact.config.data import CorpusConfig, FilesCorpus, HubCorpus, Splits
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
-from lingact.data.corpus import load_corpus
+from lingact.data.sources import load_corpus
 from lingact.models.sae_files import width_of
 from lingact.models.sizes import ModelSizes, sizes_of
 

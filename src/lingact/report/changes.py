@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lingact.activations.measure import Measurement
+from lingact.activations.measurement import Measurement
 from lingact.analysis.changes import Variants, bits_table, change_frames
 from lingact.figures.training import change_bars
 from lingact.report.analysis_result import AnalysisResult, ReportSettings

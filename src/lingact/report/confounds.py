@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from lingact.activations.interventions import SplicedLosses
-from lingact.activations.measure import BASE
+from lingact.activations.edited_losses import SplicedLosses
+from lingact.activations.measurement import BASE
 from lingact.analysis import effects
 from lingact.analysis.effects import ADAPTER_MINUS_BASE
 from lingact.analysis.measures import Stats

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from lingact.activations.random_saes import is_random
+from lingact.activations.measurement import is_random
 from lingact.analysis.control_tables import draws_by_layer, draws_by_range, draws_summary, mean_rows, trained_minus_random
 from lingact.analysis.measures import Stats
 from lingact.analysis.tables import Disparities, disparities, shuffled_table

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lingact.analysis import correlation
+from lingact.analysis import correlation, side_by_side
 from lingact.analysis.measures import Stats
 from lingact.analysis.tables import Disparities, confound_table, layer_table, range_table
 from lingact.figures import correlation as score_figures
@@ -110,9 +110,9 @@ def score_result(
             "`both`)."
         )
     if alikeness is not None:
-        beside = correlation.side_by_side(alikeness, places, scores)
-        with_both = correlation.side_by_side_correlations(beside, seed=settings.seed, confidence=settings.statistics.confidence)
-        text += "\n\n" + correlation.side_by_side_text(beside, with_both)
+        beside = side_by_side.side_by_side(alikeness, places, scores)
+        with_both = side_by_side.side_by_side_correlations(beside, seed=settings.seed, confidence=settings.statistics.confidence)
+        text += "\n\n" + side_by_side.side_by_side_text(beside, with_both)
         frames |= {"side_by_side": beside, "side_by_side_correlation": with_both}
         figures = {
             "scores": score_figures.score_scatter(beside, with_both, settings.languages),

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from lingact.activations.interventions import CausalLosses, Mode
-from lingact.activations.measure import ADAPTER, BASE
+from lingact.activations.edited_losses import CausalLosses, Mode
+from lingact.activations.measurement import ADAPTER, BASE
 from lingact.analysis import effects
 from lingact.analysis.effects import ADAPTER_MINUS_BASE
 from lingact.figures import interventions as causal_figures

@@ -11,7 +11,7 @@ from lingact.catalogue.benchmarks import ALL
 from lingact.catalogue.licences import notice_of
 from lingact.errors import UserError
 from lingact.evaluation.scores import difference_rows
-from lingact.files.earlier import RENAMED_COLUMNS, RENAMED_TABLES
+from lingact.files.run_tables import read_tables
 from lingact.report.evaluation import notices_of_tables
 from lingact.report.phrases import markdown_table, name_of, with_interval
 from lingact.report.training import train_tables, training_text
@@ -44,22 +44,6 @@ class _Part:
     text: str
     notices: Sequence[str]
     tables: Sequence[tuple[str, str]]
-
-
-def read_tables(run: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a run folder by name. Only empty cells are missing values, because `nan` may be the code of a language.
-
-    Raises:
-        UserError: one is damaged.
-    """
-    found = {}
-    for path in sorted((run / "tables").glob("*.csv")):
-        try:
-            table = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-            raise UserError(f"'{path}' cannot be read ({str(error).strip()}); put it back, or let the run make it again") from None
-        found[RENAMED_TABLES.get(path.stem, path.stem)] = table.rename(columns=RENAMED_COLUMNS)
-    return found
 
 
 def read_benchmark_results(run: Path, config: Config, adapter_sha256: str) -> BenchmarkResults:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lingact.activations.random_saes import is_random
+from lingact.activations.measurement import is_random
 from lingact.catalogue.languages import LANGUAGES
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lingact.activations.measure import ADAPTER, BASE
+from lingact.activations.measurement import ADAPTER, BASE
 from lingact.analysis.changes import OVER_BASE
 from lingact.config.jobs import TrainConfig
 from lingact.report.page import Card, Section, measured_facts, write_report

@@ -1,10 +1,8 @@
 """Long passes over text that can be resumed and shared among processes: the state is saved at intervals, continued, and merged."""
 
-import hashlib
-import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,8 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lingact.errors import UserError
-from lingact.files.atomic import write_atomically
-from lingact.files.earlier import present_entries
+from lingact.files.states import read_state, refuse_mismatched, save_state
 from lingact.runtime import distributed, interrupts
 from lingact.runtime.distributed import all_reduce, broadcast, rank
 
@@ -113,55 +110,6 @@ def token_bar(total: int, title: str) -> Iterator[tqdm]:
         yield bar
 
 
-def save_state(path: Path, header: dict[str, str], state: dict[str, np.ndarray], done: Collection[int], total: int) -> None:
-    """Write the state of a pass atomically, with the numbers of the steps that are in it and how many steps there are."""
-    from safetensors.numpy import save
-
-    # save() needs arrays that own their memory, in C order.
-    arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
-    described = {"header": json.dumps(header, sort_keys=True), "steps": json.dumps((len(done), total)), "sha256": digest(arrays)}
-    if set(done) != set(range(len(done))):  # otherwise they are the first ones
-        described["done"] = json.dumps(sorted(done))
-    write_atomically(path, save(arrays, metadata=described))
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 of arrays. It shows damage that the file format does not notice."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return found.hexdigest()
-
-
-def load_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], tuple[int, int]]:
-    """The header and arrays of a saved state, and how many of how many steps are in it.
-
-    Raises:
-        UserError: the file does not exist, is damaged, or is not a lingact file.
-    """
-    header, arrays, done, total = _read(path)
-    return header, arrays, (len(done), total)
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], set[int], int]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UserError(f"'{path}' does not exist; the run has not saved these statistics")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            described = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if described.get("sha256", digest(arrays)) != digest(arrays):  # earlier versions saved no digest
-            raise ValueError("its numbers are not those that were saved")
-        count, total = json.loads(described["steps"])
-        done = set(json.loads(described["done"])) if "done" in described else set(range(count))
-        return present_entries(json.loads(described["header"])), arrays, done, total
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read as statistics of lingact ({error}); it is truncated or not a lingact file: delete it") from None
-
-
 def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], total: int, merge: Merge) -> set[int]:
     """Load a saved state into an empty one. The parts that other processes have saved are merged into the same file.
 
@@ -174,7 +122,7 @@ def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], to
     done: set[int] = set()
     parts = _parts(path)
     for file in [path] * path.is_file() + parts:
-        found, arrays, numbers, of = _read(file)
+        found, arrays, numbers, of = read_state(file)
         refuse_mismatched(found, header, f"'{file}'")
         if of != total or {name: array.shape for name, array in arrays.items()} != {name: array.shape for name, array in state.items()}:
             raise UserError(f"'{file}' has other statistics than this run would make; delete it or name another folder")
@@ -189,20 +137,6 @@ def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], to
     return done
 
 
-def steps_kept(folder: Path) -> int:
-    """Finished steps of all passes whose states are in the folder. Files that cannot be read count as none."""
-    from safetensors import SafetensorError, safe_open
-
-    kept = 0
-    for path in sorted(folder.rglob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                kept += json.loads((file.metadata() or {}).get("steps", "[0, 0]"))[0]
-        except (OSError, SafetensorError, ValueError):
-            continue
-    return kept
-
-
 def _part_of(path: Path, process: int) -> Path:
     """The file of a process of rank > 0."""
     return path.with_name(f"{path.stem}.process{process}{path.suffix}")
@@ -211,14 +145,3 @@ def _part_of(path: Path, process: int) -> Path:
 def _parts(path: Path) -> list[Path]:
     name = re.compile(rf"{re.escape(path.stem)}\.process[1-9]\d*{re.escape(path.suffix)}")
     return sorted(part for part in path.parent.iterdir() if name.fullmatch(part.name)) if path.parent.is_dir() else []
-
-
-def refuse_mismatched(found: dict[str, str], wanted: dict[str, str], name: str) -> None:
-    """Refuse a state whose header is another one.
-
-    Raises:
-        UserError: naming the entries that differ.
-    """
-    differing = [f"{key}: {found.get(key)} / {wanted.get(key)}" for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
-    if differing:
-        raise UserError(f"{name} does not belong here; it differs in {'; '.join(differing)}")

@@ -18,13 +18,13 @@ from lingact.activations import features, functional
 from lingact.data import tokens
 from lingact.data.corpus import ParallelCorpus
 from lingact.files.atomic import write_atomically
+from lingact.files.states import digest
 from lingact.models import lm as language_model
 from lingact.models import sae
 from lingact.models.adapters import without_adapter
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries, weights_digest
 from lingact.runtime.compat.huggingface import attention_implementation
-from lingact.runtime.resumable_passes import digest
 from lingact.training import base_targets
 from lingact.training.base_targets import (
     Anchor,

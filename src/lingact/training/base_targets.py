@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lingact.activations.features import kept_residuals, token_activation
 from lingact.activations.functional import fvu, kl_over_top, top_part
-from lingact.activations.measure import ACTIVE_SHARE, dtype_of
+from lingact.activations.passes import ACTIVE_SHARE, dtype_of
 from lingact.data.tokens import TokenBatch, Window
 from lingact.errors import UserError
 from lingact.models.adapters import base_behaviour

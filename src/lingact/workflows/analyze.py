@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from lingact.activations.measure import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement, lost_sentence, refuse_blocks_without_places
-from lingact.activations.random_saes import is_random
+from lingact.activations.measurement import ADAPTER, BASE, NORM_MATCHED, Measurement, is_random, load_measurement, refuse_blocks_without_places
+from lingact.activations.passes import lost_sentence
 from lingact.analysis.changes import Variants
 from lingact.analysis.contrasts import Trained, has_adapter, recipe_table
 from lingact.analysis.control_tables import mean_rows
-from lingact.analysis.correlation import read_scores, refuse_few_languages
+from lingact.analysis.correlation import refuse_few_languages
 from lingact.analysis.measures import Stats
+from lingact.analysis.score_files import read_scores
 from lingact.analysis.tables import range_table
 from lingact.config.jobs import AnalyzeConfig, Processes
 from lingact.config.validation import validate

@@ -9,7 +9,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from lingact.config.jobs import EvalConfig
-from lingact.data.corpus import ParallelCorpus, load_corpus
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.sources import load_corpus
 from lingact.errors import UserError
 from lingact.evaluation import scores
 from lingact.evaluation.bits_per_byte import Nats, lost_nats, sentence_nats

@@ -10,46 +10,30 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from lingact.activations.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
+from lingact.activations.edited_losses import NAMED, Arm, CausalLosses, Kind, SplicedLosses
 from lingact.activations.feature_stats import CONFIRMATION, DISCOVERY, FeatureStats
-from lingact.activations.interventions import (
-    NAMED,
-    Arm,
-    CausalLosses,
-    Intervention,
-    Kind,
-    SplicedLosses,
-    causal_losses,
-    matched_random,
-    spliced_losses,
-)
-from lingact.activations.measure import (
-    ADAPTER,
-    BASE,
-    Measurement,
-    Wanted,
-    load_measurement,
-    measure,
-    reference_statistics,
-    refuse_blocks_without_places,
-)
-from lingact.activations.random_saes import SAMPLE_TOKENS, is_random, pooled_sample, random_dictionaries, random_sae_set
+from lingact.activations.interventions import Intervention, causal_losses, matched_random, spliced_losses
+from lingact.activations.measurement import ADAPTER, BASE, Measurement, is_random, load_measurement, random_sae_set, refuse_blocks_without_places
+from lingact.activations.passes import Wanted, measure, reference_statistics
+from lingact.activations.random_saes import SAMPLE_TOKENS, pooled_sample, random_dictionaries
 from lingact.analysis.language_features import Criteria, chosen_latents, find_features
 from lingact.analysis.similarity import diffmean_directions
 from lingact.analysis.tables import named_ranges
 from lingact.config.choices import check_causal
 from lingact.config.jobs import AnalyzeConfig
 from lingact.config.measures import FeaturesConfig
-from lingact.data.corpus import ParallelCorpus, load_corpus, sample_places
+from lingact.data.corpus import ParallelCorpus, sample_places
+from lingact.data.sources import load_corpus
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from lingact.files.earlier import RENAMED_FOLDERS
 from lingact.files.records import read_json
+from lingact.files.states import load_state
 from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapters import base_behaviour, load_adapter
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.runtime.distributed import broadcast, process_group, rank
-from lingact.runtime.resumable_passes import load_state
 from lingact.runtime.tracking import Run
 from lingact.statistics.bootstrap import Resampling
 from lingact.workflows.setup import MEASURING, Components, set_up

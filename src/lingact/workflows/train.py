@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lingact.activations.measure import Measurement, Wanted, lost_sentence, measure
+from lingact.activations.measurement import Measurement
+from lingact.activations.passes import Wanted, lost_sentence, measure
 from lingact.activations.random_saes import SAMPLE_TOKENS, pooled_sample, random_dictionaries
 from lingact.analysis import changes
 from lingact.analysis.tables import named_ranges
 from lingact.config.choices import loss_layers, substitutes
 from lingact.config.jobs import TrainConfig
-from lingact.data.corpus import ParallelCorpus, load_corpus, load_training_text
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.sources import load_corpus, load_training_text
 from lingact.errors import UserError
 from lingact.figures import training as figures
 from lingact.models.adapter_hashes import adapter_hash
