@@ -152,10 +152,10 @@ ITEM = {"id": "a", "question": "Two and two are", "choices": ["four", "five"], "
         (json.dumps(ITEM) + "\n" + json.dumps(ITEM)[:-9], "quiz_ml.jsonl, line 2: not JSON ("),
         (
             json.dumps({"prompt": "?", "choices": ["a", "b"]}),
-            "quiz_ml.jsonl, line 1: an item is an object with question, choices and answer (there: prompt",
+            "quiz_ml.jsonl, line 1: an item must be an object with question, choices and answer (there: prompt",
         ),
-        (json.dumps(ITEM | {"answer": "six"}), "line 1: answer is 'six'; give the right choice's place from 0 to 1, or its text"),
-        (json.dumps(ITEM | {"answer": 2}), "line 1: answer is 2; give the right choice's place from 0 to 1, or its text"),
+        (json.dumps(ITEM | {"answer": "six"}), "line 1: answer is 'six'; give the place of the right choice, from 0 to 1, or its text"),
+        (json.dumps(ITEM | {"answer": 2}), "line 1: answer is 2; give the place of the right choice, from 0 to 1, or its text"),
         (json.dumps(ITEM | {"choices": ["four"]}), "line 1: choices must be a list of at least two texts or numbers"),
         ("", "quiz_ml.jsonl' has no items"),
     ],
@@ -171,7 +171,7 @@ def test_own_items_that_cannot_be_asked(refused: Callable[..., str], tmp_path: P
 
 def test_own_items_that_are_not_there(refused: Callable[..., str], tmp_path: Path) -> None:
     path = f"tasks.own.mine.path='{tmp_path}/quiz_{{lang}}.jsonl'"
-    assert refused("tasks=files", path) == f"tasks.own.mine.path: there is no file '{tmp_path}/quiz_en.jsonl', nor of any other language"
+    assert refused("tasks=files", path) == f"tasks.own.mine.path: there is no file '{tmp_path}/quiz_en.jsonl', and none for any other language"
     (tmp_path / "quiz_en.jsonl").write_text(json.dumps(ITEM))
     assert refused("tasks=files", path).startswith("tasks: 'mine' lacks ml; it has en.")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,6 +105,7 @@ def both(files: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def _command_line(files: Path, out: Path, model: str) -> int:
     """lm-eval's command line in this process, which is to be one of its own."""
+    warnings.simplefilter("default")  # its own process: peft calls transformers by a name that is deprecated
     from lm_eval.__main__ import cli_evaluate
 
     arguments = ["--model", "hf", "--model_args", model, "--tasks", ",".join(TASKS), "--include_path", str(MICRO_TASKS)]

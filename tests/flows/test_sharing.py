@@ -119,7 +119,7 @@ def test_nothing_private_is_sent(
     for secret in ("secret-team", str(small_organism), str(runs[0].parent), str(Path.home()) + "/", socket.gethostname()):
         assert [name for name, text in told.items() if secret in text] == []
     assert "- LEAK: micro_arc (" in told["README.md"]
-    assert "could not be checked word by word: it was not at hand." in told["README.md"]
+    assert "could not be checked word by word: it was not available." in told["README.md"]
     assert json.loads(told[SETTINGS])["base_model_name_or_path"] == BASE
     training = json.loads(told[IDENTITY])["training"]
     assert training == yaml.safe_load(told["config.yaml"])
@@ -140,7 +140,7 @@ def test_the_card_tells_what_was_found(runs: tuple[Path, Path, list[str]], train
         {name: pd.read_csv(folder / "tables" / f"{name}.csv") for folder, name in ((runs[0], "change_by_range"), (runs[1], "differences"))},
     )
     for sae_set in ("measuring", "heldout"):
-        rows = tables["change_by_range"].query("meter == @meter and language == 'ml' and quantity == 'gap_closed'")
+        rows = tables["change_by_range"].query("sae_set == @sae_set and language == 'ml' and quantity == 'gap_closed'")
         estimate, low, high = rows[["estimate", "lo", "hi"]].round(2).iloc[0]
         assert f"| ml | {sae_set} | gap closed |  | {estimate:+.2f} [{low:.2f}, {high:.2f}] |" in text
     assert f"on {tables['change_by_range']['n'].iloc[0]} aligned sentences of the split `heldout`" in text
@@ -198,7 +198,7 @@ def test_mistakes_are_told_before_anything_is_written(
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["identity"]["adapter"]["sha256"] = "0" * 64
     write_json(other / "manifest.json", manifest)
-    assert "not of this adapter; name an evaluation of it, or leave --eval out" in share(trained, f"--eval={other}")
+    assert "not of this adapter; name an evaluation of this adapter, or leave --eval out" in share(trained, f"--eval={other}")
     manifest = json.loads((trained / "manifest.json").read_text()) | {"status": "interrupted"}
     write_json(trained / "manifest.json", manifest)
     assert share(trained) == f"'{trained}' is not complete (status: interrupted); finish it first: python train.py resume={trained}"
