@@ -192,7 +192,7 @@ def test_mistakes_are_told_before_anything_is_written(
     )
     assert "is no name on the hub (" in share(trained, name="jane/a--b")
     assert share(trained, base="").startswith("the base model is the folder '")
-    assert f"'{runs[1]}' was made by eval.py; name a run folder of train.py" in share(runs[1])
+    assert f"'{runs[1]}' was made by lingact eval; name a run folder of lingact train" in share(runs[1])
     assert "is not a run folder" in share(tmp_path)
     other = shutil.copytree(runs[1], tmp_path / "eval")
     manifest = json.loads((other / "manifest.json").read_text())
@@ -201,7 +201,7 @@ def test_mistakes_are_told_before_anything_is_written(
     assert "not of this adapter; name an evaluation of this adapter, or leave --eval out" in share(trained, f"--eval={other}")
     manifest = json.loads((trained / "manifest.json").read_text()) | {"status": "interrupted"}
     write_json(trained / "manifest.json", manifest)
-    assert share(trained) == f"'{trained}' is not complete (status: interrupted); finish it first: python train.py resume={trained}"
+    assert share(trained) == f"'{trained}' is not complete (status: interrupted); finish it first: lingact train resume={trained}"
     assert not (trained / "hub").exists()
 
 

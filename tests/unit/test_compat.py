@@ -55,7 +55,7 @@ def uses(tree: ast.Module) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-            found |= {name for name in names if name.startswith("_") or name == "mock"}
+            found |= {name for name in names if (name.startswith("_") and not name.startswith("__")) or name == "mock"}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if "mock" in alias.name or any(part.startswith("_") for part in alias.name.split("."))}
         elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__") and node.attr not in own:

@@ -98,7 +98,7 @@ def test_the_table_per_job_stays(methods: Path) -> None:
 def test_a_cell_is_mean_and_range(methods: Path, capsys: Captured) -> None:
     sweep.write_tables(methods)
     printed = capsys.readouterr().out
-    assert "over seeds 0, 1, 2; the brackets are a range, not a confidence interval" in printed
+    assert "over seeds 0, 1, 2; brackets: a range, not a confidence interval" in printed
     assert "Gap closed of ml" in printed
     assert line_of(printed, "profile") == ["profile", "3", "0.75", "[0.50,", "1.00]", "0.38", "[0.25,", "0.50]"]
 

@@ -1,7 +1,6 @@
 """Share an adapter on the Hugging Face hub: its files, how it was trained, and a card with what was measured and what was not.
 
-`lingact share RUN owner/name` writes what is to be sent into `RUN/hub/`, where it can be read first (`--dry-run`), and sends it in one
-commit.
+`lingact share RUN owner/name` writes the files into `RUN/hub/`, where they can be read first (`--dry-run`), and sends them in one commit.
 """
 
 import argparse
@@ -37,19 +36,19 @@ _SENT = (WEIGHTS, SETTINGS, IDENTITY, "manifest.json", "config.yaml", "README.md
 _OF_ANY_PAGE = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
 """Files that a repository may have before something is pushed to it."""
 _MANIFEST = ("job", "status", "started", "seed", "git", "versions", "hardware", "identity", "wall_seconds", "peak_memory_bytes")
-"""What is told of a run: not its command, which names places on this machine."""
+"""What is published of a run. Its command is not, since that names places on this machine."""
 
 
 def main(arguments: list[str]) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="lingact share",
-        description="Push the adapter of a finished train.py run to the Hugging Face hub, with a model card.",
-        epilog="A token with write permission is taken from `hf auth login`. Others load the adapter by its name: python eval.py adapter=owner/name",
+        description="Push the adapter of a finished training run to the Hugging Face hub, with a model card.",
+        epilog="A token with write permission is taken from `hf auth login`. Others load the adapter by its name: lingact eval adapter=owner/name",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of train.py; what is sent lies in its folder hub/ afterwards")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of lingact train; what is sent is in its folder hub/ afterwards")
     parser.add_argument("name", metavar="owner/name", help="the adapter's name on the hub")
-    parser.add_argument("--eval", type=Path, metavar="RUN", help="run folder of eval.py whose results of this adapter go into the card")
+    parser.add_argument("--eval", type=Path, metavar="RUN", help="run folder of lingact eval whose results for this adapter go into the card")
     parser.add_argument(
         "--license", metavar="ID", help="licence of the base model as the hub calls it (gemma, apache-2.0, ...), where it is not known"
     )

@@ -46,7 +46,7 @@ def write_tables(folder: Path) -> None:
         written["over seeds"] = folder / "over_seeds.csv"
         _write_rows(written["over seeds"], [_flat(line) for line in averaged])
         seeds = ", ".join(dict.fromkeys(job.overrides["seed"] for job in jobs))
-        heading = f"Mean [lowest, highest] over seeds {seeds}; the brackets are a range, not a confidence interval; n: complete jobs"
+        heading = f"Mean [lowest, highest] over seeds {seeds}; brackets: a range, not a confidence interval; n: complete jobs"
         missing = [_labels(job, jobs) | {"status": job.status} for job in jobs if not job.complete]
         if missing:
             found.append(Table(f"Not complete, and in no mean: {len(missing)} of {len(jobs)} jobs", missing))
