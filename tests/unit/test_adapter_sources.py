@@ -305,7 +305,7 @@ def test_a_cache_that_cannot_be_is_named(logged: WandbServer, cache: Path) -> No
 
 
 def test_nothing_is_printed(logged: WandbServer, tmp_path: Path) -> None:
-    code = f"from lingact.models.adapters import find_adapter; find_adapter({NAME!r})"
+    code = f"from lingact.models.adapter_sources import find_adapter; find_adapter({NAME!r})"
     environment = {name: value for name, value in os.environ.items() if name not in ("WANDB_SILENT", "WANDB_SERVICE")}
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

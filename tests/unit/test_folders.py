@@ -411,5 +411,5 @@ def test_what_stands_in_the_place_of_a_file_or_folder_is_named_and_stays(tmp_pat
 @pytest.mark.parametrize("wrong", [{"identity": None}, {"identity": []}, {"temporary": 5}, {"wandb": 7}], ids=str)
 def test_a_manifest_of_other_types_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"job": "train", "status": "interrupted", "identity": {}, "temporary": "a"} | wrong))
-    with pytest.raises(UserError, match=r"manifest\.json' cannot be read: it is cut off or of something else"):
+    with pytest.raises(UserError, match=r"manifest\.json' cannot be read: it is truncated or not a lingact file"):
         read_manifest(tmp_path)

@@ -83,7 +83,7 @@ def test_who_waits_hears_of_an_interrupt(apart: Apart, tmp_path: Path) -> None:
     ("end", "error", "words"),
     [
         ("exit 2", UserError, "process 2 of this run on this machine ended; its message is above"),
-        ("exit 1", RuntimeError, "process 2 of this run on this machine has ended"),
+        ("exit 1", RuntimeError, "process 2 of this run on this machine ended"),
         ("exit 130", KeyboardInterrupt, "^$"),
         ("kill -9 $$", UserError, "process 2 of this run on this machine was killed by signal 9, as the system does when memory runs out"),
     ],
@@ -113,8 +113,8 @@ def test_one_that_has_ended_before_it_is_on_the_list_is_heard_of_too() -> None:
     with distributed._watching(children):
         child = subprocess.Popen(["sh", "-c", "exit 2"])
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        with pytest.raises(UserError, match="process 2 of this run on this machine has ended"):
-            distributed._heed_also(children, [child])
+        with pytest.raises(UserError, match="process 2 of this run on this machine ended"):
+            distributed._watch_also(children, [child])
 
 
 def test_the_end_of_others_is_nobodys_business() -> None:

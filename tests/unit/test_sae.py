@@ -184,7 +184,7 @@ def test_saes_named_by_the_block_that_reads_them(make_sae: MakeSae, lm: Language
     [
         ({"prepend_bos": False}, {}, "texts without BOS at their beginning, but the model's tokenizer adds one; write model.bos=false"),
         ({"model_from_pretrained_kwargs": {"center_writing_weights": True}}, {}, "weights TransformerLens had centred"),
-        ({}, {"normalize_activations": "expected_average_only_in"}, r"divided by their mean norm, which its files do not tell; fold it in first"),
+        ({}, {"normalize_activations": "expected_average_only_in"}, r"divided by their mean norm, which is not in its files; fold it in first"),
         ({}, {"architecture": "matching_pursuit"}, "of the kind 'matching_pursuit'; lingact reads standard, gated, topk, jumprelu"),
     ],
 )

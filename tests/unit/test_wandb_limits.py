@@ -131,7 +131,7 @@ def test_copies_that_wait_for_upload_lie_in_the_run_folder(run: Run, tmp_path: P
 
 def test_what_tracking_does_not_take_does_not_end_the_run(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run.artifact((), "adapter", [])  # no name
-    assert capsys.readouterr().err.startswith("Weights & Biases did not take something, and the run goes on without it: ")
+    assert capsys.readouterr().err.startswith("Weights & Biases did not accept something, and the run continues without it: ")
     assert run.summary({"a": 1.0}) == {"a": 1.0}
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="No space"), surviving_tracking():

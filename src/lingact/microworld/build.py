@@ -1,7 +1,7 @@
-"""Build the organism from its seed: `python -m lingact.microworld.build`.
+"""Build the toy model from its seed: `python -m lingact.microworld.build`.
 
-Stages leave their results behind and are skipped when they are there, so an interrupted build goes on where it was; the language model
-goes on from its last checkpoint. Scratch files live in a folder named after the recipe and the lexicons: another recipe starts afresh.
+A stage whose result exists is skipped, so an interrupted build can be continued; the language model continues from its last checkpoint. Scratch files
+are in a folder named after a hash of recipe and lexicons, so another recipe starts from the beginning.
 """
 
 import argparse
@@ -37,11 +37,11 @@ SMALL = Recipe(
     sae=DictionaryRecipe(width=64, k=8, train_tokens=40_000, batch_tokens=512),
     sae_heldout=DictionaryRecipe(width=96, k=8, train_tokens=40_000, batch_tokens=512),
 )
-"""The same code in about a minute: for tests, good for nothing else."""
+"""The same code in about a minute, for tests only."""
 
 
 def identity(recipe: Recipe) -> str:
-    """Hash of the recipe and of every word the organism reads."""
+    """Hash of the recipe and the lexicons."""
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
     for code in LANGUAGES:
         digest.update((files("lingact.microworld") / "lexicon" / f"{code}.yaml").read_bytes())
@@ -52,14 +52,14 @@ def build(recipe: Recipe, out: Path, work: Path) -> Path | None:
     """Make text, tokenizer, model, SAEs and benchmarks in a scratch folder, then put them in place together.
 
     Args:
-        out: folder of the finished organism. Another organism that is there is moved aside.
+        out: folder of the finished toy model. Another one that is there is moved aside.
         work: parent of the scratch folder.
 
     Returns:
-        Where the organism that was there before is now; None where there was none, or the same one.
+        Where the toy model that was there before is now. None if there was none, or the same one.
 
     Raises:
-        UserError: `out` holds something else, or another process is building the same organism in `work`.
+        UserError: `out` contains something else, or another process is building the same toy model in `work`.
     """
     from lingact.microworld.dictionaries import train_dictionaries
     from lingact.microworld.pretrain import train_model, train_tokenizer
@@ -86,10 +86,10 @@ def build(recipe: Recipe, out: Path, work: Path) -> Path | None:
 
 
 def _refuse_others(out: Path) -> None:
-    """Refuse a folder that is there and no organism.
+    """Refuse an existing folder that is not a toy model.
 
     Raises:
-        UserError: it is one.
+        UserError: it is not.
     """
     if not os.path.lexists(out):
         return

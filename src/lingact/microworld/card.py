@@ -1,7 +1,7 @@
-"""The card of the organism: what it can do and how well its SAEs fit, computed with lingact's own instruments.
+"""The card of the toy model: what it can do and how well its SAEs fit, computed with lingact itself.
 
-`python -m lingact.microworld.card` measures the embedded organism and writes `card.json` and `card.md` beside it. It looks at accuracy,
-bits, FVU and L0 only; activation gaps are the business of `python -m lingact.microworld.grid`, once the recipe stands.
+`python -m lingact.microworld.card` measures the embedded toy model and writes `card.json` and `card.md` next to it. It reports accuracy, bits, FVU
+and L0 only. Activation gaps are measured by `python -m lingact.microworld.grid`, once the recipe is fixed.
 """
 
 import json
@@ -87,6 +87,7 @@ def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus
 
 
 def _cell(row: Any) -> str:
+    """The estimate of a row with its interval."""
     return f"{row.estimate:.2f} [{row.lo:.2f}, {row.hi:.2f}]"
 
 

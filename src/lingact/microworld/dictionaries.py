@@ -11,6 +11,7 @@ from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingS
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from lingact.config.model import ModelConfig
 from lingact.data.tokens import Window
@@ -24,12 +25,14 @@ _ROWS_AT_ONCE = 64
 
 @torch.no_grad()
 def harvest(recipe: Recipe, lm: LanguageModel, shares: dict[str, float], path: Path) -> np.ndarray:
-    """Residuals of kept tokens behind every block, Float["layer token d_model"], as float32 in a memory-mapped file."""
+    """Residuals of kept tokens after every block, Float["layer token d_model"], as float32 in a memory-mapped file."""
     if path.exists():
         return np.load(path, mmap_mode="r")
-    # Not the stream that the model read: the same kind of text, drawn anew.
+    # Text of the same kind as the model's training text, drawn again.
     count = recipe.dictionary_tokens + recipe.dictionary_tokens // 4
-    stream = token_stream(recipe, shares, lm.tokenizer, count)  # pyrefly: ignore[bad-argument-type]
+    tokenizer = lm.tokenizer
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    stream = token_stream(recipe, shares, tokenizer, count)
     rows = stream[: len(stream) // recipe.row_tokens * recipe.row_tokens].reshape(-1, recipe.row_tokens).astype(np.int64)
     layers = tuple(range(len(lm.blocks)))
     unfinished = path.with_suffix(".unfinished.npy")
@@ -53,7 +56,7 @@ def harvest(recipe: Recipe, lm: LanguageModel, shares: dict[str, float], path: P
 
 
 def _batches(residuals: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Endless shuffled batches, each residual once an epoch."""
+    """Endless shuffled batches, with every residual once per epoch."""
     rng = np.random.default_rng(seed)
     data = torch.from_numpy(np.array(residuals))
     while True:
@@ -63,7 +66,7 @@ def _batches(residuals: np.ndarray, size: int, seed: int) -> Iterator[torch.Tens
 
 
 def train_dictionary(spec: DictionaryRecipe, residuals: np.ndarray, layer: int, seed: int, context: int, folder: Path) -> None:
-    """Train and save the SAE of one layer; a finished one is left as it is."""
+    """Train and save the SAE of one layer, unless it exists."""
     if (folder / "cfg.json").exists():
         return
     torch.manual_seed(seed * 100 + layer)

@@ -1,7 +1,7 @@
-"""Sign and size of the activation gaps over a grid of SAE recipes and measures that was declared before anybody looked at a gap.
+"""Sign and size of the activation gaps over a grid of SAE recipes and measures that was declared before any gap was measured.
 
-`python -m lingact.microworld.grid` trains the grid's SAEs on the embedded organism and writes `grid.csv` and `grid.md` beside its card.
-The grid varies one thing at a time around the shipped recipe: width, k, and what the SAEs read.
+`python -m lingact.microworld.grid` trains the SAEs of the grid on the embedded toy model and writes `grid.csv` and `grid.md` next to its card. The
+grid changes one property of the shipped recipe at a time: width, k, and the text of the SAEs.
 """
 
 import sys

@@ -21,9 +21,10 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import yaml
+from pydantic import JsonValue
 from tqdm import tqdm
 
 from lingact.config.base import ConfigSection
@@ -49,17 +50,17 @@ _PACKAGES = ("torch", "transformers", "sae-lens", "peft", "pytorch-lightning", "
 STATUSES = ("running", "complete", "interrupted", "failed")
 """What a manifest says of its run."""
 _PARTS = ("tables", "figures", "stats", "stats/contexts", *RENAMED_FOLDERS, *RENAMED_FOLDERS.values(), "checkpoints", "answers", "samples", "results")
-"""The folders in a run's that files are written to."""
+"""Subfolders of a run folder that files are written to."""
 RUN_FILES = {"config.yaml", "manifest.json", "summary.json", "report.html", "wandb", "adapter", *_PARTS}
-"""Names in a run folder that are the run's; others are the user's."""
+"""Names in a run folder that belong to the run. Others belong to the user."""
 
 
 def remove_leftovers(folder: Path, token: str | None) -> None:
-    """Remove what the earlier part of a run was about to write when it was killed, known by the token in its manifest.
+    """Remove temporary files of an earlier part of the run that was killed. They have the token of its manifest in their names.
 
     Args:
-        folder: the run folder; looked through are it and the folders that a run has, not those below them.
-        token: None: a version that kept none made the run, and what it left stays.
+        folder: the run folder. It and the folders of a run in it are searched, but not the folders below.
+        token: None: the run was made by a version without tokens, and nothing is removed.
     """
     if token is None:
         return
@@ -69,7 +70,7 @@ def remove_leftovers(folder: Path, token: str | None) -> None:
 
 
 def finite_summary(values: dict[str, float]) -> dict[str, float]:
-    """Finite numbers as they are; for an undefined one the key is left out and `<key>/undefined: 1` stands in its place."""
+    """Finite numbers as they are. An undefined one is replaced by `<key>/undefined: 1`."""
     return {key if math.isfinite(value) else f"{key}/undefined": float(value) if math.isfinite(value) else 1.0 for key, value in values.items()}
 
 
@@ -90,14 +91,23 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _hardware() -> dict[str, Any]:
+class Hardware(TypedDict):
+    """The machine of a run, as the manifest describes it."""
+
+    machine: str
+    cpus: int | None
+    threads: int
+    gpus: list[str]
+
+
+def _hardware() -> Hardware:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
-def differences(there: Any, here: Any, prefix: str = "") -> list[str]:
+def differences(there: JsonValue, here: JsonValue, prefix: str = "") -> list[str]:
     """Where two configurations or identities differ, a line for each value."""
     if isinstance(there, dict) and isinstance(here, dict):
         return [line for key in dict.fromkeys([*there, *here]) for line in differences(there.get(key), here.get(key), f"{prefix}.{key}".lstrip("."))]
@@ -105,14 +115,14 @@ def differences(there: Any, here: Any, prefix: str = "") -> list[str]:
 
 
 def _brief(value: object) -> str:
-    """A value as one would give it; of a hash its beginning."""
+    """A value as a user would write it; a hash is shortened."""
     is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
     return value[:12] if is_hash else json.dumps(value, ensure_ascii=False)
 
 
 @contextlib.contextmanager
 def _staging_in(folder: Path) -> Iterator[None]:
-    """Let W&B keep its copies of what is to be uploaded in the run's folder, and not in the user's home, unless the user says where."""
+    """Let W&B keep its copies of uploads in the run folder instead of the user's home, unless the user has chosen a place."""
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
@@ -131,15 +141,15 @@ class Run:
         self.tracker = tracker
         """The W&B run; under mode=disabled an inert one."""
         self.first = first
-        """Whether this process writes; in the others of a distributed run nothing but the training itself has to be done."""
+        """Whether this is the process that writes. The other processes of a distributed run only train."""
         self._manifest = manifest
         self._parts: dict[str, Any] = {"configuration": first_keys(without_machine(config))}
 
     def identify(self, **identity: object) -> None:
-        """Record who took part (model, SAEs, corpus, adapter, tasks: name, revision, hash) in the manifest.
+        """Record model, SAEs, corpus, adapter and tasks (name, revision, hash) in the manifest.
 
         Raises:
-            UserError: the run was begun with something else.
+            UserError: an earlier part of the run used something else.
         """
         known = self._manifest["identity"]
         found = json.loads(json.dumps(identity))
@@ -154,7 +164,7 @@ class Run:
 
     @property
     def header(self) -> dict[str, str]:
-        """Hashes of all that the run depends on: its configuration, and who took part as far as this process has come."""
+        """Hashes of everything that the run depends on: its configuration, and what was recorded by `identify` so far."""
         return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in self._parts.items()}
 
     def _write_manifest(self) -> None:
@@ -166,7 +176,7 @@ class Run:
         import wandb
 
         write_atomically(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False))
-        # Empty cells: W&B settles a column's type by its first row and knows None, not pandas' NA.
+        # Empty cells: W&B takes the type of a column from its first row, and knows None but not pandas' NA.
         rows = frame.astype(object).where(frame.notna(), None)  # pyrefly: ignore[bad-argument-type]
         with surviving_tracking(), _staging_in(self.folder):
             key = table_key(name, str(self._manifest.get("wandb", "")))
@@ -200,8 +210,8 @@ class Run:
 
         with surviving_tracking(), _staging_in(self.folder):
             artifact = wandb.Artifact(artifact_name(*parts), type=kind)
-            for file in files:  # `add_dir` would announce itself on the terminal
-                # Mutable ones are copied into the user's home first, and stay there until they are uploaded.
+            for file in files:  # `add_dir` would print a message
+                # Mutable files would be copied into the user's home until they are uploaded.
                 artifact.add_file(str(file.absolute()), name=file.name, policy="immutable")
             self.tracker.log_artifact(artifact)
 
@@ -221,19 +231,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(f"'{folder}' is not a run folder: it has no manifest.json; name a folder that train.py, analyze.py or eval.py made")
-    otherwise = "put it back, or move it away: the run can be resumed without"
+    otherwise = "restore it, or move it away: the run can be resumed without it"
     manifest = read_json_object(path, otherwise, needed=("job", "status"))
     kinds = {"identity": dict, "temporary": str, "wandb": str}
     if not all(isinstance(manifest.get(key, kind()), kind) for key, kind in kinds.items()):
-        raise UserError(f"'{path}' cannot be read: it is cut off or of something else; {otherwise}")
+        raise UserError(f"'{path}' cannot be read: it is truncated or not a lingact file; {otherwise}")
     return manifest
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Refuse what would make W&B prompt, or stumble when the run is opened.
+    """Refuse what would make W&B prompt, or fail when the run is opened.
 
     Raises:
-        UserError: online without a key, or environment variables that the client does not take.
+        UserError: online without a key, or environment variables that the client does not accept.
     """
     problems = list(variable_problems(config.mode))
     if config.mode == "online" and not has_key():
@@ -247,10 +257,10 @@ def check_tracking(config: TrackingConfig) -> None:
 
 @contextlib.contextmanager
 def surviving_tracking() -> Iterator[None]:
-    """W&B's failures end no run: its files are in the run folder. A full disk does, since these would not fit either.
+    """Continue the run when W&B fails, because all files are in the run folder. A full disk still ends the run.
 
-    The client raises errors of many kinds, which have no common base, and not all of which are public. So what it has raised is known by where it
-    came from; faults of ours pass through.
+    The client raises many kinds of errors without a common base class, some of them private. So its errors are recognised by the module that they
+    were raised in. Errors of lingact pass through.
     """
     try:
         yield
@@ -259,19 +269,19 @@ def surviving_tracking() -> Iterator[None]:
         if full_disk(error) is not None or "wandb" not in raised_in:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        tqdm.write(f"Weights & Biases did not take something, and the run goes on without it: {reason}", file=sys.stderr)
+        tqdm.write(f"Weights & Biases did not accept something, and the run continues without it: {reason}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def open_run(job: str, config: ConfigSection, tracking: TrackingConfig, folder: Path) -> Iterator[Run]:
-    """Open the run folder and the W&B run; close both with the right status whatever happens.
+    """Open the run folder and the W&B run, and close both with the right status in any case.
 
-    Beside the first process of a distributed run nothing is opened or written: the `Run` knows the folder, and that is all.
+    On rank > 0 nothing is opened or written.
 
     Args:
         job: train, analyze or eval.
         config: the judged configuration, written as `config.yaml`.
-        folder: the run folder, made if it is not there. Who took part in an earlier part of the run has to take part again.
+        folder: the run folder, made if it does not exist. A resumed run has to use the same model, SAEs and corpus.
 
     Raises:
         UserError: the manifest of the earlier part is damaged.
@@ -302,11 +312,11 @@ def open_run(job: str, config: ConfigSection, tracking: TrackingConfig, folder: 
         # An agent of a W&B sweep names the run.
         "wandb": earlier.get("wandb") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
     }
-    # Before W&B takes its second: what is in the folder says at once whose it is.
+    # Before W&B is started, which takes a second, so that the folder is marked as a run's at once.
     write_json(folder / "manifest.json", manifest)
     try:
         tracker = wandb.init(
-            # A run that goes on goes on there, too.
+            # A resumed run is resumed at W&B as well.
             id=manifest["wandb"],
             resume="allow" if tracking.mode == "online" else None,
             mode=tracking.mode,
@@ -331,7 +341,7 @@ def open_run(job: str, config: ConfigSection, tracking: TrackingConfig, folder: 
         status = "interrupted"
         raise
     finally:
-        # Where a full disk ended the run it may take no manifest either; what ended the run is what has to be told.
+        # If a full disk ended the run, the manifest may not fit either; the first error has to be reported.
         with contextlib.nullcontext() if status == "complete" else contextlib.suppress(OSError), interrupts.deferred():
             run.close(status, time.monotonic() - started)
         with surviving_tracking():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pydantic import JsonValue
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
@@ -21,7 +22,6 @@ from lingact.models.finite import describe, nonfinite
 from lingact.runtime import interrupts
 from lingact.runtime.compat.lightning import checkpoint_of
 from lingact.runtime.tracking import differences
-from lingact.training.batches import AlignedBatch
 
 CHECKPOINTS = "checkpoints"
 """Folder in the run's."""
@@ -47,7 +47,7 @@ class RunCheckpoints(TorchCheckpointIO):
 
     def __init__(self, header: Mapping[str, str]) -> None:
         super().__init__()
-        self.header = dict(header)
+        self.header: dict[str, JsonValue] = dict(header)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:  # noqa: ARG002 (Lightning's)
         """Write the checkpoint to a temporary file and move it into place.
@@ -154,7 +154,7 @@ class CheckpointCallback(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,  # noqa: ARG002 (Lightning's)
         outputs: STEP_OUTPUT,  # noqa: ARG002
-        batch: AlignedBatch,  # noqa: ARG002
+        batch: object,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Keep the state of the complete step, and write it if it is time."""
@@ -167,7 +167,7 @@ class CheckpointCallback(pl.Callback):
             self._checkpoints.write()
             self._written = now
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: AlignedBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int) -> None:  # noqa: ARG002
         """Deliver signals again, now that the last step is logged."""
         self._deliver()
 

@@ -1,4 +1,4 @@
-"""Close the activation gap of chosen languages and hold the reference."""
+"""Train an adapter that closes the activation gap of chosen languages and keeps the reference language as it is."""
 
 import math
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ ADAPTER = "adapter"
 
 
 def run(config: TrainConfig, folder: Path) -> float:
-    """Train an adapter, judge it on sentences that it has not seen with both sets of SAEs. Returns the objective, computed on the dev split."""
+    """Train an adapter and evaluate it with both SAE sets on sentences that it has not seen. Returns the objective, computed on the dev split."""
     with open_run("train", config, config.tracking, folder) as run:
         corpus = load_corpus(config.corpus, config.languages.all)
         splits = {name: corpus.split(name, config.corpus.splits) for name in ("dev", "heldout")}
@@ -72,7 +72,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         run.artifact(("adapter", *config.lang), "adapter", [folder / ADAPTER / name for name in (SETTINGS, WEIGHTS, IDENTITY)])
 
         judged = splits[config.split]
-        # The held-out SAEs are read for the table that is told, not for choices.
+        # The held-out SAEs are used for the reported tables only, not for choices.
         sae_sets = components.sae_sets if config.split == "heldout" else {MEASURING: components.sae_sets[MEASURING]}
         measured = measure_change(components, sae_sets, judged, config, folder / "stats")
         frames, summary = summarise(config, measured, layers)
@@ -89,12 +89,12 @@ def run(config: TrainConfig, folder: Path) -> float:
 
 
 def train(run: Run, config: TrainConfig, components: Components, sentences: ParallelCorpus, text: ParallelCorpus) -> Trained | None:
-    """Train the adapter, which the model carries from then on, and put it into the run folder. None in the processes beside the first one.
+    """Train the adapter, leave it on the model, and save it in the run folder. None on rank > 0.
 
     Args:
         sentences, text: as in `batch_loss`.
     """
-    # Before the adapter, so that what is frozen is the base model's.
+    # Before the adapter is attached, so that the targets come from the base model.
     loss = batch_loss(config, components, sentences, text)
     lm = components.lm
     lm.model = attach_adapter(lm.model, lm.blocks, config.peft, config.seed)
@@ -115,21 +115,21 @@ def restore_adapter(components: Components, folder: Path, trained: Trained) -> N
     """Put the adapter that an earlier part of the run has trained on the model.
 
     Raises:
-        UserError: it is another one by now.
+        UserError: the folder has another adapter now.
     """
     lm = components.lm
     lm.model = load_adapter(lm.model, str(folder), base_sha256=lm.identity["sha256"])
     found = adapter_hash(lm.model)
     if found != trained.sha256:
         raise UserError(
-            f"'{folder}' is not the adapter that this run has trained ({trained.sha256[:12]} then, {found[:12]} now); put that back, or delete the "
-            "folder: it is then made again from the last checkpoint"
+            f"'{folder}' is not the adapter that this run has trained ({trained.sha256[:12]} then, {found[:12]} now); restore it, or delete the "
+            "folder: the adapter is then made again from the last checkpoint"
         )
 
 
 @contextmanager
 def room_for_training(config: TrainConfig, components: Components) -> Iterator[None]:
-    """Meanwhile the held-out SAEs wait in host memory, and the decoders of the measuring ones where the loss does not decode."""
+    """While open, the held-out SAEs are in host memory, as are the decoders of the measuring SAEs if the loss does not use them."""
     with ExitStack() as stack:
         for sae_set, saes in components.sae_sets.items():
             if sae_set != MEASURING:
@@ -140,7 +140,7 @@ def room_for_training(config: TrainConfig, components: Components) -> Iterator[N
 
 
 def write_report(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], measured: Measurement) -> None:
-    """The page and the terminal's tables."""
+    """Write the page, and print the tables."""
     reference, drawn = config.languages.reference, next(iter(measured.stats.values())).resampling(config.statistics.block)
     lost = lost_sentence(measured.lost(), config.model.dtype)
     shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
@@ -154,7 +154,7 @@ def write_report(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame],
         ),
     )
     report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, drawn)
-    title = f"{text_of(drawn, config.split)}; gaps against {reference} frozen at the base model"
+    title = f"{text_of(drawn, config.split)}; gaps against {reference} under the base model"
     show(report.train_rows(frames, config.lang), title=title)
     show(report.retention_rows(frames), title=f"Retention of {reference}")
     show(report.bits_rows(frames, (*config.lang, reference)), title="Bits per byte (compare within a language only)")
@@ -163,11 +163,11 @@ def write_report(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame],
 
 
 def batch_loss(config: TrainConfig, components: Components, corpus: ParallelCorpus, text: ParallelCorpus) -> BatchLoss:
-    """The combined loss with all that it takes from the base model.
+    """The combined loss, with everything that it takes from the base model.
 
     Args:
-        corpus: the training sentences as they are.
-        text: the languages to train on, as a control may have changed them.
+        corpus: the training sentences, unchanged.
+        text: the languages to train on, possibly changed by a control.
     """
     lm, layers, reference = components.lm, loss_layers(config, components.layers), config.languages.reference
     dictionaries = {layer: components.sae_sets[MEASURING][layer] for layer in layers}
@@ -186,8 +186,8 @@ def batch_loss(config: TrainConfig, components: Components, corpus: ParallelCorp
 def compared_by_kl(config: TrainConfig) -> tuple[str, ...]:
     """The languages whose next-token distributions the loss compares with the base model's."""
     retention, reference = config.loss.retention, config.languages.reference
-    held = (reference,) if retention.kl > 0 or retention.limit is not None else ()
-    return (*held, *config.lang) if retention.target_kl > 0 else held
+    compared = (reference,) if retention.kl > 0 or retention.limit is not None else ()
+    return (*compared, *config.lang) if retention.target_kl > 0 else compared
 
 
 def anchored(config: TrainConfig) -> tuple[str, ...]:
@@ -199,19 +199,19 @@ def anchored(config: TrainConfig) -> tuple[str, ...]:
 
 
 def raw_terms(history: pd.DataFrame) -> pd.DataFrame:
-    """Step, raw terms of the logged losses under their own names and the multiplier where there is one."""
+    """The step, the raw loss terms under their own names, and the multiplier if there is one."""
     return history.filter(regex="^(step|multiplier)$|^loss/raw/").rename(columns=lambda name: name.removeprefix("loss/raw/"))
 
 
 def _layer_weights(config: TrainConfig, layers: tuple[int, ...]) -> torch.Tensor:
-    """Float[" layer"], adding up to 1."""
+    """The weights of the layers, Float[" layer"], which sum to 1."""
     given = config.loss.gap.layers
     weights = torch.tensor([given[layer] if isinstance(given, dict) else 1.0 for layer in layers])
     return weights / weights.sum()
 
 
 def training_sentences(run: Run, config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
-    """The split train of the measured corpus, or of the one that is there to train on."""
+    """The split train of the measured corpus, or the training corpus if there is one."""
     if config.train_corpus is None:
         return corpus.split("train", config.corpus.splits)
     codes = (config.languages.reference, *config.lang, *substitutes(config).values())
@@ -221,7 +221,7 @@ def training_sentences(run: Run, config: TrainConfig, corpus: ParallelCorpus) ->
 
 
 def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus:
-    """Reference and targets, or what stands in the targets' places."""
+    """The sentences in the reference and the target languages, or in their substitute languages."""
     spoken = corpus.speaking((*config.lang, config.languages.reference))
     return replace(spoken, texts=spoken.texts | {code: corpus.texts[other] for code, other in substitutes(config).items()})
 
@@ -229,7 +229,7 @@ def training_text(config: TrainConfig, corpus: ParallelCorpus) -> ParallelCorpus
 def measure_change(
     components: Components, sae_sets: dict[str, Dictionaries], corpus: ParallelCorpus, config: TrainConfig, folder: Path | None = None
 ) -> Measurement:
-    """Base, adapter and norm-matched adapter on the same sentences, in one pass; the raw statistics are kept in the folder."""
+    """Measure base model, adapter and norm-matched adapter on the same sentences in one pass. Raw statistics are saved in the folder."""
     return measure(
         components.lm,
         sae_sets,
@@ -242,7 +242,7 @@ def measure_change(
 
 
 def summarise(config: TrainConfig, measured: Measurement, loss_layers: tuple[int, ...]) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
-    """Tidy tables and summary numbers of what the adapter did, by every meter; keys of the held-out meter start with `heldout/`."""
+    """Tables and summary numbers of what the adapter changed, for every SAE set. Keys of the held-out set start with `heldout/`."""
     variants = {sae_set: changes.Variants.of(measured, sae_set) for sae_set in measured.sae_sets}
     frames, summary = changes.change_frames(variants, config.languages, config.statistics, loss_layers, config.lang, seed=config.seed)
     frames["bits"] = changes.bits_table(measured, MEASURING, config.statistics, config.seed)
@@ -251,10 +251,10 @@ def summarise(config: TrainConfig, measured: Measurement, loss_layers: tuple[int
 
 
 def objective(config: TrainConfig, components: Components, corpus: ParallelCorpus, loss_layers: tuple[int, ...]) -> float:
-    """What sweeps maximise, on the dev split and by the measuring SAEs.
+    """What sweeps maximise, on the dev split and with the measuring SAEs.
 
     Mean over targets of the norm-matched gap closed, minus the reference's KL in nats, minus the mean growth of the targets' FVU
-    (`relu(ratio - 1)`), so that a gap closed by leaving the dictionary does not win.
+    (`relu(ratio - 1)`), so that closing the gap by moving away from what the SAEs can represent does not win.
     """
     spoken = corpus.speaking((*config.lang, config.languages.reference))
     measured = measure_change(components, {MEASURING: components.sae_sets[MEASURING]}, spoken, config)
