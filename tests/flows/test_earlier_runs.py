@@ -92,8 +92,17 @@ def test_a_key_that_is_gone_changes_no_hash() -> None:
     """What `model.shape` was in a preset is still part of the configuration's hash, and is not asked for when a stored configuration is read."""
     former = {
         "google/gemma-3-4b-pt": {
-            **{"architecture": "gemma3", "layers": 34, "d_model": 2560, "d_mlp": 10240, "heads": 8, "kv_heads": 4, "head_dim": 256},
-            **{"vocabulary": 262208, "positions": None, "tied": True, "beside": 419816304},
+            "architecture": "gemma3",
+            "layers": 34,
+            "d_model": 2560,
+            "d_mlp": 10240,
+            "heads": 8,
+            "kv_heads": 4,
+            "head_dim": 256,
+            "vocabulary": 262208,
+            "positions": None,
+            "tied": True,
+            "beside": 419816304,
         },
         "/a/folder": None,
     }
