@@ -137,7 +137,7 @@ def test_blocks_are_found_in_every_architecture(config: Any, name: str, lm: Lang
 
 def test_blocks_of_gemma_and_of_nothing(lm: LanguageModel) -> None:
     assert lm.blocks is lm.model.model.layers
-    with pytest.raises(UserError, match="cannot tell the decoder blocks of Gemma2ForCausalLM: looked for one list of 4 equal modules, found none"):
+    with pytest.raises(UserError, match="cannot find the decoder blocks of Gemma2ForCausalLM: looked for one list of 4 equal modules, found none"):
         find_blocks(lm.model, 4)
     twice = nn.ModuleDict({"a": lm.blocks, "b": nn.ModuleList(nn.Linear(1, 1) for _ in range(3))})
     with pytest.raises(UserError, match=r"found \['a', 'b'\]"):
@@ -186,7 +186,7 @@ def test_models_that_cannot_be_loaded_are_refused(saved: Path) -> None:
         load_model(model_config(saved, attention="flash_attention_2"), "cpu")
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}))
-    with pytest.raises(UserError, match=r"brings code of its own, which is not run unless you ask for it: model\.trust_remote_code=true"):
+    with pytest.raises(UserError, match=r"comes with code of its own, which is run only if you ask for it: model\.trust_remote_code=true"):
         load_model(model_config(saved), "cpu")
     (saved / "config.json").write_text(json.dumps(config))
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
@@ -231,7 +231,7 @@ def test_weights_that_do_not_fit_the_dtype_are_refused_with_one_that_they_fit(sa
     assert load_model(model_config(saved, dtype="bfloat16"), "cpu").identity["dtype"] == "bfloat16"
     # What is no number in the file is in no dtype.
     plant(saved, "model.layers.0.self_attn.q_proj.weight", float("nan"))
-    with pytest.raises(UserError, match=r"\(1 NaN\); nothing that it computes would be a number"):
+    with pytest.raises(UserError, match=r"\(1 NaN\); all its outputs would be NaN"):
         load_model(model_config(saved, dtype="float16"), "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Whether weights are finite numbers: one pass over them where they lie, without copies of large tensors."""
+"""Whether weights are finite: one pass over them on their device, without copies of large tensors."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 _AT_ONCE = 1 << 22
-"""Values of a tensor that are counted at a time, once it is known that some are not finite."""
+"""Values that are counted at a time in a tensor with values that are not finite."""
 
 
 @dataclass(frozen=True)
-class Spoiled:
-    """A tensor that holds values that are not finite."""
+class NonfiniteCounts:
+    """How many values of a tensor are not finite."""
 
     nan: int
     infinite: int
@@ -22,14 +22,14 @@ class Spoiled:
         return " and ".join(parts)
 
 
-def nonfinite(tensors: Iterable[tuple[str, Tensor]], *, may_be_infinite: Collection[str] = ()) -> dict[str, Spoiled]:
-    """The tensors that hold values that are not finite, by name; those of integers hold none.
+def nonfinite(tensors: Iterable[tuple[str, Tensor]], *, may_be_infinite: Collection[str] = ()) -> dict[str, NonfiniteCounts]:
+    """The tensors with values that are not finite, by name. Tensors of integers have none.
 
-    A tensor's extremes tell: both are NaN where any value is. They take no memory, unlike `isfinite`, and those of all tensors on a device are
-    fetched together.
+    A tensor's minimum and maximum show it: both are NaN if any value is NaN. Unlike `isfinite` they need no memory, and those of all tensors on a
+    device are fetched together.
 
     Args:
-        may_be_infinite: names of tensors in which positive infinity has a meaning.
+        may_be_infinite: names of tensors that may contain positive infinity.
     """
     named = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta]
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
@@ -46,29 +46,29 @@ def nonfinite(tensors: Iterable[tuple[str, Tensor]], *, may_be_infinite: Collect
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """A dtype that has minima: those of a byte have none."""
+    """In a dtype for which torch can compute minima, which it cannot for floats of one byte."""
     return tensor if tensor.element_size() > 1 else tensor.to(torch.float32)
 
 
-def _count(tensor: Tensor) -> Spoiled:
+def _count(tensor: Tensor) -> NonfiniteCounts:
     parts = [_wide(part) for part in tensor.reshape(-1).split(_AT_ONCE)]
-    return Spoiled(sum(int(part.isnan().sum()) for part in parts), sum(int(part.isinf().sum()) for part in parts))
+    return NonfiniteCounts(sum(int(part.isnan().sum()) for part in parts), sum(int(part.isinf().sum()) for part in parts))
 
 
 def beyond(dtype: str) -> str:
-    """Why activations are not finite, most likely, and what to do.
+    """The most likely reason why activations are not finite, and what to do.
 
     Args:
-        dtype: of the passes: a dtype of torch, or a precision of the trainer.
+        dtype: the dtype or the trainer's precision in which they were computed.
     """
     if dtype in ("float16", "16-mixed"):
         key = "trainer.precision=bf16-mixed or 32-true" if dtype == "16-mixed" else "model.dtype=bfloat16 or float32"
         return f"float16 ends at 65,504, which residuals of many models exceed; use {key}"
-    return f"they are beyond {dtype}, or the model is damaged; try model.dtype=float32 and look at the model, or leave these layers out in sae.layers"
+    return f"they are beyond {dtype}, or the model is damaged; try model.dtype=float32 and check the model, or leave these layers out of sae.layers"
 
 
-def describe(found: Mapping[str, Spoiled], files: Mapping[str, str] | None = None) -> str:
-    """The first of the spoiled tensors, with its file where that is known, and how many more there are."""
+def describe(found: Mapping[str, NonfiniteCounts], files: Mapping[str, str] | None = None) -> str:
+    """The first of these tensors, with its file where that is known, and how many more there are."""
     name, first = next(iter(found.items()))
     file = f" in '{files[name]}'" if files and name in files else ""
     count = first.nan + first.infinite

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,19 @@ from lingact.models.model_files import Facts, check_attention, check_context, ch
 
 
 class _Enough(Exception):
-    """Raised in a hook when the last wanted residual is there, so that later blocks and the logits are not computed."""
+    """Raised in a hook at the last wanted residual, so that later blocks and the logits are not computed."""
+
+
+class ModelIdentity(TypedDict, total=False):
+    """Which model it is, as the manifest records it."""
+
+    name: str
+    revision: str | None
+    sha256: str
+    """Hash of the weights."""
+    dtype: str
+    attention: str
+    config_sha256: str
 
 
 @dataclass
@@ -37,9 +49,9 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     tokens: Tokens
     blocks: nn.ModuleList
-    identity: dict[str, Any]
+    identity: ModelIdentity
     sharded: bool = False
-    """Whether each process holds a share of the weights only. Then all have to make the same passes, and to their end."""
+    """Whether each process holds only a share of the weights. Then all processes have to make the same passes, each to its end."""
 
     @property
     def device(self) -> torch.device:
@@ -49,14 +61,14 @@ class LanguageModel:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self.model.get_input_embeddings().weight.shape[1]  # pyrefly: ignore[not-callable]
+        return embeddings_of(self.model).shape[1]
 
     def residuals(
         self, batch: TokenBatch, layers: tuple[int, ...], *, logits: bool = False
     ) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], Tensor | None]:
         """The outputs of the given blocks for a batch, and the logits if asked for, in one forward pass.
 
-        Gradients flow if autograd is on. Without `logits` the pass stops behind the last of the layers, unless the model is sharded.
+        Callers control autograd. Without `logits` the pass stops after the last of the layers, unless the model is sharded.
         """
         batch = batch.to(self.device)
         with captured(self.blocks, layers, stop=not (logits or self.sharded)) as caught:
@@ -69,7 +81,7 @@ class LanguageModel:
     def shard(self) -> None:
         """Divide the frozen weights among all processes, block by block (fully sharded data parallel, Zhao et al. 2023, arXiv 2304.11277).
 
-        What has gradients stays whole, and it is for the caller to keep it alike. There is no way back but to load the model again.
+        Parameters with gradients are not divided; the caller keeps them equal in all processes. Only loading the model again undoes it.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -83,12 +95,12 @@ class LanguageModel:
 
 @contextmanager
 def captured(blocks: nn.ModuleList, layers: tuple[int, ...], *, stop: bool) -> Iterator[dict[int, Tensor]]:
-    """While open, forward passes leave the outputs of `layers` in the dictionary; with `stop` they end there."""
+    """While open, forward passes put the outputs of `layers` into the dictionary; with `stop` they end at the last of these layers."""
     caught: dict[int, Tensor] = {}
     last = max(layers, default=-1)
 
-    def hook_of(layer: int) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def hook_of(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor | tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
             # Blocks return a tensor in transformers 5 and returned a tuple before.
             residual = output[0] if isinstance(output, tuple) else output
             assert residual.ndim == 3, f"block {layer} gave a tensor of shape {tuple(residual.shape)}"
@@ -107,8 +119,14 @@ def captured(blocks: nn.ModuleList, layers: tuple[int, ...], *, stop: bool) -> I
             handle.remove()
 
 
+def embeddings_of(model: nn.Module) -> nn.Parameter:
+    """The input embeddings of a transformers model, also of one that peft has wrapped: a row for each token."""
+    found = model.get_input_embeddings()  # pyrefly: ignore[not-callable] (of PreTrainedModel, which peft's wrapper forwards)
+    return found.get_parameter("weight")
+
+
 def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
-    """The model's decoder blocks: the one outermost list of `count` modules of one class in its decoder (and not in a vision tower).
+    """The model's decoder blocks: the only outermost list of `count` modules of one class in its decoder (not in a vision tower).
 
     Raises:
         UserError: there is none, or more than one.
@@ -121,7 +139,7 @@ def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
             found[name] = module
     if len(found) != 1:
         raise UserError(
-            f"cannot tell the decoder blocks of {type(model).__name__}: looked for one list of {count} equal modules, found {sorted(found) or 'none'}"
+            f"cannot find the decoder blocks of {type(model).__name__}: looked for one list of {count} equal modules, found {sorted(found) or 'none'}"
         )
     return next(iter(found.values()))
 
@@ -130,7 +148,7 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
     """Load a model for measuring: frozen, in eval mode, safetensors only.
 
     Raises:
-        UserError: it is not there, cannot be had, or is not a causal LM in safetensors format.
+        UserError: it does not exist, cannot be downloaded, or is not a causal language model in safetensors format.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,21 +156,22 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
 
     where = resolve_device(device)
     check_folder(config)
-    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     licence = licence_of(config.name)
     item = HubItem(f"model '{config.name}'{f' (licence {licence})' if licence else ''}", config.name, "model", "or choose another model.name")
-    with _only_bars_of_downloads(), from_the_hub(item), _reasons_of_transformers(config):
-        shape = _checked_shape(config)
-        tokenizer: Any = AutoTokenizer.from_pretrained(config.name, **source)
+    with _only_download_bars(), from_the_hub(item), _in_users_words(config):
+        own = _checked_config(config)
+        tokenizer = AutoTokenizer.from_pretrained(config.name, revision=config.revision, trust_remote_code=config.trust_remote_code)
         model, loading = AutoModelForCausalLM.from_pretrained(
             config.name,
-            config=shape,
+            config=own,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
             use_safetensors=True,
             output_loading_info=True,
-            **source,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
         )
+    assert tokenizer is not None
     missing = loading["missing_keys"]
     if missing:
         raise UserError(
@@ -160,18 +179,18 @@ def load_model(config: ModelConfig, device: str) -> LanguageModel:
         )
     model.requires_grad_(False).eval().to(where)
     _refuse_nonfinite(model, config)
-    identity = {
+    identity: ModelIdentity = {
         "name": config.name,
         "revision": commit_of(config.name, config.revision) or config.revision,
         "sha256": weights_hash(model),
         "dtype": config.dtype,
         "attention": config.attention,
-        "config_sha256": hashlib.sha256(shape.to_json_string(use_diff=False).encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(own.to_json_string(use_diff=False).encode()).hexdigest(),
     }
     if config.bos != "auto":
         _begin_with_bos(tokenizer, config.bos)
-    tokens = Tokens(tokenizer, config.context, model.get_input_embeddings().weight.shape[0])
-    return LanguageModel(model, tokenizer, tokens, find_blocks(model, shape.get_text_config().num_hidden_layers), identity)
+    tokens = Tokens(tokenizer, config.context, embeddings_of(model).shape[0])
+    return LanguageModel(model, tokenizer, tokens, find_blocks(model, own.get_text_config().num_hidden_layers), identity)
 
 
 def model_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int) -> LanguageModel:
@@ -193,22 +212,22 @@ def model_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def _refuse_nonfinite(model: nn.Module, config: ModelConfig) -> None:
-    """Refuse weights that are not finite, in the files or because they do not fit the dtype.
+    """Refuse weights that are not finite, in the files or because they exceed the dtype.
 
     Raises:
         UserError: with tensor, file and what to do.
     """
     saved = {name for name, _ in model.named_parameters()} | set(model.state_dict())
-    spoiled = nonfinite((name, value) for name, value in (*model.named_parameters(), *model.named_buffers()) if name in saved)
-    if not spoiled:
+    found = nonfinite((name, value) for name, value in (*model.named_parameters(), *model.named_buffers()) if name in saved)
+    if not found:
         return
-    files = _files_of(config, spoiled)
-    said = f"model '{config.name}': {describe(spoiled, {name: str(path) for name, path in files.items()})}"
-    if config.dtype == "float16" and not any(_spoiled_in_file(path, name) for name, path in files.items()):
+    files = _files_of(config, found)
+    said = f"model '{config.name}': {describe(found, {name: str(path) for name, path in files.items()})}"
+    if config.dtype == "float16" and not any(_nonfinite_in_file(path, name) for name, path in files.items()):
         raise UserError(f"{said} in model.dtype=float16, which ends at 65,504; use model.dtype=bfloat16 or float32")
     raise UserError(
-        f"{said}; nothing that it computes would be a number. The training that wrote it overflowed, or the file is damaged: take another checkpoint "
-        "or revision, or get the file again"
+        f"{said}; all its outputs would be NaN. The training that wrote it overflowed, or the file is damaged: choose another checkpoint or "
+        "revision, or download the file again"
     )
 
 
@@ -229,13 +248,13 @@ def _files_of(config: ModelConfig, names: Iterable[str]) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path is not None}
 
 
-def _spoiled_in_file(path: Path, name: str) -> bool:
+def _nonfinite_in_file(path: Path, name: str) -> bool:
     with safe_open(path, framework="pt") as file:
         return name in file.keys() and bool(nonfinite([(name, file.get_tensor(name))]))  # noqa: SIM118 (not a dict)
 
 
-def _begin_with_bos(tokenizer: Any, wanted: bool) -> None:
-    """Have the tokenizer put BOS before texts, or not; so lm-eval does the same.
+def _begin_with_bos(tokenizer: PreTrainedTokenizerBase, wanted: bool) -> None:
+    """Have the tokenizer put BOS before texts, or not; lm-eval then does the same.
 
     Raises:
         UserError: it has no BOS token.
@@ -245,23 +264,23 @@ def _begin_with_bos(tokenizer: Any, wanted: bool) -> None:
     tokenizer.add_bos_token = wanted
 
 
-def _checked_shape(config: ModelConfig) -> PretrainedConfig:
+def _checked_config(config: ModelConfig) -> PretrainedConfig:
     """The model's own configuration, before its weights are fetched.
 
     Raises:
-        UserError: the context or the attention implementation does not go with it.
+        UserError: the context or the attention implementation does not work with it.
     """
-    shape = AutoConfig.from_pretrained(config.name, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    text = shape.get_text_config()
+    own = AutoConfig.from_pretrained(config.name, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    text = own.get_text_config()
     facts = Facts(positions=getattr(text, "max_position_embeddings", None), soft_caps=bool(getattr(text, "attn_logit_softcapping", None)))
     check_context(config, facts)
     check_attention(config, facts)
-    return shape
+    return own
 
 
 @contextmanager
-def _reasons_of_transformers(config: ModelConfig) -> Iterator[None]:
-    """What transformers raises over a model that is there but is not to be loaded so, in words for the user."""
+def _in_users_words(config: ModelConfig) -> Iterator[None]:
+    """While open, what transformers raises over a model that exists but cannot be loaded in this way becomes a user's error."""
     try:
         yield
     except ImportError as error:
@@ -270,7 +289,7 @@ def _reasons_of_transformers(config: ModelConfig) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model '{config.name}' brings code of its own, which is not run unless you ask for it: model.trust_remote_code=true. Read it first"
+                f"model '{config.name}' comes with code of its own, which is run only if you ask for it: model.trust_remote_code=true. Read it first"
             ) from error
         raise UserError(f"model '{config.name}' cannot be loaded: {reason}") from error
     except OSError as error:
@@ -282,13 +301,13 @@ def _reasons_of_transformers(config: ModelConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _only_bars_of_downloads() -> Iterator[None]:
-    """Of the progress bars those of downloads only; that of the weights' loading says nothing that a reader needs."""
+def _only_download_bars() -> Iterator[None]:
+    """While open, progress bars are shown for downloads only, not for loading weights."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
     disabled = are_progress_bars_disabled()
-    logging.disable_progress_bar()  # switches off the others, too
+    logging.disable_progress_bar()  # also switches off those of downloads
     if not disabled:
         enable_progress_bars()
     yield
