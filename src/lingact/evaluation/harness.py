@@ -134,7 +134,10 @@ def identity_of(lm: LanguageModel, adapter: str | None) -> dict[str, str | int |
     """
     backend = getattr(lm.tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(sorted(lm.tokenizer.get_vocab().items()))
-    return {name: lm.identity[name] for name in ("sha256", "dtype", "config_sha256") if name in lm.identity} | {
+    model: dict[str, str | int | Mapping[str, str] | None] = {
+        name: lm.identity[name] for name in ("sha256", "dtype", "config_sha256") if name in lm.identity
+    }
+    return model | {
         "attention": attention_implementation(lm.model),
         "adapter": adapter,
         "tokenizer": hashlib.sha256(content.encode()).hexdigest(),
