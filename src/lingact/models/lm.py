@@ -206,7 +206,7 @@ def model_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
-    identity: ModelIdentity = {"name": model.name_or_path, "sha256": weights_hash(model)}
+    identity: ModelIdentity = {"name": model.name_or_path or "in memory", "sha256": weights_hash(model)}
     blocks = find_blocks(model, model.config.get_text_config().num_hidden_layers)
     return LanguageModel(model, tokenizer, Tokens(tokenizer, context, embedding.weight.shape[0]), blocks, identity)
 
