@@ -84,10 +84,11 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     return lines
 
 
+K = TypeVar("K")
 S = TypeVar("S", bound=ConfigSection)
 
 
-def _without_missing(section: Mapping[str, object]) -> dict[str, object]:
+def _without_missing(section: Mapping[K, object]) -> dict[K, object]:
     """Plain values without those still `???`, so that they count as missing, not as wrong."""
     given = {key: value for key, value in section.items() if value != "???"}
     return {key: _without_missing(value) if isinstance(value, dict) else value for key, value in given.items()}

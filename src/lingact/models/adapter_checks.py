@@ -5,10 +5,9 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import torch
-from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -30,7 +29,7 @@ class AdapterSettings(TypedDict, total=False):
     base_model_name_or_path: str | None
     init_lora_weights: bool | str
     bias: str | None
-    kasa_config: dict[str, JsonValue] | None
+    kasa_config: dict[str, Any] | None
     layer_replication: list[list[int]] | None
 
 

@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import JsonValue
 
 from lingact.catalogue.languages import nearest
 from lingact.config.base import asset
@@ -71,7 +71,7 @@ def _run_folder(folder: Path) -> Path:
     return folder.parent if folder.name == "adapter" else folder
 
 
-def training_of(place: Path) -> dict[str, JsonValue] | None:
+def training_of(place: Path) -> dict[str, Any] | None:
     """The configuration that an adapter was trained with, from its run or from its `lingact.json`. None if neither is there.
 
     Args:
@@ -90,7 +90,7 @@ def training_of(place: Path) -> dict[str, JsonValue] | None:
     return {key: _with_assets(value) for key, value in present_keys(training).items()} if isinstance(training, dict) else None
 
 
-def _read_object(path: Path, read: Callable[[str], JsonValue], otherwise: str) -> dict[str, JsonValue]:
+def _read_object(path: Path, read: Callable[[str], Any], otherwise: str) -> dict[str, Any]:
     try:
         found = read(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -100,7 +100,7 @@ def _read_object(path: Path, read: Callable[[str], JsonValue], otherwise: str) -
     return found
 
 
-def _with_assets(node: JsonValue) -> JsonValue:
+def _with_assets(node: Any) -> Any:
     """Replace the names of assets by their paths on this machine. Nothing else is resolved, because the file may come from anybody."""
     if isinstance(node, dict):
         return {key: _with_assets(value) for key, value in node.items()}

@@ -9,10 +9,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from pydantic import JsonValue
 from torch import nn
 
 from lingact.config.training import Ia3Adapter, LohaAdapter, LokrAdapter, LoraAdapter, OftAdapter, PeftConfig, VeraAdapter
@@ -150,7 +149,7 @@ def _update_magnitudes(model: "PeftModel") -> None:
                 magnitude.update_layer(base_layer=layer.get_base_layer(), scaling=layer.scaling[name], **matrices)
 
 
-def save_adapter(model: nn.Module, folder: Path, base_model: str, base_sha256: str, training: Mapping[str, JsonValue] | None = None) -> None:
+def save_adapter(model: nn.Module, folder: Path, base_model: str, base_sha256: str, training: Mapping[str, Any] | None = None) -> None:
     """Write the adapter in PEFT format, completely or not at all. `lingact.json` says which model it belongs to and how it was trained.
 
     Args:

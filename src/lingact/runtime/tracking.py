@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import yaml
-from pydantic import JsonValue
 from tqdm import tqdm
 
 from lingact.config.base import ConfigSection
@@ -107,7 +106,7 @@ def _hardware() -> Hardware:
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
-def differences(there: JsonValue, here: JsonValue, prefix: str = "") -> list[str]:
+def differences(there: Any, here: Any, prefix: str = "") -> list[str]:
     """Where two configurations or identities differ, a line for each value."""
     if isinstance(there, dict) and isinstance(here, dict):
         return [line for key in dict.fromkeys([*there, *here]) for line in differences(there.get(key), here.get(key), f"{prefix}.{key}".lstrip("."))]

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pydantic import JsonValue
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
@@ -47,7 +46,7 @@ class RunCheckpoints(TorchCheckpointIO):
 
     def __init__(self, header: Mapping[str, str]) -> None:
         super().__init__()
-        self.header: dict[str, JsonValue] = dict(header)
+        self.header: dict[str, Any] = dict(header)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:  # noqa: ARG002 (Lightning's)
         """Write the checkpoint to a temporary file and move it into place.
