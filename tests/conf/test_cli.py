@@ -414,4 +414,6 @@ def test_a_complete_run_with_a_damaged_summary(train: Train, runs: Runs, content
     if content is not None:
         path.write_bytes(content)
     assert train(f"resume={folder}") == 2
-    assert f"'{path}' cannot be read: it is cut off or of something else; put it back, or delete manifest.json and write" in capsys.readouterr().err
+    assert (
+        f"'{path}' cannot be read: it is truncated or not a lingact file; put it back, or delete manifest.json and write" in capsys.readouterr().err
+    )

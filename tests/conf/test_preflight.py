@@ -132,9 +132,9 @@ def test_a_surrogate_gradient_without_thresholds(refused: Refused, tmp_path: Pat
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "has no weights in safetensors format"),
         (
             lambda folder: (folder / "config.json").write_text('{"num_hidden_layers": 6'),
-            "config.json' cannot be read: it is cut off or of something else",
+            "config.json' cannot be read: it is truncated or not a lingact file",
         ),
-        (lambda folder: (folder / "config.json").write_text("[1, 2]"), "config.json' cannot be read: it is cut off or of something else"),
+        (lambda folder: (folder / "config.json").write_text("[1, 2]"), "config.json' cannot be read: it is truncated or not a lingact file"),
         (lambda folder: (folder / "config.json").unlink(), "no model in the folder"),
         (
             lambda folder: (

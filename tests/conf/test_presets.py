@@ -119,7 +119,7 @@ def test_what_lingact_has_no_config_for_has_no_sizes() -> None:
 def test_a_damaged_config_is_refused_with_its_path(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(
-        UserError, match=rf"^'{tmp_path / 'config.json'}' cannot be read: it is cut off or of something else; it belongs to the model"
+        UserError, match=rf"^'{tmp_path / 'config.json'}' cannot be read: it is truncated or not a lingact file; it belongs to the model"
     ):
         sizes_of(model_config("gpt2").model_copy(update={"name": str(tmp_path)}))
     (tmp_path / "0").mkdir()

@@ -265,10 +265,10 @@ def test_damaged_data_is_named(folder: Path) -> None:
     data = folder / "nested" / "colours_ml.jsonl"
     whole = data.read_bytes()
     data.write_bytes(whole[:-5])
-    with pytest.raises(UserError, match=r"colours_ml\.jsonl, line 8: not JSON \(.*\); the file is cut off or damaged"):
+    with pytest.raises(UserError, match=r"colours_ml\.jsonl, line 8: not JSON \(.*\); the file is truncated or damaged"):
         asked(folder)
     data.write_bytes(b"\xff" + whole)
-    with pytest.raises(UserError, match=r"line 1: not UTF-8 \(byte 0 is 0xFF\); it is cut off"):
+    with pytest.raises(UserError, match=r"line 1: not UTF-8 \(byte 0 is 0xFF\); it is truncated"):
         asked(folder)
     data.write_text("\n")
     with pytest.raises(UserError, match="has no items"):

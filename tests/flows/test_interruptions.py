@@ -196,7 +196,7 @@ def test_an_adapter_that_was_exchanged_is_refused_and_one_that_was_deleted_is_ma
     whole = record.read_text()
     record.write_text(whole[:50])
     assert resume(trained) == 2
-    assert "trained.json' cannot be read: it is cut off or of something else; restore the right one, or delete it" in capsys.readouterr().err
+    assert "trained.json' cannot be read: it is truncated or not a lingact file; restore the right one, or delete it" in capsys.readouterr().err
     record.write_text(json.dumps(json.loads(whole) | {"lingact": {"corpus": "0" * 64}}))
     assert resume(trained) == 2
     assert "trained.json' is of another run (" in capsys.readouterr().err

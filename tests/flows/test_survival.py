@@ -243,7 +243,7 @@ def interrupted(start: Start, small_organism: Path, tmp_path: Path, monkeypatch:
             "is truncated, damaged or not a checkpoint of train.py; restore the right one",
         ),
         ("manifest.json", lambda content: content[:100], "manifest.json' cannot be read: it is truncated or not a lingact file; restore it, or move"),
-        ("config.yaml", lambda content: content[:3], "config.yaml' cannot be read: it is cut off or of something else"),
+        ("config.yaml", lambda content: content[:3], "config.yaml' cannot be read: it is truncated or not a lingact file"),
     ],
 )
 def test_a_damaged_file_is_named(

@@ -119,7 +119,7 @@ def test_a_damaged_file_is_refused(damage: Any, answers: AnswerCache) -> None:
     answers.put({"model": "a"}, {"answers": [[-1.5, True]], "truncated": 0})
     (path,) = kept(answers)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=rf"'{path}' cannot be read: it is cut off or of something else; delete it"):
+    with pytest.raises(UserError, match=rf"'{path}' cannot be read: it is truncated or not a lingact file; delete it"):
         answers.get({"model": "a"})
 
 

@@ -188,7 +188,7 @@ def _has(corpus: ParallelCorpus, name: str) -> bool:
         ("t.csv", b'en,id\na,"' + b"b" * 200_000, "{path}, line 2: a quoted cell does not end before its line does"),
         ("t.jsonl", b'{"unit": "x", "en": "a", "id": "b"}\n{"unit": "x", "en": "c", "id": "d"}\n', "has sentence ids more than once: x; ids in 'unit' must be distinct"),
         ("t.parquet", b"PAR1 and then nothing", "{path} is not a Parquet file that can be read ("),
-        ("t.jsonl", "{'en': 'é'}".encode("latin-1"), "{path}, line 1: not UTF-8 (byte 8 is 0xE9); it is cut off or in another encoding: convert it"),
+        ("t.jsonl", "{'en': 'é'}".encode("latin-1"), "{path}, line 1: not UTF-8 (byte 8 is 0xE9); it is truncated or in another encoding: convert it"),
         ("t.jsonl", b'{"en": "a", "id": "b", "unit": "x"}\n{"en": "c", "id": "d"}\n', "{path}, line 2: unit is missing, and other rows have it"),
         ("t.jsonl", b'{"en": "a", "id": "b", "document": "x"}\n\n{"en": "c", "id": "d"}\n', "{path}, line 3: document is missing, and other rows have it"),
         ("t.csv", b"en,id,document\na,b, \n", "{path}, line 2: document is blank; name it, or leave the column out"),

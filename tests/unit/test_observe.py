@@ -35,7 +35,7 @@ def test_a_damaged_configuration_is_refused_with_its_path(content: bytes, tmp_pa
     (tmp_path / "config.yaml").write_bytes(content)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = validate_config(AnalyzeConfig, compose("analyze", overrides=[f"stats=[{tmp_path}]"]))
-    with pytest.raises(UserError, match=rf"^'{tmp_path / 'config.yaml'}' cannot be read: it is cut off or of something else; put it back"):
+    with pytest.raises(UserError, match=rf"^'{tmp_path / 'config.yaml'}' cannot be read: it is truncated or not a lingact file; put it back"):
         as_measured(config)
 
 

@@ -183,5 +183,5 @@ def test_what_is_given_twice_or_damaged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is given twice"):
         recipes_of([run, f"{run}/adapter"])
     (tmp_path / "run" / "config.yaml").write_text("- a\n- list\n")
-    with pytest.raises(UserError, match=r"config\.yaml' cannot be read: it is cut off or of something else"):
+    with pytest.raises(UserError, match=r"config\.yaml' cannot be read: it is truncated or not a lingact file"):
         recipes_of([run])

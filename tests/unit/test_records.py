@@ -61,7 +61,7 @@ def test_only_a_line_feed_ends_a_line(content: str, lines: list[str], tmp_path: 
     [
         ("a\nä".encode("latin-1"), ", line 2: not UTF-8 (byte 2 is 0xE4)"),
         (b"\xef\xbb\xbfa\n\xff", ", line 2: not UTF-8 (byte 5 is 0xFF)"),
-        ("a\u20ac".encode()[:-1], ", line 1: not UTF-8 (byte 1 is 0xE2); it is cut off or in another encoding"),
+        ("a\u20ac".encode()[:-1], ", line 1: not UTF-8 (byte 1 is 0xE2); it is truncated or in another encoding"),
         (b"\xed\xa0\x80", ", line 1: not UTF-8 (byte 0 is 0xED)"),  # half a surrogate pair as bytes
         ("a".encode("utf-16"), " is not UTF-8 but UTF-16 (byte 0 is 0xFF); convert it first"),
         (b"\xfe\xff\x00a", " is not UTF-8 but UTF-16 (byte 0 is 0xFE)"),
@@ -147,7 +147,7 @@ def test_rows_come_from_lines_and_from_a_list(tmp_path: Path) -> None:
 def test_a_damaged_file_of_a_run_is_refused_with_its_path(content: bytes, tmp_path: Path) -> None:
     path = written(tmp_path / "x.json", content)
     for read in (read_json_object, read_run_config):
-        assert refused(read, path, "delete it", ["a"]) == f"'{path}' cannot be read: it is cut off or of something else; delete it"
+        assert refused(read, path, "delete it", ["a"]) == f"'{path}' cannot be read: it is truncated or not a lingact file; delete it"
         assert refused(read, tmp_path, "delete it").startswith(f"'{tmp_path}' cannot be read")
     written(path, '{"a": 1}')
     assert read_json_object(path, "", ["a"]) == read_run_config(path, "", ["a"]) == {"a": 1}

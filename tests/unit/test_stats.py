@@ -270,7 +270,7 @@ def test_unfinished_or_foreign_files_are_refused(lm: LanguageModel, dictionaries
         load_measurement(tmp_path / "nowhere")
     for content in ('{"header": {}', "[]", "{}", '{"keys": 1, "keys": 2}'):
         (tmp_path / "index.json").write_text(content)
-        with pytest.raises(UserError, match=r"index\.json' cannot be read: it is cut off or of something else"):
+        with pytest.raises(UserError, match=r"index\.json' cannot be read: it is truncated or not a lingact file"):
             load_measurement(tmp_path)
 
 

@@ -251,5 +251,5 @@ def test_trade_off_draws_every_point_or_names_it() -> None:
 @pytest.mark.parametrize("name", [".jobs/0.json", "0/summary.json", "0/config.yaml"])
 def test_a_damaged_file_is_refused_with_its_path(name: str, content: bytes, methods: Path) -> None:
     (methods / name).write_bytes(b"a: [" if name.endswith("yaml") and content != b"\xff" else content)
-    with pytest.raises(UserError, match=rf"^'{methods / name}' cannot be read: it is cut off or of something else; "):
+    with pytest.raises(UserError, match=rf"^'{methods / name}' cannot be read: it is truncated or not a lingact file; "):
         sweep.write_tables(methods)

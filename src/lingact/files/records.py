@@ -112,7 +112,7 @@ def _object_of(path: Path, read: Callable[[Path], object], otherwise: str, neede
 
 def damaged(path: Path, otherwise: str) -> UserError:
     """The error for a file that is not as it was written."""
-    return UserError(f"'{path}' cannot be read: it is cut off or of something else; {otherwise}")
+    return UserError(f"'{path}' cannot be read: it is truncated or not a lingact file; {otherwise}")
 
 
 def read_json_rows(path: Path, *, as_written: bool = False) -> list[tuple[str, Any]]:
@@ -132,12 +132,12 @@ def read_json_rows(path: Path, *, as_written: bool = False) -> list[tuple[str, A
             # JSONL may begin with a list, too: then the second line is too much for the first reading.
             if not (isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"):
                 line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-                raise UserError(f"{path}{line}: not JSON ({json_reason(error)}); the file is cut off or damaged") from None
+                raise UserError(f"{path}{line}: not JSON ({json_reason(error)}); the file is truncated or damaged") from None
     found = []
     for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             try:
                 found.append((f"{path}, line {number}", parse_json(line, as_written=as_written)))
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({json_reason(error)}); the file is cut off or damaged") from None
+                raise UserError(f"{path}, line {number}: not JSON ({json_reason(error)}); the file is truncated or damaged") from None
     return found

@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
         at = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
         line = content.count(b"\n", 0, at) + 1
         raise UserError(
-            f"{path}, line {line}: not UTF-8 (byte {at} is 0x{content[at]:02X}); it is cut off or in another encoding: convert it"
+            f"{path}, line {line}: not UTF-8 (byte {at} is 0x{content[at]:02X}); it is truncated or in another encoding: convert it"
         ) from None
     for mark, what in _NO_TEXT.items():
         if (at := (lines := f"\n{text}").find(mark)) >= 0:

@@ -100,7 +100,7 @@ def captured(blocks: nn.ModuleList, layers: tuple[int, ...], *, stop: bool) -> I
     last = max(layers, default=-1)
 
     def hook_of(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor | tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        def hook(_module: nn.Module, _inputs: tuple[object, ...], output: Tensor | tuple[Tensor, ...]) -> None:
             # Blocks return a tensor in transformers 5 and returned a tuple before.
             residual = output[0] if isinstance(output, tuple) else output
             assert residual.ndim == 3, f"block {layer} gave a tensor of shape {tuple(residual.shape)}"
