@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lingact.activations import feature_stats
+from lingact.activations import passes
 from lingact.cli import main as cli
 from lingact.evaluation import tasks
 from lingact.models import adapter_sources
@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(arguments: Callable[..., li
     first = ["python", "train.py", *arguments("train", folder, *ALONE)]
     before_a_checkpoint = (1, train, "fit")
     after_one = (5, torch.optim.AdamW, "step")
-    while_measuring = (6, feature_stats.FeatureStats, "count_tokens")
+    while_measuring = (6, passes, "count_tokens")
     for moment in (before_a_checkpoint, after_one, while_measuring):
         assert killed_at(*moment, lambda: cli.main("train", CONF, again(first, folder)[2:])) == -signal.SIGKILL
         assert manifest(folder)["status"] == "running"
@@ -173,7 +173,7 @@ def limited(real: Callable[..., Any], call: int, count: int) -> Callable[..., An
     [
         ("lingact.training.checkpoints.write_atomically", 2, "'{folder}/checkpoints/last.ckpt' could not be written: File too large"),
         ("lingact.workflows.train.save_adapter", 1, "could not be written"),
-        ("lingact.runtime.resumable_passes.write_atomically", 3, "could not be written: File too large"),
+        ("lingact.files.states.write_atomically", 3, "could not be written: File too large"),
     ],
     ids=["checkpoint", "adapter", "statistics"],
 )
@@ -214,7 +214,7 @@ def test_a_process_that_may_write_little_says_so(command: Callable[..., list[str
 
 def test_where_not_even_the_configuration_fits_nothing_is_left(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lingact.files.atomic.write_atomically", limited(sys.modules["lingact.runtime.tracking"].write_atomically, 1, 100))
+        patch.setattr("lingact.runtime.tracking.write_atomically", limited(sys.modules["lingact.runtime.tracking"].write_atomically, 1, 100))
         assert start("train", tmp_path / "run", *ALONE) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("File too large; free some space and give the same command again")
     assert not (tmp_path / "run").exists()
@@ -285,7 +285,7 @@ def test_an_analysis_does_not_go_on_with_another_model(
     model = tmp_path / "model"
     shutil.copytree(small_organism / "model", model)
     with monkeypatch.context() as patch:
-        patch.setattr(analyze, "tell", keyboard)
+        patch.setattr(analyze, "analysis_results", keyboard)
         assert start("analyze", tmp_path / "run", "tracking=none", f"model.name={model}") == 130
     weights = load_file(model / "model.safetensors")
     save_file({name: tensor * 1.01 for name, tensor in weights.items()}, model / "model.safetensors", metadata={"format": "pt"})
