@@ -72,7 +72,7 @@ def test_the_sizes_are_the_published_ones(preset: str) -> None:
     found = sizes_of(config)
     assert found is not None
     sizes, how = found
-    assert how == "the config.json that lingact has for it"
+    assert how == "lingact's config.json"
     assert sizes.weights == PUBLISHED[preset]
     assert (sizes.linear_work, sizes.attention_work, sizes.logit_work) == WORK[preset]
     # A block's matrices are all its weights but norms and biases: two operations for a weight and token.

@@ -8,14 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
+from lingact.config.jobs import JobConfig, TrainConfig
 from lingact.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 
-def check_devices(config: TrainConfig | AnalyzeConfig | EvalConfig) -> None:
+def check_devices(config: JobConfig) -> None:
     """Refuse a CUDA device that does not exist, more processes than devices, and half precision without CUDA.
 
     Raises:

@@ -65,7 +65,7 @@ def describe_model(model: ModelConfig) -> ModelDescription | None:
     """
     path, how = _config_here(model), f"its {_CONFIG}"
     if path is None and ON_THE_HUB.fullmatch(model.name):
-        path, how = Path(asset(f"models/{model.name}/{_CONFIG}")), f"the {_CONFIG} that lingact has for it"
+        path, how = Path(asset(f"models/{model.name}/{_CONFIG}")), f"lingact's {_CONFIG}"
     if path is None or not path.is_file():
         return None
     entries = read_json_object(path, "it belongs to the model: put it back, or download it again")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from lingact.config.choices import check_causal, check_ranges, chosen_layers, loss_layers, substitutes
-from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
+from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
 from lingact.errors import UserError
 from lingact.models.adapter_places import check_blocks
 from lingact.models.adapter_sources import expand_adapters, find_adapter, lies_elsewhere
@@ -17,7 +17,6 @@ from lingact.models.devices import check_devices
 from lingact.models.model_files import Facts, check_attention, check_context, check_folder, facts_of
 from lingact.models.sae_files import check_saes, check_thresholds, read_settings
 
-Config = TrainConfig | AnalyzeConfig | EvalConfig
 T = TypeVar("T")
 
 
@@ -36,7 +35,7 @@ class _Findings:
         return None
 
 
-def problems(config: Config, *, here: bool) -> list[str]:
+def problems(config: JobConfig, *, here: bool) -> list[str]:
     """Everything that is wrong, a line each.
 
     Args:
@@ -68,7 +67,7 @@ def problems(config: Config, *, here: bool) -> list[str]:
     return found.lines
 
 
-def _adapters(config: Config) -> list[str]:
+def _adapters(config: JobConfig) -> list[str]:
     """The adapters to load, those of a sweep one by one."""
     if isinstance(config, EvalConfig):
         return expand_adapters(config.adapter)

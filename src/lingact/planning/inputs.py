@@ -14,7 +14,6 @@ from lingact.data.sources import load_corpus
 from lingact.models.sae_files import width_of
 from lingact.models.sizes import ModelSizes, sizes_of
 
-Config = TrainConfig | AnalyzeConfig | EvalConfig
 C = TypeVar("C", TrainConfig, AnalyzeConfig, EvalConfig)
 Number = int | float
 LONGEST = 2.0

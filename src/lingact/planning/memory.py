@@ -91,7 +91,7 @@ def memory_of_training(inputs: Inputs[TrainConfig], training: Text) -> Memory:
     caching = [_residuals(inputs, batch, 1), reconstructions, _latents(inputs, batch)]
     predicting = [_logits(inputs, batch, 2 * inputs.bytes_per_number + 12)] if config.loss.retention.top is not None else []
     phases = {
-        "caching the base model's outputs": max(caching, predicting, key=total),
+        "caching base outputs": max(caching, predicting, key=total),
         "a training step": _step(inputs, training),
         "measuring": _measuring(inputs, batch, 3, logits=True),
     }

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
+from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
 from lingact.models.sizes import sizes_of
 from lingact.planning.hardware import Hardware
-from lingact.planning.inputs import Config, inputs_of, text_of
+from lingact.planning.inputs import inputs_of, text_of
 from lingact.planning.memory import Memory, memory_of_analysis, memory_of_evaluation, memory_of_training
 from lingact.planning.work import ITEMS, OPTIONS, TOKENS_PER_OPTION, Pass, passes_of_analysis, passes_of_evaluation, passes_of_training
 
@@ -28,7 +28,7 @@ class Plan:
     """How the number of tokens is known."""
 
 
-def make_plan(config: Config) -> Plan | None:
+def make_plan(config: JobConfig) -> Plan | None:
     """The plan of a run; None where the sizes of the model or the width of an SAE are not known without downloading them.
 
     Raises:
@@ -64,7 +64,7 @@ def _plan_of_evaluation(config: EvalConfig) -> Plan | None:
 # --- what would need less ---------------------------------------------------------------------------------------------------------------------------
 
 
-def advice(config: Config, hardware: Hardware) -> list[str]:
+def advice(config: JobConfig, hardware: Hardware) -> list[str]:
     """Overrides that need less, each with the peak that is left: those that suffice alone first, then all together.
 
     Args:
@@ -88,13 +88,13 @@ def advice(config: Config, hardware: Hardware) -> list[str]:
     return lines
 
 
-def _memory(config: Config) -> Memory:
+def _memory(config: JobConfig) -> Memory:
     plan = make_plan(config)
     assert plan is not None
     return plan.memory
 
 
-def _smaller(config: Config) -> Iterator[tuple[str, Value]]:
+def _smaller(config: JobConfig) -> Iterator[tuple[str, Value]]:
     """What a user might give up."""
     if config.batch_tokens > 512:
         yield "batch_tokens", max(512, config.batch_tokens // 4)

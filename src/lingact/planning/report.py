@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from lingact.config.jobs import AnalyzeConfig
+from lingact.config.jobs import AnalyzeConfig, JobConfig
 from lingact.errors import UserError
 from lingact.models.sizes import sizes_of
 from lingact.planning.hardware import LIBRARIES, UTILISATION, Hardware, look
-from lingact.planning.inputs import Config, Number
+from lingact.planning.inputs import Number
 from lingact.planning.memory import Need
 from lingact.planning.plan import GB, Plan, advice, make_plan
 from lingact.planning.work import Pass
@@ -17,7 +17,7 @@ TINY = 100e6
 _ANYWAY = "To start it all the same: plan=false"
 
 
-def begin(config: Config) -> None:
+def begin(config: JobConfig) -> None:
     """Say in one line what a run will need, unless its model is tiny, its sizes are not known, or plan=false.
 
     Raises:
@@ -40,7 +40,7 @@ def begin(config: Config) -> None:
     note(f"about {memory} on {hardware.name}, {_duration(_seconds(plan, hardware, config))} (estimates; plan=true shows how they are made)")
 
 
-def _without_model(config: Config) -> bool:
+def _without_model(config: JobConfig) -> bool:
     """Whether the job is an analysis of existing statistics."""
     return isinstance(config, AnalyzeConfig) and bool(config.stats or config.compare)
 
@@ -54,7 +54,7 @@ def _refusal(lacking: dict[str, tuple[Number, Number]], hardware: Hardware, plan
     yield "These overrides need less (with the peak that is left):"
 
 
-def _seconds(plan: Plan, hardware: Hardware, config: Config) -> Number:
+def _seconds(plan: Plan, hardware: Hardware, config: JobConfig) -> Number:
     return sum(hardware.seconds(work, config.model.dtype) for work in plan.passes)
 
 
@@ -62,7 +62,7 @@ def _duration(seconds: Number) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"
 
 
-def print_plan(config: Config) -> None:
+def print_plan(config: JobConfig) -> None:
     """Print the whole plan, whether or not the run fits."""
     if _without_model(config):
         note("no plan: the job reads existing statistics and loads no model")
@@ -105,7 +105,7 @@ def _row(when: str, need: Need) -> dict[str, object]:
     return {"when": when, "what": need.what, "GB": f"{need.size / GB:.2f}", "how it is known": need.how}
 
 
-def _pass_row(work: Pass, hardware: Hardware | None, config: Config) -> dict[str, object]:
+def _pass_row(work: Pass, hardware: Hardware | None, config: JobConfig) -> dict[str, object]:
     row: dict[str, object] = {"pass": work.what, "tokens": f"{work.tokens:,.0f}", "TFLOP model": f"{work.model / 1e12:,.1f}"}
     row |= {"TFLOP SAEs": f"{work.single / 1e12:,.1f}"}
     return row | ({"about": _duration(hardware.seconds(work, config.model.dtype))} if hardware else {})
