@@ -214,7 +214,7 @@ def test_pieces_that_make_no_whole_are_refused(
     message = capsys.readouterr().err
     assert "these are not all shards of one analysis" in message
     assert seen in message
-    assert "name every shard from 1/2 to 2/2" in message
+    assert "name every shard once, from 1/2 to 2/2" in message
     assert not (tmp_path / "merged").exists()
 
 
@@ -374,7 +374,7 @@ def test_long_texts_are_split_and_counted(start: Start, tmp_path: Path) -> None:
     assert windows == pytest.approx(english.windows.sum() / 3)
     assert windows > 1
     report = (tmp_path / "run" / "report.html").read_text()
-    assert re.search(rf"never: they are split into windows, a sentence into [^<]*{windows:.2f}", report)
+    assert re.search(rf"no: they are split into windows, [^<]*{windows:.2f}", report)
 
 
 @pytest.mark.parametrize(

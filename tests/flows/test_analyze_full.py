@@ -191,7 +191,7 @@ def test_statistics_that_lack_a_part_are_refused(missing: str, full: Path, start
     shutil.copytree(full, tmp_path / "copy")
     (tmp_path / "copy" / "stats" / missing).unlink()
     assert start("analyze", tmp_path / "run", "tracking=none", f"stats={tmp_path / 'copy'}") == 2
-    assert f"{missing}' is not there; the run has not saved " in capsys.readouterr().err
+    assert f"{missing}' does not exist; the run has not saved " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

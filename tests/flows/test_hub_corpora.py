@@ -193,8 +193,8 @@ import json, sys, time
 from pathlib import Path
 import yaml
 from pydantic import TypeAdapter
-from lingact.config import CorpusConfig
-from lingact.data.corpus import load_corpus
+from lingact.config.data import CorpusConfig
+from lingact.data.sources import load_corpus
 from lingact.errors import UserError
 import datasets, huggingface_hub
 slept, sleep = [], time.sleep

@@ -9,7 +9,6 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 from tqdm import tqdm
 
 from lingact.activations.functional import LossTerms, combine
@@ -95,7 +94,7 @@ class GapModule(pl.LightningModule):
     def _over_processes(self, tensors: list[Tensor]) -> list[Tensor]:
         """Sum over processes, with gradient, in one message."""
         # Every process has the same loss. Its gradients add up here and are averaged by DDP, which together is the gradient of one process.
-        flat = all_reduce(torch.cat([tensor.flatten() for tensor in tensors]))
+        flat = _SumOverProcesses.apply(torch.cat([tensor.flatten() for tensor in tensors]))
         parts = flat.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
@@ -265,3 +264,22 @@ class GapModule(pl.LightningModule):
         """The adapter's weights only."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum over processes, in both directions: the gradient of a sum is the sum of the gradients.
+
+    torch's public function for it, `torch.distributed.nn.functional.all_reduce`, warns since 2.13 that it is deprecated and names a private module.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+        total = grads[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
