@@ -1,4 +1,4 @@
-"""What the benchmarks measure: the embedded organism with the values of `analyze.py`, its corpus as long as wanted."""
+"""What the benchmarks measure: the embedded toy model with the values of `analyze.py`, its corpus as long as wanted."""
 
 from pathlib import Path
 

@@ -118,12 +118,12 @@ def sae_release(make_sae: Callable[..., Any], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def small_organism(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_toy_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The microworld from its minute-sized recipe, kept between sessions in pytest's cache; not to be changed."""
-    from tests.helpers.toy_model import small_toy_model
+    from tests.helpers.toy_model import kept_toy_model
 
     cache = getattr(request.config, "cache", None)  # none with `-p no:cacheprovider`
-    return small_toy_model(Path(cache.mkdir("toy_model")) if cache else tmp_path_factory.getbasetemp().parent / "toy_model")
+    return kept_toy_model(Path(cache.mkdir("toy_model")) if cache else tmp_path_factory.getbasetemp().parent / "toy_model")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and the one of the machine that the user can mend."""
+"""Errors that the user can fix: mistakes, and a machine without enough memory."""
 
 import re
 

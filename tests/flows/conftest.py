@@ -1,4 +1,4 @@
-"""Jobs through the real command line, on the small organism and few sentences."""
+"""Jobs through the real command line, on the small toy model and few sentences."""
 
 import os
 import socket
@@ -27,13 +27,13 @@ def quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def arguments(small_organism: Path) -> Callable[..., list[str]]:
+def arguments(small_toy_model: Path) -> Callable[..., list[str]]:
     """`arguments("train", folder, overrides...)`: what stands on the command line of a run in that folder."""
     few = [
-        f"model.name={small_organism}/model",
-        f"sae.measuring.release={small_organism}/sae",
-        f"sae.heldout.release={small_organism}/sae_heldout",
-        f"corpus.path={small_organism}/corpus.jsonl",
+        f"model.name={small_toy_model}/model",
+        f"sae.measuring.release={small_toy_model}/sae",
+        f"sae.heldout.release={small_toy_model}/sae_heldout",
+        f"corpus.path={small_toy_model}/corpus.jsonl",
         "corpus.max_sentences=60",
         "statistics.resamples=100",
     ]

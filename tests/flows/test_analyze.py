@@ -1,4 +1,4 @@
-"""analyze.py from the command line to the run folder, on the small organism: the core run, shards, interruption, bad input."""
+"""analyze.py from the command line to the run folder, on the small toy model: the core run, shards, interruption, bad input."""
 
 import itertools
 import json

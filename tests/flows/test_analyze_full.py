@@ -417,11 +417,11 @@ def test_runs_that_are_not_comparable_are_refused(
     message: str,
     pair: Pair,
     start: Start,
-    small_organism: Path,
+    small_toy_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = [override.format(sae_heldout=small_organism / "sae_heldout") for override in overrides]
+    given = [override.format(sae_heldout=small_toy_model / "sae_heldout") for override in overrides]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analyze, "publish", lambda *_, **__: None)
         assert start("analyze", tmp_path / "other", "tracking=none", *LANGUAGES, "corpus.max_sentences=24", *given) == 0
@@ -459,7 +459,7 @@ REST = "zh,arc,0.5\nes,arc,0.6\nml,arc,0.3\n"
     [
         (HEAD + REST + "hin,arc,0.3\n", r"scores.csv, line 5: unknown language 'hin'; did you mean"),
         ("language,benchmark,accuracy\n" + REST, r"scores.csv has no column 'score' \(needed: language, benchmark, score; there: .*accuracy\)"),
-        (HEAD + REST + "hi,arc,good\n", r"scores.csv, line 5: score 'good' is not a finite number; mend it, or leave the row out"),
+        (HEAD + REST + "hi,arc,good\n", r"scores.csv, line 5: score 'good' is not a finite number; fix it, or leave the row out"),
         (HEAD + REST, r"'arc' has scores for 3 of the analysed languages, and a correlation needs 4 besides the reference; missing: hi"),
         (HEAD + REST + "en,arc,0.9\nru,arc,0.4\n", r"'arc' has scores for 3 of the analysed languages"),
     ],

@@ -1,4 +1,4 @@
-"""The organism: its lexicons, what its texts may state, and that its build can be interrupted."""
+"""The toy model: its lexicons, what its texts may state, and that its build can be interrupted."""
 
 import json
 from pathlib import Path
@@ -57,8 +57,8 @@ def test_the_corpus_keeps_its_events_to_itself() -> None:
 
 
 @pytest.mark.parametrize("benchmark", world.BENCHMARKS)
-def test_tasks_are_aligned_over_languages(benchmark: str, small_organism: Path) -> None:
-    items = {code: _items(small_organism, benchmark, code) for code in LANGUAGES}
+def test_tasks_are_aligned_over_languages(benchmark: str, small_toy_model: Path) -> None:
+    items = {code: _items(small_toy_model, benchmark, code) for code in LANGUAGES}
     english = items["en"]
     assert len(english) > 60
     unread = {fact.id: fact.unread_in for fact in world.facts(SMALL.seed)}
@@ -75,12 +75,12 @@ def _items(toy_model: Path, benchmark: str, code: str) -> list[dict]:
     return [json.loads(line) for line in (toy_model / "tasks" / f"micro_{benchmark}_{code}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_prompt_has_the_same_tokens_before_every_option(small_organism: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(small_organism / "model")
+def test_a_prompt_has_the_same_tokens_before_every_option(small_toy_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(small_toy_model / "model")
     for benchmark in world.BENCHMARKS:
         for code in LANGUAGES:
-            task = yaml.safe_load((small_organism / "tasks" / f"micro_{benchmark}_{code}.yaml").read_text(encoding="utf-8"))
-            for item in _items(small_organism, benchmark, code)[::7]:
+            task = yaml.safe_load((small_toy_model / "tasks" / f"micro_{benchmark}_{code}.yaml").read_text(encoding="utf-8"))
+            for item in _items(small_toy_model, benchmark, code)[::7]:
                 prompt = tokenizer(item["query"]).input_ids
                 for choice in item["choices"]:
                     whole = tokenizer(item["query"] + task["target_delimiter"] + choice).input_ids
@@ -89,7 +89,7 @@ def test_a_prompt_has_the_same_tokens_before_every_option(small_organism: Path) 
 
 
 @pytest.mark.slow
-def test_an_interrupted_build_goes_on_to_the_same_files(small_organism: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_goes_on_to_the_same_files(small_toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, work = tmp_path / "organism", tmp_path / "work"
     real_step, steps = torch.optim.AdamW.step, iter(range(1, 1000))
 
@@ -114,7 +114,7 @@ def test_an_interrupted_build_goes_on_to_the_same_files(small_organism: Path, tm
         patch.setattr(BatchTopKTrainingSAE, "save_inference_model", save)
         with pytest.raises(KeyboardInterrupt):
             build(SMALL, out, work)
-    assert not out.exists(), "an unfinished organism is not put in place"
+    assert not out.exists(), "an unfinished toy model is not put in place"
     left = iter(range(1, 1000))
 
     def count(self: torch.optim.AdamW, closure: None = None) -> None:
@@ -126,7 +126,7 @@ def test_an_interrupted_build_goes_on_to_the_same_files(small_organism: Path, tm
         build(SMALL, out, work)
     assert next(left) == 1, "the finished model is not trained again"
     files, expected = (
-        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in (out, small_organism)
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in (out, small_toy_model)
     )
     assert files.keys() == expected.keys()
     assert [name for name in files if files[name] != expected[name]] == []

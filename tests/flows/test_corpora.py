@@ -48,9 +48,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, tuple[str, ...]]]:
 
 
 def test_one_corpus_trains_and_another_judges(
-    start: Start, small_organism: Path, tmp_path: Path, read: list[dict[str, tuple[str, ...]]], capsys: pytest.CaptureFixture[str]
+    start: Start, small_toy_model: Path, tmp_path: Path, read: list[dict[str, tuple[str, ...]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = rows_of(small_organism / "corpus.jsonl")
+    rows = rows_of(small_toy_model / "corpus.jsonl")
     measured, new = rows[:60], rows[60:120]  # `start` measures on the first sixty
     both = [{"unit": f"twice-{i}", "en": row["en"].upper(), "ml": f"{row['ml']} {i}"} for i, row in enumerate(measured)]
     path, run = tmp_path / "other.jsonl", tmp_path / "run"
@@ -81,9 +81,9 @@ def test_one_corpus_trains_and_another_judges(
 
 
 def test_pairs_train_and_an_evaluation_knows_what_was_read(
-    start: Start, small_organism: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[dict[str, tuple[str, ...]]]
+    start: Start, small_toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[dict[str, tuple[str, ...]]]
 ) -> None:
-    rows = rows_of(small_organism / "corpus.jsonl")[:160]
+    rows = rows_of(small_toy_model / "corpus.jsonl")[:160]
     pairs = [{"translation": {"en": row["en"], "ml": row["ml"]}} for row in rows[40:]]
     hub.write_dataset(tmp_path / "Helsinki-NLP/opus-100", {"en-ml": {"train": pairs}}, "parquet", "{part}/{split}")
     monkeypatch.chdir(tmp_path)
@@ -93,7 +93,7 @@ def test_pairs_train_and_an_evaluation_knows_what_was_read(
     assert set(texts["ml"]) < {row["ml"] for row in rows[60:]}, "what is measured was left out"
 
     write(tmp_path / "text.jsonl", rows)
-    model = [f"model.name={small_organism}/model", "tracking=none", "device=cpu", "cache=null", "resamples=100", "text_split=all"]
+    model = [f"model.name={small_toy_model}/model", "tracking=none", "device=cpu", "cache=null", "resamples=100", "text_split=all"]
     few = ["languages.high=[]", "languages.low=[ml]", "tasks.benchmarks=[micro_arc]", "tasks.limit=4", f"adapter={tmp_path / 'run'}"]
     assert cli.main("eval", CONF, [*model, *few, f"corpus.path={tmp_path / 'text.jsonl'}", f"hydra.run.dir={tmp_path / 'eval'}"]) == 0
     table = pd.read_csv(tmp_path / "eval/tables/contamination.csv")
@@ -102,15 +102,19 @@ def test_pairs_train_and_an_evaluation_knows_what_was_read(
     assert (of_text["n"], of_text["whole"]) == (len({row["ml"] for row in rows}), len(texts["ml"]))
 
 
-def test_an_analysis_of_pairs_compares_a_language_with_its_own_pair(small_organism: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_of(small_organism / "corpus.jsonl")
+def test_an_analysis_of_pairs_compares_a_language_with_its_own_pair(small_toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(small_toy_model / "corpus.jsonl")
     own = {"ml": rows[:40], "hi": rows[40:100]}
     iso3 = {"ml": "mal", "hi": "hin"}
     pairs = {f"{iso3[code]}-eng": {"test": [{"sentence1": row[code], "sentence2": row["en"]} for row in part]} for code, part in own.items()}
     hub.write_dataset(tmp_path / "mteb/tatoeba-bitext-mining", pairs, "jsonl.gz", "{split}/{part}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    model = [f"model.name={small_organism}/model", f"sae.measuring.release={small_organism}/sae", f"sae.heldout.release={small_organism}/sae_heldout"]
+    model = [
+        f"model.name={small_toy_model}/model",
+        f"sae.measuring.release={small_toy_model}/sae",
+        f"sae.heldout.release={small_toy_model}/sae_heldout",
+    ]
     swept = ["-m", *model, "corpus=tatoeba", "tracking=none", "statistics.resamples=100", "languages.high=[]", "languages.low=[ml],[hi]"]
     assert cli.main("analyze", CONF, [*swept, f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
     for number, code in enumerate(own):

@@ -1,4 +1,4 @@
-"""eval.py from its command line on the small organism: seeds and recipes, kept answers, kills, overlap with the training text, and what follows."""
+"""eval.py from its command line on the small toy model: seeds and recipes, kept answers, kills, overlap with the training text, and what follows."""
 
 import json
 import os
@@ -52,9 +52,9 @@ def seeds(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base_arguments(small_organism: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def base_arguments(small_toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     cache = tmp_path_factory.mktemp("cache")
-    return [*SHORT, f"model.name={small_organism}/model", f"corpus.path={small_organism}/corpus.jsonl", f"cache={cache}"]
+    return [*SHORT, f"model.name={small_toy_model}/model", f"corpus.path={small_toy_model}/corpus.jsonl", f"cache={cache}"]
 
 
 def test_seeds_of_a_recipe_are_one_and_recipes_several(

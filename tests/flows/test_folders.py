@@ -40,10 +40,10 @@ def test_a_job_writes_into_its_run_folder_and_the_cache(job: str, start: Start, 
     assert not [name for name in after if ".lingact." in name], "neither lock nor anything unfinished"
 
 
-def test_an_evaluation_writes_into_its_run_folder_and_the_cache(start: Start, small_organism: Path, here: Path) -> None:
+def test_an_evaluation_writes_into_its_run_folder_and_the_cache(start: Start, small_toy_model: Path, here: Path) -> None:
     before = snapshot(here)
-    given = [*FEW, "resamples=100", "tasks.limit=4", "corpus.max_sentences=40", "cache=cache", f"model.name={small_organism}/model"]
-    assert cli.main("eval", CONF, [*given, f"corpus.path={small_organism}/corpus.jsonl"]) == 0
+    given = [*FEW, "resamples=100", "tasks.limit=4", "corpus.max_sentences=40", "cache=cache", f"model.name={small_toy_model}/model"]
+    assert cli.main("eval", CONF, [*given, f"corpus.path={small_toy_model}/corpus.jsonl"]) == 0
     assert untouched(before, here)
     new = {name for name in snapshot(here).keys() - before.keys() if not name.startswith(("outputs/eval/", "cache/answers/"))}
     assert new == {"outputs", "outputs/eval", "cache", "cache/answers"}

@@ -224,9 +224,9 @@ def test_an_analysis_keeps_the_batch_it_is_in(
 
 
 def test_an_evaluation_says_how_many_tasks_it_has_answered(
-    small_organism: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = [f"model.name={small_organism}/model", "tasks.benchmarks=[micro_arc]", "tasks.limit=2", "tracking=none", "cache=null", "text_split=null"]
+    given = [f"model.name={small_toy_model}/model", "tasks.benchmarks=[micro_arc]", "tasks.limit=2", "tracking=none", "cache=null", "text_split=null"]
     folder = tmp_path / "run"
     # While the second is written: that is finished.
     with signalled(signal.SIGTERM, harness, "write_atomically", 2):

@@ -25,20 +25,20 @@ def local(toy_model: Path) -> list[str]:
     ]
 
 
-def test_gemma_presets_analyze_a_local_gemma(small_organism: Path, tmp_path: Path) -> None:
+def test_gemma_presets_analyze_a_local_gemma(small_toy_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     presets = ["model=gemma2_2b", "sae=gemma_scope_2b_16k"]
-    assert cli.main("analyze", CONF, [*presets, *local(small_organism), f"hydra.run.dir={folder}"]) == 0
+    assert cli.main("analyze", CONF, [*presets, *local(small_toy_model), f"hydra.run.dir={folder}"]) == 0
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["identity"]["model"]["dtype"] == "bfloat16"
     assert manifest["identity"]["sae"]["measuring"]["layers"] == [0, 1, 2]
 
 
-def test_the_gemma_experiment_trains_a_local_gemma(small_organism: Path, tmp_path: Path) -> None:
+def test_the_gemma_experiment_trains_a_local_gemma(small_toy_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     few = ["trainer.steps=2", "trainer.sentences=2", "trainer.checkpoint_every=1", "optim.warmup_steps=1"]
     assert (
-        cli.main("train", CONF, ["experiment=gemma2_2b", "lang=ml", "train_corpus=null", *local(small_organism), *few, f"hydra.run.dir={folder}"])
+        cli.main("train", CONF, ["experiment=gemma2_2b", "lang=ml", "train_corpus=null", *local(small_toy_model), *few, f"hydra.run.dir={folder}"])
         == 0
     )
     assert json.loads((folder / "manifest.json").read_text())["status"] == "complete"

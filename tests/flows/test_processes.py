@@ -219,7 +219,7 @@ def test_workers_change_nothing_not_even_after_an_interruption(
 
 
 @pytest.mark.parametrize(("override", "dtype"), [("trainer.precision=bf16-mixed", "float32"), ("model.dtype=bfloat16", "bfloat16")])
-def test_in_bfloat16_training_is_nearly_the_same(override: str, dtype: str, start: Start, one: Path, small_organism: Path, tmp_path: Path) -> None:
+def test_in_bfloat16_training_is_nearly_the_same(override: str, dtype: str, start: Start, one: Path, small_toy_model: Path, tmp_path: Path) -> None:
     assert start("train", tmp_path / "run", *SMALL, override) == 0
     # Rounding adds up from step to step, first in the norm term, which is the square of a small change and weighs 30 times.
     ours, plain = losses(tmp_path / "run"), losses(one)
@@ -227,7 +227,7 @@ def test_in_bfloat16_training_is_nearly_the_same(override: str, dtype: str, star
         assert ours[name][:steps].to_numpy() == pytest.approx(plain[name][:steps].to_numpy(), rel=0.05)
     assert (ours["loss/total"][:3] != plain["loss/total"][:3]).all()
     assert {tensor.dtype for tensor in adapter(tmp_path / "run").values()} == {torch.float32}
-    lm = load_model(ModelConfig(name=f"{small_organism}/model", revision=None, dtype=dtype, attention="eager", context=512), "cpu")
+    lm = load_model(ModelConfig(name=f"{small_toy_model}/model", revision=None, dtype=dtype, attention="eager", context=512), "cpu")
     adapters.load_adapter(lm.model, str(tmp_path / "run"))
 
 

@@ -83,7 +83,7 @@ def test_two_processes_analyse_as_one_does(arguments: Callable[..., list[str]], 
 
 def test_two_tasks_of_slurm_evaluate_as_one_process_does(
     tasks_of_slurm: Callable[..., list[int | None]],
-    small_organism: Path,
+    small_toy_model: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -96,7 +96,7 @@ def test_two_tasks_of_slurm_evaluate_as_one_process_does(
         put(self, identity, answers)
 
     monkeypatch.setattr(harness.AnswerCache, "put", noted)
-    few = [*FEW, f"model.name={small_organism}/model", f"corpus.path={small_organism}/corpus.jsonl", "corpus.max_sentences=60"]
+    few = [*FEW, f"model.name={small_toy_model}/model", f"corpus.path={small_toy_model}/corpus.jsonl", "corpus.max_sentences=60"]
     few += ["resamples=100", "tasks.limit=4", "cache=null"]
     assert cli.main("eval", CONF, [*few, f"hydra.run.dir={tmp_path / 'one'}"]) == 0
     alone = capfd.readouterr()

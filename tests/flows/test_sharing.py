@@ -29,12 +29,12 @@ SENT = {"README.md", SETTINGS, WEIGHTS, IDENTITY, "config.yaml", "manifest.json"
 
 
 @pytest.fixture(scope="module")
-def runs(start: Start, small_organism: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+def runs(start: Start, small_toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """A training run, an evaluation of it, and what stands on the command line of evaluations."""
     folder = tmp_path_factory.mktemp("runs")
     assert start("train", folder / "train", "lang=ml", *SMALL, "trainer.steps=3") == 0
-    given = [*SMALL, "resamples=100", "tasks.limit=6", "corpus.max_sentences=40", "cache=null", f"model.name={small_organism}/model"]
-    given += [f"corpus.path={small_organism}/corpus.jsonl"]
+    given = [*SMALL, "resamples=100", "tasks.limit=6", "corpus.max_sentences=40", "cache=null", f"model.name={small_toy_model}/model"]
+    given += [f"corpus.path={small_toy_model}/corpus.jsonl"]
     assert cli.main("eval", CONF, [*given, f"adapter={folder}/train", f"hydra.run.dir={folder}/eval"]) == 0
     return folder / "train", folder / "eval", given
 
@@ -105,18 +105,18 @@ def test_what_is_pushed_comes_back(
 
 
 def test_nothing_private_is_sent(
-    runs: tuple[Path, Path, list[str]], trained: Path, share: Callable[..., str], small_organism: Path, tmp_path: Path
+    runs: tuple[Path, Path, list[str]], trained: Path, share: Callable[..., str], small_toy_model: Path, tmp_path: Path
 ) -> None:
     evaluated = shutil.copytree(runs[1], tmp_path / "eval")
     contamination = pd.read_csv(evaluated / "tables" / "contamination.csv")
-    assert str(small_organism) in contamination["corpus"][0]
-    contamination.assign(same_source="FLORES", reason=f"there is no file '{small_organism}/gone'").to_csv(
+    assert str(small_toy_model) in contamination["corpus"][0]
+    contamination.assign(same_source="FLORES", reason=f"there is no file '{small_toy_model}/gone'").to_csv(
         evaluated / "tables" / "contamination.csv", index=False
     )
     share(trained, "--dry-run", f"--eval={evaluated}")
     assert {path.name for path in (trained / "hub").iterdir()} == SENT
     told = {name: (trained / "hub" / name).read_text() for name in SENT - {WEIGHTS}}
-    for secret in ("secret-team", str(small_organism), str(runs[0].parent), str(Path.home()) + "/", socket.gethostname()):
+    for secret in ("secret-team", str(small_toy_model), str(runs[0].parent), str(Path.home()) + "/", socket.gethostname()):
         assert [name for name, text in told.items() if secret in text] == []
     assert "- LEAK: micro_arc (" in told["README.md"]
     assert "could not be checked word by word: it was not available." in told["README.md"]

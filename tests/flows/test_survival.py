@@ -224,10 +224,10 @@ def test_where_not_even_the_configuration_fits_nothing_is_left(start: Start, tmp
 
 
 @pytest.fixture
-def interrupted(start: Start, small_organism: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def interrupted(start: Start, small_toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A run folder of an interrupted run that has a checkpoint, and the corpus that it reads."""
     corpus = tmp_path / "corpus.jsonl"
-    shutil.copy(small_organism / "corpus.jsonl", corpus)
+    shutil.copy(small_toy_model / "corpus.jsonl", corpus)
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_adapter", keyboard)
         assert start("train", tmp_path / "run", *ALONE, f"corpus.path={corpus}", "corpus.max_sentences=null") == 130
@@ -280,10 +280,10 @@ def test_a_run_does_not_go_on_with_another_corpus(
 
 
 def test_an_analysis_does_not_go_on_with_another_model(
-    start: Start, small_organism: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    start: Start, small_toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model"
-    shutil.copytree(small_organism / "model", model)
+    shutil.copytree(small_toy_model / "model", model)
     with monkeypatch.context() as patch:
         patch.setattr(analyze, "analysis_results", keyboard)
         assert start("analyze", tmp_path / "run", "tracking=none", f"model.name={model}") == 130
@@ -295,13 +295,13 @@ def test_an_analysis_does_not_go_on_with_another_model(
 
 @pytest.fixture
 def adapter(undisturbed: Path, tmp_path: Path) -> Path:
-    """A copy of an adapter for the small organism."""
+    """A copy of an adapter for the small toy model."""
     return shutil.copytree(undisturbed / "adapter", tmp_path / "adapter")
 
 
-def evaluated(small_organism: Path, adapter: Path) -> tuple[str, ...]:
+def evaluated(small_toy_model: Path, adapter: Path) -> tuple[str, ...]:
     return (
-        f"model.name={small_organism}/model",
+        f"model.name={small_toy_model}/model",
         f"adapter={adapter}",
         "tasks.benchmarks=[micro_arc]",
         "tasks.limit=2",
@@ -311,13 +311,14 @@ def evaluated(small_organism: Path, adapter: Path) -> tuple[str, ...]:
 
 
 def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
-    adapter: Path, small_organism: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    adapter: Path, small_toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "save_samples", keyboard)
         assert (
-            cli.main("eval", CONF, [*evaluated(small_organism, adapter), "languages.high=[]", "languages.low=[ml]", f"hydra.run.dir={folder}"]) == 130
+            cli.main("eval", CONF, [*evaluated(small_toy_model, adapter), "languages.high=[]", "languages.low=[ml]", f"hydra.run.dir={folder}"])
+            == 130
         )
     with monkeypatch.context() as patch:
         patch.setattr(tasks.Tasks, "identity", {"micro_arc_ml": {"items": 3, "sha256": "f" * 64}})
@@ -331,12 +332,12 @@ def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
 
 @pytest.mark.parametrize("job", ["eval", "analyze"])
 def test_an_adapter_of_another_model_is_refused(
-    job: str, start: Start, adapter: Path, small_organism: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    job: str, start: Start, adapter: Path, small_toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     identity = adapter / adapter_sources.IDENTITY
     identity.write_text(json.dumps({"base_model": "another", "base_sha256": "0" * 64}))
     if job == "eval":
-        code = cli.main("eval", CONF, [*evaluated(small_organism, adapter), f"hydra.run.dir={tmp_path / 'run'}"])
+        code = cli.main("eval", CONF, [*evaluated(small_toy_model, adapter), f"hydra.run.dir={tmp_path / 'run'}"])
     else:
         code = start("analyze", tmp_path / "run", f"adapter={adapter}", "tracking=none")
     assert code == 2
@@ -379,7 +380,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def several(small_organism: Path, tmp_path: Path) -> Callable[..., tuple[int, str, str, list[str]]]:
+def several(small_toy_model: Path, tmp_path: Path) -> Callable[..., tuple[int, str, str, list[str]]]:
     """A train.py whose workflow only starts a process beside itself as Lightning does: code, output, errors, and who took part in what and where."""
     script = tmp_path / "several.py"
     script.write_text(BESIDE.replace("CONF", repr(str(CONF))))

@@ -1,4 +1,4 @@
-"""train.py from the command line to the run folder, on the small organism."""
+"""train.py from the command line to the run folder, on the small toy model."""
 
 import csv
 import json
@@ -58,13 +58,13 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_organism: Path) -> tuple[Path, dict[str, Any]]:
+def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_toy_model: Path) -> tuple[Path, dict[str, Any]]:
     """An undisturbed run with W&B offline, and what its model was like when the adapter was saved."""
     folder, seen = tmp_path_factory.mktemp("runs") / "undisturbed", {}
     real = train.save_adapter
 
     def watched(model: PeftModel, *rest: Any) -> None:
-        lm = toy_model(small_organism)
+        lm = toy_model(small_toy_model)
         lm.model, lm.blocks = model, model.get_base_model().model.layers
         seen.update(base=adapter_hashes.weights_hash(model), on=answers(lm), training=model.training)
         with adapters.base_behaviour(model):
@@ -77,9 +77,9 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory, small_organi
     return folder, seen
 
 
-def test_the_base_model_is_untouched_and_the_adapter_can_be_switched_off(trained: tuple[Path, dict[str, Any]], small_organism: Path) -> None:
+def test_the_base_model_is_untouched_and_the_adapter_can_be_switched_off(trained: tuple[Path, dict[str, Any]], small_toy_model: Path) -> None:
     folder, seen = trained
-    lm = toy_model(small_organism)
+    lm = toy_model(small_toy_model)
     assert seen["base"] == adapter_hashes.weights_hash(lm.model) == manifest(folder)["identity"]["model"]["sha256"]
     assert same(seen["off"], answers(lm))
     assert not same(seen["on"], seen["off"])
@@ -87,10 +87,10 @@ def test_the_base_model_is_untouched_and_the_adapter_can_be_switched_off(trained
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks transformers 5.23
-def test_the_adapter_loads_with_plain_peft(trained: tuple[Path, dict[str, Any]], small_organism: Path) -> None:
+def test_the_adapter_loads_with_plain_peft(trained: tuple[Path, dict[str, Any]], small_toy_model: Path) -> None:
     folder, seen = trained
-    lm = toy_model(small_organism)
-    model = AutoModelForCausalLM.from_pretrained(small_organism / "model", dtype=torch.float32, attn_implementation="eager")
+    lm = toy_model(small_toy_model)
+    model = AutoModelForCausalLM.from_pretrained(small_toy_model / "model", dtype=torch.float32, attn_implementation="eager")
     lm.model = PeftModel.from_pretrained(model, folder / "adapter").eval()
     lm.blocks = model.model.layers
     assert same(answers(lm), seen["on"])

@@ -27,7 +27,7 @@ def digest() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def small_toy_model(cache: Path) -> Path:
+def kept_toy_model(cache: Path) -> Path:
     """The folder of the toy model in `cache`: built if it is not there or not as it was built, by one process at a time. Not to be changed."""
     name = digest()
     folder, record = cache / name, cache / f"{name}.json"

@@ -141,7 +141,7 @@ def test_every_part_of_an_analysis_has_its_passes() -> None:
     ]
     core = make_plan(config_of("analyze"))
     assert core is not None
-    # Base and adapter, with logits: over six layers of the organism that is more than twice the work.
+    # Base and adapter, with logits: over six layers of the toy model that is more than twice the work.
     assert found.passes[0].model > 2 * core.passes[0].model
     assert len([need for need in found.memory.device if need.what.startswith("SAEs")]) == 2 + 5, "each draw of random directions is a set of its own"
 

@@ -20,7 +20,7 @@ class ReferenceStatistics:
     norm: dict[int, float]
     """Layer -> mean residual norm."""
     active: dict[str, dict[int, Bool[Tensor, " d_sae"]]]
-    """Meter -> layer -> latents that fire on at least 1 % of the kept tokens."""
+    """SAE set -> layer -> latents that fire on at least 1 % of the kept tokens."""
 
 
 def count_tokens(stats: FeatureStats, batch: TokenBatch, partial: Bool[Tensor, " vocabulary"]) -> None:

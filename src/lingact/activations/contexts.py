@@ -42,7 +42,7 @@ def random_token_rates(
     tokens: int = RANDOM_TOKENS,
     path: Path | None = None,
 ) -> dict[str, dict[int, Float[np.ndarray, " d_sae"]]]:
-    """Share of uniformly random tokens on which each latent fires, by meter and layer (random-token filter of arXiv 2604.03532).
+    """Share of uniformly random tokens on which each latent fires, by SAE set and layer (random-token filter of arXiv 2604.03532).
 
     Windows hold `RANDOM_WINDOW` tokens of the vocabulary, no special ones, behind BOS where the model expects it.
 

@@ -45,7 +45,7 @@ class SplicedLosses:
     zero: dict[str, Float[np.ndarray, "layer sentence"]]
     """Language -> zeros in place of the residual."""
     spliced: dict[str, dict[str, Float[np.ndarray, "layer sentence"]]]
-    """Meter -> language -> the SAE's reconstruction in place of the residual."""
+    """SAE set -> language -> the SAE's reconstruction in place of the residual."""
 
     @classmethod
     def load(cls, path: Path) -> "SplicedLosses":

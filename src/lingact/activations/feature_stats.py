@@ -69,9 +69,9 @@ class FeatureStats:
     fired: list[Int[np.ndarray, "half=2 d_sae"]] = field(default_factory=list)
     """Per layer: sentences of each half in whose first window each latent is active at least once."""
     reference_active: Float[np.ndarray, "layer sentence"] | None = None
-    """`activation` over the latents of `Yardstick.active` only."""
+    """`activation` over the latents of `ReferenceStatistics.active` only."""
     norm_matched: Float[np.ndarray, "layer sentence"] | None = None
-    """`activation` of residuals rescaled to `Yardstick.norm`."""
+    """`activation` of residuals rescaled to `ReferenceStatistics.norm`."""
     nll: Float[np.ndarray, " sentence"] | None = None
     """Sum of next-token cross-entropies in nats, where logits were computed."""
     kl: Float[np.ndarray, " sentence"] | None = None

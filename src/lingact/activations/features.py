@@ -22,12 +22,12 @@ def kept_residuals(
 
 
 def rescaled(x: Float[Tensor, "token d_model"], norms: Float[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
-    """`x` with each token's norm set to a given one: what is left of a change when loudness is taken away."""
+    """`x` with each token's norm set to a given one, which removes changes of the norm."""
     return x * (norms / x.norm(dim=-1).clamp_min(1e-12))[:, None]
 
 
 def rescaled_to(x: Float[Tensor, "token d_model"], norm: float) -> Float[Tensor, "token d_model"]:
-    """`x` with every token's norm set to `norm`: loudness taken away between languages."""
+    """`x` with every token's norm set to `norm`, which removes differences in norm between languages."""
     return x * (norm / x.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
 

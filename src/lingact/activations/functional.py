@@ -129,7 +129,7 @@ def kl_over_top(
 
 
 def squared_log_ratio(norms: Float[Tensor, " token"], base: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """Of each token, the squared log of its residual norm over the base model's: keeps loudness where it was."""
+    """The squared log ratio of each token's residual norm to that under the base model. It keeps norms where they were."""
     return (norms / base).log().square()
 
 

@@ -19,7 +19,7 @@ BASE, ADAPTER, NORM_MATCHED = "base", "adapter", "norm_matched"
 """What is measured: the base model, the adapted one, and the adapted one with each residual rescaled to the base's norm on that token."""
 
 Key = tuple[str, str, str]
-"""(meter, variant, language); a meter is a set of SAEs: measuring, heldout, or a draw of random directions (`controls.random_meter`)."""
+"""(SAE set, variant, language); an SAE set is measuring, heldout, or a draw of random directions (`controls.random_meter`)."""
 
 
 def random_sae_set(draw: int) -> str:
@@ -34,7 +34,7 @@ def is_random(sae_set: str) -> bool:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Statistics by meter, variant and language."""
+    """Statistics by SAE set, variant and language."""
 
     stats: dict[Key, FeatureStats]
     vectors: dict[str, SentenceVectors] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Lost:
     """Sums of a language that are not finite."""
 
     what: str
-    """residuals, `SAE activations (meter)` or predictions, of which model."""
+    """residuals, `SAE activations (SAE set)` or predictions, of which model."""
     layers: tuple[int, ...]
     """Behind which; none for predictions."""
     language: str

@@ -53,7 +53,7 @@ def overshoot(before: Draws, after: Draws) -> Draws:
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter did to one language under one meter, as draws."""
+    """What an adapter did to one language under one SAE set, as draws."""
 
     before: Draws
     after: Draws
@@ -241,7 +241,7 @@ def change_frames(
     *,
     seed: int,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
-    """Tidy tables of a change by every meter, and the targets' summary numbers; keys of all but the first meter start with its name."""
+    """Tidy tables of a change by every SAE set, and the targets' summary numbers; keys of all but the first SAE set start with its name."""
     reference, summary = languages.reference, {}
     by_layer, by_range, kept_rows = [], [], []
     for place, (sae_set, variants) in enumerate(by_sae_set.items()):

@@ -24,7 +24,7 @@ from lingact.statistics.bootstrap import Resampling, holm
 from lingact.statistics.crossed import crossed_difference
 
 Numbers = dict[tuple[str, str, str], Float[np.ndarray, " draw"]]
-"""(meter, language, quantity) -> a number of one adapter, as draws."""
+"""(SAE set, language, quantity) -> a number of one adapter, as draws."""
 QUANTITIES = ("gap_closed", "gap_closed_norm_matched", "fvu_ratio")
 """Of each target. Of the reference: `changes.retention`, but for the profile, which has no draws."""
 SEEDS_TOO, SENTENCES = "sentences and seeds", "sentences"

@@ -46,7 +46,7 @@ def _by_variant(before: Named, after: Named | None) -> Iterator[tuple[dict[str, 
 def spliced_table(
     losses: SplicedLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int, after: SplicedLosses | None = None
 ) -> pd.DataFrame:
-    """One row per meter, language, layer and quantity.
+    """One row per SAE set, language, layer and quantity.
 
     `ce_increase`: spliced minus base, in nats per predicted token. `loss_recovered`: (zero - spliced) / (zero - base), 1 where splicing costs
     nothing and 0 where it costs as much as zeros; nan where zeros do not cost anything.

@@ -19,7 +19,7 @@ from lingact.errors import UserError
 from lingact.statistics.bootstrap import Resampling, benjamini_hochberg
 
 Stats = dict[str, FeatureStats]
-"""Language -> statistics of one meter and variant."""
+"""Language -> statistics of one SAE set and variant."""
 PerLatent = Float[np.ndarray, "language d_sae"]
 
 
@@ -111,7 +111,7 @@ def find_features(
     candidates.
 
     Args:
-        stats: of one meter and variant, at least two languages over the same sentences.
+        stats: of one SAE set and variant, at least two languages over the same sentences.
         random_rates: layer -> firing rates on random tokens (`contexts.random_token_rates`); random-token filter after arXiv 2604.03532. None: the
             filter is not applied and `rate_random` is nan.
         block: as `config.Statistics.block`. Sentences of a document or block are no independent evidence: the test is as strict as if all of them

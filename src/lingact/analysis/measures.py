@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Num
 from lingact.activations.feature_stats import CONFIRMATION, FeatureStats
 
 Stats = dict[str, FeatureStats]
-"""Language -> statistics of one meter and variant."""
+"""Language -> statistics of one SAE set and variant."""
 Draws = Float[np.ndarray, "draw layer"]
 Pooling = Literal["token", "sentence"]
 Terms = tuple[Float[np.ndarray, "layer sentence"], Float[np.ndarray, "#layer sentence"]]

@@ -108,7 +108,7 @@ def _number(text: str, column: str) -> float:
     # Not everything that Python takes for a number: 1_0 is none.
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(value):
-        raise UserError(f"{column} '{text}' is not a finite number; mend it, or leave the row out")
+        raise UserError(f"{column} '{text}' is not a finite number; fix it, or leave the row out")
     return value
 
 

@@ -204,10 +204,10 @@ class TrainConfig(Job):
             raise ValueError(
                 f"'{languages.reference}' is the reference language and cannot be a target; name other languages, or change languages.reference"
             )
-        strangers = [code for code in lang if code not in languages.all]
-        if strangers:
+        others = [code for code in lang if code not in languages.all]
+        if others:
             raise ValueError(
-                f"{', '.join(strangers)} not among the languages under study ({', '.join(languages.all)}); add to languages.low or languages.high"
+                f"{', '.join(others)} not among the languages under study ({', '.join(languages.all)}); add to languages.low or languages.high"
             )
         return lang
 

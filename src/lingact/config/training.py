@@ -21,7 +21,7 @@ class GapLoss(ConfigSection):
     bandwidth: Share
     """Width of the straight-through window below each threshold, relative to the threshold."""
     norm_matched: bool
-    """Measure the loss on residuals rescaled to the base model's norm on each token, so that loudness does not pay."""
+    """Measure the loss on residuals rescaled to the base model's norm on each token, so that larger norms gain nothing."""
     pooling: Literal["token", "sentence"]
     """Of the activation: over all tokens, or within each sentence and then over sentences."""
     temperature: Annotated[Real, Field(ge=1e-3, le=100)]
@@ -48,7 +48,7 @@ class RetentionLoss(ConfigSection):
     norm: Weight
     """Squared log ratio of residual norms, on reference and targets."""
     fit: Weight
-    """Growth of the measuring SAEs' FVU on the targets, so that the meter stays valid."""
+    """Growth of the measuring SAEs' FVU on the targets, so that the SAEs still fit."""
     target_kl: Weight
     """KL(base || adapter) on the targets' text, in nats, so that their language modelling stays."""
     top: Count | None

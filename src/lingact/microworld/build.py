@@ -97,13 +97,13 @@ def _refuse_others(out: Path) -> None:
     if out.is_dir() and (not names or {"training.json", "corpus.jsonl", "model", "tasks"} <= set(names)):
         return
     what = f"holds other things ({listed(names)})" if out.is_dir() else "is not a folder"
-    raise UserError(f"--out: '{out}' {what} and no organism that was built before; name a folder that is not there")
+    raise UserError(f"--out: '{out}' {what} and no toy model that was built before; name a folder that is not there")
 
 
 def main(arguments: list[str]) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m lingact.microworld.build", description="Rebuild the embedded model organism from its seed.")
-    parser.add_argument("--out", type=Path, default=Path(asset("microworld")), help="where the organism goes (default: into the package)")
+    parser = argparse.ArgumentParser(prog="python -m lingact.microworld.build", description="Rebuild the embedded toy model from its seed.")
+    parser.add_argument("--out", type=Path, default=Path(asset("microworld")), help="where the toy model goes (default: into the package)")
     parser.add_argument("--work", type=Path, default=Path("outputs/microworld"), help="scratch folder, kept so that an interrupted build goes on")
     parser.add_argument("--small", action="store_true", help="a minute-sized build of the same code")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")

@@ -40,8 +40,8 @@ _ITEMS = {"key": ["id"], "facts": True, "split_by": "kind"}
 _EVERYTHING = {"missing": "refuse", "items": "all", "limit": None, "fewshot": None, "batch_size": 256}
 
 
-def load_organism(folder: Path) -> LanguageModel:
-    """The organism's language model on the CPU."""
+def load_toy_model(folder: Path) -> LanguageModel:
+    """The toy model's language model on the CPU."""
     context = json.loads((folder / "training.json").read_text())["recipe"]["context"]
     return load_model(ModelConfig(name=str(folder / "model"), revision=None, dtype="float32", attention="eager", context=context), "cpu")
 
@@ -117,9 +117,9 @@ def _layer_rows(confounds: pd.DataFrame, sae_set: str, quantity: str) -> pd.Data
 
 
 def write_card(folder: Path) -> None:
-    """Measure the organism and write `card.json` (numbers) and `card.md` (readable)."""
+    """Measure the toy model and write `card.json` (numbers) and `card.md` (readable)."""
     training = json.loads((folder / "training.json").read_text())
-    lm, corpus = load_organism(folder), load_rows(folder)
+    lm, corpus = load_toy_model(folder), load_rows(folder)
     saes = {name: load_saes(folder, lm, name) for name in ("sae", "sae_heldout")}
     scores, groups = accuracy(folder, lm)
     bits, harder, confounds = fit(lm, saes, corpus)
@@ -144,7 +144,7 @@ def write_card(folder: Path) -> None:
     above = harder.set_index("language")
     shares["above the high-resource mean"] = [_cell(above.loc[code]) if code in above.index else "" for code in LANGUAGES]
     curve = pd.DataFrame({"step": [10 * i for i in range(0, len(losses), every)], "loss (nats a token)": losses[::every]})
-    text = f"""# The microworld organism, {training["identity"]}
+    text = f"""# The microworld toy model, {training["identity"]}
 
 A demonstration and a test bench, made by `python -m lingact.microworld.build` from seed {recipe["seed"]}. What is found on it is said of it alone.
 Intervals are 95 % bootstraps over sentences or facts (Wilson for accuracies).

@@ -17,7 +17,7 @@ from lingact.analysis.measures import Pooling, value
 from lingact.config.base import asset
 from lingact.files.atomic import write_atomically
 from lingact.files.folders import make_folders, taken
-from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_organism, load_rows, load_saes
+from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_rows, load_saes, load_toy_model
 from lingact.microworld.dictionaries import harvest, train_dictionary
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
 from lingact.report.phrases import markdown_table
@@ -92,7 +92,7 @@ def run(folder: Path, work: Path) -> None:
 
 def _run(folder: Path, work: Path) -> None:
     recipe = Recipe()
-    lm, corpus = load_organism(folder), load_rows(folder)
+    lm, corpus = load_toy_model(folder), load_rows(folder)
     equal = dict.fromkeys(recipe.shares, 1 / len(recipe.shares))
     frames = []
     for cell in declared_grid(recipe):
@@ -122,10 +122,10 @@ def readable(found: pd.DataFrame) -> str:
     wide = cells.pivot_table(index=["recipe", "measure"], columns="language", values="cell", aggfunc="first", sort=False).reset_index()  # pyrefly: ignore[bad-argument-type]
     layers = found[(found.recipe == "shipped") & (found.measure == "per token")]
     counts = layers[["language", "layers", "short", "above"]]
-    return f"""# Activation gaps of the organism over the declared grid
+    return f"""# Activation gaps of the toy model over the declared grid
 
 Gap against English, mean over all layers, on the whole aligned corpus ({int(found.n.iloc[0])} sentences). Positive: the language activates the SAEs less than
-English. `*`: the 95 % interval (paired bootstrap over {found.resampled.iloc[0]}) excludes 0. Found on this organism alone.
+English. `*`: the 95 % interval (paired bootstrap over {found.resampled.iloc[0]}) excludes 0. Found on this toy model alone.
 
 {markdown_table(wide)}
 

@@ -1,4 +1,4 @@
-"""The numbers that make the organism. Fixed by accuracy, FVU and L0 alone, before anybody looked at an activation gap."""
+"""The numbers that make the toy model. Fixed by accuracy, FVU and L0 alone, before anybody looked at an activation gap."""
 
 from dataclasses import dataclass, field
 
