@@ -259,7 +259,7 @@ def load_contexts(path: Path) -> list[Context]:
         UserError: it is not there, or not that.
     """
     if not path.is_file():
-        raise UserError(f"'{path}' is not there; the run has not saved its contexts")
+        raise UserError(f"'{path}' does not exist; the run has not saved its contexts")
     try:
         return [Context(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
