@@ -227,7 +227,7 @@ def test_contexts_come_back_as_they_were_saved(tmp_path: Path) -> None:
     contexts = [Context(2, 5, "hi", "s3", 1.25, "रात ", "भर", " बारिश"), Context(2, 5, "en", "s0", 1.0, "", "A", " dog.")]
     save_contexts(tmp_path / "contexts.json", contexts)
     assert load_contexts(tmp_path / "contexts.json") == contexts
-    with pytest.raises(UserError, match="not there"):
+    with pytest.raises(UserError, match="does not exist"):
         load_contexts(tmp_path / "other.json")
     (tmp_path / "cut.json").write_text('[{"layer": 2')
     with pytest.raises(UserError, match="cannot be read as contexts"):
