@@ -27,7 +27,7 @@ test-all: $(VENV)/.installed-dev  ## run all tests, the slow ones too: an hour o
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-oldest:  ## run the fast tests with the oldest versions that pyproject.toml allows, in an environment of their own
-	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt PYTEST_ARGS="-W default $(PYTEST_ARGS)"  # old libraries warn of each other
 
 check: lint style types layers  ## lint, format, types, import layers; changes no file
 
