@@ -57,7 +57,7 @@ def test_releases_without_what_is_asked_for() -> None:
     )
     with pytest.raises(UserError, match=told):
         check_release(release, asked)
-    with pytest.raises(UserError, match=r"no layer has it; did you mean 'layer_0/width_16k/canonical'\? python analyze.py --list-saes model="):
+    with pytest.raises(UserError, match=r"no layer has it; did you mean 'layer_0/width_16k/canonical'\? lingact analyze --list-saes model="):
         check_release(release, {0: "layer_0/width_16/canonical"})
     with pytest.raises(UserError, match=r"is neither a folder nor a release of sae-lens; did you mean 'gemma-scope-2b-pt-res-canonical'"):
         check_release("gemma-scope-2b-pt-res-canonicle", {0: "layer_0"})

@@ -17,6 +17,7 @@ from lingact.catalogue.languages import nearest
 from lingact.errors import UserError
 from lingact.hub.huggingface import HubItem, from_the_hub
 from lingact.runtime.compat.sae_lens import loaders_read, shapes_from_cache, sparsify_autoencoder
+from lingact.runtime.program import command
 
 if TYPE_CHECKING:
     from lingact.models.sae import Sae
@@ -27,7 +28,6 @@ _VARIANT = re.compile(r"(?<=average_l0_)\d+|(?<=trainer_)\d+(?:_step_\d+)?")
 """What distinguishes SAEs of one place and width in the ids of large releases."""
 _OTHER_NAMES = {"gpt2": "gpt2-small", "mistral-7b-v0.1": "mistral-7b", "meta-llama-3.1-8b": "llama-3.1-8b"}
 """Models that have other names in SAELens than on the hub."""
-_HOW_TO_LIST = "python analyze.py --list-saes model=... shows the releases for a model"
 
 
 # --- releases of SAELens ------------------------------------------------------------------------------------------------------------
@@ -126,6 +126,10 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
+def _how_to_list() -> str:
+    return f"{command('analyze')} --list-saes model=... shows the releases for a model"
+
+
 def check_release(release: str, ids: dict[int, str]) -> None:
     """Refuse releases and ids that are not in SAELens's table, before anything is downloaded.
 
@@ -143,7 +147,7 @@ def check_release(release: str, ids: dict[int, str]) -> None:
             return
         raise UserError(
             f"sae: '{release}' is neither a folder nor a release of sae-lens{nearest(release, releases()) or '.'} Releases have names such as "
-            f"gemma-scope-2b-pt-res-canonical; {_HOW_TO_LIST}"
+            f"gemma-scope-2b-pt-res-canonical; {_how_to_list()}"
         )
     known = {each["id"] for each in about["saes"]}
     lacking = {layer: sae_id for layer, sae_id in ids.items() if sae_id not in known}
@@ -154,7 +158,7 @@ def check_release(release: str, ids: dict[int, str]) -> None:
     if having:
         advice = f"it has this id for the layers {ranges(having)}. Write sae.layers={str(having).replace(' ', '')}, or choose other SAEs"
     else:
-        advice = f"no layer has it{nearest(first, known) or '.'} {_HOW_TO_LIST}"
+        advice = f"no layer has it{nearest(first, known) or '.'} {_how_to_list()}"
     raise UserError(f"sae: the release '{release}' has no '{first}' (layer {ranges(sorted(lacking))}): {advice}")
 
 
