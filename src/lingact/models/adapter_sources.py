@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lingact.catalogue.languages import nearest
 from lingact.config.base import asset
 from lingact.errors import UserError
 from lingact.files.earlier import present_keys
+from lingact.files.records import read_json_object, read_run_config
 from lingact.hub.huggingface import HubItem, from_the_hub
 from lingact.hub.wandb_artifacts import fetch_artifact
 
@@ -83,21 +82,11 @@ def training_of(place: Path) -> dict[str, Any] | None:
     place = place.resolve()
     run = place.parent / "config.yaml"
     if place.name == "adapter" and run.is_file():
-        return present_keys(_read_object(run, yaml.safe_load, "copy the adapter out of the run's folder"))
+        return read_run_config(run, "put it back, or copy the adapter out of the run's folder")
     if not (place / IDENTITY).is_file():
         return None
-    training = _read_object(place / IDENTITY, json.loads, "delete it to go on without it").get("training")
+    training = read_json_object(place / IDENTITY, "put it back, or delete it to go on without it").get("training")
     return {key: _with_assets(value) for key, value in present_keys(training).items()} if isinstance(training, dict) else None
-
-
-def _read_object(path: Path, read: Callable[[str], Any], otherwise: str) -> dict[str, Any]:
-    try:
-        found = read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"adapter: '{path}' cannot be read: it is truncated or not a lingact file; put it back, or {otherwise}")
-    return found
 
 
 def _with_assets(node: Any) -> Any:

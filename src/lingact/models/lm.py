@@ -1,7 +1,6 @@
 """Load a causal language model, find its blocks, read the residual stream by hooks."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from lingact.errors import UserError
 from lingact.hub.huggingface import HubItem, commit_of, from_the_hub
 from lingact.models.devices import resolve_device
 from lingact.models.finite import describe, nonfinite
-from lingact.models.model_files import Facts, check_attention, check_context, check_folder, no_safetensors
+from lingact.models.model_files import Facts, check_attention, check_context, check_folder, no_safetensors, shards_of
 
 
 class _Enough(Exception):
@@ -243,7 +242,7 @@ def _files_of(config: ModelConfig, names: Iterable[str]) -> dict[str, Path]:
         return Path(found) if found else None
 
     index = here(SAFE_WEIGHTS_INDEX_NAME)
-    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index is not None else {}
+    shards = shards_of(index) if index is not None else {}
     found = {name: here(shards.get(name, SAFE_WEIGHTS_NAME)) for name in names if not shards or name in shards}
     return {name: path for name, path in found.items() if path is not None}
 

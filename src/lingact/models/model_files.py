@@ -112,16 +112,21 @@ def check_folder(config: ModelConfig) -> None:
         raise UserError(f"model.name: no model in the folder '{path}' (no {_CONFIG}){nearest(path.name, siblings)}")
     single, index = (path / name for name in _WEIGHTS)
     if index.is_file() and not single.is_file():
-        missing = sorted({file for file in _shards(index) if not (path / file).is_file()})
+        missing = sorted({file for file in shards_of(index).values() if not (path / file).is_file()})
         if missing:
             raise UserError(f"model '{config.name}' is not complete: there is no '{missing[0]}', which its {index.name} names; download it again")
     elif not single.is_file() and not any(path.glob("*.safetensors")):
         raise UserError(no_safetensors(config.name))
 
 
-def _shards(index: Path) -> list[str]:
+def shards_of(index: Path) -> dict[str, str]:
+    """Tensor -> file, from the index of weights that are divided among several files.
+
+    Raises:
+        UserError: the index is damaged.
+    """
     try:
-        return [str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()]
+        return {str(name): str(file) for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"model: '{index}' cannot be read: it is truncated or not an index of weights; download it again") from None
 
