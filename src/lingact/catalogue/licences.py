@@ -1,23 +1,28 @@
-"""Under which licence models come, as far as it is known here; what is trained on a model follows it."""
+"""The licences of models, as far as they are known here, and what they ask to be said; both are written in `assets/licences.yaml`."""
 
+import functools
 import re
+from importlib.resources import files
 
-_MODELS = (
-    (r"google/gemma-(2b|7b|2-|3-)", "gemma"),
-    (r"meta-llama/(Meta-)?Llama-3-", "llama3"),
-    (r"meta-llama/(Meta-)?Llama-3\.1-", "llama3.1"),
-    (r"meta-llama/Llama-3\.2-", "llama3.2"),
-    (r"meta-llama/Llama-3\.3-", "llama3.3"),
-    (r"Qwen/Qwen3-", "apache-2.0"),
-    (r"mistralai/Mistral-7B-", "apache-2.0"),
-    (r"EleutherAI/pythia-", "apache-2.0"),
-    (r"(openai-community/)?gpt2(-|$)", "mit"),
-)
-"""Beginning of a hub id, and what the hub calls the licence on the model's page."""
-_GEMMA = (
-    "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. Its use restrictions hold for this adapter, "
-    "too."
-)
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+
+class Licences(BaseModel):
+    """Expressions are tried in the order of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[str, str]
+    """Regular expression of the beginning of a hub id -> what the hub calls the licence."""
+    notices: dict[str, str]
+    """Regular expression of a licence -> its notice, with places for the expression's groups."""
+
+
+@functools.cache
+def _licences() -> Licences:
+    text = (files("lingact") / "assets" / "licences.yaml").read_text(encoding="utf-8")
+    return Licences.model_validate(yaml.safe_load(text))
 
 
 def licence_of(model: str) -> str | None:
@@ -26,17 +31,10 @@ def licence_of(model: str) -> str | None:
     Args:
         model: hub id.
     """
-    return next((licence for beginning, licence in _MODELS if re.match(beginning, model)), None)
+    return next((licence for beginning, licence in _licences().models.items() if re.match(beginning, model)), None)
 
 
 def notice_of(licence: str) -> str | None:
     """What a licence wants to be said beside what is made from its model; None: no words of its own."""
-    if licence == "gemma":
-        return _GEMMA
-    llama = re.fullmatch(r"llama(\d.*)", licence)
-    if llama is None:
-        return None
-    return (
-        f"Built with Llama. Llama {llama[1]} is licensed under the Llama {llama[1]} Community License, Copyright © Meta Platforms, Inc. All Rights "
-        "Reserved. It wants the names of models that were made with it to begin with Llama, and its acceptable use policy to be kept."
-    )
+    found = ((re.fullmatch(expression, licence), notice) for expression, notice in _licences().notices.items())
+    return next((notice.format(*match.groups()) for match, notice in found if match), None)

@@ -68,7 +68,7 @@ class TasksConfig(ConfigSection):
     """The benchmarks, and which of their items."""
 
     benchmarks: tuple[str, ...]
-    """Names in the table of benchmarks (`lingact.catalogue.benchmarks`)."""
+    """Names in the table of benchmarks (`assets/benchmarks.yaml`)."""
     own: dict[Annotated[str, Field(pattern=r"^\w[\w-]*$")], OwnBenchmark]
     """Benchmarks that are not in the table, by the name they shall have: letters, digits, `_` and `-`, since files are called by it."""
     missing: Literal["refuse", "skip"]

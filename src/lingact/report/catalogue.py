@@ -12,7 +12,7 @@ _PAPER = tuple(LANGUAGES)[:10]
 
 _HEAD = """# Benchmarks
 
-The benchmarks that `tasks.benchmarks` can name. Made from the one table in `src/lingact/catalogue/benchmarks.py` and the installed task files
+The benchmarks that `tasks.benchmarks` can name. Made from the one table in `src/lingact/assets/benchmarks.yaml` and the installed task files
 (`python -m lingact.report.catalogue`); a test checks that this page is current. Sets of benchmarks are in `conf/tasks/`: `micro` (embedded), `paper`,
 `belebele`, `global_piqa`, `human`, `indic`; for your own, use `files` (JSONL) and `lm_eval` (task files). The column *languages* names those of the
 ten of `languages=paper`, and counts the others of `src/lingact/assets/languages.tsv`.
