@@ -175,6 +175,8 @@ class Run:
         import wandb
 
         write_atomically(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False))
+        if self.tracker.disabled:  # it would drop the table after half a second of checking its cells
+            return
         # Empty cells: W&B takes the type of a column from its first row, and knows None but not pandas' NA.
         rows = frame.astype(object).where(frame.notna(), None)  # pyrefly: ignore[bad-argument-type]
         with surviving_tracking(), _staging_in(self.folder):
