@@ -5,6 +5,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
@@ -21,10 +22,11 @@ demo: $(VENV)/.installed  ## install what running needs and train a Malayalam ad
 	$(BIN)/python train.py lang=ml
 
 test: $(VENV)/.installed-dev  ## install what testing needs and run the fast tests: a few minutes, all that guards a number
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS) tests/unit tests/properties
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS) --jaxtyping-packages= tests/conf tests/flows tests/fuzz tests/gates  # whole jobs take half the time without checks of shapes
 
 test-all: $(VENV)/.installed-dev  ## run all tests, the slow ones too: an hour or two
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-oldest:  ## run the fast tests with the oldest versions that pyproject.toml allows, in an environment of their own
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt PYTEST_ARGS="-W default $(PYTEST_ARGS)"  # old libraries warn of each other
