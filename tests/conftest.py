@@ -1,5 +1,6 @@
 """The surroundings of every test: no hub, a silent W&B, one thread for each test process; and tiny things to test with."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -141,6 +142,7 @@ def apart(tmp_path: Path) -> Callable[..., list[Any]]:
         folder.mkdir()
 
         def process(rank: int) -> None:
+            gc.freeze()  # as in tests/helpers/processes.py
             distributed.init_process_group("gloo", store=distributed.FileStore(str(folder / "store"), world), rank=rank, world_size=world)
             distributed.barrier()  # all are there before one ends
             try:

@@ -202,7 +202,8 @@ def test_what_does_not_fit_on_the_disk_ends_the_run_and_loses_nothing(
     assert results(folder) == results(undisturbed)
 
 
-def test_a_process_that_may_write_little_says_so(command: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_process_that_may_write_little_says_so(command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # Python would leave cut-off .pyc files of the package behind, which no later process can read
     folder, log = tmp_path / "run", tmp_path / "log"
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
     assert launch(command(folder, *ALONE), log, preexec_fn=limit).wait() == 2

@@ -163,7 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not exists:
             (self.hub.root / name).mkdir(parents=True)
             (self.hub.root / name / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
-            self.hub.private |= {name} if wanted.get("visibility") == "private" else set()
+            # Clients before huggingface-hub 2 say it the second way.
+            self.hub.private |= {name} if wanted.get("visibility") == "private" or wanted.get("private") else set()
         self._json({"url": f"{self.hub.url}/{name}"} | ({"error": "You already created this model repo"} if exists else {}), 409 if exists else 200)
 
     def _push(self, name: str, what: str, body: bytes) -> None:

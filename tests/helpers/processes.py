@@ -1,5 +1,6 @@
 """Jobs as processes of their own: how they are started, what they see, and which of them are left."""
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -30,6 +31,7 @@ def fork(work: Callable[[], int], log: Path | None = None) -> BaseProcess:
     """
 
     def run() -> None:
+        gc.freeze()  # what is inherited is never taken apart: the end of a process group would wait for threads that this process has not
         code = 1
         try:
             if log:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,11 +179,13 @@ def test_the_key_of_wandb_login_is_found(file: str, logged: WandbServer, tmp_pat
     ],
 )
 def test_a_key_is_for_its_server(server: str, machine: str, key: str | None, cache: Path, tmp_path: Path) -> None:
-    """As the client has it: looked up by its own function, too."""
+    """As the client has it: looked up by its own function, too, where it knows both names of the default server."""
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
     (tmp_path / ".netrc").write_text(f"machine {machine}\n  login user\n  password {KEY}\n")
-    assert wandb_artifacts.netrc_key(server) == read_netrc_auth(host=server) == key
+    assert wandb_artifacts.netrc_key(server) == key
+    if machine in server or wandb.Settings().base_url != "https://api.wandb.ai":  # the default server before wandb 0.31
+        assert read_netrc_auth(host=server) == key
 
 
 def test_no_network_is_told_at_once(logged: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,10 +202,11 @@ def test_a_server_that_does_not_answer_is_given_up(silent: str, logged: WandbSer
     monkeypatch.setattr(wandb_artifacts, "ANSWERS", 2)
     monkeypatch.setattr(wandb_artifacts, "STALLS", 1)
     logged.stalls.add(silent)
-    started = time.monotonic()
+    client, limits = wandb.Api, []
+    monkeypatch.setattr(wandb, "Api", lambda timeout, **more: limits.append(timeout) or client(timeout=timeout, **more))
     with pytest.raises(UserError, match=r"does not give it: .*(did not respond in time|no data for 1 seconds)"):
         find_adapter(NAME)
-    assert time.monotonic() - started < 12, "the client's own limit is 19 seconds"
+    assert limits == [2], "instead of the client's own 19 seconds"
     assert not list(cache.glob("lingact/*"))
 
 

@@ -15,16 +15,19 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from torch import nn
 
 from lingact.runtime import compat
-from tests.helpers.paths import CONF
+from tests.helpers.paths import CONF, ROOT
 
 SOURCE = Path(compat.__path__[0]).parents[1]
 MODULES = [importlib.import_module(f"{compat.__name__}.{found.name}") for found in pkgutil.iter_modules(compat.__path__)]
@@ -114,17 +117,17 @@ def test_offline_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     asked: list[str] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or (_ for _ in ()).throw(socket.gaierror()))
 
-    def load() -> None:
-        with pytest.raises(LocalEntryNotFoundError):
+    def load(*errors: type[Exception]) -> None:
+        with pytest.raises(errors):
             hf_hub_download("nobody/nothing", "config.json", cache_dir=tmp_path)
 
     monkeypatch.setattr(time, "sleep", lambda _: None)  # between retries
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # too late: the client has been imported
-    load()
+    load(LocalEntryNotFoundError, RuntimeError)  # huggingface-hub before 1.29 tries again with a client that it has closed
     assert asked
     asked.clear()
     with compat_of("huggingface").offline():
-        load()
+        load(LocalEntryNotFoundError)
         assert datasets.config.HF_HUB_OFFLINE
     assert not asked
     assert not datasets.config.HF_HUB_OFFLINE
@@ -135,6 +138,14 @@ def test_attention_implementation_is_needed(lm: Any) -> None:
     assert not hasattr(lm.model, "get_attn_implementation")
     assert compat_of("huggingface").attention_implementation(lm.model) == "eager"
     assert compat_of("huggingface").attention_implementation(nn.Linear(1, 1)) is None
+
+
+def test_recompute_activations_is_needed(lm: Any) -> None:
+    requirements = map(Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    assert next(each.specifier for each in requirements if each.name == "transformers").contains("5.22.2")
+    for on in (True, False):  # any warning fails the test
+        compat_of("huggingface").recompute_activations(lm.model, on=on)
+        assert any(getattr(module, "gradient_checkpointing", False) for module in lm.model.modules()) is on
 
 
 # --- Lightning and DDP ----------------------------------------------------------------------------------------------------------------------------
@@ -209,8 +220,10 @@ def test_leave_out_of_ddp_is_needed() -> None:
 
 def test_no_deprecation_warning_is_needed(lm: Any) -> None:
     from peft import LoraConfig, get_peft_model
+    from transformers import PreTrainedModel
 
-    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+    renamed = hasattr(PreTrainedModel, "is_activation_checkpointing")  # from transformers 5.23 on
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing") if renamed else nullcontext():
         get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"])).unload()
     with compat_of("peft").no_deprecation_warning():  # any other warning fails the test
         get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"]))

@@ -10,7 +10,7 @@ from lingact.config.data import LanguagesConfig
 from lingact.config.jobs import AnalyzeConfig
 from lingact.config.measures import Part
 from lingact.config.validation import validate
-from lingact.report.confounds import confounds_text
+from lingact.report.confounds import confounds_text, wide_confounds
 from lingact.report.controls import controls_text, sae_sets_table
 from lingact.report.correlation import correlation_lead, correlation_text
 from lingact.report.features import feature_cards, features_lead, random_features_text
@@ -75,6 +75,14 @@ def confounds(**fvu: float) -> pd.DataFrame:
     rows: list[dict[str, Any]] = [{"language": code, "quantity": quantity, "estimate": value} for code in fvu for quantity, value in flat.items()]
     rows += [{"language": code, "quantity": "fvu", "estimate": value + shift} for code, value in fvu.items() for shift in (-0.05, 0.05)]
     return pd.DataFrame(rows)
+
+
+def test_a_table_of_confounds_keeps_the_order_and_every_number_in_its_cell() -> None:
+    """Neither languages nor quantities come in the order of the alphabet."""
+    found = wide_confounds(confounds(zh=0.3, en=0.2, es=0.4))
+    assert list(found.columns) == ["language", "tokens per sentence", "fertility", "partial share", "residual norm", "fvu"]
+    for row, (code, fvu) in zip(found.to_numpy().tolist(), {"zh": 0.3, "en": 0.2, "es": 0.4}.items(), strict=True):
+        assert row == [code, 8.0, 1.5, 0.0, 20.0, pytest.approx(fvu)]
 
 
 def test_a_span_of_equal_values_is_one_number() -> None:

@@ -86,14 +86,21 @@ def _signed(value: float) -> str:
 def wide_spliced(costs: pd.DataFrame) -> pd.DataFrame:
     """A row per set of SAEs and language, a column per variant: rise of the cross-entropy in nats per token, mean over layers."""
     rises = costs[costs["quantity"] == "ce_increase"]
-    means = rises.groupby(["sae_set", "language", "variant"], sort=False)["estimate"].mean().unstack("variant", sort=False)
-    return means.rename(columns={ADAPTER_MINUS_BASE: "adapter minus base"}).reset_index()
+    means = rises.groupby(["sae_set", "language", "variant"], sort=False)["estimate"].mean()
+    return _wide(means).rename(columns={ADAPTER_MINUS_BASE: "adapter minus base"}).reset_index()
 
 
 def wide_confounds(table: pd.DataFrame) -> pd.DataFrame:
     """A row per language, a column per quantity. Quantities by layer are means over layers."""
-    means = table.groupby(["language", "quantity"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).unstack(sort=False)
-    return means.rename(columns=lambda name: name.replace("_", " ")).reset_index()
+    means = table.groupby(["language", "quantity"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False))
+    return _wide(means).rename(columns=lambda name: name.replace("_", " ")).reset_index()
+
+
+def _wide(means: pd.Series) -> pd.DataFrame:
+    """The last level of the index as columns; rows and columns in the order of their first occurrence."""
+    # Not `unstack(sort=False)`: pandas 2 puts numbers into wrong cells.
+    rows, columns = means.index.droplevel(-1).unique(), means.index.unique(-1)
+    return means.unstack().reindex(index=rows, columns=columns)
 
 
 def confound_result(

@@ -56,8 +56,9 @@ class RunCheckpoints(TorchCheckpointIO):
         """
         content = io.BytesIO()
         torch.save(checkpoint | {_HEADER: self.header}, content)
-        content.write(hashlib.sha256(content.getbuffer()).digest())
-        write_atomically(Path(path), content.getbuffer())
+        # Not `getbuffer`: its view would live on in the traceback of a full disk, and a buffer with a view cannot be closed.
+        content.write(hashlib.sha256(content.getvalue()).digest())
+        write_atomically(Path(path), content.getvalue())
 
     def load_checkpoint(self, path: str | Path, map_location: Callable | str | None = "cpu", weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
         """Read tensors and plain values, never code, whatever `weights_only` says.

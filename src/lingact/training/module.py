@@ -15,6 +15,7 @@ from lingact.activations.functional import LossTerms, combine
 from lingact.config.training import OptimConfig, TrainerConfig
 from lingact.errors import UserError, out_of_memory
 from lingact.models.adapters import train_adapter_only, without_adapter
+from lingact.runtime.compat.huggingface import recompute_activations
 from lingact.runtime.compat.lightning import leave_out_of_ddp
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.batches import AlignedBatch
@@ -114,7 +115,7 @@ class GapModule(pl.LightningModule):
         """Use dropout in the adapter only: the targets were computed, and KL is compared, without dropout in the base model."""
         train_adapter_only(self.model)
         if self.checkpointing:
-            without_adapter(self.model).activation_checkpointing_enable()
+            recompute_activations(without_adapter(self.model), on=True)
             # transformers recomputes only blocks in train mode. The modules inside stay in eval mode.
             for block in self.batch_loss.lm.blocks:
                 block.training = True
@@ -122,7 +123,7 @@ class GapModule(pl.LightningModule):
     def on_fit_end(self) -> None:
         """Go back to eval mode for measuring."""
         if self.checkpointing:
-            without_adapter(self.model).activation_checkpointing_disable()
+            recompute_activations(without_adapter(self.model), on=False)
         self.model.eval()
 
     def on_train_start(self) -> None:

@@ -33,3 +33,14 @@ def attention_implementation(model: "nn.Module") -> str | None:
     Upstream: none known; https://github.com/huggingface/transformers/pull/38974 made the setter public.
     """
     return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def recompute_activations(model: "nn.Module", *, on: bool) -> None:
+    """Let the blocks of a model recompute their activations in the backward pass (on), or keep them (off).
+
+    Versions: transformers 5.4 to 5.23.
+    Reason: before 5.23 the methods have another name, which warns from 5.23 on.
+    Upstream: not a fault; from `transformers>=5.23` on, `activation_checkpointing_enable` and `activation_checkpointing_disable` do it.
+    """
+    verb = "enable" if on else "disable"
+    (getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}"))()
