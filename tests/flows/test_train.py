@@ -308,7 +308,7 @@ def test_a_fault_leaves_a_failed_run(start: Start, tmp_path: Path, monkeypatch: 
     [
         ("corpus.max_sentences=3", "in the split"),
         ("loss.gap.layers=[]", "loss.gap.layers: no layer given"),
-        ("loss=wrong_language lang=[zh,ru,es,it,id,ca,mr,ml]", r"needs as many languages that are no targets as there are targets \(8\), .* has 1"),
+        ("loss=wrong_language lang=[zh,ru,es,it,id,ca,mr,ml]", r"needs one other language for each target \(8\), .* has 1"),
         ("loss.gap.layers=[5]", r"loss.gap.layers: \[5\] out of range; measured are the layers \[0, 1, 2\]"),
         ("sae.layers=[0,3]", r"sae.layers: \[3\] out of range; the model has layers 0 to 2"),
         ("peft.targets=[q_prj]", r"peft.targets: q_prj; did you mean 'q_proj'\?"),
