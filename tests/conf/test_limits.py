@@ -86,8 +86,8 @@ REFUSED = {
     # intervals
     "analyze statistics.confidence=0.05": "statistics.confidence: Input should be greater than or equal to 0.5; got 0.05",
     "analyze statistics.confidence=1": "statistics.confidence: Input should be less than 1; got 1",
-    "analyze statistics.confidence=0.999 statistics.resamples=1000": "statistics.confidence: an interval of 0.999 needs at least 2000 resamples, one beyond either end, and there are 1000; give more",
-    "eval confidence=0.9999": "confidence: an interval of 0.9999 needs at least 20000 resamples, one beyond either end, and there are 2000",
+    "analyze statistics.confidence=0.999 statistics.resamples=1000": "statistics.confidence: an interval of 0.999 needs at least 2000 resamples, one beyond each end, but there are 1000; give more",
+    "eval confidence=0.9999": "confidence: an interval of 0.9999 needs at least 20000 resamples, one beyond each end, but there are 2000",
     "eval resamples=99": "resamples: Input should be greater than or equal to 100; got 99",
     "eval resamples=1000000000": "resamples: Input should be less than or equal to 100000",
     "eval power=0.05": "power: Input should be greater than or equal to 0.5; got 0.05",

@@ -152,7 +152,7 @@ def test_documents_come_from_a_column(here: Path) -> None:
     ("urls", "changes", "message"),
     [
         (["x", "z"], {}, "corpus 'a/b', configuration 'mal_Mlym': sentence 1 is of the document 'z', and in en of 'y'; a sentence and its translations are"),
-        (["x", None], {}, "corpus 'a/b', configuration 'mal_Mlym', row 2: url is missing, and other rows have it"),
+        (["x", None], {}, "corpus 'a/b', configuration 'mal_Mlym', row 2: url is missing, but other rows have it"),
         (["x", " "], {}, "corpus 'a/b', configuration 'mal_Mlym', row 2: url is blank"),
         ([None, None], {}, "corpus 'a/b', configuration 'mal_Mlym': the column 'url' holds nothing; do without documents: corpus.document_column=null"),
         (["x", "y"], {"document_column": "article"}, "corpus 'a/b' (x) has no column article in 'eng_Latn' (there: id, text, url)"),
@@ -257,8 +257,10 @@ def test_what_the_hub_refuses_names_licence_and_page(server: HubServer, process:
         "Helsinki-NLP/opus-100": "not asked for",
         "mteb/tatoeba-bitext-mining": "unknown or private",
     }
-    terms = "it is given to those who accept its terms. Accept them on {page} and run `hf auth login`"
-    nobody = "the hub does not have it, or not for you. Look at {page}; run `hf auth login` if you need to, or use corpus=files corpus.path=..."
+    terms = "it is only available to those who accept its terms. Accept them on {page} and run `hf auth login`"
+    nobody = (
+        "it does not exist on the hub, or you have no access. Look at {page}; run `hf auth login` if you need to, or use corpus=files corpus.path=..."
+    )
     of = {
         "flores_plus": ("openlanguagedata/flores_plus", "CC BY-SA 4.0, gated", terms),
         "ntrex": ("davidstap/NTREX", "CC BY-SA 4.0", nobody),
@@ -267,7 +269,7 @@ def test_what_the_hub_refuses_names_licence_and_page(server: HubServer, process:
     }
     found = load(process, server.url)
     assert {name: found[name].get("problem") for name in PRESETS} == {
-        name: f"corpus '{dataset}' ({licence}) cannot be had: {why.format(page=f'{server.url}/datasets/{dataset}')}"
+        name: f"corpus '{dataset}' ({licence}) cannot be loaded: {why.format(page=f'{server.url}/datasets/{dataset}')}"
         for name, (dataset, licence, why) in of.items()
     }
 
@@ -276,5 +278,5 @@ def test_no_hub_and_nothing_downloaded(process: Process) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
     for name, found in load(process, address).items():
         licence = yaml.safe_load((CONF / "corpus" / f"{name}.yaml").read_text())["licence"]
-        assert f"({licence}) cannot be had: cannot reach {address}, and it was not downloaded before. Connect once" in found["problem"]
+        assert f"({licence}) cannot be loaded: cannot reach {address}, and it was not downloaded before. Connect once" in found["problem"]
         assert found["slept"] < 1, "no retries"

@@ -316,7 +316,7 @@ def test_chinese_hellaswag_that_is_not_to_be_had_says_so(
     ask: Callable[..., dict[str, TaskInstance]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"the data of 'lingact_hellaswag_zh' \(alexandrainst/m_hellaswag, CC BY-NC 4\.0\) cannot be had: "):
+    with pytest.raises(UserError, match=r"the data of 'lingact_hellaswag_zh' \(alexandrainst/m_hellaswag, CC BY-NC 4\.0\) cannot be loaded: "):
         ask(["hellaswag"], ["zh"])
 
 

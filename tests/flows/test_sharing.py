@@ -240,7 +240,7 @@ def test_what_is_there_is_not_written_over(trained: Path, server: HubServer, sha
 
 def test_downloads_that_fail(trained: Path, server: HubServer, share: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     share(trained)
-    with pytest.raises(UserError, match=rf"adapter: '{NAME}@v9' cannot be had: it has no such revision\. Look at {server.url}/{NAME}"):
+    with pytest.raises(UserError, match=rf"adapter: '{NAME}@v9' cannot be loaded: it has no such revision\. Look at {server.url}/{NAME}"):
         find_adapter(f"{NAME}@v9")
     server.damages = {WEIGHTS}
     with pytest.raises(UserError, match=rf"adapter: '{NAME}': the download is damaged .* and was deleted"):
@@ -251,14 +251,17 @@ def test_downloads_that_fail(trained: Path, server: HubServer, share: Callable[.
     told = training_of(place)
     assert told is not None
     assert told["seed"] == 0
-    for refusal, words in (("gated", "it is given to those who accept its terms"), ("unknown", "the hub does not have it, or not for you")):
+    for refusal, words in (
+        ("gated", "it is only available to those who accept its terms"),
+        ("unknown", "it does not exist on the hub, or you have no access"),
+    ):
         server.refuses = {"jane/other": refusal}
-        with pytest.raises(UserError, match=rf"adapter: 'jane/other' cannot be had: {words}"):
+        with pytest.raises(UserError, match=rf"adapter: 'jane/other' cannot be loaded: {words}"):
             find_adapter("jane/other")
     # What was downloaded once is enough without a way to the hub, and what was not is refused at once.
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused_port()}")
     assert find_adapter(NAME) == place
-    with pytest.raises(UserError, match=r"cannot be had: cannot reach .*, and it was not downloaded before"):
+    with pytest.raises(UserError, match=r"cannot be loaded: cannot reach .*, and it was not downloaded before"):
         find_adapter("jane/other")
 
 

@@ -442,7 +442,7 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
 def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        UserError, match=r"'someone/adapter' cannot be had: HF_HUB_OFFLINE is set, and it was not downloaded before\..*, or name a folder"
+        UserError, match=r"'someone/adapter' cannot be loaded: HF_HUB_OFFLINE is set, and it was not downloaded before\..*, or name a folder"
     ):
         find_adapter("someone/adapter")
 

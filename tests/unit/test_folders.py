@@ -276,7 +276,7 @@ def test_nothing_is_written_into_a_folder_that_is_not_the_one_that_was_taken(kin
             folder.mkdir(exist_ok=True)
             (folder / LOCK).touch()
         before = snapshot(tmp_path)
-        with pytest.raises(UserError, match=f"'{re.escape(str(folder))}' was moved or removed while this process worked in it, or another one has"):
+        with pytest.raises(UserError, match=f"'{re.escape(str(folder))}' was moved or removed while this process worked in it, or another process"):
             write_atomically(folder / "tables" / "b.csv", "mine")
         write_atomically(tmp_path / "cache" / "c", "elsewhere")
         (tmp_path / "cache" / "c").unlink()
@@ -308,7 +308,7 @@ def test_what_bears_the_name_of_the_lock_and_is_none_is_refused_and_stays(kind: 
         case _:
             lock.write_text("mine")
     before = snapshot(tmp_path) if kind != "pipe" else {}
-    with pytest.raises(UserError, match=f"'{re.escape(str(lock))}' is not a lock that lingact has made; move it away"), taken(folder):
+    with pytest.raises(UserError, match=f"'{re.escape(str(lock))}' is not a lock of lingact's; move it away"), taken(folder):
         pass
     assert lock.is_fifo() if kind == "pipe" else snapshot(tmp_path) == before
 
@@ -393,7 +393,7 @@ def test_names_that_are_aside_already_are_not_taken_again(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system of Linux")
 def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'/proc/x/y' cannot be made: the file system does not take a folder '/proc/x'; name another one"):
+    with pytest.raises(UserError, match=r"'/proc/x/y' cannot be made: the file system does not allow a folder '/proc/x'; name another one"):
         make_folders(Path("/proc/x/y"))
 
 
@@ -401,9 +401,9 @@ def test_what_stands_in_the_place_of_a_file_or_folder_is_named_and_stays(tmp_pat
     (tmp_path / "report.html").mkdir()
     plant(tmp_path, "tables")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=r"report\.html' cannot be written, because a folder has that name; move it away"):
+    with pytest.raises(UserError, match=r"report\.html' cannot be written, because a folder has that name; move that folder away"):
         write_atomically(tmp_path / "report.html", "x")
-    with pytest.raises(UserError, match=r"gaps\.csv' cannot be written, because a file has the name of the folder that it belongs into"):
+    with pytest.raises(UserError, match=r"gaps\.csv' cannot be written, because a file has the name of its folder"):
         write_atomically(tmp_path / "tables" / "gaps.csv", "x")
     assert snapshot(tmp_path) == before
 

@@ -145,7 +145,7 @@ def test_a_bit_that_has_changed_is_noticed(tmp_path: Path) -> None:
     go(path, new_state())
     whole = path.read_bytes()
     path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 64]) + whole[-2:])
-    with pytest.raises(UserError, match=r"cannot be read as statistics of lingact \(its numbers are not those that were saved\)"):
+    with pytest.raises(UserError, match=r"cannot be read as statistics of lingact \(its numbers differ from those that were saved\)"):
         go(path, new_state())
 
 
