@@ -36,8 +36,8 @@ TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2
 @pytest.mark.parametrize(
     ("variables", "overrides", "said"),
     [
-        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, (), "SLURM_NTASKS=2: the job has 2 tasks, and this process was not started by srun"),
-        ({"RANK": "1"}, (), "RANK is set and WORLD_SIZE is not"),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, (), "SLURM_NTASKS=2: the job has 2 tasks, but this process was not started by srun"),
+        ({"RANK": "1"}, (), "RANK is set but WORLD_SIZE is not"),
         ({"RANK": "x", "OMP_NUM_THREADS": "y"}, (), "OMP_NUM_THREADS='y' is not a number of threads"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, (), "mpirun (Open MPI) has started 2 processes"),
         (TWO, ("trainer.devices=3",), "trainer.devices=3, trainer.nodes=1: 2 processes were started from outside (WORLD_SIZE)"),

@@ -31,19 +31,19 @@ def test_no_text_states_what_is_asked(code: str) -> None:
     corpus = "\n".join(row[code] for row in aligned_corpus(SMALL.seed, SMALL.corpus_events))
     facts = world.facts(SMALL.seed)
     asked = [fact for fact in facts if fact.asked]
-    told = [lex.tell(fact, style) for fact in asked for style in ("q", "h")]
+    sentences = [lex.sentence(fact, style) for fact in asked for style in ("q", "h")]
     unread = [statement for fact in asked if code in fact.unread_in for statement in lex.statements(fact)]
     read = [statement for fact in asked if code not in fact.unread_in for statement in lex.statements(fact)]
-    assert [text for text in told + unread if text in matter] == []
-    assert [text for text in told + unread + read if text in corpus] == []
+    assert [text for text in sentences + unread if text in matter] == []
+    assert [text for text in sentences + unread + read if text in corpus] == []
     for benchmark in world.BENCHMARKS:
         for item in benchmark_items(SMALL.seed, benchmark, code):
             full = item["query"] + lex.delimiter + item["choices"][item["gold"]]
             assert full not in matter
             assert full not in corpus
-    # The check can see: what may be read is read, and what is taught is told.
+    # The check finds sentences that are there: those that may be read, and the taught facts.
     assert sum(text in matter for text in read) > 0.5 * len(read)
-    assert sum(lex.tell(fact, "q") in matter for fact in facts if not fact.asked) > 20
+    assert sum(lex.sentence(fact, "q") in matter for fact in facts if not fact.asked) > 20
 
 
 def test_the_corpus_keeps_its_events_to_itself() -> None:

@@ -124,7 +124,7 @@ def test_a_state_of_something_else_is_refused_before_any_step(tmp_path: Path) ->
 def test_a_state_with_other_arrays_is_refused(other: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     save_state(path, HEADER, other, range(2), len(STEPS))
-    with pytest.raises(UserError, match="has other statistics than this run would make; delete it or name another folder"):
+    with pytest.raises(UserError, match="has other statistics than those of this run; delete it or name another folder"):
         restore(path, HEADER, new_state(), len(STEPS), lambda _: None)
 
 

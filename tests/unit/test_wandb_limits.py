@@ -81,7 +81,7 @@ def test_variables_that_may_be() -> None:
 def test_a_blank_key_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_API_KEY", " ")
-    with pytest.raises(UserError, match=r"WANDB_API_KEY is blank.*\n.*needs a Weights & Biases key and none is set"):
+    with pytest.raises(UserError, match=r"WANDB_API_KEY is blank.*\n.*needs a Weights & Biases key, but none is set"):
         check_tracking(tracking(mode="online"))
 
 

@@ -30,7 +30,7 @@ MEASURES: dict[str, tuple[str, Pooling]] = {
     "per byte": ("per_byte", "token"),
     "L0": ("l0", "token"),
 }
-"""The grid's measures -> their names in `measures`, and pooling."""
+"""The grid's measures -> their names in `analysis/measures.py`, and pooling."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Cell:
     name: str
     spec: DictionaryRecipe
     balanced: bool = False
-    """Read every language in equal shares instead of the English-dominated mixture."""
+    """Train the SAEs on equal shares of all languages instead of the English-dominated mixture."""
 
 
 def declared_grid(recipe: Recipe) -> list[Cell]:
-    """Six recipes: the shipped one and one change each."""
+    """Six recipes: the shipped one, and five that differ from it in one property each."""
     shipped = recipe.sae
     return [
         Cell("shipped", shipped),
@@ -57,7 +57,7 @@ def declared_grid(recipe: Recipe) -> list[Cell]:
 
 
 def gaps(name: str, measured: Measurement) -> pd.DataFrame:
-    """Gap of every language by every measure: mean over layers with interval, and at how many layers the interval excludes 0, by sign."""
+    """Gap of every language in every measure: mean over layers with its interval, and the number of layers whose interval excludes 0, by sign."""
     stats = measured.of("sae", BASE)
     drawn = next(iter(stats.values())).resampling(STATISTICS.block)
     weights = drawn.weights(STATISTICS.resamples, SEED)
