@@ -208,7 +208,7 @@ def measure(
     from lingact.activations.measurement import BASE
     from lingact.activations.passes import Wanted
     from lingact.activations.passes import measure as read
-    from lingact.analysis.tables import GROUPS, confound_table, disparities, gap_summary, layer_table, measure_table, range_table
+    from lingact.analysis.tables import GROUP_GAPS, confound_table, disparities, gap_summary, layer_table, measure_table, range_table
     from lingact.config.data import LanguagesConfig
     from lingact.config.measures import Statistics
     from lingact.config.validation import validate
@@ -239,9 +239,9 @@ def measure(
         "gap_by_measure": measure_table(stats, languages, statistics, settings.seed),
     }
     # There is only one group of languages.
-    frames = {name: frame[~frame["name"].isin(GROUPS)].reset_index(drop=True) for name, frame in frames.items()}
+    frames = {name: frame[~frame["name"].isin(GROUP_GAPS)].reset_index(drop=True) for name, frame in frames.items()}
     frames["confounds"] = confound_table(stats, statistics, settings.seed)
-    summary = {key: value for key, value in gap_summary(found).items() if key.split("/")[1] not in GROUPS}
+    summary = {key: value for key, value in gap_summary(found).items() if key.split("/")[1] not in GROUP_GAPS}
     return Measured(summary, frames)
 
 

@@ -67,8 +67,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("eval adapter=[/no/adapter]", "adapter: there is no folder '/no/adapter'"),
         ("eval model.context=513", "model.context is 513; '<model>' takes at most 512 tokens"),
         ("analyze languages.high=[] languages.low=[]", "languages: there is nothing to compare 'en' with"),
-        ("analyze stats=[here]", "stats: 'here' holds no statistics (no stats/index.json)"),
-        ("analyze compare=[one,two]", "compare: 'one' holds no statistics (no stats/index.json)"),
+        ("analyze stats=[here]", "stats: 'here' has no statistics (no stats/index.json)"),
+        ("analyze compare=[one,two]", "compare: 'one' has no statistics (no stats/index.json)"),
         # a model that is not on this machine: by its preset
         ("analyze model=gemma2_2b sae=gemma_scope_2b_16k sae.layers=[26]", "sae.layers: [26] out of range; the model has layers 0 to 25"),
         ("train model=gemma2_2b sae=gemma_scope_2b_16k peft.layers=[26]", "peft.layers: 26; the model has the layers 0 to 25"),

@@ -117,7 +117,7 @@ def flores(split: str = "dev", **other: Any) -> HubCorpus:
     [
         (flores(), ("en", "quy"), r"corpus 'a/b' (x) has nothing for quy: no configuration 'quy_Latn'. Leave quy out, or choose another corpus"),
         (flores("test"), ("en", "ml"), """corpus 'a/b' (x) cannot be read: Unknown split "test". Should be one of ['dev']."""),
-        (flores(text_column="sentence"), ("en", "ml"), "corpus 'a/b' (x) has no column sentence in 'eng_Latn' (there: id, text); mend its section"),
+        (flores(text_column="sentence"), ("en", "ml"), "corpus 'a/b' (x) has no column sentence in 'eng_Latn' (there: id, text); fix its section"),
         (flores(), ("en", "hi"), "corpus 'a/b' is ragged: row 2 lacks hi (1 in all); every sentence needs a text in every language"),
         (opus(), ("en", "zh_Hant"), "corpus 'a/b' tells scripts and varieties not apart, so it has nothing for zh_Hant; choose another corpus"),
         (tatoeba(), ("en", "ml"), "corpus 'a/b' (x) has nothing for ml: no configuration 'mal-eng'. Leave ml out, or choose another corpus"),

@@ -232,7 +232,7 @@ def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path, capsys:
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "runs" / "tables" / "recipes.csv"), by_name)
     capsys.readouterr()
     assert start("analyze", tmp_path / "alone", *again[:2], f"compare=[{tmp_path / '0'},{tmp_path / '1'},{tmp_path / 'compared'}]") == 2
-    assert "compared' holds no statistics" in " ".join(capsys.readouterr().err.split())
+    assert "compared' has no statistics" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "alone").exists()
 
 

@@ -285,7 +285,7 @@ def test_intervals_at_the_ends_stay_inside(silent: dict[str, FeatureStats]) -> N
 def test_the_text_counts_and_says_what_is_missing() -> None:
     text = features_text(SOME, LANGUAGES)
     assert text.startswith("6 candidates for language-specific features")
-    assert "1 otherwise eligible latent fell at the random-token filter." in text
+    assert "1 otherwise eligible latent failed the random-token filter." in text
     assert "(80) 4 of 6 are confirmed" in text
     assert "Spanish: 3 of 4 (layer 2: 2 of 2, layer 5: 1 of 2)." in text
     assert "No latent of Hindi is confirmed." in text

@@ -75,14 +75,14 @@ def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus
     stats = measured.of(next(iter(saes)), BASE)
     bits = bits_table(measured, next(iter(saes)), STATISTICS, SEED)
     confounds = pd.concat([confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(sae_set=name) for name in saes], ignore_index=True)
-    drawn = corpus.resampling(STATISTICS.block)
-    weights = drawn.weights(STATISTICS.resamples, SEED)
+    resampling = corpus.resampling(STATISTICS.block)
+    weights = resampling.weights(STATISTICS.resamples, SEED)
     per_sentence = {code: weights @ np.asarray(s.nll) / np.log(2) / weights.sum(axis=1) for code, s in stats.items()}
     high = np.mean([per_sentence[code] for code in PAPER_LANGUAGES.high], axis=0)
     rows = []
     for code in PAPER_LANGUAGES.low:
-        estimate, low, top = interval(per_sentence[code] - high, STATISTICS.confidence, drawn.clusters)
-        rows.append({"language": code} | drawn.columns | {"estimate": estimate, "lo": low, "hi": top})
+        estimate, low, top = interval(per_sentence[code] - high, STATISTICS.confidence, resampling.clusters)
+        rows.append({"language": code} | resampling.columns | {"estimate": estimate, "lo": low, "hi": top})
     return bits, pd.DataFrame(rows), confounds
 
 

@@ -23,7 +23,7 @@ from lingact.microworld.recipe import DictionaryRecipe, Recipe
 from lingact.report.phrases import markdown_table
 from lingact.statistics.bootstrap import interval
 
-MEASURES: dict[str, tuple[str, Pooling]] = {
+GRID_MEASURES: dict[str, tuple[str, Pooling]] = {
     "per token": ("mean", "token"),
     "mean of sentence means": ("mean", "sentence"),
     "sum per sentence": ("per_sentence", "token"),
@@ -59,19 +59,19 @@ def declared_grid(recipe: Recipe) -> list[Cell]:
 def gaps(name: str, measured: Measurement) -> pd.DataFrame:
     """Gap of every language in every measure: mean over layers with its interval, and the number of layers whose interval excludes 0, by sign."""
     stats = measured.of("sae", BASE)
-    drawn = next(iter(stats.values())).resampling(STATISTICS.block)
-    weights = drawn.weights(STATISTICS.resamples, SEED)
+    resampling = next(iter(stats.values())).resampling(STATISTICS.block)
+    weights = resampling.weights(STATISTICS.resamples, SEED)
     rows = []
-    for measure_name, (chosen, pooling) in MEASURES.items():
+    for measure_name, (chosen, pooling) in GRID_MEASURES.items():
         values = {code: value(s, chosen, weights, pooling) for code, s in stats.items()}
         reference = values[PAPER_LANGUAGES.reference]
         for code in (*PAPER_LANGUAGES.high, *PAPER_LANGUAGES.low):
             draws = 1 - values[code] / reference
-            _, low, high = interval(draws, STATISTICS.confidence, drawn.clusters)
-            mean, mean_low, mean_high = interval(draws.mean(axis=1), STATISTICS.confidence, drawn.clusters)
+            _, low, high = interval(draws, STATISTICS.confidence, resampling.clusters)
+            mean, mean_low, mean_high = interval(draws.mean(axis=1), STATISTICS.confidence, resampling.clusters)
             rows.append(
                 {"recipe": name, "measure": measure_name, "language": code}
-                | drawn.columns
+                | resampling.columns
                 | {"layers": draws.shape[1]}
                 | {"short": int((low > 0).sum()), "above": int((high < 0).sum())}
                 | {"gap": float(mean), "lo": float(mean_low), "hi": float(mean_high)}

@@ -16,7 +16,7 @@ _ROUNDING = 1e-12
 
 
 def crossed_difference(
-    one: Float[np.ndarray, "unit draw"], other: Float[np.ndarray, "other_unit draw"], *, drawn: Resampling, confidence: float
+    one: Float[np.ndarray, "unit draw"], other: Float[np.ndarray, "other_unit draw"], *, resampling: Resampling, confidence: float
 ) -> Crossed:
     """Mean over the units of one side minus that of the other side, as if sentences and units had been drawn at random.
 
@@ -48,23 +48,23 @@ def crossed_difference(
     Args:
         one: draws of each unit, row 0 of the draws the sample, the others resamples, the same ones for all units of both sides.
         other: likewise; zeros of one unit give the mean of `one` by itself.
-        drawn: what the resamples drew.
+        resampling: what the resamples drew.
         confidence: such as 0.95.
 
     Returns:
         Without limits (nan) where a draw is undefined.
     """
-    resampled, means = drawn.count, one.mean(axis=0) - other.mean(axis=0)
+    resampled, means = resampling.count, one.mean(axis=0) - other.mean(axis=0)
     estimate = float(means[0])
     if np.isnan(one).any() or np.isnan(other).any():
         return Crossed(Estimate(resampled, estimate, np.nan, np.nan), np.nan, np.nan, np.nan)
     sides = [side for side in (one, other) if len(side) > 1]
-    widened = 1.0 if drawn.clusters is None else resampled / (resampled - 1)
+    widened = 1.0 if resampling.clusters is None else resampled / (resampled - 1)
     sentences = float(means[1:].var(ddof=1)) * widened
     if not sides:
-        _, low, high = interval(means, confidence, drawn.clusters)
+        _, low, high = interval(means, confidence, resampling.clusters)
         return Crossed(
-            Estimate(resampled, estimate, float(low), float(high)), sentences**0.5, float(resampled - 1), float(p_value(means, drawn.clusters))
+            Estimate(resampled, estimate, float(low), float(high)), sentences**0.5, float(resampled - 1), float(p_value(means, resampling.clusters))
         )
     between, interaction, free = (np.array(column) for column in zip(*map(_parts, sides), strict=True))
     interaction *= widened
@@ -79,9 +79,9 @@ def crossed_difference(
     return Crossed(Estimate(resampled, estimate, estimate - half, estimate + half), error, freedom, float(2 * stdtr(freedom, -abs(estimate) / error)))
 
 
-def crossed_mean(units: Float[np.ndarray, "unit draw"], *, drawn: Resampling, confidence: float) -> Crossed:
+def crossed_mean(units: Float[np.ndarray, "unit draw"], *, resampling: Resampling, confidence: float) -> Crossed:
     """Mean over the units of one side, against 0 (`crossed_difference`)."""
-    return crossed_difference(units, np.zeros_like(units[:1]), drawn=drawn, confidence=confidence)
+    return crossed_difference(units, np.zeros_like(units[:1]), resampling=resampling, confidence=confidence)
 
 
 def _parts(side: Float[np.ndarray, "unit draw"]) -> tuple[float, float, int]:
