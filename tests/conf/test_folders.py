@@ -12,7 +12,7 @@ import yaml
 
 from lingact.cli import main as cli
 from lingact.errors import UserError
-from lingact.files.folders import LOCK, TOKEN, taken
+from lingact.files.folders import LOCK, TOKEN, folder_lock
 from lingact.runtime.environment import RUN_FOLDER
 from tests.helpers.folders import plant, snapshot, untouched
 from tests.helpers.paths import CONF
@@ -274,7 +274,7 @@ def busy(train: Train, runs: Runs, place: Path) -> Iterator[Path]:
     assert train("lang=ml", "hydra.run.dir=run") == 130
     runs.does = Runs.does
     runs.clear()
-    with taken(place / "run"):
+    with folder_lock(place / "run"):
         yield place / "run"
 
 
@@ -356,7 +356,7 @@ def test_a_sweep_of_another_job_and_a_run_in_a_sweep_are_refused(train: Train, p
 
 def test_a_sweep_that_another_process_works_on_is_refused(train: Train, runs: Runs, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("-m", "lang=ml,hi", "hydra.sweep.dir=grid") == 0
-    with taken(place / "grid"):
+    with folder_lock(place / "grid"):
         before = snapshot(place)
         assert train("-m", "lang=ml,hi", "hydra.sweep.dir=grid") == 2
         assert "'grid' is in use" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import yaml
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 from transformers import AutoTokenizer
 
-from lingact.files.folders import taken
+from lingact.files.folders import folder_lock
 from lingact.microworld import LANGUAGES, world
 from lingact.microworld.build import SMALL, build, identity, main
 from lingact.microworld.documents import aligned_corpus, benchmark_items, reading
@@ -154,7 +154,7 @@ def test_a_folder_of_other_things_is_not_replaced(kind: str, tmp_path: Path, cap
 def test_two_builds_never_share_a_scratch_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scratch = tmp_path / "work" / identity(SMALL)
     before = plant(scratch, "model.ckpt")
-    with taken(scratch):
+    with folder_lock(scratch):
         assert main(["--small", f"--out={tmp_path / 'out'}", f"--work={tmp_path / 'work'}"]) == 2
         assert f"'{scratch}' is in use" in capsys.readouterr().err
     assert untouched(before, scratch)

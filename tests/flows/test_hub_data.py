@@ -112,7 +112,7 @@ def test_a_hub_that_gives_and_then_is_gone(server: HubServer, process: Callable[
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """`refused(overrides...)`: what is said of an evaluation that the user has to mend."""
+    """`refused(overrides...)`: what is said of an evaluation that the user has to fix."""
 
     def run(*arguments: str) -> str:
         given = [*FEW, f"hydra.run.dir={tmp_path / 'run'}", *arguments]

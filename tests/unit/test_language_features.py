@@ -227,7 +227,7 @@ def test_nothing_found_keeps_its_columns(silent: dict[str, FeatureStats]) -> Non
     assert features_text(features, LANGUAGES) == "No latent meets the criteria of a language-specific feature in any language."
 
 
-def test_one_language_or_one_half_is_the_users_to_mend(silent: dict[str, FeatureStats]) -> None:
+def test_one_language_or_one_half_is_the_users_to_fix(silent: dict[str, FeatureStats]) -> None:
     with pytest.raises(UserError, match="at least two languages"):
         find_features({"en": silent["en"]}, None)
     halves = np.zeros(SENTENCES, np.int64)

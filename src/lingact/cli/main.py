@@ -30,7 +30,7 @@ from lingact.cli.resume import resume
 from lingact.cli.run import adopt_environment, print_plans, run_or_skip, silenced, task
 from lingact.cli.run_folders import sweep_folder_problem
 from lingact.errors import UserError
-from lingact.files.folders import claim, make_folders, remove_empty, taken
+from lingact.files.folders import claim, make_folders, remove_empty, folder_lock
 from lingact.report.sweep import write_tables
 from lingact.report.sweep_jobs import records
 from lingact.runtime.compat.hydra import composer
@@ -313,7 +313,7 @@ def _sweep(job: str, folder: Path, overrides: list[str]) -> Path:
     Raises:
         UserError: the folder belongs to something else, or jobs were refused.
     """
-    with taken(folder):
+    with folder_lock(folder):
         if problem := sweep_folder_problem(job, folder):
             raise UserError(problem)
         try:

@@ -19,7 +19,7 @@ from lingact.cli.run_folders import START_FILES, is_complete, names_in, run_fold
 from lingact.config.jobs import JobConfig, TrainConfig
 from lingact.errors import UserError, out_of_memory
 from lingact.files.atomic import full_disk
-from lingact.files.folders import TEMPORARY, TOKEN, remove_empty, still_taken, taken
+from lingact.files.folders import TEMPORARY, TOKEN, remove_empty, still_locked, folder_lock
 from lingact.files.records import read_json_object
 from lingact.runtime.environment import RUN_FOLDER, STARTED_BY_US, adopted, check_environment, first_process
 from lingact.runtime.interrupts import interruptible
@@ -84,7 +84,7 @@ def run_locked(job: str, config: JobConfig, folder: Path, key: str) -> float | N
     """
     if not first_process():
         return run_or_skip(job, config, folder)
-    with contextlib.nullcontext() if is_complete(folder) else taken(folder):
+    with contextlib.nullcontext() if is_complete(folder) else folder_lock(folder):
         # Another process may have used the folder since the command was checked.
         if problems := run_folder_problems(job, folder, config, key):
             raise UserError("\n".join(problems))
@@ -92,7 +92,7 @@ def run_locked(job: str, config: JobConfig, folder: Path, key: str) -> float | N
         try:
             return run_or_skip(job, config, folder)
         except UserError as error:
-            if untouched and still_taken(folder) and not isinstance(error, _NoSpaceError) and names_in(folder) <= START_FILES:
+            if untouched and still_locked(folder) and not isinstance(error, _NoSpaceError) and names_in(folder) <= START_FILES:
                 for name in START_FILES - {"wandb"}:
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / "wandb", ignore_errors=True)

@@ -21,7 +21,7 @@ from lingact.config.jobs import SCHEMAS
 from lingact.config.validation import validate
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
-from lingact.files.folders import put_in_place, taken, temporary_beside
+from lingact.files.folders import put_in_place, folder_lock, temporary_beside
 from lingact.files.records import read_json_object, read_run_config
 from lingact.hub.huggingface import ON_THE_HUB, why_offline
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
@@ -110,7 +110,7 @@ def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str
     card = model_card(name, terms, config, manifest, caution, read_tables(run), asked)
 
     folder = run / "hub"
-    with taken(run):
+    with folder_lock(run):
         unfinished = temporary_beside(folder)
         unfinished.mkdir()
         try:

@@ -25,10 +25,10 @@ TOKEN = os.environ.get(TEMPORARY) or secrets.token_hex(8)
 LOCK = ".lingact.lock"
 """A file that exists and is locked while a process works in the folder."""
 _TEMPORARY_NAME = re.compile(r"\.lingact\.[0-9a-f]{16}\.[0-9a-f]{16}")
-_held: dict[int, tuple[Path, os.stat_result]] = {}
+_locks: dict[int, tuple[Path, os.stat_result]] = {}
 """Descriptors of the locks that this process holds -> the folder, and its identity when it was locked."""
 # The lock belongs to the open file, which a forked child (a worker that loads data) shares. It must not outlive the process that took it.
-os.register_at_fork(after_in_child=lambda: [os.close(_held.popitem()[0]) for _ in range(len(_held))])
+os.register_at_fork(after_in_child=lambda: [os.close(_locks.popitem()[0]) for _ in range(len(_locks))])
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Errors of a file system without locks, which is used without them."""
@@ -115,30 +115,30 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 @contextmanager
-def taken(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """While open, no other process works in this folder. The lock ends with the process, even if it is killed.
 
     Raises:
         UserError: another process works there, or the folder is not writable.
     """
-    descriptor = _locked(folder)
-    _held[descriptor] = folder.absolute(), folder.stat()
+    descriptor = _acquired(folder)
+    _locks[descriptor] = folder.absolute(), folder.stat()
     try:
         yield
     finally:
-        if still_taken(folder):
+        if still_locked(folder):
             with suppress(OSError):  # the folder may have been removed
                 (folder / LOCK).unlink()
-        del _held[descriptor]
+        del _locks[descriptor]
         os.close(descriptor)
 
 
-def still_taken(path: Path) -> bool:
+def still_locked(path: Path) -> bool:
     """Whether the folder that this process has locked, and that contains the path, is still the same. True if it has locked none there.
 
     The folder may have been moved or removed meanwhile. Another run may have made one of that name, or locked the same one after our lock was lost.
     """
-    for descriptor, (folder, known) in _held.items():
+    for descriptor, (folder, known) in _locks.items():
         if not path.absolute().is_relative_to(folder):
             continue
         try:
@@ -154,14 +154,14 @@ def _refuse_moved(path: Path) -> None:
     Raises:
         UserError: the message names the folder.
     """
-    if not still_taken(path):
-        folder = next(folder for folder, _ in _held.values() if path.absolute().is_relative_to(folder))
+    if not still_locked(path):
+        folder = next(folder for folder, _ in _locks.values() if path.absolute().is_relative_to(folder))
         raise UserError(
             f"'{folder}' was moved or removed while this process worked in it, or another process is using it; resume the run where it is now"
         )
 
 
-def _locked(folder: Path) -> int:
+def _acquired(folder: Path) -> int:
     path = folder / LOCK
     while True:
         try:

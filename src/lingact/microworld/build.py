@@ -17,7 +17,7 @@ from pathlib import Path
 from lingact.config.base import asset
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
-from lingact.files.folders import listed, make_folders, put_in_place, taken, temporary_beside
+from lingact.files.folders import listed, make_folders, put_in_place, folder_lock, temporary_beside
 from lingact.microworld import LANGUAGES
 from lingact.microworld.documents import aligned_corpus, write_benchmarks
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
@@ -68,7 +68,7 @@ def build(recipe: Recipe, out: Path, work: Path) -> Path | None:
     scratch = work / identity(recipe)
     made = scratch / "made"
     make_folders(made)
-    with taken(scratch):
+    with folder_lock(scratch):
         write_benchmarks(recipe.seed, made / "tasks")
         rows = aligned_corpus(recipe.seed, recipe.corpus_events)
         write_atomically(made / "corpus.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -16,7 +16,7 @@ from lingact.activations.passes import measure
 from lingact.analysis.measures import Pooling, value
 from lingact.config.base import asset
 from lingact.files.atomic import write_atomically
-from lingact.files.folders import make_folders, taken
+from lingact.files.folders import make_folders, folder_lock
 from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_rows, load_saes, load_toy_model
 from lingact.microworld.dictionaries import harvest, train_dictionary
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
@@ -86,7 +86,7 @@ def run(folder: Path, work: Path) -> None:
         UserError: another process works in `work`.
     """
     make_folders(work)
-    with taken(work):
+    with folder_lock(work):
         _run(folder, work)
 
 
