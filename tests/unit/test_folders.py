@@ -25,12 +25,12 @@ from lingact.files.folders import (
     LOCK,
     TOKEN,
     claim,
+    folder_lock,
     is_temporary,
     make_folders,
     move_aside,
     put_in_place,
     remove_empty,
-    folder_lock,
     temporary_beside,
 )
 from lingact.runtime.tracking import read_manifest, remove_leftovers

@@ -30,7 +30,7 @@ from lingact.cli.resume import resume
 from lingact.cli.run import adopt_environment, print_plans, run_or_skip, silenced, task
 from lingact.cli.run_folders import sweep_folder_problem
 from lingact.errors import UserError
-from lingact.files.folders import claim, make_folders, remove_empty, folder_lock
+from lingact.files.folders import claim, folder_lock, make_folders, remove_empty
 from lingact.report.sweep import write_tables
 from lingact.report.sweep_jobs import records
 from lingact.runtime.compat.hydra import composer

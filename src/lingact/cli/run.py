@@ -19,7 +19,7 @@ from lingact.cli.run_folders import START_FILES, is_complete, names_in, run_fold
 from lingact.config.jobs import JobConfig, TrainConfig
 from lingact.errors import UserError, out_of_memory
 from lingact.files.atomic import full_disk
-from lingact.files.folders import TEMPORARY, TOKEN, remove_empty, still_locked, folder_lock
+from lingact.files.folders import TEMPORARY, TOKEN, folder_lock, remove_empty, still_locked
 from lingact.files.records import read_json_object
 from lingact.runtime.environment import RUN_FOLDER, STARTED_BY_US, adopted, check_environment, first_process
 from lingact.runtime.interrupts import interruptible

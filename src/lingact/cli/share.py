@@ -21,7 +21,7 @@ from lingact.config.jobs import SCHEMAS
 from lingact.config.validation import validate
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
-from lingact.files.folders import put_in_place, folder_lock, temporary_beside
+from lingact.files.folders import folder_lock, put_in_place, temporary_beside
 from lingact.files.records import read_json_object, read_run_config
 from lingact.hub.huggingface import ON_THE_HUB, why_offline
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS

@@ -17,7 +17,7 @@ from pathlib import Path
 from lingact.config.base import asset
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
-from lingact.files.folders import listed, make_folders, put_in_place, folder_lock, temporary_beside
+from lingact.files.folders import folder_lock, listed, make_folders, put_in_place, temporary_beside
 from lingact.microworld import LANGUAGES
 from lingact.microworld.documents import aligned_corpus, write_benchmarks
 from lingact.microworld.recipe import DictionaryRecipe, Recipe

@@ -16,7 +16,7 @@ from lingact.activations.passes import measure
 from lingact.analysis.measures import Pooling, value
 from lingact.config.base import asset
 from lingact.files.atomic import write_atomically
-from lingact.files.folders import make_folders, folder_lock
+from lingact.files.folders import folder_lock, make_folders
 from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_rows, load_saes, load_toy_model
 from lingact.microworld.dictionaries import harvest, train_dictionary
 from lingact.microworld.recipe import DictionaryRecipe, Recipe

@@ -26,14 +26,14 @@ def crossed_difference(
 
         Var = max(S, sum I) + sum over the sides of (max(s^2 / K, I) - I)
 
-    (of documents or blocks, S and I are larger by n / (n - 1), as in `inference.p_value`: resampling n of them knows their spread too small by that)
+    (of documents or blocks, S and I are larger by n / (n - 1), as in `bootstrap.p_value`: resampling n of them knows their spread too small by that)
     with the degrees of freedom of Satterthwaite (1946): S has one less than there are documents, blocks or sentences to resample, s^2 / K has K - 1,
     I the product of the two. For one side and means of sentences this is the variance of two-way random effects without replication,
     (MS_unit + MS_sentence - MS_residual) / (K n) (Searle, Casella & McCulloch 1992, section 4.3), which `paired.crossed_effects` computes from the
     mean squares themselves. As there, no part is taken as negative, so that the interval is too wide where units do not differ.
 
     A side of one unit is taken as fixed: the answer is then about that very unit. Where both sides are, the interval is the bootstrap's percentile
-    interval and p that of `inference.p_value`.
+    interval and p that of `bootstrap.p_value`.
 
     Coverage of the 95 % interval of a difference in 2,000 simulations (seed 20261126, fixed beforehand; 100 sentences, whose noise the units share
     in part, so that it moves the difference by .033 to .036), by the standard deviation of the units (`tests/unit/test_crossed.py` repeats some):
