@@ -50,7 +50,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("train peft=oft peft.block_size=48", "peft.block_size: 48 does not divide the input width of down_proj (320), gate_proj (128)"),
         ("train loss.gap.layers=[6]", "loss.gap.layers: [6] out of range; measured are the layers [0, 1, 2, 3, 4, 5]"),
         ("train loss.gap.layers={4:1.0} sae.layers=[1,2]", "loss.gap.layers: [4] out of range; measured are the layers [1, 2]"),
-        ("train loss.control=wrong_language languages.low=[ml] languages.high=[]", "loss.control=wrong_language needs as many languages"),
+        ("train loss.control=wrong_language languages.low=[ml] languages.high=[]", "loss.control=wrong_language needs one other language"),
         ("train sae.layers=[5,6]", "sae.layers: [6] out of range; the model has layers 0 to 5"),
         ("train statistics.early=[9]", "statistics.early: none of the layers [9] is measured; measured are [0, 1, 2, 3, 4, 5]"),
         ("analyze statistics.deep=[0] sae.layers=[1,2]", "statistics.deep: none of the layers [0] is measured; measured are [1, 2]"),
