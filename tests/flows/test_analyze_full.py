@@ -441,7 +441,7 @@ def test_what_is_no_run_is_refused(pair: Pair, start: Start, tmp_path: Path, cap
     (tmp_path / "empty").mkdir()
     assert "has no statistics" in told(f"compare=[{pair.base},{tmp_path / 'empty'}]")
     assert "has no statistics" in told(f"compare=[{tmp_path / 'nowhere'},{pair.base}]")
-    assert "1 given; name two runs: compare=[BEFORE,AFTER]" in told(f"compare={pair.base}")
+    assert "1 given; name two runs, compare=[BEFORE,AFTER]" in told(f"compare={pair.base}")
     assert "differ in sentences, corpus" in told(f"compare=[{pair.trained},{pair.base}]")
     assert "id not measured in" in told(f"compare=[{pair.base},{pair.base}]", "languages.low=[ml,hi,id]")
     assert f"stats: '{tmp_path / 'empty'}' has no statistics (no stats/index.json)" in told(f"stats={tmp_path / 'empty'}")

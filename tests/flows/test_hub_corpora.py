@@ -181,7 +181,7 @@ def test_the_list_of_documents_of_ntrex() -> None:
     assert len(listed) == 1997
     assert len(set(listed)) == len([name for name, _ in itertools.groupby(listed)]) == 123
     assert (listed[0], listed[15], listed[16], listed[22]) == ("bbc.381790", "bbc.381790", "rt.com.91337", "nytimes.184853")
-    with pytest.raises(ValidationError, match="documents come from the column 'url' or from the list 'ntrex_128'; set one of them to null"):
+    with pytest.raises(ValidationError, match="documents come either from the column 'url' or from the list 'ntrex_128'; set one to null"):
         HubCorpus.model_validate(ntrex().model_dump() | {"document_column": "url", "documents": "ntrex_128"})
 
 
