@@ -1,14 +1,14 @@
-"""lingact from Python: run a job, open a run, measure texts with a model and SAEs in memory. All of it is in `lingact` itself, too.
+"""lingact from Python: run a job, open a run, measure texts with a model and SAEs in memory. Import these names from `lingact`.
 
     import lingact
 
-    run = lingact.run("train", ["lang=ml"])                 # as `lingact train lang=ml`
-    run = lingact.open_run("outputs/train/2026-11-26")      # a run of an earlier day
+    run = lingact.run("train", ["lang=ml"])                 # like `lingact train lang=ml`
+    run = lingact.open_run("outputs/train/2026-11-26")      # an earlier run
     run.table("change_by_layer")                            # a pandas DataFrame
     gaps = lingact.measure(model, saes, {"en": [...], "ml": [...]}, "en", tokenizer=tokenizer)
     gaps.table("gap_by_layer")
 
-Mistakes raise `lingact.errors.UserError` with what is wrong and how to fix it.
+Mistakes raise `lingact.errors.UserError`, which says what is wrong and how to fix it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run has left behind. Runs of earlier versions have the names of this version. Files are read when they are asked for."""
+    """The results of a run. Runs of earlier versions get the names of this version. Files are read when they are accessed."""
 
     folder: Path
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What was run, on what, and how it ended (`manifest.json`).
+        """What was run, with which data, and how it ended (`manifest.json`).
 
         Raises:
             UserError: the file is damaged.
@@ -53,7 +53,7 @@ class RunFolder:
         """The complete configuration (`config.yaml`), with the keys of this version.
 
         Raises:
-            UserError: the file is gone or damaged.
+            UserError: the file is missing or damaged.
         """
         return read_run_config(self.folder / "config.yaml", "put it back, or run again")
 
@@ -83,7 +83,7 @@ class RunFolder:
             name: one of `tables`.
 
         Raises:
-            UserError: there is no such table (the message lists those that there are), or it is damaged.
+            UserError: there is no such table (the message lists the existing ones), or it is damaged.
         """
         from lingact.files.run_tables import read_run_table, table_files
 
@@ -108,11 +108,11 @@ def run(job: Literal["train", "analyze", "eval"], overrides: Sequence[str] = (),
 
     Args:
         job: what to do; the same as `lingact train`, `lingact analyze`, `lingact eval`.
-        overrides: what would be written behind it, such as `["lang=ml", "trainer.steps=50"]`.
-        config_dir: a folder with options of your own, which are found before those of the package.
+        overrides: the arguments of the command, such as `["lang=ml", "trainer.steps=50"]`.
+        config_dir: a folder with your own options, which take precedence over those of the package.
 
     Raises:
-        UserError: a problem that the command line would report, with a line for each.
+        UserError: the problems that the command line would report, one per line.
     """
     from lingact.cli.main import run_job
 
@@ -129,29 +129,29 @@ def _refuse_unknown(name: str, names: Collection[str], where: str) -> None:
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """How `measure` reads texts, and how its intervals are made. The defaults are those of `lingact analyze`."""
+    """How `measure` reads texts and computes intervals. The defaults are those of `lingact analyze`."""
 
     context: int = 512
-    """Tokens per window, BOS included. Longer texts are split into windows."""
+    """Tokens per window, including BOS. Longer texts are split into windows."""
     batch_tokens: int = 4096
     """Padded tokens per forward pass."""
     gap: str = "mean"
-    """The measure of activation in the gap tables; `gap_by_measure` has all of them."""
+    """The measure of activation in the gap tables; `gap_by_measure` has all measures."""
     pooling: Literal["token", "sentence"] = "token"
     resamples: int = 2000
-    """Of the paired bootstrap over sentences."""
+    """Resamples of the paired bootstrap over sentences."""
     confidence: float = 0.95
     seed: int = 0
-    """Of the resamples."""
+    """Seed of the resamples."""
     device: str = "auto"
-    """Where a model that is given by its name is loaded."""
+    """Device for a model that is given by name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """In which a model that is given by its name is loaded."""
+    """Type of the weights of a model that is given by name."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Gaps of texts in memory, with the same members as a run: the tables have the columns of those of `lingact analyze`."""
+    """Gaps of texts in memory, with the same members as a run. The tables have the same columns as those of `lingact analyze`."""
 
     summary: dict[str, float]
     """`gap/<language>/<layer>`, `gap/<language>/<range>` (mean) and `gap/<language>/<range>_max`."""
@@ -184,31 +184,31 @@ def measure(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     settings: MeasureSettings = MeasureSettings(),
 ) -> Measured:
-    """Measure how far languages fall short of a reference language, by the code of `lingact analyze`.
+    """Measure how far languages fall short of a reference language, with the code of `lingact analyze`.
 
     The gap of a language at a layer is `1 - A(language) / A(reference)`, where A is the mean folded activation per token of the layer's SAE.
 
     Args:
         model: a causal language model of transformers, or its hub id or folder.
-        saes: SAEs by layer, each of which reads the output of that block; they are frozen and moved to the model's device, in float32. Or release
-            and id, the id with `{layer}` for the number of the layer: then every layer is measured.
-        texts: code of each language -> its sentences; the same sentence has the same place in all of them. At least two languages and sentences.
-        reference: the code of the language that others are compared with.
-        tokenizer: of a model that is in memory.
-        settings: how texts are read and intervals made.
+        saes: SAEs by layer, each of which reads the output of that block; they are frozen and moved to the model's device, in float32. Or a release
+            and an id with `{layer}` for the layer number; then every layer is measured.
+        texts: language code -> sentences; translations of one sentence have the same position. At least two languages and two sentences.
+        reference: code of the language that the others are compared with.
+        tokenizer: the tokenizer of a model that is in memory.
+        settings: how texts are read and intervals computed.
 
     Returns:
-        Tables gap_by_layer, gap_by_range, gap_by_measure and confounds, and their summary. A sentence that comes twice counts once.
+        Tables gap_by_layer, gap_by_range, gap_by_measure and confounds, and their summary. Duplicate sentences count once.
 
     Raises:
-        UserError: model, SAEs, languages or texts are missing or do not fit together.
+        UserError: model, SAEs, languages or texts are missing or do not match.
     """
     import torch
 
     from lingact.activations.measurement import BASE
     from lingact.activations.passes import Wanted
     from lingact.activations.passes import measure as read
-    from lingact.analysis.tables import GROUPS, confound_table, disparities, gap_summary, layer_table, measure_table, range_table
+    from lingact.analysis.tables import GROUP_GAPS, confound_table, disparities, gap_summary, layer_table, measure_table, range_table
     from lingact.config.data import LanguagesConfig
     from lingact.config.measures import Statistics
     from lingact.config.validation import validate
@@ -238,24 +238,22 @@ def measure(
         "gap_by_range": range_table(found),
         "gap_by_measure": measure_table(stats, languages, statistics, settings.seed),
     }
-    # There is one group of languages alone.
-    frames = {name: frame[~frame["name"].isin(GROUPS)].reset_index(drop=True) for name, frame in frames.items()}
+    # There is only one group of languages.
+    frames = {name: frame[~frame["name"].isin(GROUP_GAPS)].reset_index(drop=True) for name, frame in frames.items()}
     frames["confounds"] = confound_table(stats, statistics, settings.seed)
-    summary = {key: value for key, value in gap_summary(found).items() if key.split("/")[1] not in GROUPS}
+    summary = {key: value for key, value in gap_summary(found).items() if key.split("/")[1] not in GROUP_GAPS}
     return Measured(summary, frames)
 
 
 def _check_texts(texts: Mapping[str, Sequence[str]], reference: str) -> None:
     if reference not in texts or len(texts) < 2:
-        raise UserError(
-            f"texts has {', '.join(texts) or 'no language'}; it needs the reference '{reference}' and at least one other language to compare with it"
-        )
+        raise UserError(f"texts has {', '.join(texts) or 'no language'}; it needs the reference '{reference}' and at least one other language")
     strings = [code for code, sentences in texts.items() if isinstance(sentences, str)]
     if strings:
-        raise UserError(f"texts: {', '.join(strings)} is one text; give a list of sentences for each language")
+        raise UserError(f"texts: {', '.join(strings)} is a single text; give a list of sentences for each language")
     if len({len(sentences) for sentences in texts.values()}) > 1:
         counted = ", ".join(f"{code} {len(sentences)}" for code, sentences in texts.items())
-        raise UserError(f"texts: every language needs the same sentences in the same order; there are {counted}")
+        raise UserError(f"texts: every language needs the same sentences in the same order, but the numbers differ: {counted}")
 
 
 def _loaded(model: "PreTrainedModel | str", tokenizer: "PreTrainedTokenizerBase | None", settings: MeasureSettings) -> "LanguageModel":
@@ -267,7 +265,7 @@ def _loaded(model: "PreTrainedModel | str", tokenizer: "PreTrainedTokenizerBase 
         wanted = {"name": model, "revision": None, "dtype": settings.dtype, "attention": "eager", "context": settings.context}
         return load_model(validate(ModelConfig, wanted), settings.device)
     if tokenizer is None:
-        raise UserError("tokenizer: a model in memory comes without one; give tokenizer=AutoTokenizer.from_pretrained(...)")
+        raise UserError("tokenizer: a model in memory does not include one; give tokenizer=AutoTokenizer.from_pretrained(...)")
     return model_in_memory(model, tokenizer, settings.context)
 
 

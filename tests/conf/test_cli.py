@@ -248,7 +248,7 @@ def test_resume_with_agreeing_overrides(agreeing: str) -> None:
         ("experiment=gemma2_2b", "trainer.steps: 200 there, 500 here"),
         ("lang=xx", "unknown language 'xx'"),
         ("sede=3", "did you mean 'seed'"),
-        ("hydra.run.dir=other", "does not go with resume"),
+        ("hydra.run.dir=other", "cannot be combined with resume"),
     ],
 )
 @pytest.mark.usefixtures("interrupted")
@@ -311,7 +311,7 @@ def test_same_command_same_folder_goes_on(train: Train, runs: Runs, capsys: pyte
 def test_other_configuration_same_folder_is_refused(interrupted: Path, train: Train, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     before = (interrupted / "config.yaml").read_text()
     assert train("lang=ml", "seed=4", "hydra.run.dir=run") == 2
-    assert "hydra.run.dir: 'run' holds a run with another configuration (seed: 3 there, 4 here)" in capsys.readouterr().err
+    assert "hydra.run.dir: 'run' contains a run with another configuration (seed: 3 there, 4 here)" in capsys.readouterr().err
     assert (interrupted / "config.yaml").read_text() == before
     assert len(runs) == 1
 
@@ -400,7 +400,7 @@ def test_the_saes_for_a_model_are_listed(capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main("train", CONF, ["--list-saes", "model=gpt2"]) == 0
     assert "*" not in capsys.readouterr().out
     assert cli.main("analyze", CONF, ["--list-saes"]) == 2
-    assert "has no SAEs for" in capsys.readouterr().err
+    assert "has no suitable SAEs for" in capsys.readouterr().err
     assert cli.main("analyze", CONF, ["--list-saes", "model=gema2_2b"]) == 2
     assert "did you mean 'gemma2_2b'?" in capsys.readouterr().err
 

@@ -117,7 +117,7 @@ def test_a_job_from_python(place: Path, runs: Runs) -> None:
         ),
         (
             ["lang=ml", "trainer.devices=2", "trainer.sentences=4"],
-            "several processes are started from the command line only; write lingact train there",
+            "several processes can be started from the command line only; write lingact train there",
         ),
         (["resume=nowhere"], "name a folder that lingact train made"),
     ],

@@ -36,8 +36,8 @@ TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2
 @pytest.mark.parametrize(
     ("variables", "overrides", "said"),
     [
-        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, (), "SLURM_NTASKS=2: the job has 2 tasks, and this process was not started by srun"),
-        ({"RANK": "1"}, (), "RANK is set and WORLD_SIZE is not"),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, (), "SLURM_NTASKS=2: the job has 2 tasks, but this process was not started by srun"),
+        ({"RANK": "1"}, (), "RANK is set but WORLD_SIZE is not"),
         ({"RANK": "x", "OMP_NUM_THREADS": "y"}, (), "OMP_NUM_THREADS='y' is not a number of threads"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, (), "mpirun (Open MPI) has started 2 processes"),
         (TWO, ("trainer.devices=3",), "trainer.devices=3, trainer.nodes=1: 2 processes were started from outside (WORLD_SIZE)"),
@@ -51,9 +51,13 @@ TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2
         ({}, ("trainer.nodes=2",), "the machines cannot find each other"),
         ({"WANDB_TAGS": "t" * 70}, (), "tracking: WANDB_TAGS: 'tttttttttttttttttttt...' has 70 characters"),
         ({"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "x"}, (), "tracking: an agent of the W&B sweep abc"),
-        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "k" * 40}, ("tracking=wandb",), "tracking: tracking=wandb says online and WANDB_MODE=disabled"),
+        (
+            {"WANDB_MODE": "disabled", "WANDB_API_KEY": "k" * 40},
+            ("tracking=wandb",),
+            "tracking: tracking=wandb means online, but WANDB_MODE=disabled",
+        ),
         ({}, (f"tracking.tags=[{'t' * 70}]",), "tracking.tags: 'tttttttttttttttttttt...' has 70 characters"),
-        ({}, ("tracking.project='a/b'",), "tracking.project: 'a/b' has"),
+        ({}, ("tracking.project='a/b'",), "tracking.project: 'a/b' contains"),
         ({}, ("trainer.checkpoint_minutes=0",), "trainer.checkpoint_minutes: Input should be greater than or equal to 0.000001"),
     ],
     ids=lambda value: "" if isinstance(value, tuple) else None,

@@ -12,7 +12,7 @@ import yaml
 
 from lingact.cli import main as cli
 from lingact.errors import UserError
-from lingact.files.folders import LOCK, TOKEN, taken
+from lingact.files.folders import LOCK, TOKEN, folder_lock
 from lingact.runtime.environment import RUN_FOLDER
 from tests.helpers.folders import plant, snapshot, untouched
 from tests.helpers.paths import CONF
@@ -93,30 +93,30 @@ def empty_folders(place: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "here": (here, ".", "'.' holds other things (.bashrc.20240101, .config.1, corpus.jsonl, proj and 1 more), and a run needs a folder of its own"),
-    "home": (here, "home", "holds other things (.bashrc.20240101, .config.1, corpus.jsonl, proj and 1 more)"),
-    "hidden": (hidden, "mine", "'mine' holds other things (.env, .git)"),
-    "link": (linked, "mine", "'mine' holds other things (notes.txt)"),
-    "config of something else": (foreign_config, "mine", "'mine' holds other things (config.yaml, data.csv)"),
-    "manifest of something else": (foreign_manifest, "mine", "'mine' holds other things (config.yaml, index.html, manifest.json)"),
-    "status of something else": (foreign_status, "mine", "'mine' holds other things (config.yaml, manifest.json, x)"),
-    "not text": (not_text, "mine", "'mine' holds other things (config.yaml, manifest.json, x)"),
-    "config copied beside other things": (copied_config, "mine", "'mine' holds other things (config.yaml, thesis.tex)"),
+    "here": (here, ".", "'.' contains other things (.bashrc.20240101, .config.1, corpus.jsonl, proj and 1 more), but a run needs its own folder"),
+    "home": (here, "home", "contains other things (.bashrc.20240101, .config.1, corpus.jsonl, proj and 1 more)"),
+    "hidden": (hidden, "mine", "'mine' contains other things (.env, .git)"),
+    "link": (linked, "mine", "'mine' contains other things (notes.txt)"),
+    "config of something else": (foreign_config, "mine", "'mine' contains other things (config.yaml, data.csv)"),
+    "manifest of something else": (foreign_manifest, "mine", "'mine' contains other things (config.yaml, index.html, manifest.json)"),
+    "status of something else": (foreign_status, "mine", "'mine' contains other things (config.yaml, manifest.json, x)"),
+    "not text": (not_text, "mine", "'mine' contains other things (config.yaml, manifest.json, x)"),
+    "config copied beside other things": (copied_config, "mine", "'mine' contains other things (config.yaml, thesis.tex)"),
     "config copied beside names of ours": (
         copied_config_and_names_of_ours,
         "mine",
         (
-            "'mine' holds other things (adapter, config.yaml, report.html, summary.json), and a run needs a folder of its own; name a new or an empty "
-            "folder; or go on with the run that they belong to: python train.py resume=mine"
+            "'mine' contains other things (adapter, config.yaml, report.html, summary.json), but a run needs its own folder; name a new or an empty "
+            "folder; or continue the run that they belong to: python train.py resume=mine"
         ),
     ),
-    "run without its config": (without_config, "mine", "'mine' holds a run without its config.yaml; put it back"),
-    "names of ours": (names_of_ours, "mine", "'mine' holds other things (report.html, stats, tables)"),
-    "empty folders": (empty_folders, "mine", "'mine' holds other things (photos)"),
+    "run without its config": (without_config, "mine", "'mine' contains a run without its config.yaml; put it back"),
+    "names of ours": (names_of_ours, "mine", "'mine' contains other things (report.html, stats, tables)"),
+    "empty folders": (empty_folders, "mine", "'mine' contains other things (photos)"),
     "file": (lambda place: plant(place, "mine"), "mine", "'mine' cannot be made, because 'mine' is not a folder"),
     "link to nowhere": (lambda place: (place / "mine").symlink_to("gone"), "mine", "'mine' cannot be made, because 'mine' is not a folder"),
-    "run of another job": (lambda place: run_of(place / "mine", "eval"), "mine", "'mine' holds a run of eval.py; name a new or an empty folder"),
-    "run with another configuration": (lambda place: run_of(place / "mine", "train"), "mine", "'mine' holds a run with another configuration"),
+    "run of another job": (lambda place: run_of(place / "mine", "eval"), "mine", "'mine' contains a run of eval.py; name a new or an empty folder"),
+    "run with another configuration": (lambda place: run_of(place / "mine", "train"), "mine", "'mine' contains a run with another configuration"),
 }
 
 
@@ -137,7 +137,7 @@ def test_what_is_wrong_with_folder_and_values_is_told_at_once(train: Train, plac
     before = plant(place, *MINE)
     assert train("lang=xx", "sede=1", "hydra.run.dir=.") == 2
     message = capsys.readouterr().err
-    assert all(said in message for said in ("unknown language 'xx'", "did you mean 'seed'", "hydra.run.dir: '.' holds other things"))
+    assert all(said in message for said in ("unknown language 'xx'", "did you mean 'seed'", "hydra.run.dir: '.' contains other things"))
     assert untouched(before, place)
 
 
@@ -274,7 +274,7 @@ def busy(train: Train, runs: Runs, place: Path) -> Iterator[Path]:
     assert train("lang=ml", "hydra.run.dir=run") == 130
     runs.does = Runs.does
     runs.clear()
-    with taken(place / "run"):
+    with folder_lock(place / "run"):
         yield place / "run"
 
 
@@ -309,11 +309,11 @@ def foreign_record(place: Path) -> None:
 
 
 SWEEPS: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "here": (here, ".", "'.' holds other things (.bashrc.20240101, .config.1, corpus.jsonl, proj and 1 more), and a sweep needs a folder of its own"),
-    "multirun of something else": (foreign_multirun, "grid", "'grid' holds other things (multirun.yaml)"),
-    "jobs of something else": (foreign_record, "grid", "'grid' holds other things (.jobs)"),
-    "a run": (lambda place: run_of(place / "grid", "train"), "grid", "'grid' holds a run of train.py"),
-    "files in the place of a job": (lambda place: plant(place / "grid", "1/notes.txt"), "grid", "'grid/1' holds other things (notes.txt)"),
+    "here": (here, ".", "'.' contains other things (.bashrc.20240101, .config.1, corpus.jsonl, proj and 1 more), but a sweep needs its own folder"),
+    "multirun of something else": (foreign_multirun, "grid", "'grid' contains other things (multirun.yaml)"),
+    "jobs of something else": (foreign_record, "grid", "'grid' contains other things (.jobs)"),
+    "a run": (lambda place: run_of(place / "grid", "train"), "grid", "'grid' contains a run of train.py"),
+    "files in the place of a job": (lambda place: plant(place / "grid", "1/notes.txt"), "grid", "'grid/1' contains other things (notes.txt)"),
 }
 
 
@@ -340,7 +340,7 @@ def test_a_sweep_goes_on_beside_what_the_user_has_put_there(train: Train, runs: 
     # A third job would have to go where the user has put something.
     before = snapshot(place)
     assert train("-m", "lang=ml,hi,[ml,hi]", "hydra.sweep.dir=grid") == 2
-    assert "'grid/2' holds other things (x), and a run needs a folder of its own; name a new or an empty folder [job 2]" in capsys.readouterr().err
+    assert "'grid/2' contains other things (x), but a run needs its own folder; name a new or an empty folder [job 2]" in capsys.readouterr().err
     assert snapshot(place) == before
 
 
@@ -348,15 +348,15 @@ def test_a_sweep_of_another_job_and_a_run_in_a_sweep_are_refused(train: Train, p
     assert train("-m", "lang=ml,hi", "hydra.sweep.dir=grid") == 0
     before = snapshot(place)
     assert cli.main("eval", CONF, ["-m", "seed=0,1", "hydra.sweep.dir=grid", *CORPUS]) == 2
-    assert "'grid' holds a sweep of train.py" in capsys.readouterr().err
+    assert "'grid' contains a sweep of train.py" in capsys.readouterr().err
     assert train("lang=ml", "hydra.run.dir=grid") == 2
-    assert "'grid' holds a sweep, and a run needs a folder of its own" in capsys.readouterr().err
+    assert "'grid' contains a sweep, but a run needs its own folder" in capsys.readouterr().err
     assert snapshot(place) == before
 
 
 def test_a_sweep_that_another_process_works_on_is_refused(train: Train, runs: Runs, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("-m", "lang=ml,hi", "hydra.sweep.dir=grid") == 0
-    with taken(place / "grid"):
+    with folder_lock(place / "grid"):
         before = snapshot(place)
         assert train("-m", "lang=ml,hi", "hydra.sweep.dir=grid") == 2
         assert "'grid' is in use" in capsys.readouterr().err

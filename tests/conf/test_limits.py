@@ -58,10 +58,10 @@ REFUSED = {
     "analyze measures.causal.doses=[0,nan]": "measures.causal.doses: Input should be a finite number; got nan",
     "eval contamination.share=nan": "contamination.share: Input should be a finite number; got nan",
     "eval power=nan": "power: Input should be a finite number; got nan",
-    # a yes is no number
-    "train trainer.steps=true": "trainer.steps: true is no number",
+    # a boolean is not a number
+    "train trainer.steps=true": "trainer.steps: true is not a number",
     "train loss.gap.weight=yes": "loss.gap.weight: ",
-    "train seed=false": "seed: false is no number",
+    "train seed=false": "seed: false is not a number",
     "train model.bos=maybe": "model.bos: 'maybe' is neither auto nor true or false",
     # beyond what means anything
     "train loss.gap.weight=1e30": "loss.gap.weight: it is 1e+30; give 0, or a number from 1e-06 to 1e+06",
@@ -82,23 +82,23 @@ REFUSED = {
     "analyze measures.features.random_tokens=1": "measures.features.random_tokens: Input should be greater than or equal to 100; got 1",
     "analyze measures.causal.doses=[1e30]": "measures.causal.doses: Input should be less than or equal to 1000; got 1e+30",
     "analyze corpus.max_sentences=1": "corpus.max_sentences: Input should be greater than or equal to 2; got 1",
-    "eval tasks.batch_size=10000000": "tasks.batch_size: 10000000 options at once are more than any device holds; give at most 1000000, or auto",
+    "eval tasks.batch_size=10000000": "tasks.batch_size: 10000000 options at once do not fit on any device; give at most 1000000, or auto",
     # intervals
     "analyze statistics.confidence=0.05": "statistics.confidence: Input should be greater than or equal to 0.5; got 0.05",
     "analyze statistics.confidence=1": "statistics.confidence: Input should be less than 1; got 1",
-    "analyze statistics.confidence=0.999 statistics.resamples=1000": "statistics.confidence: an interval of 0.999 needs at least 2000 resamples, one beyond either end, and there are 1000; give more",
-    "eval confidence=0.9999": "confidence: an interval of 0.9999 needs at least 20000 resamples, one beyond either end, and there are 2000",
+    "analyze statistics.confidence=0.999 statistics.resamples=1000": "statistics.confidence: an interval of 0.999 needs at least 2000 resamples, one beyond each end, but there are 1000; give more",
+    "eval confidence=0.9999": "confidence: an interval of 0.9999 needs at least 20000 resamples, one beyond each end, but there are 2000",
     "eval resamples=99": "resamples: Input should be greater than or equal to 100; got 99",
     "eval resamples=1000000000": "resamples: Input should be less than or equal to 100000",
     "eval power=0.05": "power: Input should be greater than or equal to 0.5; got 0.05",
     # layers, modules and what else is named once
     "analyze sae.layers=[]": "sae.layers: no layer given",
     "analyze sae.layers=[1,2,1]": "sae.layers: the layer 1 is named twice",
-    "analyze sae.layers=[1,-2]": "sae.layers: [1, -2] is neither all nor a list of layers' numbers, from 0 upwards, such as [0,5]",
-    "analyze sae.layers=3": "sae.layers: 3 is neither all nor a list of layers' numbers",
+    "analyze sae.layers=[1,-2]": "sae.layers: [1, -2] is neither all nor a list of layer numbers, from 0 upwards, such as [0,5]",
+    "analyze sae.layers=3": "sae.layers: 3 is neither all nor a list of layer numbers",
     "analyze sae.layers=[true]": "sae.layers: [True] is neither all nor a list",
     "analyze statistics.early=[]": "statistics.early: no layer given",
-    "analyze statistics.deep=second": "statistics.deep: 'second' is neither third nor a list of layers' numbers",
+    "analyze statistics.deep=second": "statistics.deep: 'second' is neither third nor a list of layer numbers",
     "train peft.layers=[0,0]": "peft.layers: the layer 0 is named twice",
     "train peft.targets=[]": "peft.targets: no module given",
     "train peft.targets=[q_proj,q_proj]": "peft.targets: the module q_proj is named twice",
@@ -110,13 +110,13 @@ REFUSED = {
     "analyze measures.causal.doses=[0.5,0.5]": "measures.causal.doses: the dose 0.5 is named twice",
     "analyze measures.causal.features={2:[7,7]}": "measures.causal.features: the latent 7 is named twice",
     "analyze measures.causal.features={2:[]}": "measures.causal.features: no latent given",
-    "analyze measures.causal.features={2:7}": "measures.causal.features: 2: 7 is not a layer's number with a list of latents' numbers, such as {2: [17,40]}",
+    "analyze measures.causal.features={2:7}": "measures.causal.features: 2: 7 is not a layer number with a list of latent numbers, such as {2: [17,40]}",
     "analyze sae.measuring.id={}": "sae.measuring.id: no id given",
     # words
     "analyze model.name=''": "model.name: it is blank; give a value, or leave the key as it is",
     "analyze 'model.name=\" \"'": "model.name: it is blank",
     "analyze model.revision=''": "model.revision: it is blank",
-    "analyze model.revision=1234567": "model.revision: 1234567 is read as a number, or as yes or no; if it is a name, quote it inside",
+    "analyze model.revision=1234567": "model.revision: 1234567 is read as a number or a boolean; if it is a name, quote it inside",
     "analyze sae.measuring.release=''": "sae.measuring.release: it is blank",
     "train cache=''": "cache: it is blank",
     "analyze corpus=files corpus.path=''": "corpus.path: it is blank",
@@ -163,7 +163,7 @@ def test_a_negative_zero_is_a_zero() -> None:
 def test_bytes_of_a_command_line_that_are_no_text_are_refused() -> None:
     for value in ("a\udcffb", "a\nb", "a\x00b"):
         for key in ("model.name", "sae.measuring.release"):
-            with pytest.raises(UserError, match="holds characters that cannot be written"):
+            with pytest.raises(UserError, match="contains characters that cannot be written"):
                 judged("analyze", f'{key}="{value}"')
 
 

@@ -121,7 +121,7 @@ def test_what_cannot_be_printed(place: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main("analyze", ROOT / "conf", arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "analyze.py:"
-    assert [line.partition(": holds")[0].strip() for line in lines[1:]] == [repr(text) for text in arguments[1:5]]
+    assert [line.partition(": contains")[0].strip() for line in lines[1:]] == [repr(text) for text in arguments[1:5]]
 
 
 @pytest.mark.parametrize("name", ["everything_at_once", "multirun", "no_task_folder"])

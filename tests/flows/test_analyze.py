@@ -381,7 +381,7 @@ def test_long_texts_are_split_and_counted(start: Start, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["shard=5/4"], "shard: '5/4' is not k/n with k from 1 to n"),
-        (["shard=2/4", "measures=full"], "shard: shards measure without further parts"),
+        (["shard=2/4", "measures=full"], "shard: shards cannot measure further parts"),
         (["measures.gap=norm_matched"], "gap=norm_matched needs the part by_reference"),
         (["measures.parts=[causal]"], "the part causal needs the part features"),
         (["languages.high=[]", "languages.low=[]"], "there is nothing to compare 'en' with"),

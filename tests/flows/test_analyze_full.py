@@ -439,12 +439,12 @@ def test_what_is_no_run_is_refused(pair: Pair, start: Start, tmp_path: Path, cap
         return capsys.readouterr().err
 
     (tmp_path / "empty").mkdir()
-    assert "holds no statistics" in told(f"compare=[{pair.base},{tmp_path / 'empty'}]")
-    assert "holds no statistics" in told(f"compare=[{tmp_path / 'nowhere'},{pair.base}]")
-    assert "1 given; name two runs: compare=[BEFORE,AFTER]" in told(f"compare={pair.base}")
+    assert "has no statistics" in told(f"compare=[{pair.base},{tmp_path / 'empty'}]")
+    assert "has no statistics" in told(f"compare=[{tmp_path / 'nowhere'},{pair.base}]")
+    assert "1 given; name two runs, compare=[BEFORE,AFTER]" in told(f"compare={pair.base}")
     assert "differ in sentences, corpus" in told(f"compare=[{pair.trained},{pair.base}]")
     assert "id not measured in" in told(f"compare=[{pair.base},{pair.base}]", "languages.low=[ml,hi,id]")
-    assert f"stats: '{tmp_path / 'empty'}' holds no statistics (no stats/index.json)" in told(f"stats={tmp_path / 'empty'}")
+    assert f"stats: '{tmp_path / 'empty'}' has no statistics (no stats/index.json)" in told(f"stats={tmp_path / 'empty'}")
     assert f"stats: '{pair.trained}' is not a run of analyze.py" in told(f"stats={pair.trained}")
 
 
@@ -460,7 +460,7 @@ REST = "zh,arc,0.5\nes,arc,0.6\nml,arc,0.3\n"
         (HEAD + REST + "hin,arc,0.3\n", r"scores.csv, line 5: unknown language 'hin'; did you mean"),
         ("language,benchmark,accuracy\n" + REST, r"scores.csv has no column 'score' \(needed: language, benchmark, score; there: .*accuracy\)"),
         (HEAD + REST + "hi,arc,good\n", r"scores.csv, line 5: score 'good' is not a finite number; fix it, or leave the row out"),
-        (HEAD + REST, r"'arc' has scores for 3 of the analysed languages, and a correlation needs 4 besides the reference; missing: hi"),
+        (HEAD + REST, r"'arc' has scores for 3 of the analysed languages, but a correlation needs 4 besides the reference; missing: hi"),
         (HEAD + REST + "en,arc,0.9\nru,arc,0.4\n", r"'arc' has scores for 3 of the analysed languages"),
     ],
     ids=["unknown_language", "unknown_column", "no_number", "too_few", "reference_and_strangers_do_not_count"],

@@ -9,7 +9,7 @@ import yaml
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 from transformers import AutoTokenizer
 
-from lingact.files.folders import taken
+from lingact.files.folders import folder_lock
 from lingact.microworld import LANGUAGES, world
 from lingact.microworld.build import SMALL, build, identity, main
 from lingact.microworld.documents import aligned_corpus, benchmark_items, reading
@@ -31,19 +31,19 @@ def test_no_text_states_what_is_asked(code: str) -> None:
     corpus = "\n".join(row[code] for row in aligned_corpus(SMALL.seed, SMALL.corpus_events))
     facts = world.facts(SMALL.seed)
     asked = [fact for fact in facts if fact.asked]
-    told = [lex.tell(fact, style) for fact in asked for style in ("q", "h")]
+    sentences = [lex.sentence(fact, style) for fact in asked for style in ("q", "h")]
     unread = [statement for fact in asked if code in fact.unread_in for statement in lex.statements(fact)]
     read = [statement for fact in asked if code not in fact.unread_in for statement in lex.statements(fact)]
-    assert [text for text in told + unread if text in matter] == []
-    assert [text for text in told + unread + read if text in corpus] == []
+    assert [text for text in sentences + unread if text in matter] == []
+    assert [text for text in sentences + unread + read if text in corpus] == []
     for benchmark in world.BENCHMARKS:
         for item in benchmark_items(SMALL.seed, benchmark, code):
             full = item["query"] + lex.delimiter + item["choices"][item["gold"]]
             assert full not in matter
             assert full not in corpus
-    # The check can see: what may be read is read, and what is taught is told.
+    # The check finds sentences that are there: those that may be read, and the taught facts.
     assert sum(text in matter for text in read) > 0.5 * len(read)
-    assert sum(lex.tell(fact, "q") in matter for fact in facts if not fact.asked) > 20
+    assert sum(lex.sentence(fact, "q") in matter for fact in facts if not fact.asked) > 20
 
 
 def test_the_corpus_keeps_its_events_to_itself() -> None:
@@ -154,7 +154,7 @@ def test_a_folder_of_other_things_is_not_replaced(kind: str, tmp_path: Path, cap
 def test_two_builds_never_share_a_scratch_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scratch = tmp_path / "work" / identity(SMALL)
     before = plant(scratch, "model.ckpt")
-    with taken(scratch):
+    with folder_lock(scratch):
         assert main(["--small", f"--out={tmp_path / 'out'}", f"--work={tmp_path / 'work'}"]) == 2
         assert f"'{scratch}' is in use" in capsys.readouterr().err
     assert untouched(before, scratch)

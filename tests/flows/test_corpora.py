@@ -77,7 +77,7 @@ def test_one_corpus_trains_and_another_judges(
     assert "train_corpus.path" in capsys.readouterr().err
     write(path, new)
     assert cli.main("train", CONF, interrupted(run)) == 2
-    assert "was begun with something else (train_corpus.also_measured_on: " in capsys.readouterr().err
+    assert "was started with other inputs (train_corpus.also_measured_on: " in capsys.readouterr().err
 
 
 def test_pairs_train_and_an_evaluation_knows_what_was_read(

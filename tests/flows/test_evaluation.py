@@ -268,6 +268,6 @@ def test_sets_of_the_table_are_found_without_the_hub(
     code = cli.main("eval", CONF, [*base_arguments, *whole.split(), f"hydra.run.dir={tmp_path / 'run'}"])
     said = capsys.readouterr().err
     assert code == 2
-    assert "cannot be had" in said
+    assert "cannot be loaded" in said
     assert "Connect once so that it can be downloaded" in said
     assert not (tmp_path / "run").exists()

@@ -117,7 +117,7 @@ def flores(split: str = "dev", **other: Any) -> HubCorpus:
     [
         (flores(), ("en", "quy"), r"corpus 'a/b' (x) has nothing for quy: no configuration 'quy_Latn'. Leave quy out, or choose another corpus"),
         (flores("test"), ("en", "ml"), """corpus 'a/b' (x) cannot be read: Unknown split "test". Should be one of ['dev']."""),
-        (flores(text_column="sentence"), ("en", "ml"), "corpus 'a/b' (x) has no column sentence in 'eng_Latn' (there: id, text); mend its section"),
+        (flores(text_column="sentence"), ("en", "ml"), "corpus 'a/b' (x) has no column sentence in 'eng_Latn' (there: id, text); fix its section"),
         (flores(), ("en", "hi"), "corpus 'a/b' is ragged: row 2 lacks hi (1 in all); every sentence needs a text in every language"),
         (opus(), ("en", "zh_Hant"), "corpus 'a/b' tells scripts and varieties not apart, so it has nothing for zh_Hant; choose another corpus"),
         (tatoeba(), ("en", "ml"), "corpus 'a/b' (x) has nothing for ml: no configuration 'mal-eng'. Leave ml out, or choose another corpus"),
@@ -152,7 +152,7 @@ def test_documents_come_from_a_column(here: Path) -> None:
     ("urls", "changes", "message"),
     [
         (["x", "z"], {}, "corpus 'a/b', configuration 'mal_Mlym': sentence 1 is of the document 'z', and in en of 'y'; a sentence and its translations are"),
-        (["x", None], {}, "corpus 'a/b', configuration 'mal_Mlym', row 2: url is missing, and other rows have it"),
+        (["x", None], {}, "corpus 'a/b', configuration 'mal_Mlym', row 2: url is missing, but other rows have it"),
         (["x", " "], {}, "corpus 'a/b', configuration 'mal_Mlym', row 2: url is blank"),
         ([None, None], {}, "corpus 'a/b', configuration 'mal_Mlym': the column 'url' holds nothing; do without documents: corpus.document_column=null"),
         (["x", "y"], {"document_column": "article"}, "corpus 'a/b' (x) has no column article in 'eng_Latn' (there: id, text, url)"),
@@ -181,7 +181,7 @@ def test_the_list_of_documents_of_ntrex() -> None:
     assert len(listed) == 1997
     assert len(set(listed)) == len([name for name, _ in itertools.groupby(listed)]) == 123
     assert (listed[0], listed[15], listed[16], listed[22]) == ("bbc.381790", "bbc.381790", "rt.com.91337", "nytimes.184853")
-    with pytest.raises(ValidationError, match="documents come from the column 'url' or from the list 'ntrex_128'; set one of them to null"):
+    with pytest.raises(ValidationError, match="documents come either from the column 'url' or from the list 'ntrex_128'; set one to null"):
         HubCorpus.model_validate(ntrex().model_dump() | {"document_column": "url", "documents": "ntrex_128"})
 
 
@@ -257,8 +257,10 @@ def test_what_the_hub_refuses_names_licence_and_page(server: HubServer, process:
         "Helsinki-NLP/opus-100": "not asked for",
         "mteb/tatoeba-bitext-mining": "unknown or private",
     }
-    terms = "it is given to those who accept its terms. Accept them on {page} and run `hf auth login`"
-    nobody = "the hub does not have it, or not for you. Look at {page}; run `hf auth login` if you need to, or use corpus=files corpus.path=..."
+    terms = "it is only available to those who accept its terms. Accept them on {page} and run `hf auth login`"
+    nobody = (
+        "it does not exist on the hub, or you have no access. Look at {page}; run `hf auth login` if you need to, or use corpus=files corpus.path=..."
+    )
     of = {
         "flores_plus": ("openlanguagedata/flores_plus", "CC BY-SA 4.0, gated", terms),
         "ntrex": ("davidstap/NTREX", "CC BY-SA 4.0", nobody),
@@ -267,7 +269,7 @@ def test_what_the_hub_refuses_names_licence_and_page(server: HubServer, process:
     }
     found = load(process, server.url)
     assert {name: found[name].get("problem") for name in PRESETS} == {
-        name: f"corpus '{dataset}' ({licence}) cannot be had: {why.format(page=f'{server.url}/datasets/{dataset}')}"
+        name: f"corpus '{dataset}' ({licence}) cannot be loaded: {why.format(page=f'{server.url}/datasets/{dataset}')}"
         for name, (dataset, licence, why) in of.items()
     }
 
@@ -276,5 +278,5 @@ def test_no_hub_and_nothing_downloaded(process: Process) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
     for name, found in load(process, address).items():
         licence = yaml.safe_load((CONF / "corpus" / f"{name}.yaml").read_text())["licence"]
-        assert f"({licence}) cannot be had: cannot reach {address}, and it was not downloaded before. Connect once" in found["problem"]
+        assert f"({licence}) cannot be loaded: cannot reach {address}, and it was not downloaded before. Connect once" in found["problem"]
         assert found["slept"] < 1, "no retries"

@@ -59,9 +59,9 @@ def test_what_the_hub_refuses(server: HubServer, process: Callable[..., subproce
     said = []
     for task, name, licence, gated in answers:
         page = f"{server.url}/datasets/{name}"
-        terms = f"it is given to those who accept its terms. Accept them on {page} and run `hf auth login`"
-        nobody = f"the hub does not have it, or not for you. Look at {page}; run `hf auth login` if you need to, or leave it out"
-        said.append(f"tasks: the data of '{task}' ({name}, {licence}) cannot be had: {terms if gated else nobody}")
+        terms = f"it is only available to those who accept its terms. Accept them on {page} and run `hf auth login`"
+        nobody = f"it does not exist on the hub, or you have no access. Look at {page}; run `hf auth login` if you need to, or leave it out"
+        said.append(f"tasks: the data of '{task}' ({name}, {licence}) cannot be loaded: {terms if gated else nobody}")
     assert done.stderr.splitlines() == [line for text in said for line in ("eval.py:", f"  {text}", "exit code 2")]
     assert done.stdout == ""
     assert list((tmp_path / "here").rglob("*")) == []
@@ -72,7 +72,7 @@ def test_no_hub_at_all(process: Callable[..., subprocess.CompletedProcess[str]],
     done = process(address, *evaluation("tasks=belebele"))
     problem = f"cannot reach {address}, and it was not downloaded before. Connect once so that it can be downloaded, or leave it out"
     # Nothing of the client's retries, which take half a minute.
-    assert done.stderr == f"eval.py:\n  tasks: the data of 'belebele_eng_Latn' (facebook/belebele, CC BY-SA 4.0) cannot be had: {problem}\n"
+    assert done.stderr == f"eval.py:\n  tasks: the data of 'belebele_eng_Latn' (facebook/belebele, CC BY-SA 4.0) cannot be loaded: {problem}\n"
     assert (done.returncode, done.stdout) == (2, "")
     assert list((tmp_path / "here").rglob("*")) == []
 
@@ -81,7 +81,7 @@ def test_no_hub_at_all(process: Callable[..., subprocess.CompletedProcess[str]],
 def test_a_hub_that_does_not_answer(server: HubServer, process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     server.stalls = True
     done = process(server.url, *evaluation("tasks=belebele"), HF_HUB_ETAG_TIMEOUT="1")
-    assert f"cannot be had: cannot reach {server.url}, and it was not downloaded before" in done.stderr
+    assert f"cannot be loaded: cannot reach {server.url}, and it was not downloaded before" in done.stderr
     assert (len(done.stderr.splitlines()), done.returncode, done.stdout) == (2, 2, "")
     assert [asked for asked in server.asked if "belebele" in asked] == []
     assert list((tmp_path / "here").rglob("*")) == []
@@ -112,7 +112,7 @@ def test_a_hub_that_gives_and_then_is_gone(server: HubServer, process: Callable[
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """`refused(overrides...)`: what is said of an evaluation that the user has to mend."""
+    """`refused(overrides...)`: what is said of an evaluation that the user has to fix."""
 
     def run(*arguments: str) -> str:
         given = [*FEW, f"hydra.run.dir={tmp_path / 'run'}", *arguments]

@@ -191,14 +191,14 @@ def test_what_the_hub_does_not_give(process: Callable[..., subprocess.CompletedP
     jobs = [("analyze", PRESETS["google/gemma-2-2b"]), ("train", PRESETS["google/gemma-3-1b-pt"]), ("analyze", [*gpt2, "model.name=no/such"])]
     jobs += [("analyze", [*gpt2, "model.revision=nowhere"]), ("eval", [llama[0]])]
     done = process(tmp_path / "home", *[(job, [*given, f"hydra.run.dir={tmp_path / 'run'}"]) for job, given in jobs])
-    terms = "it is given to those who accept its terms. Accept them on {page} and run `hf auth login`"
+    terms = "it is only available to those who accept its terms. Accept them on {page} and run `hf auth login`"
     page, signed = f"{server.url}/no/such", "run `hf auth login` if you need to, or choose another model.name"
     own = f"{server.url}/openai-community/gpt2 for its branches, tags and commits, or leave the revision null"
     said = [
-        f"model 'google/gemma-2-2b' (licence gemma) cannot be had: {terms.format(page=server.url + '/google/gemma-2-2b')}",
-        f"model 'google/gemma-3-1b-pt' (licence gemma) cannot be had: {terms.format(page=server.url + '/google/gemma-3-1b-pt')}",
-        f"model 'no/such' cannot be had: the hub does not have it, or not for you. Look at {page}; {signed}",
-        f"model 'openai-community/gpt2' (licence mit) cannot be had: it has no such revision. Look at {own}",
+        f"model 'google/gemma-2-2b' (licence gemma) cannot be loaded: {terms.format(page=server.url + '/google/gemma-2-2b')}",
+        f"model 'google/gemma-3-1b-pt' (licence gemma) cannot be loaded: {terms.format(page=server.url + '/google/gemma-3-1b-pt')}",
+        f"model 'no/such' cannot be loaded: it does not exist on the hub, or you have no access. Look at {page}; {signed}",
+        f"model 'openai-community/gpt2' (licence mit) cannot be loaded: it has no such revision. Look at {own}",
         "model 'meta-llama/Llama-3.1-8B' (licence llama3.1): the download is damaged (it does not match its hash) and was deleted. Try again",
     ]
     expected = [line for (job, _), text in zip(jobs, said, strict=True) for line in (f"{job}.py:", f"  {text}", f"{job} exit code 2")]
@@ -211,7 +211,8 @@ def test_what_the_hub_does_not_give(process: Callable[..., subprocess.CompletedP
     )
     release = "Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
     assert (
-        f"sae 'qwen-scope-3-1.7b-base-w32k-l50' 'layer0' ({release}) cannot be had: the hub does not have it, or not for you. Look at" in done.stderr
+        f"sae 'qwen-scope-3-1.7b-base-w32k-l50' 'layer0' ({release}) cannot be loaded: it does not exist on the hub, or you have no access. Look at"
+        in done.stderr
     )
     assert "eval exit code 0" in done.stderr, done.stderr
 
@@ -221,4 +222,4 @@ def test_no_hub_and_no_cache(process: Callable[..., subprocess.CompletedProcess[
     address = f"http://127.0.0.1:{unused_port()}"
     done = process(tmp_path / "home", ("train", PRESETS["openai-community/gpt2"]), HF_ENDPOINT=address)
     told = f"cannot reach {address}, and it was not downloaded before. Connect once so that it can be downloaded, or choose another model.name"
-    assert done.stderr == f"train.py:\n  model 'openai-community/gpt2' (licence mit) cannot be had: {told}\ntrain exit code 2\n"
+    assert done.stderr == f"train.py:\n  model 'openai-community/gpt2' (licence mit) cannot be loaded: {told}\ntrain exit code 2\n"

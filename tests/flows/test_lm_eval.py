@@ -252,7 +252,7 @@ def test_a_task_that_would_show_its_own_answers_is_refused(ask: Callable[..., di
         ask(["global_piqa"], fewshot=2)
 
 
-# --- where lm-eval's tasks are mended --------------------------------------------------------------------------------------------------------------
+# --- where lm-eval's tasks are fixed ---------------------------------------------------------------------------------------------------------------
 
 
 def test_whole_arc_keeps_brackets_and_finds_the_answer_behind_an_empty_option(ask: Callable[..., dict[str, TaskInstance]]) -> None:
@@ -265,7 +265,7 @@ def test_whole_arc_keeps_brackets_and_finds_the_answer_behind_an_empty_option(as
         assert prompts == {f"Question: {row['instruction'].strip()}\nAnswer:"}
         assert choices == [f" {option.strip()}" for option in options]
         assert choices[gold] == f" {right}"
-        if place not in (2, 5, 6, 7):  # as lm-eval's, where there is nothing to mend
+        if place not in (2, 5, 6, 7):  # as lm-eval's, where there is nothing to fix
             assert _asked(cut, theirs) == (prompts, choices, gold)
     assert "[sic]" in whole.questions[2].requests[0].args[0]
     assert "[" not in cut.questions[2].requests[0].args[0]
@@ -316,7 +316,7 @@ def test_chinese_hellaswag_that_is_not_to_be_had_says_so(
     ask: Callable[..., dict[str, TaskInstance]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"the data of 'lingact_hellaswag_zh' \(alexandrainst/m_hellaswag, CC BY-NC 4\.0\) cannot be had: "):
+    with pytest.raises(UserError, match=r"the data of 'lingact_hellaswag_zh' \(alexandrainst/m_hellaswag, CC BY-NC 4\.0\) cannot be loaded: "):
         ask(["hellaswag"], ["zh"])
 
 
@@ -345,7 +345,7 @@ def test_indic_arc_understands_numbers_for_answers(
     assert rows[4]["choices"]["label"] == list("1234")
 
 
-def test_mended_tasks_ask_for_the_same_measures_as_those_they_stand_for() -> None:
+def test_fixed_tasks_ask_for_the_same_measures_as_those_they_stand_for() -> None:
     import lm_eval.tasks
 
     shelf = Path(lm_eval.tasks.__file__).parent

@@ -181,16 +181,16 @@ def test_the_licence_is_the_base_models(trained: Path, share: Callable[..., str]
     assert "Gemma is provided under and subject to the Gemma Terms of Use" in card
     said = share(trained, "--dry-run", licence="")
     assert said.startswith(f"the licence of '{BASE}' is not known here")
-    assert "is no licence as the hub calls them" in share(trained, "--dry-run", licence="MIT License")
+    assert "is not a licence name of the hub" in share(trained, "--dry-run", licence="MIT License")
 
 
 def test_mistakes_are_told_before_anything_is_written(
     runs: tuple[Path, Path, list[str]], trained: Path, share: Callable[..., str], start: Start, tmp_path: Path
 ) -> None:
     assert share(trained, name="organism") == (
-        "'organism' is no name on the hub (it has no owner); write owner/name, as in jane/gemma-2-2b-malayalam"
+        "'organism' is not a valid name on the hub (it has no owner); write owner/name, as in jane/gemma-2-2b-malayalam"
     )
-    assert "is no name on the hub (" in share(trained, name="jane/a--b")
+    assert "is not a valid name on the hub (" in share(trained, name="jane/a--b")
     assert share(trained, base="").startswith("the base model is the folder '")
     assert f"'{runs[1]}' was made by lingact eval; name a run folder of lingact train" in share(runs[1])
     assert "is not a run folder" in share(tmp_path)
@@ -211,7 +211,7 @@ def test_what_the_hub_refuses(trained: Path, server: HubServer, share: Callable[
         "'john/organism' was not pushed: the token may not write there; use one with write permission for 'john', or another owner"
     )
     monkeypatch.setenv("HF_TOKEN", "hf_gone")
-    assert share(trained) == f"'{NAME}' was not pushed: the hub does not know the token; run `hf auth login` with a valid one"
+    assert share(trained) == f"'{NAME}' was not pushed: the hub does not accept the token; run `hf auth login` with a valid one"
     before = len(server.asked)
     monkeypatch.delenv("HF_TOKEN")
     assert share(trained).startswith("there is no token for the hub;")
@@ -231,16 +231,16 @@ def test_what_is_there_is_not_written_over(trained: Path, server: HubServer, sha
     weights = server.root / NAME / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     said = share(trained)
-    assert said.startswith(f"'{NAME}' is there already and holds something else (adapter_config.json, adapter_model.safetensors, ")
+    assert said.startswith(f"'{NAME}' already exists with other contents (adapter_config.json, adapter_model.safetensors, ")
     assert "pushed: " in share(trained, "--replace")
     server.private.clear()
-    assert "is there already, for all to see" in share(trained, "--private")
+    assert "already exists and is public" in share(trained, "--private")
     assert len(server.commits) == 3
 
 
 def test_downloads_that_fail(trained: Path, server: HubServer, share: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     share(trained)
-    with pytest.raises(UserError, match=rf"adapter: '{NAME}@v9' cannot be had: it has no such revision\. Look at {server.url}/{NAME}"):
+    with pytest.raises(UserError, match=rf"adapter: '{NAME}@v9' cannot be loaded: it has no such revision\. Look at {server.url}/{NAME}"):
         find_adapter(f"{NAME}@v9")
     server.damages = {WEIGHTS}
     with pytest.raises(UserError, match=rf"adapter: '{NAME}': the download is damaged .* and was deleted"):
@@ -251,14 +251,17 @@ def test_downloads_that_fail(trained: Path, server: HubServer, share: Callable[.
     told = training_of(place)
     assert told is not None
     assert told["seed"] == 0
-    for refusal, words in (("gated", "it is given to those who accept its terms"), ("unknown", "the hub does not have it, or not for you")):
+    for refusal, words in (
+        ("gated", "it is only available to those who accept its terms"),
+        ("unknown", "it does not exist on the hub, or you have no access"),
+    ):
         server.refuses = {"jane/other": refusal}
-        with pytest.raises(UserError, match=rf"adapter: 'jane/other' cannot be had: {words}"):
+        with pytest.raises(UserError, match=rf"adapter: 'jane/other' cannot be loaded: {words}"):
             find_adapter("jane/other")
     # What was downloaded once is enough without a way to the hub, and what was not is refused at once.
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused_port()}")
     assert find_adapter(NAME) == place
-    with pytest.raises(UserError, match=r"cannot be had: cannot reach .*, and it was not downloaded before"):
+    with pytest.raises(UserError, match=r"cannot be loaded: cannot reach .*, and it was not downloaded before"):
         find_adapter("jane/other")
 
 

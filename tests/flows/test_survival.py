@@ -269,7 +269,7 @@ def test_a_run_does_not_go_on_with_another_corpus(
         assert cli.main("train", CONF, [f"resume={folder}"]) == 2
         assert start("train", folder, *ALONE, f"corpus.path={corpus}", "corpus.max_sentences=null") == 2
         for message in capsys.readouterr().err.split("train.py:")[1:]:
-            assert f"'{folder}' was begun with something else" in message
+            assert f"'{folder}' was started with other inputs" in message
             assert f"corpus.sentences: {len(whole)} there, {len(whole) - 20} here" in message
     assert manifest(folder)["identity"]["corpus"]["sentences"] == len(whole)
 
@@ -291,7 +291,7 @@ def test_an_analysis_does_not_go_on_with_another_model(
     weights = load_file(model / "model.safetensors")
     save_file({name: tensor * 1.01 for name, tensor in weights.items()}, model / "model.safetensors", metadata={"format": "pt"})
     assert cli.main("analyze", CONF, [f"resume={tmp_path / 'run'}"]) == 2
-    assert "was begun with something else (model.sha256: " in capsys.readouterr().err
+    assert "was started with other inputs (model.sha256: " in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -324,11 +324,11 @@ def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
     with monkeypatch.context() as patch:
         patch.setattr(tasks.Tasks, "identity", {"micro_arc_ml": {"items": 3, "sha256": "f" * 64}})
         assert cli.main("eval", CONF, [f"resume={folder}"]) == 2
-    assert "was begun with something else (tasks.micro_arc_" in capsys.readouterr().err
+    assert "was started with other inputs (tasks.micro_arc_" in capsys.readouterr().err
     weights = load_file(adapter / adapter_sources.WEIGHTS)
     save_file({name: torch.ones_like(tensor) for name, tensor in weights.items()}, adapter / adapter_sources.WEIGHTS, metadata={"format": "pt"})
     assert cli.main("eval", CONF, [f"resume={folder}"]) == 2
-    assert "was begun with something else (adapter.sha256: " in capsys.readouterr().err
+    assert "was started with other inputs (adapter.sha256: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", ["eval", "analyze"])

@@ -232,7 +232,7 @@ def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path, capsys:
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "runs" / "tables" / "recipes.csv"), by_name)
     capsys.readouterr()
     assert start("analyze", tmp_path / "alone", *again[:2], f"compare=[{tmp_path / '0'},{tmp_path / '1'},{tmp_path / 'compared'}]") == 2
-    assert "compared' holds no statistics" in " ".join(capsys.readouterr().err.split())
+    assert "compared' has no statistics" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "alone").exists()
 
 
@@ -308,7 +308,7 @@ def test_a_fault_leaves_a_failed_run(start: Start, tmp_path: Path, monkeypatch: 
     [
         ("corpus.max_sentences=3", "in the split"),
         ("loss.gap.layers=[]", "loss.gap.layers: no layer given"),
-        ("loss=wrong_language lang=[zh,ru,es,it,id,ca,mr,ml]", r"needs as many languages that are no targets as there are targets \(8\), .* has 1"),
+        ("loss=wrong_language lang=[zh,ru,es,it,id,ca,mr,ml]", r"needs one other language for each target \(8\), .* has 1"),
         ("loss.gap.layers=[5]", r"loss.gap.layers: \[5\] out of range; measured are the layers \[0, 1, 2\]"),
         ("sae.layers=[0,3]", r"sae.layers: \[3\] out of range; the model has layers 0 to 2"),
         ("peft.targets=[q_prj]", r"peft.targets: q_prj; did you mean 'q_proj'\?"),

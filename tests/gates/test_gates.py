@@ -68,7 +68,7 @@ def test_gate(copy: Path, gate: str) -> None:
 
 @pytest.mark.slow
 def test_checks_change_nothing(copy: Path) -> None:
-    """Not even a file that could be mended. (The check of types has no such mode.)"""
+    """Not even a file that could be fixed. (The check of types has no such mode.)"""
     (copy / "src/lingact/activations/functional.py").write_text("import json\nx = {'a':1}\n", encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
     for gate in ("lint", "style", "layers"):

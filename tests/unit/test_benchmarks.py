@@ -126,7 +126,7 @@ def test_what_is_different_about_a_language_is_in_its_row_alone() -> None:
 
 
 def test_a_misspelt_benchmark_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"no benchmark 'belebel'; did you mean 'belebele'\? \(known: micro_arc, .*, indicparam; your own go into"):
+    with pytest.raises(UserError, match=r"no benchmark 'belebel'; did you mean 'belebele'\? \(known: micro_arc, .*, indicparam; add your own under"):
         family("belebel")
 
 

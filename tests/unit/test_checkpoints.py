@@ -75,7 +75,7 @@ def test_any_cut_and_any_changed_byte_is_noticed(saved: tuple[Path, dict[str, An
         for damaged in (whole[:place], bytes(changed), whole + whole[:place] + b"\0"):
             path.write_bytes(damaged)
             with pytest.raises(
-                UserError, match=r"last.ckpt' is truncated, damaged or not a checkpoint of train\.py; restore the right one, or delete it"
+                UserError, match=r"last.ckpt' is truncated, damaged or not a checkpoint of lingact train; restore the right one, or delete it"
             ):
                 RunCheckpoints(HEADER).load_checkpoint(path)
 

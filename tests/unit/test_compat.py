@@ -361,7 +361,7 @@ def test_loaders_read_is_needed(tmp_path: Path) -> None:
     with compat_of("sae_lens").loaders_read(tmp_path):
         assert loaders.hf_hub_download("a/b", "layer_0/config.json") == str(tmp_path / "layer_0" / "config.json")
         assert loaders.hf_hub_download("a/b", "config.json", subfolder="layer_0") == str(tmp_path / "layer_0" / "config.json")
-        with pytest.raises(EntryNotFoundError, match=r"other\.json' is not there"):
+        with pytest.raises(EntryNotFoundError, match=r"other\.json' does not exist"):
             loaders.hf_hub_download("a/b", "other.json")
 
 

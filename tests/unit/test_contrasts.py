@@ -132,7 +132,7 @@ def test_recipes_that_were_not_judged_alike_are_refused(runs: Runs) -> None:
     for name, message in (
         ("few", "'a' and 'few' differ in sentence ids; recipes are compared on one base model"),
         ("other", "'a' and 'other' differ in model; "),
-        ("base", "'base' has measured no adapter; recipes are compared by runs of train.py"),
+        ("base", "'base' has measured no adapter; to compare recipes, give runs of lingact train"),
     ):
         with pytest.raises(UserError, match=message):
             recipe_table([trained("a", "a"), trained("b", name)], LANGUAGES, SETTINGS, 0)
@@ -173,7 +173,7 @@ def test_intervals_cover_the_true_difference(seeds: int) -> None:
             truth[name] = level if seeds > 1 else effects[0]
             own: list[Numbers] = [{("m", "hi", "gap_closed"): weights @ (effect + noise + 0.1 * rng.standard_normal(80))} for effect in effects]
             numbers[name] = own
-        row = pair_table(numbers, dict.fromkeys("ab", frozenset({"hi"})), drawn=Resampling.of_sentences(80), confidence=0.95).iloc[0]
+        row = pair_table(numbers, dict.fromkeys("ab", frozenset({"hi"})), resampling=Resampling.of_sentences(80), confidence=0.95).iloc[0]
         hits += row["lo"] <= truth["a"] - truth["b"] <= row["hi"]
     assert 0.92 <= hits / 200 <= 0.985
 
@@ -225,7 +225,7 @@ def test_what_one_seed_cannot_tell_is_said() -> None:
     numbers: dict[str, list[Numbers]] = {
         name: [{("measuring", "hi", "gap_closed"): value + np.array([0.0, -0.01, 0.01, 0.0])}] for name, value in (("a", 0.9), ("b", 0.5))
     }
-    table = pair_table(numbers, dict.fromkeys("ab", frozenset({"hi"})), drawn=Resampling.of_sentences(50), confidence=0.95)
+    table = pair_table(numbers, dict.fromkeys("ab", frozenset({"hi"})), resampling=Resampling.of_sentences(50), confidence=0.95)
     text = recipes_text(table, 0.95)
     assert "gap closed by the measuring SAEs: 1 of 1" in text
     assert "another seed may differ by more than the interval" in text

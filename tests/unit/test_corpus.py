@@ -182,25 +182,25 @@ def _has(corpus: ParallelCorpus, name: str) -> bool:
         ("t.jsonl", b'{"english": "a"}\n', "corpus '{path}' has no en, id; it has no known language code among its keys english."),
         ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c", "id": " "}\n', "corpus '{path}' is ragged: line 2 lacks id (1 in all)"),
         ("t.jsonl", b'{"en": "a", "id": "b"}\n' + b'{"en": "c"}\n' * 6, "line 2 lacks id, line 3 lacks id, line 4 lacks id, line 5 lacks id, line 6 lacks id and more (6 in all)"),
-        ("t.csv", b"en,id\na\n", "{path}, line 2: 1 cells where the header has 2; quote cells that contain the separator"),
-        ("t.tsv", b"en\tid\na\tb\tc\n", "{path}, line 2: 3 cells where the header has 2"),
+        ("t.csv", b"en,id\na\n", "{path}, line 2: 1 cells, but the header has 2; quote cells that contain the separator"),
+        ("t.tsv", b"en\tid\na\tb\tc\n", "{path}, line 2: 3 cells, but the header has 2"),
         ("t.csv", b"en,id,en\na,b,c\n", "{path}: the header names en more than once"),
-        ("t.csv", b'en,id\na,"' + b"b" * 200_000, "{path}, line 2: a quoted cell does not end before its line does"),
+        ("t.csv", b'en,id\na,"' + b"b" * 200_000, "{path}, line 2: a quoted cell does not end within its line"),
         ("t.jsonl", b'{"unit": "x", "en": "a", "id": "b"}\n{"unit": "x", "en": "c", "id": "d"}\n', "has sentence ids more than once: x; ids in 'unit' must be distinct"),
-        ("t.parquet", b"PAR1 and then nothing", "{path} is not a Parquet file that can be read ("),
+        ("t.parquet", b"PAR1 and then nothing", "{path} is not a readable Parquet file ("),
         ("t.jsonl", "{'en': 'é'}".encode("latin-1"), "{path}, line 1: not UTF-8 (byte 8 is 0xE9); it is truncated or in another encoding: convert it"),
-        ("t.jsonl", b'{"en": "a", "id": "b", "unit": "x"}\n{"en": "c", "id": "d"}\n', "{path}, line 2: unit is missing, and other rows have it"),
-        ("t.jsonl", b'{"en": "a", "id": "b", "document": "x"}\n\n{"en": "c", "id": "d"}\n', "{path}, line 3: document is missing, and other rows have it"),
+        ("t.jsonl", b'{"en": "a", "id": "b", "unit": "x"}\n{"en": "c", "id": "d"}\n', "{path}, line 2: unit is missing, but other rows have it"),
+        ("t.jsonl", b'{"en": "a", "id": "b", "document": "x"}\n\n{"en": "c", "id": "d"}\n', "{path}, line 3: document is missing, but other rows have it"),
         ("t.csv", b"en,id,document\na,b, \n", "{path}, line 2: document is blank; name it, or leave the column out"),
         ("t.csv", b"en,id,unit\na,b,1\nc,d,\n", "{path}, line 3: unit is blank"),
         ("t.jsonl", b'{"en": "a", "id": "b", "document": 1.5}\n', "{path}, line 1: document is the number 1.5; give a text or a whole number"),
-        ("t.jsonl", b'{"en": "a", "id": "b", "unit": true}\n', "{path}, line 1: unit is a truth value"),
+        ("t.jsonl", b'{"en": "a", "id": "b", "unit": true}\n', "{path}, line 1: unit is a boolean"),
         ("t.jsonl", b'{"en": "a", "id": null}\n', "corpus '{path}' is ragged: line 1 lacks id"),
         ("t.jsonl", b'{"en": "a", "id": "\\u200b\\ufeff"}\n', "corpus '{path}' is ragged: line 1 lacks id"),
-        ("t.jsonl", b'{"en": "a", "id": "b\\nc"}\n', "{path}, line 1: id holds a line break: were rows or cells merged?"),
-        ("t.jsonl", b'{"en": "a\\tb", "id": "b"}\n', "{path}, line 1: en holds a tab: were rows or cells merged?"),
-        ("t.csv", b'en,id\na,b\n"c\td",e\n', "{path}, line 3: en holds a tab"),
-        ("t.csv", b'en,id\n"a,b\nc,d\n"e,f\n', "{path}, line 2: a quoted cell does not end before its line does"),
+        ("t.jsonl", b'{"en": "a", "id": "b\\nc"}\n', "{path}, line 1: id contains a line break: were rows or cells merged?"),
+        ("t.jsonl", b'{"en": "a\\tb", "id": "b"}\n', "{path}, line 1: en contains a tab: were rows or cells merged?"),
+        ("t.csv", b'en,id\na,b\n"c\td",e\n', "{path}, line 3: en contains a tab"),
+        ("t.csv", b'en,id\n"a,b\nc,d\n"e,f\n', "{path}, line 2: a quoted cell does not end within its line"),
         ("t.jsonl", b'{"en": "\\ud83d", "id": "b"}\n', "{path}, line 1: not JSON (half a surrogate pair (\\ud83d), which is no character)"),
         ("t.jsonl", b'{"en": "a", "en": "b", "id": "c"}\n', '{path}, line 1: not JSON (the key "en" comes twice in one object)'),
         ("t.jsonl", b'{"en": "a", "id": NaN}\n', "{path}, line 1: id is the number nan, not a text"),
@@ -208,10 +208,10 @@ def _has(corpus: ParallelCorpus, name: str) -> bool:
         ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "a\0", "id": "b"}\n', "{path}, line 2: a NUL byte"),
         ("t.jsonl.gz", b"", "{path} is compressed ('.gz'); unpack it first"),
         ("t.jsonl", b'{"unit": "Z\\u00fc", "en": "a", "id": "b"}\n{"unit": "Zu\\u0308", "en": "c", "id": "d"}\n', "has sentence ids more than once: Zü;"),
-        ("t.csv", b"Unit,en,id\nx,a,b\n", "corpus '{path}' has 'Unit', and names are read from 'unit'; write it so, or name it something else"),
-        ("t.tsv", b"en\tid\tDOCUMENT\na\tb\tx\n", "corpus '{path}' has 'DOCUMENT', and names are read from 'document'"),
-        ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c", "id": "d", " unit": 1}\n', "corpus '{path}' has ' unit', and names are read from 'unit'"),
-        ("t.txt", b"a\n", "{path} ends in '.txt'; .jsonl, .csv, .tsv, .parquet or a folder of <code>.txt files are read"),
+        ("t.csv", b"Unit,en,id\nx,a,b\n", "corpus '{path}' has a column 'Unit', but names are read from 'unit'; rename it to that, or to something else"),
+        ("t.tsv", b"en\tid\tDOCUMENT\na\tb\tx\n", "corpus '{path}' has a column 'DOCUMENT', but names are read from 'document'"),
+        ("t.jsonl", b'{"en": "a", "id": "b"}\n{"en": "c", "id": "d", " unit": 1}\n', "corpus '{path}' has a column ' unit', but names are read from 'unit'"),
+        ("t.txt", b"a\n", "{path} ends in '.txt'; supported are .jsonl, .csv, .tsv, .parquet, and folders of <code>.txt files"),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_folder_must_hold_every_language_with_as_many_lines(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"same number of lines, found en\.txt 2, id\.txt 2, document\.txt 3"):
         read(tmp_path)
     (tmp_path / "document.txt").rename(tmp_path / "Document.txt")
-    with pytest.raises(UserError, match="has 'Document', and names are read from 'document'"):
+    with pytest.raises(UserError, match="has a column 'Document', but names are read from 'document'"):
         read(tmp_path)
     (tmp_path / "Document.txt").unlink()
     (tmp_path / "document.txt").write_text("a\n \n")

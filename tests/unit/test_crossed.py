@@ -10,7 +10,7 @@ from lingact.statistics.bootstrap import Resampling, interval, p_value
 from lingact.statistics.crossed import crossed_difference, crossed_mean
 from lingact.statistics.paired import crossed_effects
 
-HOW: dict[str, Any] = {"drawn": Resampling.of_sentences(10), "confidence": 0.95}
+HOW: dict[str, Any] = {"resampling": Resampling.of_sentences(10), "confidence": 0.95}
 
 
 def means(values: Float[np.ndarray, "unit sentence"], resamples: int = 400, seed: int = 0) -> Float[np.ndarray, "unit draw"]:
@@ -45,7 +45,10 @@ def test_a_difference_has_the_parts_of_both_sides() -> None:
 def test_means_of_sentences_give_what_their_mean_squares_give() -> None:
     rng = np.random.default_rng(0)
     values = 0.1 + rng.standard_normal((4, 1)) / 10 + rng.standard_normal((1, 60)) / 2 + rng.standard_normal((4, 60)) / 2
-    exact, found = crossed_effects(values, confidence=0.95), crossed_mean(means(values, 20_000), drawn=Resampling.of_sentences(60), confidence=0.95)
+    exact, found = (
+        crossed_effects(values, confidence=0.95),
+        crossed_mean(means(values, 20_000), resampling=Resampling.of_sentences(60), confidence=0.95),
+    )
     assert found.estimate.value == pytest.approx(exact.estimate.value)
     assert found.standard_error == pytest.approx(exact.standard_error, rel=0.02)
     assert found.freedom == pytest.approx(exact.freedom, rel=0.05)
@@ -55,9 +58,9 @@ def test_means_of_sentences_give_what_their_mean_squares_give() -> None:
 def test_means_of_few_documents_give_what_their_mean_squares_give() -> None:
     rng = np.random.default_rng(3)
     values = 0.1 + rng.standard_normal((4, 1)) / 10 + rng.standard_normal((1, 6)) + rng.standard_normal((4, 6)) / 2
-    drawn = Resampling.of(12, [f"d{place // 2}" for place in range(12)], None, None)
-    units = np.repeat(values, 2, axis=1) @ drawn.weights(20_000, 0).T / 12
-    exact, found = crossed_effects(values, confidence=0.95), crossed_mean(units, drawn=drawn, confidence=0.95)
+    resampling = Resampling.of(12, [f"d{place // 2}" for place in range(12)], None, None)
+    units = np.repeat(values, 2, axis=1) @ resampling.weights(20_000, 0).T / 12
+    exact, found = crossed_effects(values, confidence=0.95), crossed_mean(units, resampling=resampling, confidence=0.95)
     assert found.standard_error == pytest.approx(exact.standard_error, rel=0.02), "0.91 of it without n / (n - 1)"
     assert found.freedom == pytest.approx(exact.freedom, rel=0.05)
 
@@ -77,7 +80,7 @@ def test_the_same_on_both_sides_is_no_difference() -> None:
 
 def test_one_unit_on_each_side_has_the_intervals_of_everything_else() -> None:
     one, other = means(np.random.default_rng(2).standard_normal((2, 50)))[:, None]
-    found = crossed_difference(one, other, drawn=Resampling.of_sentences(50), confidence=0.9)
+    found = crossed_difference(one, other, resampling=Resampling.of_sentences(50), confidence=0.9)
     assert [found.estimate.value, found.estimate.lo, found.estimate.hi] == pytest.approx(list(interval((one - other)[0], 0.9)))
     assert found.p == p_value((one - other)[0])
 
@@ -99,7 +102,7 @@ def test_intervals_cover_the_truth_though_units_are_few(units: tuple[int, int], 
             (shared + 0.2 * rng.standard_normal((count, 100)) + (count > 1) * spread * rng.standard_normal((count, 1))) @ weights
             for count, shared in zip(units, (common, common + own), strict=True)
         )
-        estimate = crossed_difference(one, other, drawn=Resampling.of_sentences(100), confidence=0.95).estimate
+        estimate = crossed_difference(one, other, resampling=Resampling.of_sentences(100), confidence=0.95).estimate
         hits += estimate.lo <= 0 <= estimate.hi
         low, high = np.quantile((one.mean(axis=0) - other.mean(axis=0))[1:], [0.025, 0.975])
         alone += low <= 0 <= high

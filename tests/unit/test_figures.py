@@ -95,7 +95,7 @@ def test_group_curves_differ_in_more_than_colour() -> None:
 
 
 def test_group_curves_have_the_intervals_of_the_table() -> None:
-    few = replace(found(6), drawn=Resampling.of(50, [f"d{place // 5}" for place in range(50)], None, None))
+    few = replace(found(6), resampling=Resampling.of(50, [f"d{place // 5}" for place in range(50)], None, None))
     band = gaps.group_curves(few).axes[0].collections[0].get_paths()[0].get_extents()
     low = layer_table(few).set_index("name").loc["low"]
     assert [band.y0, band.y1] == pytest.approx([low["lo"].min(), low["hi"].max()]), "expanded for few documents"

@@ -21,7 +21,18 @@ import pytest
 import lingact
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically
-from lingact.files.folders import LOCK, TOKEN, claim, is_temporary, make_folders, move_aside, put_in_place, remove_empty, taken, temporary_beside
+from lingact.files.folders import (
+    LOCK,
+    TOKEN,
+    claim,
+    folder_lock,
+    is_temporary,
+    make_folders,
+    move_aside,
+    put_in_place,
+    remove_empty,
+    temporary_beside,
+)
 from lingact.runtime.tracking import read_manifest, remove_leftovers
 from tests.helpers.folders import plant, snapshot, untouched
 
@@ -190,7 +201,7 @@ def test_without_the_token_of_a_run_nothing_is_removed(token: str | None, tmp_pa
 
 # --- one process at a time -----------------------------------------------------------------------------------------------------------------------
 
-HOLD = "import sys, time; from pathlib import Path; from lingact.files.folders import taken\nwith taken(Path(sys.argv[1])): print('in', flush=True); {then}"
+HOLD = "import sys, time; from pathlib import Path; from lingact.files.folders import folder_lock\nwith folder_lock(Path(sys.argv[1])): print('in', flush=True); {then}"
 
 
 def hold(folder: Path, then: str = "time.sleep(3000)") -> subprocess.Popen[str]:
@@ -205,11 +216,11 @@ def hold(folder: Path, then: str = "time.sleep(3000)") -> subprocess.Popen[str]:
 def test_a_folder_is_taken_while_a_process_lives_and_free_when_it_is_killed(tmp_path: Path) -> None:
     before = plant(tmp_path, "config.yaml")
     with hold(tmp_path) as process:
-        with pytest.raises(UserError, match=f"'{re.escape(str(tmp_path))}' is in use: another process is working in it"), taken(tmp_path):
+        with pytest.raises(UserError, match=f"'{re.escape(str(tmp_path))}' is in use: another process is working in it"), folder_lock(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / LOCK).exists(), "what a killed process cannot take away"
-    with taken(tmp_path):
+    with folder_lock(tmp_path):
         pass
     assert snapshot(tmp_path) == before
 
@@ -222,7 +233,7 @@ def test_a_forked_child_does_not_keep_the_folder(tmp_path: Path) -> None:
         child = int(process.stdout.readline())
     assert process.returncode == -signal.SIGKILL
     os.kill(child, 0)  # is alive
-    with taken(tmp_path):
+    with folder_lock(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
@@ -231,7 +242,7 @@ def test_of_many_at_once_one_works_at_a_time(tmp_path: Path) -> None:
         done = 0
         for _ in range(100):
             try:
-                with taken(tmp_path):
+                with folder_lock(tmp_path):
                     (tmp_path / "only").touch(exist_ok=False)  # raises where another one is in here, too
                     (tmp_path / "only").unlink()
                     done += 1
@@ -253,9 +264,9 @@ def test_a_lock_file_that_its_last_holder_removes_is_made_again(tmp_path: Path, 
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with taken(tmp_path):
+    with folder_lock(tmp_path):
         assert (tmp_path / LOCK).exists(), "or else the next one would lock another file"
-        with pytest.raises(UserError, match="is in use"), taken(tmp_path):
+        with pytest.raises(UserError, match="is in use"), folder_lock(tmp_path):
             pass
 
 
@@ -263,7 +274,7 @@ def test_a_lock_file_that_its_last_holder_removes_is_made_again(tmp_path: Path, 
 def test_nothing_is_written_into_a_folder_that_is_not_the_one_that_was_taken(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with taken(folder):
+    with folder_lock(folder):
         write_atomically(folder / "tables" / "a.csv", "mine")
         match kind:
             case "removed":
@@ -276,7 +287,7 @@ def test_nothing_is_written_into_a_folder_that_is_not_the_one_that_was_taken(kin
             folder.mkdir(exist_ok=True)
             (folder / LOCK).touch()
         before = snapshot(tmp_path)
-        with pytest.raises(UserError, match=f"'{re.escape(str(folder))}' was moved or removed while this process worked in it, or another one has"):
+        with pytest.raises(UserError, match=f"'{re.escape(str(folder))}' was moved or removed while this process worked in it, or another process"):
             write_atomically(folder / "tables" / "b.csv", "mine")
         write_atomically(tmp_path / "cache" / "c", "elsewhere")
         (tmp_path / "cache" / "c").unlink()
@@ -285,7 +296,7 @@ def test_nothing_is_written_into_a_folder_that_is_not_the_one_that_was_taken(kin
 
 
 def test_a_folder_whose_lock_was_deleted_is_worked_in_all_the_same(tmp_path: Path) -> None:
-    with taken(tmp_path):
+    with folder_lock(tmp_path):
         (tmp_path / LOCK).unlink()
         write_atomically(tmp_path / "a", "mine")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -308,7 +319,7 @@ def test_what_bears_the_name_of_the_lock_and_is_none_is_refused_and_stays(kind: 
         case _:
             lock.write_text("mine")
     before = snapshot(tmp_path) if kind != "pipe" else {}
-    with pytest.raises(UserError, match=f"'{re.escape(str(lock))}' is not a lock that lingact has made; move it away"), taken(folder):
+    with pytest.raises(UserError, match=f"'{re.escape(str(lock))}' is not a lock of lingact's; move it away"), folder_lock(folder):
         pass
     assert lock.is_fifo() if kind == "pipe" else snapshot(tmp_path) == before
 
@@ -319,15 +330,15 @@ def test_a_disk_without_locks_is_used_without(code: int, tmp_path: Path, monkeyp
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with taken(tmp_path):
+    with folder_lock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_process_cannot_take_it_twice_either(tmp_path: Path) -> None:
-    with taken(tmp_path), pytest.raises(UserError, match="is in use"), taken(tmp_path):
+    with folder_lock(tmp_path), pytest.raises(UserError, match="is in use"), folder_lock(tmp_path):
         pass
-    with taken(tmp_path):
+    with folder_lock(tmp_path):
         pass
 
 
@@ -335,7 +346,7 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="is not writable"), taken(tmp_path):
+    with pytest.raises(UserError, match="is not writable"), folder_lock(tmp_path):
         pass
     tmp_path.chmod(0o700)
 
@@ -393,7 +404,7 @@ def test_names_that_are_aside_already_are_not_taken_again(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system of Linux")
 def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'/proc/x/y' cannot be made: the file system does not take a folder '/proc/x'; name another one"):
+    with pytest.raises(UserError, match=r"'/proc/x/y' cannot be made: the file system does not allow a folder '/proc/x'; name another one"):
         make_folders(Path("/proc/x/y"))
 
 
@@ -401,9 +412,9 @@ def test_what_stands_in_the_place_of_a_file_or_folder_is_named_and_stays(tmp_pat
     (tmp_path / "report.html").mkdir()
     plant(tmp_path, "tables")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=r"report\.html' cannot be written, because a folder has that name; move it away"):
+    with pytest.raises(UserError, match=r"report\.html' cannot be written, because a folder has that name; move that folder away"):
         write_atomically(tmp_path / "report.html", "x")
-    with pytest.raises(UserError, match=r"gaps\.csv' cannot be written, because a file has the name of the folder that it belongs into"):
+    with pytest.raises(UserError, match=r"gaps\.csv' cannot be written, because a file has the name of its folder"):
         write_atomically(tmp_path / "tables" / "gaps.csv", "x")
     assert snapshot(tmp_path) == before
 

@@ -61,7 +61,7 @@ def test_what_arrived_a_moment_before_is_left_alone(blobs: Path, tmp_path: Path)
     path = blob(blobs, b"of another process", damaged=True)
     os.utime(path)
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         load(lambda: None)
     assert snapshot(tmp_path) == before
 

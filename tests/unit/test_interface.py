@@ -104,8 +104,8 @@ def test_texts_in_memory_give_the_tables_of_the_analysis(lm: LanguageModel, dict
     ("change", "said"),
     [
         ({"texts": {"en": ["a", "b"]}}, "at least one other language"),
-        ({"texts": {"en": ["a", "b"], "es": ["c"]}}, "there are en 2, es 1"),
-        ({"texts": {"en": ["a", "b"], "es": "cd"}}, "es is one text"),
+        ({"texts": {"en": ["a", "b"], "es": ["c"]}}, "but the numbers differ: en 2, es 1"),
+        ({"texts": {"en": ["a", "b"], "es": "cd"}}, "es is a single text"),
         ({"texts": {"en": ["a"], "es": ["c"]}}, "at least two sentences in texts"),
         ({"texts": {"en": ["a", "b"], "xx": ["c", "d"]}}, "unknown language 'xx'"),
         ({"reference": "ml"}, "reference 'ml'"),

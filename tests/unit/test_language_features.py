@@ -227,7 +227,7 @@ def test_nothing_found_keeps_its_columns(silent: dict[str, FeatureStats]) -> Non
     assert features_text(features, LANGUAGES) == "No latent meets the criteria of a language-specific feature in any language."
 
 
-def test_one_language_or_one_half_is_the_users_to_mend(silent: dict[str, FeatureStats]) -> None:
+def test_one_language_or_one_half_is_the_users_to_fix(silent: dict[str, FeatureStats]) -> None:
     with pytest.raises(UserError, match="at least two languages"):
         find_features({"en": silent["en"]}, None)
     halves = np.zeros(SENTENCES, np.int64)
@@ -285,7 +285,7 @@ def test_intervals_at_the_ends_stay_inside(silent: dict[str, FeatureStats]) -> N
 def test_the_text_counts_and_says_what_is_missing() -> None:
     text = features_text(SOME, LANGUAGES)
     assert text.startswith("6 candidates for language-specific features")
-    assert "1 otherwise eligible latent fell at the random-token filter." in text
+    assert "1 otherwise eligible latent failed the random-token filter." in text
     assert "(80) 4 of 6 are confirmed" in text
     assert "Spanish: 3 of 4 (layer 2: 2 of 2, layer 5: 1 of 2)." in text
     assert "No latent of Hindi is confirmed." in text

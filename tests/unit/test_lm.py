@@ -178,7 +178,7 @@ def test_models_that_cannot_be_loaded_are_refused(saved: Path) -> None:
         load_model(model_config(saved.with_name("tony")), "cpu")
     with pytest.raises(UserError, match=r"model\.context is 65; '.*tiny' takes at most 64 tokens"):
         load_model(model_config(saved, 65), "cpu")
-    with pytest.raises(UserError, match="model 'no/such-model' cannot be had: HF_HUB_OFFLINE is set, and it was not downloaded before"):
+    with pytest.raises(UserError, match="model 'no/such-model' cannot be loaded: HF_HUB_OFFLINE is set, and it was not downloaded before"):
         load_model(model_config(Path("no/such-model")), "cpu")
     with pytest.raises(UserError, match=r"model\.attention: sdpa leaves out the soft caps of '.*tiny'; use model\.attention=eager"):
         load_model(model_config(saved, attention="sdpa"), "cpu")

@@ -334,7 +334,7 @@ def test_no_step_touches_the_base_model(make: Make, corpus: ParallelCorpus, tmp_
     [
         ({"weight": 0.0}, {}, "all weights are zero"),
         ({"weight": 0.0, "stop_when_closed": True}, {"target_lm": 1.0}, "stop_when_closed needs a gap term"),
-        ({"objective": "norm", "norm_matched": True}, {}, "takes away the very norms"),
+        ({"objective": "norm", "norm_matched": True}, {}, "removes the norms"),
         ({}, {"control": "shuffled_pairs"}, "control=shuffled_pairs changes nothing with gap.objective=activation"),
         ({"objective": "diffmean"}, {"control": "random_features"}, "it goes with activation or profile or hinge"),
         ({"objective": "hinge", "gradient": "straight_through"}, {}, "gap.gradient=straight_through changes nothing"),

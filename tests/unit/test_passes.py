@@ -124,7 +124,7 @@ def test_a_state_of_something_else_is_refused_before_any_step(tmp_path: Path) ->
 def test_a_state_with_other_arrays_is_refused(other: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     save_state(path, HEADER, other, range(2), len(STEPS))
-    with pytest.raises(UserError, match="has other statistics than this run would make; delete it or name another folder"):
+    with pytest.raises(UserError, match="has other statistics than those of this run; delete it or name another folder"):
         restore(path, HEADER, new_state(), len(STEPS), lambda _: None)
 
 
@@ -145,7 +145,7 @@ def test_a_bit_that_has_changed_is_noticed(tmp_path: Path) -> None:
     go(path, new_state())
     whole = path.read_bytes()
     path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 64]) + whole[-2:])
-    with pytest.raises(UserError, match=r"cannot be read as statistics of lingact \(its numbers are not those that were saved\)"):
+    with pytest.raises(UserError, match=r"cannot be read as statistics of lingact \(its numbers differ from those that were saved\)"):
         go(path, new_state())
 
 

@@ -68,16 +68,16 @@ def test_only_a_line_feed_ends_a_line(content: str, lines: list[str], tmp_path: 
         ("a".encode("utf-32"), " is not UTF-8 but UTF-32 (byte 0 is 0xFF)"),
         ("a\nb".encode("utf-16-le"), ", line 1: a NUL byte"),
         (b"a\nb\0c", ", line 2: a NUL byte"),
-        ("a\nねこ".encode("iso-2022-jp"), ", line 2: the escape by which ISO-2022 begins Japanese, Korean or Chinese"),
-        ("a\n가".encode("iso-2022-kr"), ", line 2: the escape by which ISO-2022 begins"),
+        ("a\nねこ".encode("iso-2022-jp"), ", line 2: an escape of ISO-2022, an encoding of Japanese, Korean and Chinese"),
+        ("a\n가".encode("iso-2022-kr"), ", line 2: an escape of ISO-2022"),
         (b"a\r\nb\r\r\n", ", line 2: it ends in two carriage returns"),
         (b"language,score\rit,1\r", ": its lines end in carriage returns alone"),
-        ("a\n\ufeffb\n".encode(), ", line 2: a second byte-order mark (U+FEFF); were files put together?"),
+        ("a\n\ufeffb\n".encode(), ", line 2: a second byte-order mark (U+FEFF); were files concatenated?"),
         ("\ufeff\ufeffa\n".encode(), ", line 1: a second byte-order mark"),
         (gzip.compress(b"a", mtime=0), " is compressed (gzip); unpack it first"),
         (bz2.compress(b"a"), " is compressed (bzip2)"),
         (lzma.compress(b"a"), " is compressed (xz)"),
-        (b"PK\x03\x04", " is compressed (ZIP, as are Excel's workbooks)"),
+        (b"PK\x03\x04", " is compressed (ZIP, like Excel workbooks)"),
     ],
 )
 def test_bytes_that_are_no_utf8_text_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
@@ -187,25 +187,25 @@ def test_cells_of_csv(line: str, cells: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "content", "message"),
     [
-        ("csv", 'en,ml\na,b\nc,"d\ne,f\ng",h\n', ", line 3: a quoted cell does not end before its line does"),
+        ("csv", 'en,ml\na,b\nc,"d\ne,f\ng",h\n', ", line 3: a quoted cell does not end within its line"),
         ("csv", 'en,ml\na,"b\n', ", line 2: a quoted cell does not end"),
-        ("csv", 'en,ml\n"a" b,c\n', ", line 2: a quoted cell does not end before its line does, or goes on behind its quotation mark"),
+        ("csv", 'en,ml\n"a" b,c\n', ", line 2: a quoted cell does not end within its line, or text follows its closing quotation mark"),
         ("csv", 'en,ml\n "a" b, c\n', ", line 2: a quoted cell"),
-        ("csv", "en,ml\na,b,c\n", ", line 2: 3 cells where the header has 2; quote cells that contain the separator"),
-        ("csv", "en,ml\n\na\n", ", line 3: 1 cells where the header has 2"),
-        ("tsv", "en\tml\na\tb\tc\n", ", line 2: 3 cells where the header has 2; a tab ends a cell, and nothing can quote it"),
-        ("tsv", 'en\tml\n"a\tb"\tc\n', ", line 2: 3 cells where the header has 2"),
-        ("csv", " en,ml,en \n", ": the header names en more than once; every column needs a name of its own"),
+        ("csv", "en,ml\na,b,c\n", ", line 2: 3 cells, but the header has 2; quote cells that contain the separator"),
+        ("csv", "en,ml\n\na\n", ", line 3: 1 cells, but the header has 2"),
+        ("tsv", "en\tml\na\tb\tc\n", ", line 2: 3 cells, but the header has 2; a tab always ends a cell and cannot be quoted"),
+        ("tsv", 'en\tml\n"a\tb"\tc\n', ", line 2: 3 cells, but the header has 2"),
+        ("csv", " en,ml,en \n", ": the header names en more than once; every column needs its own name"),
         ("csv", "en,ml,\ufeffen\n", ": the header names en more than once"),
         ("jsonl", '\n["a"]\n', ", line 2: a list; every line must be one object"),
         ("jsonl", '{"en": "a"}\n"b"\n', ", line 2: a text; every line must be one object"),
         ("jsonl", '{"en": "a"} {"en": "b"}\n', ", line 1: not JSON (Extra data)"),
         ("jsonl", '{"en": "a", "en": "b"}\n', ', line 1: not JSON (the key "en" comes twice in one object)'),
         ("jsonl", '{"en": "a"}\n\ufeff{"en": "b"}\n', ", line 2: a second byte-order mark"),
-        ("csv", "en,ml\na,b\n en ,ml\n", ", line 3: the header again; were files put together?"),
-        ("tsv", "unit\ten\n1\ta\nunit\ten\n", ", line 3: the header again"),
+        ("csv", "en,ml\na,b\n en ,ml\n", ", line 3: this is the header again; were files concatenated?"),
+        ("tsv", "unit\ten\n1\ta\nunit\ten\n", ", line 3: this is the header again"),
         ("jsonl.gz", "", " is compressed ('.gz'); unpack it first"),
-        ("xlsx", "", " ends in '.xlsx'; .jsonl, .csv, .tsv, .parquet or a folder of <code>.txt files are read"),
+        ("xlsx", "", " ends in '.xlsx'; supported are .jsonl, .csv, .tsv, .parquet, and folders of <code>.txt files"),
     ],
 )
 def test_tables_that_are_refused(ending: str, content: str, message: str, tmp_path: Path) -> None:
@@ -236,12 +236,12 @@ def test_what_is_no_text_is_refused_with_line_column_and_type(tmp_path: Path) ->
     found = table(tmp_path, "jsonl", "".join(f'{{"en": {value}}}\n' for value in values))
     assert refused(found.texts, "en") == (
         f"{tmp_path / 't.jsonl'}, line 1: en is the whole number 12, not a text; give the text itself; line 2: en is the number 1.5, not a text; give "
-        "the text itself; line 3: en is a truth value (true or false), not a text; give the text itself; line 4: en is a list, not a text; give the "
+        "the text itself; line 3: en is a boolean (true or false), not a text; give the text itself; line 4: en is a list, not a text; give the "
         "text itself; line 5: en is an object, not a text; give the text itself; and 4 more"
     )
     rest = Table("t", ("en",), found.rows[6:], found.places[6:])
     assert refused(rest.texts, "en") == (
-        "t, line 7: en holds a tab: were rows or cells merged?; line 8: en holds a line break: were rows or cells merged?; line 9: en holds a NUL "
+        "t, line 7: en contains a tab: were rows or cells merged?; line 8: en contains a line break: were rows or cells merged?; line 9: en contains a NUL "
         "character: were rows or cells merged?"
     )
 
@@ -256,12 +256,12 @@ def test_whole_numbers_are_names_and_spellings_of_one_name_are_one(tmp_path: Pat
     ("value", "message"),
     [
         ("1.0", "line 2: unit is the number 1.0; give a text or a whole number"),
-        ("false", "line 2: unit is a truth value (true or false); give"),
+        ("false", "line 2: unit is a boolean (true or false); give"),
         ("[1]", "line 2: unit is a list; give"),
         ('" "', "line 2: unit is blank; name it, or leave the column out"),
         ('""', "line 2: unit is blank"),
-        ("null", "line 2: unit is missing, and other rows have it; give it in all rows or in none"),
-        (r'"a\tb"', "line 2: unit holds a tab"),
+        ("null", "line 2: unit is missing, but other rows have it; give it in all rows or in none"),
+        (r'"a\tb"', "line 2: unit contains a tab"),
     ],
 )
 def test_what_is_no_name_is_refused(value: str, message: str, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_what_is_no_name_is_refused(value: str, message: str, tmp_path: Path) ->
 def test_a_column_that_only_some_rows_have_is_refused_with_all_lines(tmp_path: Path) -> None:
     found = table(tmp_path, "jsonl", '{"en": "a"}\n' * 7 + '{"unit": 3}\n')
     message = refused(found.names, "unit")
-    assert message.count("is missing, and other rows have it") == 5
+    assert message.count("is missing, but other rows have it") == 5
     assert message.endswith("; and 2 more")
 
 
@@ -324,20 +324,20 @@ def test_parquet_with_holes_doubled_names_and_other_bytes(tmp_path: Path) -> Non
     path = stored(tmp_path / "unit=3.parquet", en=pa.array(["a", "b"]), unit=pa.array([1, None]), empty=pa.nulls(2))
     found = read_parquet(path, {"en", "unit", "empty"})
     assert found.names("empty") is None
-    assert "row 2: unit is missing, and other rows have it" in refused(found.names, "unit")
+    assert "row 2: unit is missing, but other rows have it" in refused(found.names, "unit")
     parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["en", "en"]), path)
-    assert refused(read_parquet, path, {"en"}) == f"{path}: en is the name of more than one column; every column needs a name of its own"
+    assert refused(read_parquet, path, {"en"}) == f"{path}: en is the name of more than one column; every column needs its own name"
     parquet.write_table(
         pa.table({"en": pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])}), path
     )
-    assert refused(read_parquet, path, {"en"}) == f"{path}: the column 'en' holds text that is not UTF-8; write the file again"
+    assert refused(read_parquet, path, {"en"}) == f"{path}: the column 'en' contains text that is not UTF-8; write the file again"
 
 
 def test_parquet_that_is_damaged(tmp_path: Path) -> None:
     whole = stored(tmp_path / "t.parquet", en=pa.array([str(i) for i in range(500)])).read_bytes()
     for content in (b"", b"PAR1", whole[:-100], whole[:40] + bytes(60) + whole[100:], json.dumps({"en": "a"}).encode()):
         path = written(tmp_path / "cut.parquet", content)
-        assert refused(read_parquet, path, {"en"}).startswith(f"{path} is not a Parquet file that can be read (")
+        assert refused(read_parquet, path, {"en"}).startswith(f"{path} is not a readable Parquet file (")
 
 
 def test_a_folder_with_a_telling_name_makes_no_column(tmp_path: Path) -> None:

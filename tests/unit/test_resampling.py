@@ -57,9 +57,9 @@ def test_units_of_one_sentence_draw_what_single_sentences_draw(alone: Resampling
 
 
 def test_a_document_is_drawn_whole_and_as_often_as_there_are_documents() -> None:
-    drawn = Resampling.of(6, ("a", "b", "a", "c", "c", "c"), None, None)
-    assert (drawn.by, drawn.unit.tolist(), drawn.count, str(drawn)) == ("documents", [0, 1, 0, 2, 2, 2], 3, "3 documents")
-    weights = drawn.weights(50, 3)
+    resampling = Resampling.of(6, ("a", "b", "a", "c", "c", "c"), None, None)
+    assert (resampling.by, resampling.unit.tolist(), resampling.count, str(resampling)) == ("documents", [0, 1, 0, 2, 2, 2], 3, "3 documents")
+    weights = resampling.weights(50, 3)
     assert weights[0].tolist() == [1] * 6
     units = weights[:, [0, 1, 3]]
     np.testing.assert_array_equal(weights, units[:, [0, 1, 0, 2, 2, 2]])
@@ -74,8 +74,8 @@ def test_names_of_documents_do_not_matter() -> None:
 
 
 def test_blocks_are_neighbours_in_the_source_whatever_a_split_left_out() -> None:
-    drawn = Resampling.of(6, None, (0, 3, 4, 9, 10, 11), 4)
-    assert (drawn.by, drawn.unit.tolist(), str(drawn)) == ("blocks", [0, 0, 1, 2, 2, 2], "3 blocks of neighbouring sentences")
+    resampling = Resampling.of(6, None, (0, 3, 4, 9, 10, 11), 4)
+    assert (resampling.by, resampling.unit.tolist(), str(resampling)) == ("blocks", [0, 0, 1, 2, 2, 2], "3 blocks of neighbouring sentences")
     assert Resampling.of(5, None, None, 2).unit.tolist() == [0, 0, 1, 1, 2]
 
 
@@ -84,20 +84,20 @@ def test_documents_go_before_blocks() -> None:
 
 
 def test_a_part_keeps_its_units() -> None:
-    drawn = Resampling.of(6, ("a", "b", "a", "c", "c", "b"), None, None).part(np.array([1, 3, 4, 5]))
-    assert (drawn.by, drawn.unit.tolist()) == ("documents", [0, 1, 1, 0])
+    resampling = Resampling.of(6, ("a", "b", "a", "c", "c", "b"), None, None).part(np.array([1, 3, 4, 5]))
+    assert (resampling.by, resampling.unit.tolist()) == ("documents", [0, 1, 1, 0])
 
 
 def test_totals_and_effective_size_by_hand() -> None:
-    drawn = Resampling.of(6, ("a", "b", "a", "c", "c", "c"), None, None)
-    assert drawn.totals(np.array([[1.0, 2, 4, 8, 16, 32], [1, 1, 1, 1, 1, 1]])).tolist() == [[5, 2, 56], [2, 1, 3]]
-    assert drawn.effective == pytest.approx(36 / (4 + 1 + 9))
+    resampling = Resampling.of(6, ("a", "b", "a", "c", "c", "c"), None, None)
+    assert resampling.totals(np.array([[1.0, 2, 4, 8, 16, 32], [1, 1, 1, 1, 1, 1]])).tolist() == [[5, 2, 56], [2, 1, 3]]
+    assert resampling.effective == pytest.approx(36 / (4 + 1 + 9))
     assert Resampling.of_sentences(7).effective == 7
 
 
 def test_shuffled_partners_are_a_permutation_that_keeps_documents_in_one_piece() -> None:
-    drawn = Resampling.of(30, DOCUMENTS, None, None)
-    partner = drawn.shuffled(np.random.default_rng(2))
+    resampling = Resampling.of(30, DOCUMENTS, None, None)
+    partner = resampling.shuffled(np.random.default_rng(2))
     assert sorted(partner) == list(range(30))
     # Documents of equal length are paired whole: sentence by sentence.
     assert all((np.diff(partner[start : start + 3]) == 1).all() and partner[start] % 3 == 0 for start in range(0, 30, 3))
@@ -106,7 +106,7 @@ def test_shuffled_partners_are_a_permutation_that_keeps_documents_in_one_piece()
 
 
 @pytest.mark.parametrize(
-    ("drawn", "said"),
+    ("resampling", "said"),
     [
         (Resampling.of(5, ("a",) * 5, None, None), "5 sentences of 1 document: .* give at least two documents in the split"),
         (Resampling.of(5, None, None, 10), "5 sentences in 1 block: .* give at least two blocks in the split, .* a smaller statistics.block"),
@@ -114,11 +114,11 @@ def test_shuffled_partners_are_a_permutation_that_keeps_documents_in_one_piece()
         (Resampling.of_sentences(0), "0 sentences is too few"),
     ],
 )
-def test_one_unit_has_no_interval(drawn: Resampling, said: str) -> None:
+def test_one_unit_has_no_interval(resampling: Resampling, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        drawn.check_enough()
+        resampling.check_enough()
     with pytest.raises(UserError, match=said):
-        drawn.weights(10, 0)
+        resampling.weights(10, 0)
 
 
 def test_of_few_units_percentiles_lie_further_out() -> None:
@@ -271,8 +271,8 @@ def test_similarity_and_separation_draw_documents() -> None:
     rng = np.random.default_rng(5)
     shared = np.repeat(rng.normal(size=(1, 10, 6)), 3, axis=1)
     vectors = {code: shared + 0.5 * rng.normal(size=(1, 30, 6)) for code in ("en", "hi")}
-    drawn, single = Resampling.of(30, DOCUMENTS, None, None), Resampling.of_sentences(30)
-    one, other = (similarity_table(vectors, (0,), "en", how, **SURE).set_index("quantity") for how in (single, drawn))
+    resampling, single = Resampling.of(30, DOCUMENTS, None, None), Resampling.of_sentences(30)
+    one, other = (similarity_table(vectors, (0,), "en", how, **SURE).set_index("quantity") for how in (single, resampling))
     assert set(zip(other["resampled"], other["units"], strict=True)) == {("documents", 10)}
     np.testing.assert_allclose(other["estimate"], one["estimate"])
     assert (other["floor_hi"] - other["floor"])["centred_cosine"] > 0
@@ -284,7 +284,7 @@ def test_similarity_and_separation_draw_documents() -> None:
 
     halves = np.repeat(np.arange(10) % 2, 3)
     scalars = {"norm": {code: rng.normal(size=(1, 30)) + np.repeat(rng.normal(0, 3, 10), 3) for code in vectors}}
-    rows = separation_table(vectors, scalars, halves, (0,), "en", drawn, **SURE)
+    rows = separation_table(vectors, scalars, halves, (0,), "en", resampling, **SURE)
     assert set(zip(rows["n"], rows["resampled"], rows["units"], strict=True)) == {(15, "documents", 5)}
 
 
@@ -296,12 +296,12 @@ def test_losses_under_interventions_draw_documents() -> None:
     arms = (Arm("hi", "specific", "scale", 0.0),)
     losses = CausalLosses(arms, predicted, base, {code: (base[code] + cost + rng.normal(0, 0.1, 30))[None] for code in base})
     spliced = SplicedLosses((0,), predicted, base, {code: (base[code] + 9)[None] for code in base}, {"m": {c: (base[c] + cost)[None] for c in base}})
-    drawn, single = Resampling.of(30, DOCUMENTS, None, None), Resampling.of_sentences(30)
+    resampling, single = Resampling.of(30, DOCUMENTS, None, None), Resampling.of_sentences(30)
     for make in (lambda how: causal_table(losses, how, **SURE), lambda how: spliced_table(spliced, how, **SURE)):
-        one, other = make(single), make(drawn)
+        one, other = make(single), make(resampling)
         assert set(zip(other["resampled"], other["units"], strict=True)) == {("documents", 10)}
         assert ((other["hi"] - other["lo"]) > 1.4 * (one["hi"] - one["lo"])).all()
-    assert set(selectivity_table(losses, drawn, **SURE)["units"]) == {10}
+    assert set(selectivity_table(losses, resampling, **SURE)["units"]) == {10}
 
 
 def test_features_are_tested_as_if_a_document_were_one_sentence() -> None:
@@ -425,9 +425,9 @@ def test_a_split_has_the_blocks_of_its_source() -> None:
     count = 400
     ids = tuple(f"s{place}" for place in range(count))
     corpus = ParallelCorpus("t", ids, {"en": ids}, rows=tuple(range(count))).split("heldout", Splits(train=0.5, dev=0.2, heldout=0.3))
-    drawn = corpus.resampling(20)
-    assert [place // 20 for place in corpus.rows or ()] == (drawn.unit + drawn.unit[0]).tolist()
-    assert drawn.count == 20
+    resampling = corpus.resampling(20)
+    assert [place // 20 for place in corpus.rows or ()] == (resampling.unit + resampling.unit[0]).tolist()
+    assert resampling.count == 20
 
 
 def test_sampled_sentences_have_their_own_documents() -> None:

@@ -266,7 +266,7 @@ def test_unfinished_or_foreign_files_are_refused(lm: LanguageModel, dictionaries
     (tmp_path / "hi.safetensors").unlink()
     with pytest.raises(UserError, match="does not exist; the run has not saved these statistics"):
         load_measurement(tmp_path)
-    with pytest.raises(UserError, match="holds no statistics"):
+    with pytest.raises(UserError, match="has no statistics"):
         load_measurement(tmp_path / "nowhere")
     for content in ('{"header": {}', "[]", "{}", '{"keys": 1, "keys": 2}'):
         (tmp_path / "index.json").write_text(content)

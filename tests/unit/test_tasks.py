@@ -309,7 +309,7 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
         ({"answer": 3}, "answer is 3; give the place of the right choice, from 0 to 1, or its text"),
         ({"answer": -1}, "answer is -1; give"),
         ({"answer": 1.0}, "answer is 1.0; give"),
-        ({"answer": True}, "answer is a truth value (true or false); give"),
+        ({"answer": True}, "answer is a boolean (true or false); give"),
         ({"answer": None}, "answer is null; give"),
         ({"answer": "6"}, "answer is '6'; give"),
         ({"choices": ["5", "4", "5"]}, "answer is '5', which is the text of 2 choices; give the place of the right one, from 0 to 2"),
@@ -331,10 +331,10 @@ def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
         ({"question": ["Two", "and"]}, "question is a list; give"),
         ({"question": float("nan")}, "question is the number NaN; give"),
         ({"question": " \n"}, "question is ' \\n', which is empty; give"),
-        ({"question": False}, "question is a truth value (true or false); give"),
+        ({"question": False}, "question is a boolean (true or false); give"),
         ({"question": "\ud83d"}, "not JSON (half a surrogate pair (\\ud83d), which is no character)"),
         ({"id": 1.5}, "id is the number 1.5; give a text or a whole number"),
-        ({"id": None}, "id is missing, and other rows have it; give it in all rows or in none"),
+        ({"id": None}, "id is missing, but other rows have it; give it in all rows or in none"),
     ],
 )
 def test_items_that_cannot_be_asked_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -391,13 +391,13 @@ def test_only_the_columns_that_are_asked_for_are_judged(tmp_path: Path) -> None:
         write(tmp_path, "en", [item])
         assert [question.kind for question in asked(tmp_path, split_by="kind").instances[0].questions] == [kind]
     write(tmp_path, "en", [ITEMS[0], {name: value for name, value in ITEMS[1].items() if name != "kind"}])
-    with pytest.raises(UserError, match=r"line 2: kind is missing, and other rows have it"):
+    with pytest.raises(UserError, match=r"line 2: kind is missing, but other rows have it"):
         asked(tmp_path, split_by="kind")
 
 
 def test_ids_under_a_name_in_other_letters_are_not_passed_over(tmp_path: Path) -> None:
     write(tmp_path, "en", [{"ID" if name == "id" else name: value for name, value in item.items()} for item in ITEMS])
-    with pytest.raises(UserError, match=r"quiz_en\.jsonl has 'ID', and names are read from 'id'"):
+    with pytest.raises(UserError, match=r"quiz_en\.jsonl has a column 'ID', but names are read from 'id'"):
         asked(tmp_path)
 
 

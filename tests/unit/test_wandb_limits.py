@@ -25,14 +25,14 @@ def tracking(**given: object) -> TrackingConfig:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"tags": ["t" * 65]}, r"tags: 't{20}\.\.\.' has 65 characters; Weights & Biases takes 1 to 64"),
+        ({"tags": ["t" * 65]}, r"tags: 't{20}\.\.\.' has 65 characters; Weights & Biases allows 1 to 64"),
         ({"tags": ["fine", ""]}, "tags: '' is blank"),
-        ({"tags": ["a\nb"]}, r"tags: 'a\\nb' has \"\\n\""),
-        ({"project": "a/b"}, r"project: 'a/b' has \"/\", which Weights & Biases does not take"),
-        ({"project": "50%"}, "project: '50%' has \"%\""),
+        ({"tags": ["a\nb"]}, r"tags: 'a\\nb' contains \"\\n\""),
+        ({"project": "a/b"}, r"project: 'a/b' contains \"/\", which Weights & Biases does not allow"),
+        ({"project": "50%"}, "project: '50%' contains \"%\""),
         ({"project": ""}, "project: '' is blank"),
-        ({"project": "p" * 129}, "has 129 characters; Weights & Biases takes 1 to 128"),
-        ({"entity": "my team/x"}, "entity: 'my team/x' has"),
+        ({"project": "p" * 129}, "has 129 characters; Weights & Biases allows 1 to 128"),
+        ({"entity": "my team/x"}, "entity: 'my team/x' contains"),
         ({"entity": " me"}, "entity: ' me' is blank, or begins or ends with a space"),
         ({"group": "g" * 129}, "group: .* has 129 characters"),
     ],
@@ -51,16 +51,16 @@ def test_the_longest_that_is_taken() -> None:
     [
         ("offline", {"WANDB_TAGS": f"a,{'t' * 70}"}, "WANDB_TAGS: .* has 70 characters"),
         ("offline", {"WANDB_TAGS": "a,,b"}, "WANDB_TAGS: '' is blank"),
-        ("offline", {"WANDB_RUN_ID": "a/b"}, "WANDB_RUN_ID: 'a/b' has"),
+        ("offline", {"WANDB_RUN_ID": "a/b"}, "WANDB_RUN_ID: 'a/b' contains"),
         ("offline", {"WANDB_RUN_ID": ""}, "WANDB_RUN_ID: '' is blank"),
         ("offline", {"WANDB_RUN_ID": "r" * 65}, "WANDB_RUN_ID: .* has 65 characters"),
-        ("disabled", {"WANDB_PROJECT": "a:b"}, "WANDB_PROJECT: 'a:b' has"),
+        ("disabled", {"WANDB_PROJECT": "a:b"}, "WANDB_PROJECT: 'a:b' contains"),
         ("disabled", {"WANDB_MODE": "of-line"}, "WANDB_MODE='of-line' is none of online"),
         ("offline", {"WANDB_RESUME": "yes"}, "WANDB_RESUME='yes' is none of allow, must, never, auto"),
         ("online", {"WANDB_API_KEY": "   "}, "WANDB_API_KEY is blank"),
         ("online", {"WANDB_API_KEY": f"{'k' * 40}\n"}, "WANDB_API_KEY is blank, or begins or ends with a space or a line break"),
-        ("online", {"WANDB_MODE": "offline"}, "tracking=wandb says online and WANDB_MODE=offline says not to"),
-        ("online", {"WANDB_DISABLED": "true"}, "tracking=wandb says online and WANDB_DISABLED=true"),
+        ("online", {"WANDB_MODE": "offline"}, "tracking=wandb means online, but WANDB_MODE=offline forbids it"),
+        ("online", {"WANDB_DISABLED": "true"}, "tracking=wandb means online, but WANDB_DISABLED=true"),
         ("offline", {"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz"}, "an agent of the W&B sweep abc has started this run"),
         ("disabled", {"WANDB_SWEEP_ID": "abc"}, "put tracking=wandb into the sweep's command"),
     ],
@@ -81,7 +81,7 @@ def test_variables_that_may_be() -> None:
 def test_a_blank_key_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_API_KEY", " ")
-    with pytest.raises(UserError, match=r"WANDB_API_KEY is blank.*\n.*needs a Weights & Biases key and none is set"):
+    with pytest.raises(UserError, match=r"WANDB_API_KEY is blank.*\n.*needs a Weights & Biases key, but none is set"):
         check_tracking(tracking(mode="online"))
 
 

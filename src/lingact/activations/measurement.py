@@ -14,6 +14,7 @@ from lingact.files.atomic import write_json
 from lingact.files.earlier import present_entries
 from lingact.files.records import damaged, read_json_object
 from lingact.files.states import load_state, refuse_mismatched
+from lingact.runtime.program import program
 
 BASE, ADAPTER, NORM_MATCHED = "base", "adapter", "norm_matched"
 """What is measured: the base model, the adapted one, and the adapted one with each residual rescaled to the base's norm on that token."""
@@ -141,7 +142,7 @@ def load_measurement(folder: Path) -> tuple[Measurement, tuple[int, int]]:
     """
     path = folder / _INDEX
     if not path.is_file():
-        raise UserError(f"'{folder}' holds no statistics (no {_INDEX}); name a run folder of analyze.py or train.py")
+        raise UserError(f"'{folder}' has no statistics (no {_INDEX}); name a run folder of {program('analyze')} or {program('train')}")
     needed = ("header", "keys", "layers", "top_k", "shard", "sentence_ids", "vectors")
     index = present_entries(read_json_object(path, "delete it and resume the run that wrote it"))
     if not set(needed) <= index.keys():

@@ -28,7 +28,7 @@ from lingact.runtime.distributed import rank
 from lingact.runtime.resumable_passes import add_up, resumable, token_bar
 
 ACTIVE_SHARE = 0.01
-"""A latent belongs to the reference language if it fires on at least this share of its kept tokens (design section 7)."""
+"""A latent belongs to the reference language if it fires on at least this share of its kept tokens."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""From sums of activations to tables: pure functions."""
+"""Tables from sums of activations, by pure functions."""

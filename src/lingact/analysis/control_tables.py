@@ -1,6 +1,6 @@
-"""What several draws of random directions give, one by one and on average, and how far the trained SAEs are from that. Pure: draws in, tables out.
+"""Tables of random directions, for each draw and on average, and of the difference to the trained SAEs. Pure functions of draws.
 
-Sentences are resampled for all draws and for the trained SAEs together; the choice of the directions is covered by `crossed`.
+Sentences are resampled together for all draws and the trained SAEs; `crossed` covers the choice of the directions.
 """
 
 from collections.abc import Sequence
@@ -9,27 +9,27 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lingact.analysis.tables import GROUPS, Disparities, layer_table, range_table
+from lingact.analysis.tables import GROUP_GAPS, Disparities, layer_table, range_table
 from lingact.statistics.bootstrap import benjamini_hochberg, holm
 from lingact.statistics.crossed import crossed_difference, crossed_mean
 from lingact.statistics.paired import Crossed
 
 MEAN = "mean"
-"""Stands in the column `draw` for the mean over the draws."""
+"""Value of the column `draw` for the mean over the draws."""
 
 
 def draws_by_layer(found: Sequence[Disparities]) -> pd.DataFrame:
-    """`tables.layer_table` of every draw (`draw` 1, 2, ...; `draws` 1) and of their mean (`draw` mean; `draws` behind it).
+    """`tables.layer_table` of every draw (`draw` 1, 2, ...; `draws` 1) and of their mean (`draw` mean; `draws` is their number).
 
-    The mean's interval and p cover sentences and draws (`crossed.crossed_mean`); it has no simultaneous band. Where there is one draw, they cover
-    sentences alone. Its `activation`, `effect` and `wider` are means over the draws.
+    The mean's interval and p cover sentences and draws (`crossed.crossed_mean`), or only sentences if there is one draw. The mean has no simultaneous
+    band. Its `activation`, `effect` and `wider` are means over the draws.
     """
     tables = [layer_table(own) for own in found]
     mean = _averaged(tables, "activation", "effect", "wider").assign(band_lo=np.nan, band_hi=np.nan)
     gaps = {name: np.stack([own.gaps[name] for own in found]) for name in found[0].gaps}
     cells = [_over_draws(draws[:, :, row], found[0]) for draws in gaps.values() for row in range(len(found[0].layers))]
     mean = _filled(mean, cells)
-    families = mean.groupby(mean["name"].isin(GROUPS))["p"]
+    families = mean.groupby(mean["name"].isin(GROUP_GAPS))["p"]
     mean["p_holm"] = families.transform(lambda p: holm(p.to_numpy(float)))
     mean["p_bh"] = families.transform(lambda p: benjamini_hochberg(p.to_numpy(float)))
     return _stacked(tables, mean)
@@ -45,31 +45,31 @@ def draws_by_range(found: Sequence[Disparities]) -> pd.DataFrame:
             cells += [_over_draws(draws.mean(axis=2), found[0]), _over_draws(draws.max(axis=2), found[0])]
     mean = _filled(_averaged(tables, "wider"), cells)
     mean.loc[mean["statistic"] == "max", "p"] = np.nan
-    mean["p_holm"] = mean.groupby(mean["name"].isin(GROUPS))["p"].transform(lambda p: holm(p.to_numpy(float)))
+    mean["p_holm"] = mean.groupby(mean["name"].isin(GROUP_GAPS))["p"].transform(lambda p: holm(p.to_numpy(float)))
     return _stacked(tables, mean)
 
 
 def trained_minus_random(trained: Disparities, found: Sequence[Disparities]) -> pd.DataFrame:
     """The trained SAEs' gap minus that of random directions, on the same resamples: one row per language or group and range, means over its layers.
 
-    `trained`, `random`: the gaps (`random` the mean over the draws). `lo`, `hi`, `p`: of the difference `estimate`, over sentences and draws. The
-    trained SAEs are what they are, not a draw. `p_holm`: over languages and ranges, groups a family of their own.
+    `trained`, `random`: the gaps (`random`: mean over the draws). `lo`, `hi`, `p`: of the difference `estimate`, over sentences and draws. The
+    trained SAEs are treated as fixed. `p_holm`: corrected over languages and ranges; groups are a separate family of tests.
     """
     rows = []
     for name in trained.gaps:
         for label, members in trained.ranges.items():
             own = trained.gaps[name][:, members].mean(axis=1)
             random = np.stack([draw.gaps[name][:, members].mean(axis=1) for draw in found])
-            difference = crossed_difference(own[None], random, drawn=trained.drawn, confidence=trained.confidence)
+            difference = crossed_difference(own[None], random, resampling=trained.resampling, confidence=trained.confidence)
             levels = {"trained": float(own[0]), "random": float(random[:, 0].mean())}
-            row = {"name": name, "range": label} | trained.drawn.columns | {"draws": len(found)} | levels
+            row = {"name": name, "range": label} | trained.resampling.columns | {"draws": len(found)} | levels
             rows.append(row | {"estimate": difference.estimate.value, "lo": difference.estimate.lo, "hi": difference.estimate.hi, "p": difference.p})
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=table.groupby(table["name"].isin(GROUPS))["p"].transform(lambda p: holm(p.to_numpy(float))))
+    return table.assign(p_holm=table.groupby(table["name"].isin(GROUP_GAPS))["p"].transform(lambda p: holm(p.to_numpy(float))))
 
 
 def mean_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the mean over the draws, in the columns of the table of any other SAEs."""
+    """The rows of the mean over the draws, with the same columns as for other SAEs."""
     return table[table["draw"] == MEAN].drop(columns=["draw", "draws"]).reset_index(drop=True)
 
 
@@ -83,7 +83,7 @@ def draws_summary(layers: pd.DataFrame, ranges: pd.DataFrame) -> dict[str, float
 
 
 def _over_draws(draws: Float[np.ndarray, "unit draw"], found: Disparities) -> Crossed:
-    return crossed_mean(draws, drawn=found.drawn, confidence=found.confidence)
+    return crossed_mean(draws, resampling=found.resampling, confidence=found.confidence)
 
 
 def _averaged(tables: Sequence[pd.DataFrame], *columns: str) -> pd.DataFrame:

@@ -1,7 +1,7 @@
-"""Does the gap go with the scores? Correlations over a handful of related languages, with tests that such small numbers can carry.
+"""Correlation of gaps and scores over a few related languages, with tests that are valid for such small numbers.
 
-With nine languages normal theory does not hold, so p comes from permutations. Languages are not independent either: related ones share their
-scripts, their words and their web text, so every correlation comes with its range when one language, or one branch, is left out.
+With nine languages normal theory does not hold, so p comes from permutations. Languages are not independent either, since related ones share scripts,
+words and web text. So every correlation comes with its range when one language, or one branch, is left out.
 """
 
 import itertools
@@ -22,9 +22,9 @@ from lingact.errors import UserError
 from lingact.statistics.bootstrap import benjamini_hochberg, holm
 
 FEWEST_LANGUAGES = 4
-"""A correlation of fewer has less than two residual degrees of freedom."""
+"""With fewer, a correlation has less than two residual degrees of freedom."""
 EXACT_UP_TO = 9
-"""Languages up to which all n! orders are gone through."""
+"""Up to this number of languages, all n! orders are enumerated."""
 RANDOM_ORDERS = 200_000
 METHODS = ("pearson", "spearman")
 CONTROLS: dict[str, tuple[str, ...]] = {
@@ -36,7 +36,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 """Name -> covariates that are held constant."""
 _CHUNK = 1 << 15
 _TIE = 1e-9
-"""Correlations this close are equal: an order that repeats the observed one must count in spite of rounding."""
+"""Correlations this close are equal, so that orders that reproduce the observed correlation count in spite of rounding."""
 
 Values = Float[np.ndarray, "place language"]
 Scores = Float[np.ndarray, " language"]
@@ -44,7 +44,7 @@ Basis = Float[np.ndarray, "language held"]
 
 
 def refuse_few_languages(scores: pd.DataFrame, analysed: Sequence[str]) -> None:
-    """Raise unless every benchmark has scores for enough of the analysed languages (without the reference).
+    """Refuse benchmarks that have scores for too few of the analysed languages (without the reference).
 
     Raises:
         UserError: fewer than four.
@@ -53,7 +53,7 @@ def refuse_few_languages(scores: pd.DataFrame, analysed: Sequence[str]) -> None:
         missing = [code for code in analysed if code not in set(rows["language"])]
         if len(analysed) - len(missing) < FEWEST_LANGUAGES:
             raise UserError(
-                f"'{benchmark}' has scores for {len(analysed) - len(missing)} of the analysed languages, and a correlation needs {FEWEST_LANGUAGES} "
+                f"'{benchmark}' has scores for {len(analysed) - len(missing)} of the analysed languages, but a correlation needs {FEWEST_LANGUAGES} "
                 f"besides the reference; missing: {', '.join(missing) or 'none, too few are analysed'}"
             )
 
@@ -62,10 +62,10 @@ def refuse_few_languages(scores: pd.DataFrame, analysed: Sequence[str]) -> None:
 
 
 def log_resource(codes: Sequence[str], shares: Mapping[str, float] | None) -> list[float]:
-    """Logarithm of each language's share of the training text; nan where it is not known.
+    """Logarithm of each language's share of the training text; nan if it is not known.
 
     Args:
-        shares: of the model's training text by language, in any unit; None: those of public web pages stand in.
+        shares: shares of the model's training text by language, in any unit; None: shares of public web pages are used instead.
     """
     of = {code: entry.web_share for code, entry in LANGUAGES.items()} if shares is None else shares
     return [math.log(share) if (share := of.get(code)) is not None else math.nan for code in codes]
@@ -75,15 +75,15 @@ def log_resource(codes: Sequence[str], shares: Mapping[str, float] | None) -> li
 
 
 def held_constant(covariates: Float[np.ndarray, "covariate language"]) -> Basis:
-    """Orthonormal basis of the constant and the covariates: what is projected out before two things are correlated."""
+    """Orthonormal basis of the constant and the covariates, which are projected out of both variables before they are correlated."""
     design = np.vstack([np.ones(covariates.shape[1]), covariates]).T
     left, sizes, _ = np.linalg.svd(design / np.maximum(np.linalg.norm(design, axis=0), 1e-300), full_matrices=False)
     return left[:, sizes > 1e-9]
 
 
 def standardised(values: Values, basis: Basis) -> Values:
-    """Residuals on the basis, of length one; nan where next to nothing is left."""
-    # By a power of two, which rounds nothing: squares of very large or small scores would not be finite, or nothing.
+    """Residuals after projecting out the basis, scaled to length one; nan if almost nothing is left."""
+    # Scaled by a power of two, which causes no rounding, because squares of very large or small scores would overflow or vanish.
     values = np.ldexp(values, -np.frexp(np.abs(values).max(axis=1, keepdims=True))[1])
     around = values - values.mean(axis=1, keepdims=True)
     rest = around - (around @ basis) @ basis.T
@@ -93,13 +93,13 @@ def standardised(values: Values, basis: Basis) -> Values:
 
 
 def correlations(values: Values, scores: Scores, basis: Basis) -> Float[np.ndarray, " place"]:
-    """(Partial) Pearson correlation of each row with the scores; of ranks, Spearman's."""
+    """(Partial) Pearson correlation of each row with the scores; given ranks, it is Spearman's."""
     return np.clip(standardised(values, basis) @ standardised(scores[None], basis)[0], -1, 1)
 
 
 @lru_cache(maxsize=4)
 def _orders(count: int, seed: int) -> Int[np.ndarray, "order language"]:
-    """All orders where they can be gone through, else random ones."""
+    """All orders if there are few enough to enumerate, else random ones."""
     if count <= EXACT_UP_TO:
         flat = itertools.chain.from_iterable(itertools.permutations(range(count)))
         return np.fromiter(flat, np.int8).reshape(-1, count)
@@ -109,10 +109,10 @@ def _orders(count: int, seed: int) -> Int[np.ndarray, "order language"]:
 def permutation_p(values: Values, scores: Scores, basis: Basis, *, seed: int) -> Float[np.ndarray, " place"]:
     """Two-sided p of each correlation: the share of orders of the scores whose correlation is at least as large in size.
 
-    With covariates the scores' residuals are permuted (Freedman and Lane 1983) and the covariates projected out again. Up to nine languages all
-    orders are gone through; above that 200,000 random ones, and the observed one counts among them (Phipson and Smyth 2010).
+    With covariates, the scores' residuals are permuted (Freedman and Lane 1983) and the covariates projected out again. Up to nine languages, all
+    orders are enumerated; beyond that, there are 200,000 random ones, and the observed one is counted among them (Phipson and Smyth 2010).
 
-    Without covariates the test is exact; with them it is approximate even where all orders are gone through. nan where the correlation is.
+    Without covariates the test is exact; with them it is approximate even if all orders are enumerated. nan if the correlation is nan.
     """
     x = standardised(values, basis)
     residual = standardised(scores[None], basis)[0]
@@ -123,16 +123,16 @@ def permutation_p(values: Values, scores: Scores, basis: Basis, *, seed: int) ->
     extreme = np.zeros(len(values))
     for start in range(0, len(orders), _CHUNK):
         permuted = residual[orders[start : start + _CHUNK]]
-        left = np.sqrt(np.maximum(0, 1 - np.square(permuted @ basis).sum(axis=1)))  # length of what the basis leaves of them
+        left = np.sqrt(np.maximum(0, 1 - np.square(permuted @ basis).sum(axis=1)))  # length after projecting out the basis
         extreme += (np.abs(permuted @ x.T) >= (observed - _TIE) * left[:, None]).sum(axis=0)
     p = extreme / len(orders) if len(scores) <= EXACT_UP_TO else (extreme + 1) / (len(orders) + 1)
     return np.where(np.isnan(observed), np.nan, p)
 
 
 def fisher_interval(r: Float[np.ndarray, " place"], count: int, held: int, method: str, confidence: float) -> Float[np.ndarray, "bound place"]:
-    """Interval by Fisher's z, as a description only: nine languages are neither many nor a sample.
+    """Interval by Fisher's z, only as a description, because nine languages are neither many nor a random sample.
 
-    Spearman's variance is `(1 + r^2 / 2) / (n - 3)` (Bonett and Wright 2000); each covariate costs one. nan where n leaves nothing.
+    Spearman's variance is `(1 + r^2 / 2) / (n - 3)` (Bonett and Wright 2000); each covariate costs one degree of freedom. nan if none is left.
     """
     freedom = count - 3 - held
     if freedom < 1:
@@ -144,7 +144,7 @@ def fisher_interval(r: Float[np.ndarray, " place"], count: int, held: int, metho
 
 
 class _Data(NamedTuple):
-    """What is correlated: columns are languages."""
+    """The variables that are correlated; columns are languages."""
 
     values: Values
     scores: Scores
@@ -154,7 +154,7 @@ class _Data(NamedTuple):
         return _Data(self.values[:, kept], self.scores[kept], self.covariates[:, kept])
 
     def estimates(self, method: str) -> Float[np.ndarray, " place"]:
-        """Correlation of each place; nan where n leaves fewer than two residual degrees of freedom."""
+        """Correlation of each place; nan if there are fewer than two residual degrees of freedom."""
         if self.too_few:
             return np.full(len(self.values), np.nan)
         data = self.as_ranks() if method == "spearman" else self
@@ -170,14 +170,14 @@ class _Data(NamedTuple):
 
 
 def _ranges(data: _Data, method: str, groups: Sequence[str]) -> Float[np.ndarray, "bound place"]:
-    """Smallest and largest correlation when one group of languages is left out; nan if any of them has too few left."""
+    """Smallest and largest correlation when one group of languages is left out; nan if too few languages are left for one of them."""
     of = np.array(groups)
     found = np.stack([data.restricted(of != group).estimates(method) for group in dict.fromkeys(groups)])
     return np.stack([found.min(axis=0), found.max(axis=0)])
 
 
 def _reason(data: _Data, row: int, estimate: float) -> str:
-    """Why a correlation is missing, or nothing."""
+    """Why a correlation is missing; empty if it is not."""
     if data.too_few:
         return f"{len(data.scores)} languages leave fewer than 2 residual degrees of freedom"
     if not np.isnan(estimate):
@@ -186,7 +186,7 @@ def _reason(data: _Data, row: int, estimate: float) -> str:
         return "a language has no value here"
     if np.ptp(data.scores) == 0 or np.ptp(data.values[row]) == 0:
         return f"the {'scores' if np.ptp(data.scores) == 0 else 'values'} are all the same"
-    return "nothing varies beside what is held constant"
+    return "nothing varies apart from what is held constant"
 
 
 def _correlation_rows(data: _Data, codes: Sequence[str], method: str, *, seed: int, confidence: float) -> pd.DataFrame:
@@ -215,7 +215,7 @@ _COLUMNS += ["loo_lo", "loo_hi", "branch_lo", "branch_hi", "reason"]
 def correlate(
     values: pd.DataFrame, scores: pd.DataFrame, covariates: pd.DataFrame, controls: dict[str, tuple[str, ...]], *, seed: int, confidence: float
 ) -> pd.DataFrame:
-    """Every place (row of `values`) with every benchmark, over the languages (columns) that both have."""
+    """Correlation of every place (row of `values`) with every benchmark, over the languages (columns) that both have."""
     frames = []
     for benchmark, rows in scores.groupby("benchmark", sort=False):
         of = rows.set_index("language")["score"]
@@ -228,7 +228,7 @@ def correlate(
                 found = _correlation_rows(data, codes, method, seed=seed, confidence=confidence)
                 frames.append(found.assign(benchmark=benchmark, place=list(values.index), method=method, control=control))
     table = pd.concat(frames, ignore_index=True)
-    # The pooled benchmark says nothing that the others do not: it is a family of its own.
+    # The pooled benchmark adds no information to the others, so it is a separate family of tests.
     family = table.groupby([table["method"], table["control"], table["benchmark"] == ALL])["p"]
     table["p_holm"] = family.transform(lambda p: holm(np.asarray(p, float)))
     table["p_bh"] = family.transform(lambda p: benjamini_hochberg(np.asarray(p, float)))
@@ -239,18 +239,18 @@ def correlation_table(gaps: pd.DataFrame, scores: pd.DataFrame, covariates: pd.D
     """Correlation over languages of the gap with the score, for each layer or range, benchmark, method and control.
 
     Args:
-        gaps: columns name, layer (a number, or the name of a range), gap; names that are no language, such as groups, are passed over. The
-            reference has no gap, so it takes no part.
-        scores: of `read_scores`.
-        covariates: columns language, tokens_per_sentence (fertility on aligned sentences, comparable between scripts), log_resource; a language that
-            lacks a value takes no part where that is held constant.
-        seed: of random orders, where there are too many to go through all.
-        confidence: of the descriptive interval.
+        gaps: columns name, layer (a number, or the name of a range), gap; names that are not languages, such as groups, are ignored. The reference
+            has no gap, so it is not included.
+        scores: from `read_scores`.
+        covariates: columns language, tokens_per_sentence (fertility on aligned sentences, comparable between scripts), log_resource; a language
+            without a value is left out of correlations that hold that covariate constant.
+        seed: seed of random orders, if there are too many orders to enumerate.
+        confidence: confidence of the descriptive interval.
 
     Returns:
         One row per benchmark, place (layer or range), method (`pearson`, `spearman`) and control (`none`, `tokens`, `resource`, `both`), with
-        n (languages), estimate, lo and hi (Fisher's z, a description), p (two-sided, by permutation), exact (all orders were gone through, nothing
-        held constant), p_holm and p_bh (corrected over places and benchmarks within method and control; the pooled benchmark `all` by itself),
+        n (languages), estimate, lo and hi (Fisher's z, a description), p (two-sided, by permutation), exact (all orders were enumerated, nothing is
+        held constant), p_holm and p_bh (corrected over places and benchmarks within method and control; the pooled benchmark `all` separately),
         loo_lo to loo_hi (range when one language is left out), branch_lo to branch_hi (one branch), and reason (why the estimate is missing).
     """
     values = gaps[gaps["name"].isin(LANGUAGES)].pivot_table(index="layer", columns="name", values="gap", sort=False)

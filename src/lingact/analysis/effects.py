@@ -1,8 +1,8 @@
-"""From summed cross-entropies to tables: what splicing costs, what interventions do, and whether they do it to their own language.
+"""Tables from summed cross-entropies: the cost of splicing, the effects of interventions, and whether these are specific to their own language.
 
-Effects are changes of the cross-entropy in nats per predicted token; positive means that the model predicts worse. Uncertainty is the paired
-bootstrap over documents, or else blocks or sentences (`inference.Resampling`): it says nothing about which random latents were drawn, for which
-repeats of an arm are averaged. `drawn` is of the sentences that the losses are of.
+Effects are changes of the cross-entropy in nats per predicted token; positive means that the model predicts worse. Intervals are by a paired
+bootstrap over documents, or else blocks or sentences (`bootstrap.Resampling`). They do not cover the choice of random latents, over whose draws arms
+are averaged. `resampling` is that of the sentences of the losses.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,21 +19,21 @@ from lingact.statistics.bootstrap import Resampling, holm, interval, p_value
 Effects = dict[Arm, dict[str, Float[np.ndarray, " draw"]]]
 """Arm -> measured language -> effect, as draws."""
 Named = dict[tuple[Any, ...], Float[np.ndarray, " draw"]]
-"""What a row of a table is about -> its number, as draws."""
+"""Key of a row of a table -> its number, as draws."""
 ADAPTER_MINUS_BASE = "adapter_minus_base"
-"""Stands in the column `variant` for the paired difference."""
+"""Value of the column `variant` for the paired difference."""
 OWN_MINUS_OTHERS, OWN_MINUS_RANDOM = "own_minus_others", "own_minus_random"
 
 
-def _cells(draws: Float[np.ndarray, " draw"], drawn: Resampling, confidence: float) -> dict[str, float | int | str]:
-    estimate, low, high = interval(draws, confidence, drawn.clusters)
-    return drawn.columns | {"estimate": float(estimate), "lo": float(low), "hi": float(high)}
+def _cells(draws: Float[np.ndarray, " draw"], resampling: Resampling, confidence: float) -> dict[str, float | int | str]:
+    estimate, low, high = interval(draws, confidence, resampling.clusters)
+    return resampling.columns | {"estimate": float(estimate), "lo": float(low), "hi": float(high)}
 
 
 def _by_variant(before: Named, after: Named | None) -> Iterator[tuple[dict[str, str], Named]]:
-    """The draws of the base model; where there are others, those of the adapted model, too, and after minus before on the same resamples.
+    """The draws of the base model; if there are any of the adapted model, also those, and after minus before on the same resamples.
 
-    Whatever is subtracted has the same keys on both sides: the same latents were edited, in the same sentences.
+    Both sides have the same keys, because the same latents were edited in the same sentences.
     """
     if after is None:
         yield {}, before
@@ -44,21 +44,21 @@ def _by_variant(before: Named, after: Named | None) -> Iterator[tuple[dict[str, 
 
 
 def spliced_table(
-    losses: SplicedLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int, after: SplicedLosses | None = None
+    losses: SplicedLosses, resampling: Resampling, *, resamples: int, confidence: float, seed: int, after: SplicedLosses | None = None
 ) -> pd.DataFrame:
     """One row per SAE set, language, layer and quantity.
 
-    `ce_increase`: spliced minus base, in nats per predicted token. `loss_recovered`: (zero - spliced) / (zero - base), 1 where splicing costs
-    nothing and 0 where it costs as much as zeros; nan where zeros do not cost anything.
+    `ce_increase`: spliced minus base, in nats per predicted token. `loss_recovered`: (zero - spliced) / (zero - base), 1 if splicing costs nothing
+    and 0 if it costs as much as zeros; nan if zeros cost nothing.
 
     Args:
-        after: the same of the adapted model, on the same sentences: rows of both (`variant` base and adapter; "base" above is then the adapted
-            model as it is), and of their paired difference (adapter_minus_base). None: there is no such column.
+        after: the same losses of the adapted model, on the same sentences. Then there are rows of both (`variant` base and adapter; for the latter,
+            "base" above means the adapted model without splicing), and of their paired difference (adapter_minus_base). None: no column `variant`.
     """
-    weights = drawn.weights(resamples, seed)
+    weights = resampling.weights(resamples, seed)
     by_variant = _by_variant(_spliced(losses, weights), None if after is None else _spliced(after, weights))
     return pd.DataFrame(
-        variant | {"sae_set": sae_set, "language": code, "layer": layer, "quantity": quantity} | _cells(draws, drawn, confidence)
+        variant | {"sae_set": sae_set, "language": code, "layer": layer, "quantity": quantity} | _cells(draws, resampling, confidence)
         for variant, found in by_variant
         for (sae_set, code, layer, quantity), draws in found.items()
     )
@@ -92,42 +92,42 @@ def _named(arm: Arm) -> dict[str, object]:
 
 
 def causal_table(
-    losses: CausalLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int, after: CausalLosses | None = None
+    losses: CausalLosses, resampling: Resampling, *, resamples: int, confidence: float, seed: int, after: CausalLosses | None = None
 ) -> pd.DataFrame:
     """One row per arm (owner, kind, mode, dose) and measured language: change of the cross-entropy in nats per predicted token.
 
     Args:
         after: as in `spliced_table`.
     """
-    weights = drawn.weights(resamples, seed)
+    weights = resampling.weights(resamples, seed)
 
     def cells(of: CausalLosses) -> Named:
         return {(arm, code): draws for arm, by_language in effects(of, weights).items() for code, draws in by_language.items()}
 
     return pd.DataFrame(
-        variant | _named(arm) | {"measured": code} | _cells(draws, drawn, confidence)
+        variant | _named(arm) | {"measured": code} | _cells(draws, resampling, confidence)
         for variant, found in _by_variant(cells(losses), None if after is None else cells(after))
         for (arm, code), draws in found.items()
     )
 
 
 def selectivity_table(
-    losses: CausalLosses, drawn: Resampling, *, resamples: int, confidence: float, seed: int, after: CausalLosses | None = None
+    losses: CausalLosses, resampling: Resampling, *, resamples: int, confidence: float, seed: int, after: CausalLosses | None = None
 ) -> pd.DataFrame:
     """One row per arm and contrast.
 
     Latents that the user has named belong to no language and have no contrasts.
 
     `own_minus_others`: effect on the owner minus the mean effect on the other languages. `own_minus_random`: effect of the owner's specific
-    latents on the owner minus that of random latents at the same dose. `p` is that of `inference.p_value`; `p_holm` corrects it over the
+    latents on the owner minus that of random latents at the same dose. `p` is from `bootstrap.p_value`; `p_holm` corrects it over the
     owners, for each kind, mode, dose and contrast (and variant).
 
     Args:
         after: as in `spliced_table`.
     """
-    weights = drawn.weights(resamples, seed)
+    weights = resampling.weights(resamples, seed)
     rows = [
-        variant | _named(arm) | {"contrast": name} | _cells(draws, drawn, confidence) | {"p": float(p_value(draws, drawn.clusters))}
+        variant | _named(arm) | {"contrast": name} | _cells(draws, resampling, confidence) | {"p": float(p_value(draws, resampling.clusters))}
         for variant, found in _by_variant(_contrasts(losses, weights), None if after is None else _contrasts(after, weights))
         for (arm, name), draws in found.items()
     ]
@@ -151,11 +151,11 @@ def _contrasts(losses: CausalLosses, weights: Float[np.ndarray, "draw sentence"]
 
 
 def of_variant(table: pd.DataFrame, variant: str) -> pd.DataFrame:
-    """The rows of a variant, without the column that says so; all rows of a table of the base model alone."""
+    """The rows of a variant, without the column `variant`. A table of the base model alone has no such column, and is returned whole."""
     return table[table["variant"] == variant].drop(columns="variant").reset_index(drop=True) if "variant" in table else table
 
 
-# --- what the tables say -------------------------------------------------------------------------------------------------------------------------
+# --- the tables in words -------------------------------------------------------------------------------------------------------------------------
 
 
 def causal_text(selectivity: pd.DataFrame, causal: pd.DataFrame, *, confidence: float) -> str:
@@ -172,22 +172,22 @@ def causal_text(selectivity: pd.DataFrame, causal: pd.DataFrame, *, confidence: 
     contrasts = selectivity[(selectivity["mode"] == "scale") & (selectivity["dose"] == ABLATION)]
     families = {(str(kind), str(contrast)): rows for (kind, contrast), rows in contrasts.groupby(["kind", "contrast"], sort=False)}
     raised = list(ablated.loc[ablated["lo"] > 0, "owner"])
-    said = []
+    sentences = []
     if not ablated.empty:
-        said.append(
+        sentences.append(
             f"Ablating a language's specific latents raises its own loss for {_counted(raised, len(ablated))} ({confidence:.0%} intervals above 0); "
             f"the mean change is {_signed(ablated['estimate'].mean())} nats per predicted token."
         )
-    said += [_contrast_text(subject, families[key], comparison, alpha) for key, (subject, comparison) in _CLAIMS.items() if key in families]
+    sentences += [_contrast_text(subject, families[key], comparison, alpha) for key, (subject, comparison) in _CLAIMS.items() if key in families]
     if families.keys() >= {_OTHERS, _RANDOM}:
         selective = set(raised) & set(_shown(families[_OTHERS], alpha)) & set(_shown(families[_RANDOM], alpha))
-        said.append(
+        sentences.append(
             f"Languages whose own loss rises, and lies above both comparisons: {_listed(selective)}. The p-values cover the choice of the "
             f"{contrasts['resampled'].iloc[0]}, not the draw of the random latents."
         )
     modes: tuple[tuple[Mode, str], ...] = (("scale", "scaled"), ("steer", "added"))
-    said += [_monotone_text(specific[specific["mode"] == mode], NEUTRAL[mode], verb) for mode, verb in modes]
-    return " ".join(sentence for sentence in said if sentence) or "No ablation was run and no dose was varied, so nothing is said about causes."
+    sentences += [_monotone_text(specific[specific["mode"] == mode], NEUTRAL[mode], verb) for mode, verb in modes]
+    return " ".join(filter(None, sentences)) or "No ablation was run and no dose was varied, so nothing is said about causes."
 
 
 _OTHERS, _RANDOM = ("specific", OWN_MINUS_OTHERS), ("specific", OWN_MINUS_RANDOM)
@@ -218,7 +218,7 @@ def _counted(codes: Sequence[str], count: int) -> str:
 
 
 def _contrast_text(subject: str, rows: pd.DataFrame, comparison: str, alpha: float) -> str:
-    """For how many owners the effect lies above the comparison, for how many it falls short, for how many nothing is shown."""
+    """For how many owners the effect lies above the comparison, for how many below, and for how many no difference is shown."""
     above, short = _shown(rows, alpha), _shown(rows, alpha, sign=-1)
     return (
         f"{subject} lies above {comparison} for {_counted(above, len(rows))} and falls short of it for {_counted(short, len(rows))} (Holm-corrected "
@@ -228,7 +228,7 @@ def _contrast_text(subject: str, rows: pd.DataFrame, comparison: str, alpha: flo
 
 
 def _monotone_text(own: pd.DataFrame, neutral: float, verb: str) -> str:
-    """For how many owners the own effect only grows with the distance from the neutral dose; empty where no curve can be judged."""
+    """For how many owners the effect on their own loss always increases with the distance from the neutral dose; empty if there are no curves."""
     judged = {str(owner): found for owner, cells in own.groupby("owner", sort=False) if (found := is_monotone(cells, neutral)) is not None}
     if not judged:
         return ""
@@ -247,7 +247,7 @@ def is_monotone(cells: pd.DataFrame, neutral: float) -> bool | None:
         neutral: the dose that changes nothing.
 
     Returns:
-        None where no side has two doses, so that there is no curve to judge.
+        None if neither side has two doses, so that there is no curve to judge.
     """
     sides = [cells[cells["dose"] > neutral], cells[cells["dose"] < neutral]]
     curves = [np.array([0.0, *side.iloc[(side["dose"] - neutral).abs().argsort(kind="stable")]["estimate"]]) for side in sides if not side.empty]

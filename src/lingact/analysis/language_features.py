@@ -1,7 +1,7 @@
-"""Latents that belong to one language: found on one half of the sentences, confirmed on the other.
+"""Language-specific latents: found on one half of the sentences, confirmed on the other.
 
-A latent is a candidate of a language if it is strongest there (nu), fires nearly there alone (LAPE), often enough, and not on random tokens. Who is
-chosen because of large numbers has large numbers, so nothing is claimed from the half that chose: the other half tests every candidate.
+A latent is a candidate of a language if it is strongest there (nu), fires almost only there (LAPE), often enough, and not on random tokens.
+Candidates are chosen for large values, so values on the same half would be biased. The other half tests every candidate.
 """
 
 from dataclasses import dataclass
@@ -12,35 +12,34 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import entr
 from scipy.stats import beta, hypergeom
 
-from lingact.activations.feature_stats import CONFIRMATION, DISCOVERY, FeatureStats
+from lingact.activations.feature_stats import CONFIRMATION, DISCOVERY
+from lingact.analysis.measures import StatsByLanguage
 from lingact.catalogue.languages import LANGUAGES
 from lingact.config.data import LanguagesConfig
 from lingact.errors import UserError
 from lingact.statistics.bootstrap import Resampling, benjamini_hochberg
 
-Stats = dict[str, FeatureStats]
-"""Language -> statistics of one SAE set and variant."""
 PerLatent = Float[np.ndarray, "language d_sae"]
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """What makes a latent a candidate of a language, and a candidate a confirmed feature."""
+    """Criteria by which a latent is a candidate of a language, and a candidate a confirmed feature."""
 
     min_rate: float = 0.005
     """Fires on at least this share of the language's tokens."""
     max_lape: float | None = None
-    """Entropy of the rates over languages, in nats, at most. None: log 2, that of a latent shared evenly by two languages; with fewer than four
-    languages half of the largest possible entropy, since log 2 would let nearly everything pass."""
+    """Largest entropy of the rates over languages, in nats. None: log 2, that of a latent shared evenly by two languages; with fewer than four
+    languages half of the largest possible entropy, since nearly every latent would pass log 2."""
     max_random: float = 0.1
     """Fires on random tokens at no more than this multiple of its rate in the language."""
     per_layer: int = 5
-    """Candidates of a language at a layer: the strongest by nu."""
+    """Candidates of a language at a layer; they are the strongest by nu."""
     alpha: float = 0.05
     """False discovery rate (Benjamini-Hochberg) over all candidates of the analysis."""
 
     def lape_limit(self, languages: int) -> float:
-        """The limit that holds for so many languages."""
+        """The limit for this number of languages."""
         return min(float(np.log(2)), 0.5 * float(np.log(languages))) if self.max_lape is None else self.max_lape
 
 
@@ -55,7 +54,7 @@ _COLUMNS: dict[str, str] = {
 
 
 def nu(mean: PerLatent) -> PerLatent:
-    """Monolinguality: mean activation per token on a language minus the mean over the other languages of theirs (arXiv 2505.05111)."""
+    """Monolinguality: mean activation per token on a language minus the average of the other languages' means (arXiv 2505.05111)."""
     count = len(mean)
     return mean - (mean.sum(axis=0) - mean) / (count - 1)
 
@@ -63,8 +62,8 @@ def nu(mean: PerLatent) -> PerLatent:
 def lape(rates: PerLatent) -> Float[np.ndarray, " d_sae"]:
     """Entropy over languages, in nats, of the firing rates normalised to sum 1; nan for a latent that never fires.
 
-    Language activation probability entropy: defined for neurons in arXiv 2402.16438, taken to SAE latents in arXiv 2507.11230. 0: one language
-    alone; log of the number of languages: all alike.
+    Language activation probability entropy: defined for neurons in arXiv 2402.16438, applied to SAE latents in arXiv 2507.11230. 0: the latent fires
+    on one language only; log of the number of languages: it fires equally often on all.
     """
     total = rates.sum(axis=0)
     return entr(np.divide(rates, total, where=total > 0, out=np.full_like(rates, np.nan))).sum(axis=0)
@@ -73,22 +72,22 @@ def lape(rates: PerLatent) -> Float[np.ndarray, " d_sae"]:
 def more_sentences_p(own: Int[np.ndarray, " test"], other: Int[np.ndarray, " test"], sentences: int) -> Float[np.ndarray, " test"]:
     """One-sided Fisher exact p that a latent fires in more sentences of one language than of another, of `sentences` each.
 
-    The sentences are translations of each other. Where that makes a latent fire on both or neither, the two counts differ less than independent
-    ones would, so the test errs on the safe side.
+    The sentences are translations of each other. So a latent tends to fire on both or neither, the two counts differ less than independent ones
+    would, and the test is conservative.
     """
     return hypergeom.sf(own - 1, 2 * sentences, own + other, sentences)
 
 
 @dataclass(frozen=True)
 class _Half:
-    """One layer seen on one half of the sentences."""
+    """Statistics of one layer on one half of the sentences."""
 
     rates: PerLatent
     mean: PerLatent
     fired: Int[np.ndarray, "language d_sae"]
 
 
-def _half(stats: Stats, row: int, half: int) -> _Half:
+def _half(stats: StatsByLanguage, row: int, half: int) -> _Half:
     tokens = np.array([s.tokens[s.halves == half].sum() for s in stats.values()])[:, None]
     firing, profile, fired = (np.stack([getattr(s, name)[row][half] for s in stats.values()]) for name in ("firing", "profile", "fired"))
     return _Half(firing / tokens, profile / tokens, fired)
@@ -98,7 +97,7 @@ def _half(stats: Stats, row: int, half: int) -> _Half:
 
 
 def find_features(
-    stats: Stats,
+    stats: StatsByLanguage,
     random_rates: dict[int, Float[np.ndarray, " d_sae"]] | None,
     criteria: Criteria = Criteria(),
     *,
@@ -106,32 +105,32 @@ def find_features(
 ) -> pd.DataFrame:
     """Candidates of every language at every layer, and which of them are confirmed.
 
-    A candidate is confirmed if on the confirmation half nu is positive and larger there than for any other language, the latent fires on a larger
-    share of its tokens than of `other`'s, and in more of its sentences, by Fisher's exact test at false discovery rate `criteria.alpha` over all
-    candidates.
+    A candidate is confirmed if, on the confirmation half, its nu is positive and larger than for any other language, it fires on a larger share of
+    the language's tokens than of `other`'s, and it fires in more of the language's sentences, by Fisher's exact test at false discovery rate
+    `criteria.alpha` over all candidates.
 
     Args:
-        stats: of one SAE set and variant, at least two languages over the same sentences.
+        stats: statistics of one SAE set and variant, for at least two languages over the same sentences.
         random_rates: layer -> firing rates on random tokens (`contexts.random_token_rates`); random-token filter after arXiv 2604.03532. None: the
             filter is not applied and `rate_random` is nan.
-        block: as `config.Statistics.block`. Sentences of a document or block are no independent evidence: the test is as strict as if all of them
-            said the same, by so many sentences as `Resampling.effective` says.
+        block: as in `Statistics.block`. Sentences of a document or block are not independent evidence, so the test uses the sample size
+            `Resampling.effective`, as if all sentences of a document or block said the same.
 
     Returns:
-        One row per language, layer and latent, sorted by language (as in `stats`), layer and falling nu: language, layer, latent, nu (discovery),
-        nu_confirmed, lape (discovery), rate and rate_other (per token, confirmation), other (the other language in most of whose sentences the
-        latent fires on discovery), rate_random, passed (False: as strong as the candidates, but fires on random tokens too; not tested), p, q,
+        One row per language, layer and latent, sorted by language (as in `stats`), layer and descending nu: language, layer, latent, nu (discovery),
+        nu_confirmed, lape (discovery), rate and rate_other (per token, confirmation), other (the other language in which the latent fires in most
+        sentences on discovery), rate_random, passed (False: as strong as the candidates, but also fires on random tokens; not tested), p, q,
         confirmed, n (sentences of the confirmation half), resampled (documents, blocks or sentences), units (how many of these it has).
 
     Raises:
         UserError: fewer than two languages, or a half without sentences.
     """
     layers = _check(stats)
-    drawn = _confirming(stats, block)
+    resampling = _confirming(stats, block)
     rows = []
     for row, layer in enumerate(layers):
         noise = random_rates[layer] if random_rates is not None else None
-        rows += _layer_rows(tuple(stats), layer, _half(stats, row, DISCOVERY), _half(stats, row, CONFIRMATION), noise, criteria, drawn)
+        rows += _layer_rows(tuple(stats), layer, _half(stats, row, DISCOVERY), _half(stats, row, CONFIRMATION), noise, criteria, resampling)
     found = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
     found["q"] = benjamini_hochberg(np.array(found["p"])).tolist()
     found["confirmed"] &= found["q"] <= criteria.alpha
@@ -139,14 +138,14 @@ def find_features(
     return found.sort_values("language", kind="stable", key=lambda column: column.map(order), ignore_index=True)
 
 
-def _confirming(stats: Stats, block: int | None) -> Resampling:
-    """What stands for itself on the confirmation half."""
+def _confirming(stats: StatsByLanguage, block: int | None) -> Resampling:
+    """The resampling of the confirmation half."""
     first = next(iter(stats.values()))
     return first.resampling(block).part(np.flatnonzero(first.halves == CONFIRMATION))
 
 
-def _check(stats: Stats) -> tuple[int, ...]:
-    """The layers."""
+def _check(stats: StatsByLanguage) -> tuple[int, ...]:
+    """Refuse statistics of too few languages or sentences. Returns the layers."""
     if len(stats) < 2:
         raise UserError(f"language-specific features need at least two languages to compare, not {len(stats)}; name more languages")
     first = next(iter(stats.values()))
@@ -166,9 +165,9 @@ def _layer_rows(
     confirmation: _Half,
     noise: Float[np.ndarray, " d_sae"] | None,
     criteria: Criteria,
-    drawn: Resampling,
+    resampling: Resampling,
 ) -> list[dict[str, object]]:
-    """The rows of one layer; `confirmed` says only whether the language leads on the confirmation half as well."""
+    """The rows of one layer; here `confirmed` says only whether the language also leads on the confirmation half."""
     found_nu, confirmed_nu, spread = nu(discovery.mean), nu(confirmation.mean), lape(discovery.rates)
     winner, leads = found_nu.argmax(axis=0), (confirmed_nu == confirmed_nu.max(axis=0)) & (confirmed_nu > 0)
     rows = []
@@ -177,9 +176,9 @@ def _layer_rows(
         eligible = (winner == place) & (found_nu[place] > 0) & (discovery.rates[place] >= criteria.min_rate) & (spread <= limit)
         passes = np.ones_like(eligible) if noise is None else noise <= criteria.max_random * discovery.rates[place]
         chosen = _strongest(eligible, passes, found_nu[place], criteria.per_layer)
-        # The strongest other is chosen on discovery as well, so that nothing of the confirmation half is picked for its value.
+        # The other language is also chosen on discovery, so that nothing on the confirmation half is selected by its value.
         others = np.where(np.arange(len(codes))[:, None] == place, -1, discovery.fired[:, chosen]).argmax(axis=0)
-        p = more_sentences_p(*_as_independent(confirmation.fired[place, chosen], confirmation.fired[others, chosen], drawn))
+        p = more_sentences_p(*_as_independent(confirmation.fired[place, chosen], confirmation.fired[others, chosen], resampling))
         rows += [
             {
                 "language": code,
@@ -197,7 +196,7 @@ def _layer_rows(
                 "q": np.nan,
                 "confirmed": leads[place, latent] and confirmation.rates[place, latent] > confirmation.rates[other, latent],
             }
-            | drawn.columns
+            | resampling.columns
             for latent, other, chance in zip(chosen, others, p, strict=True)
         ]
     return rows
@@ -206,20 +205,20 @@ def _layer_rows(
 def _strongest(
     eligible: Bool[np.ndarray, " d_sae"], passes: Bool[np.ndarray, " d_sae"], strength: Float[np.ndarray, " d_sae"], per_layer: int
 ) -> Int[np.ndarray, " chosen"]:
-    """The strongest eligible latents, down to the last of the `per_layer` that pass."""
+    """The strongest eligible latents, until `per_layer` of them pass."""
     order = np.flatnonzero(eligible)
     order = order[np.argsort(-strength[order], kind="stable")]
     before = np.cumsum(passes[order]) - passes[order]
     return order[before < per_layer]
 
 
-# --- what others ask of them -----------------------------------------------------------------------------------------------------------------------
+# --- uses of confirmed features --------------------------------------------------------------------------------------------------------------------
 
 
 def strongest_confirmed(features: pd.DataFrame, *, per_language: int) -> pd.DataFrame:
-    """The confirmed rows with the largest `nu`, at most so many per language over all layers, in the order of `features`.
+    """The confirmed rows with the largest `nu`, at most `per_language` for each language over all layers, in the order of `features`.
 
-    Ranked by discovery: to pick by the confirmation half would spoil its numbers.
+    They are ranked on the discovery half, because a selection on the confirmation half would bias its numbers.
 
     Activations grow with the norm of the residual, so layers with large norms are preferred.
     """
@@ -235,7 +234,7 @@ def chosen_latents(features: pd.DataFrame, *, per_language: int) -> dict[str, di
     return chosen
 
 
-def rate_table(features: pd.DataFrame, stats: Stats, *, confidence: float = 0.95, block: int | None = None) -> pd.DataFrame:
+def rate_table(features: pd.DataFrame, stats: StatsByLanguage, *, confidence: float = 0.95, block: int | None = None) -> pd.DataFrame:
     """How often each feature fires in every language, on the confirmation half: one row per feature and measured language.
 
     Columns: language, layer, latent (the feature), measured (language), rate (share of tokens), n (sentences), resampled, units, estimate (share
@@ -243,26 +242,26 @@ def rate_table(features: pd.DataFrame, stats: Stats, *, confidence: float = 0.95
     sample size `Resampling.effective`, as Korn and Graubard 1998 do). Tokens of a sentence are not independent, so `rate` has no interval of its own.
     """
     first = next(iter(stats.values()))
-    drawn = _confirming(stats, block)
-    sentences = len(drawn.unit)
+    resampling = _confirming(stats, block)
+    sentences = len(resampling.unit)
     halves = {layer: _half(stats, first.layers.index(layer), CONFIRMATION) for layer in features["layer"].unique().tolist()}
     frames = []
     for feature in features[["language", "layer", "latent"]].to_dict("records"):
         half, latent = halves[feature["layer"]], feature["latent"]
         fired = half.fired[:, latent]
-        lo, hi = _exact_interval(fired * (drawn.effective / sentences), drawn.effective, confidence)
-        cells = {"measured": list(stats), "rate": half.rates[:, latent]} | drawn.columns | {"estimate": fired / sentences, "lo": lo, "hi": hi}
+        lo, hi = _exact_interval(fired * (resampling.effective / sentences), resampling.effective, confidence)
+        cells = {"measured": list(stats), "rate": half.rates[:, latent]} | resampling.columns | {"estimate": fired / sentences, "lo": lo, "hi": hi}
         frames.append(pd.DataFrame(feature | cells))
     columns = ["language", "layer", "latent", "measured", "rate", "n", "resampled", "units", "estimate", "lo", "hi"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
 def _as_independent(
-    own: Int[np.ndarray, " test"], other: Int[np.ndarray, " test"], drawn: Resampling
+    own: Int[np.ndarray, " test"], other: Int[np.ndarray, " test"], resampling: Resampling
 ) -> tuple[Int[np.ndarray, " test"], Int[np.ndarray, " test"], int]:
-    """The counts, and the number of sentences, as if so few sentences as `Resampling.effective` says had been read; rounded to the safe side."""
-    count = int(drawn.effective)
-    scale = count / len(drawn.unit)
+    """The counts and the number of sentences, scaled down to the sample size `Resampling.effective` and rounded conservatively."""
+    count = int(resampling.effective)
+    scale = count / len(resampling.unit)
     return np.floor(own * scale).astype(np.int64), np.minimum(np.ceil(other * scale).astype(np.int64), count), count
 
 
@@ -281,11 +280,11 @@ def _exact_interval(
 
 
 def features_text(features: pd.DataFrame, languages: LanguagesConfig, criteria: Criteria = Criteria()) -> str:
-    """How many candidates there are, how many fell at the random-token filter, and how many are confirmed, per language and layer."""
+    """How many candidates there are, how many failed the random-token filter, and how many are confirmed, per language and layer."""
     if features.empty:
         return "No latent meets the criteria of a language-specific feature in any language."
     tested = features[features["passed"]]
-    fell = len(features) - len(tested)
+    failed = len(features) - len(tested)
     sentences = [
         (
             f"{_counted(len(tested), 'candidate')} for language-specific features: strongest in one language by nu, LAPE at most "
@@ -293,9 +292,9 @@ def features_text(features: pd.DataFrame, languages: LanguagesConfig, criteria: 
             f"{criteria.per_layer} per language and layer."
         ),
         (
-            "The random-token filter was not applied, so latents that answer to any odd input may be among them."
+            "The random-token filter was not applied, so latents that respond to any unusual input may be among them."
             if features["rate_random"].isna().all()
-            else f"{_counted(fell, 'otherwise eligible latent')} fell at the random-token filter."
+            else f"{_counted(failed, 'otherwise eligible latent')} failed the random-token filter."
         ),
         (
             f"On the other half of the sentences ({features['n'].iloc[0]}) {int(tested['confirmed'].sum())} of {len(tested)} are confirmed (Fisher's "

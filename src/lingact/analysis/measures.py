@@ -1,6 +1,6 @@
-"""One interface for everything that is measured of a language at a layer: one sum over sentences divided by another.
+"""Measures and confounds of a language at a layer. Each is a sum over sentences divided by another one.
 
-A gap in a measure may come from a difference in a confound; both are ratios of the same kind.
+A gap in a measure may come from a difference in a confound; both are ratios of the same form.
 """
 
 from collections.abc import Callable
@@ -12,33 +12,33 @@ from jaxtyping import Bool, Float, Num
 
 from lingact.activations.feature_stats import CONFIRMATION, FeatureStats
 
-Stats = dict[str, FeatureStats]
+StatsByLanguage = dict[str, FeatureStats]
 """Language -> statistics of one SAE set and variant."""
 Draws = Float[np.ndarray, "draw layer"]
 Pooling = Literal["token", "sentence"]
 Terms = tuple[Float[np.ndarray, "layer sentence"], Float[np.ndarray, "#layer sentence"]]
-"""What is weighted and added up over sentences, above and below the line."""
+"""Terms of the numerator and the denominator, which are weighted and summed over sentences."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """What is counted in each sentence, and by what it is divided; quantities of the text alone have a single layer."""
+    """Numerator and denominator in each sentence; quantities of the text alone have a single layer."""
 
     numerator: Num[np.ndarray, "layer sentence"]
     denominator: Num[np.ndarray, "#layer sentence"]
     counted: Bool[np.ndarray, " sentence"]
-    """Sentences that take part."""
+    """Which sentences are included."""
 
     def per_sentence(self) -> Float[np.ndarray, "layer sentence"]:
-        """The quotient within each sentence; nan where the sentence takes no part or the denominator is 0."""
+        """The quotient within each sentence; nan if the sentence is not included or the denominator is 0."""
         defined = self.counted & (self.denominator != 0)
         return np.divide(self.numerator, self.denominator, where=defined, out=np.full(self.numerator.shape, np.nan))
 
     def terms(self, pooling: Pooling) -> Terms:
-        """Numerator and denominator of the sentences that count (`token`), or their quotients and 1 (`sentence`)."""
+        """Numerator and denominator of the included sentences (`token`), or their quotients and 1 (`sentence`)."""
         if pooling == "token":
             return np.where(self.counted, self.numerator, 0.0), np.where(self.counted, self.denominator, 0.0)
-        # A numerator that is not finite is no sentence that takes no part: left out, it would pass for one.
+        # Only the denominator decides whether a sentence is included. A numerator that is not finite must not leave it out silently.
         defined = np.broadcast_to(self.counted & (self.denominator != 0), self.numerator.shape)
         return np.where(defined, self.per_sentence(), 0.0), defined.astype(float)
 
@@ -47,13 +47,13 @@ Measure = Callable[[FeatureStats], Ratio]
 
 
 def pooled(ratio: Ratio, weights: Float[np.ndarray, "draw sentence"], pooling: Pooling) -> Draws:
-    """Ratio of sums over the sentences (`token`), or mean of the sentences' own ratios (`sentence`); nan where nothing is counted."""
+    """Ratio of sums over the sentences (`token`), or mean of the sentences' ratios (`sentence`); nan if no sentence is included."""
     numerator, denominator = ratio.terms(pooling)
     return quotient(weights @ numerator.T, weights @ denominator.T)
 
 
 def quotient(numerator: Float[np.ndarray, "*shape"], denominator: Float[np.ndarray, "*#shape"]) -> Float[np.ndarray, "*shape"]:
-    """Quotient, nan where the denominator is 0."""
+    """The quotient; nan where the denominator is 0."""
     return np.divide(numerator, denominator, where=denominator != 0, out=np.full(numerator.shape, np.nan))
 
 
@@ -63,7 +63,7 @@ def value(stats: FeatureStats, measure: str, weights: Float[np.ndarray, "draw se
 
 
 def available(stats: FeatureStats) -> list[str]:
-    """The measures that these statistics can give."""
+    """The measures that can be computed from these statistics."""
     missing = [name for name in ("reference_active", "norm_matched") if getattr(stats, name) is None]
     return [name for name in MEASURES if name not in missing]
 
@@ -82,7 +82,7 @@ def _widths(stats: FeatureStats) -> Num[np.ndarray, "layer 1"]:
 
 
 def _reference_active(stats: FeatureStats) -> Ratio:
-    # Its latents were chosen where they fire on the reference, which flatters the reference on those sentences: only the others count.
+    # The latents were chosen because they fire on the reference, which favours the reference on those sentences. So only the others count.
     assert stats.reference_active is not None
     return Ratio(stats.reference_active, stats.tokens[None], stats.halves == CONFIRMATION)
 
@@ -98,7 +98,7 @@ def _bits(stats: FeatureStats) -> Ratio:
 
 
 def _fvu(stats: FeatureStats) -> Ratio:
-    # Centred on the language's mean residual, which resamples keep at its estimate.
+    # Centred on the language's mean residual, which is not resampled.
     centre = np.square(stats.residual / stats.tokens.sum()).sum(axis=1, keepdims=True)
     return Ratio(stats.error, stats.square - centre * stats.tokens, _every(stats))
 
@@ -116,9 +116,9 @@ MEASURES: dict[str, Measure] = {
     "reference_active": _reference_active,
     "norm_matched": _norm_matched,
 }
-"""Activation of a language (design: definitions). Folded activations per kept token (`mean`), per active latent, per sentence, byte and
-word; active latents per token and latent (`firing_rate`) and per token (`l0`); Euclidean norm of a token's activations (`l2`); mean of its
-strongest latents (`top_k`); `mean` over the reference's latents alone, and of residuals rescaled to the reference's mean norm."""
+"""Measures of the activation of a language. Folded activations per kept token (`mean`), per active latent, per sentence, byte and word; active
+latents per token and latent (`firing_rate`) and per token (`l0`); Euclidean norm of a token's activations (`l2`); mean of its strongest latents
+(`top_k`); `mean` over the reference's latents only, and `mean` of residuals rescaled to the reference's mean norm."""
 
 CONFOUNDS: dict[str, Measure] = {
     "fertility": lambda s: Ratio(s.tokens[None], s.words[None], _every(s)),
@@ -128,7 +128,7 @@ CONFOUNDS: dict[str, Measure] = {
     "partial_share": lambda s: _per_token(s.partial[None], s),
     "bits_per_sentence": _bits,
 }
-"""What may differ between languages besides the features, of the text: tokens per word, lengths, share of tokens that are parts of
+"""Properties of the text, other than features, that may differ between languages: tokens per word, lengths, share of tokens that are parts of
 characters, and how well the model predicts the sentence."""
 
 LAYER_CONFOUNDS: dict[str, Measure] = {
@@ -136,4 +136,4 @@ LAYER_CONFOUNDS: dict[str, Measure] = {
     "l0": MEASURES["l0"],
     "residual_norm": lambda s: _per_token(s.norm, s),
 }
-"""The same at each layer: fraction of variance unexplained by the SAE, active latents and residual norm per token."""
+"""The same for each layer: fraction of variance unexplained by the SAE, active latents and residual norm per token."""

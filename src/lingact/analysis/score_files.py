@@ -11,10 +11,11 @@ from lingact.catalogue.languages import language, nearest
 from lingact.errors import UserError
 from lingact.files.folders import is_there
 from lingact.files.tables import Table, as_name, read_delimited
+from lingact.runtime.program import program
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _NAMED = 5
-"""So many lines are named in a message."""
+"""A message names at most so many lines."""
 _MOST_ITEMS = 10**12
 
 
@@ -25,14 +26,14 @@ def read_scores(paths: Sequence[Path]) -> pd.DataFrame:
     """Benchmark scores per language from evaluation runs and score files.
 
     Args:
-        paths: folders of evaluation runs (the base model's accuracies over all kinds of items are taken), or CSV (or TSV) files with the columns
-            language, benchmark (or task), score and, if known, n.
+        paths: folders of evaluation runs (of which the base model's accuracies over all kinds of items are used), or CSV (or TSV) files with the
+            columns language, benchmark (or task), score and, if known, n.
 
     Returns:
-        One row per benchmark and language: benchmark, language, score, n (items, missing where not given), source.
+        One row per benchmark and language: benchmark, language, score, n (items, missing if not given), source.
 
     Raises:
-        UserError: a path that is neither; columns, codes or numbers that cannot be used; a language twice for one benchmark.
+        UserError: a path is neither; a column, code or number cannot be used; or a language occurs twice for one benchmark.
     """
     if not paths:
         raise UserError("no scores given; name folders of evaluation runs or CSV files with the columns language, benchmark and score")
@@ -40,20 +41,22 @@ def read_scores(paths: Sequence[Path]) -> pd.DataFrame:
     for (benchmark, code), rows in found.groupby(["benchmark", "language"], sort=False):
         if len(rows) > 1:
             sources = ", ".join(dict.fromkeys(rows["source"]))
-            raise UserError(f"'{code}' has {len(rows)} scores for '{benchmark}' (in {sources}); leave one, or rename the benchmark")
+            raise UserError(f"'{code}' has {len(rows)} scores for '{benchmark}' (in {sources}); keep one, or rename the benchmark")
     return found
 
 
 def _run_scores(folder: Path) -> pd.DataFrame:
     path = folder / "tables" / "accuracy.csv"
     if not path.is_file():
-        raise UserError(f"no evaluation in {folder}: it has no tables/accuracy.csv; give the folder of a finished run of eval.py, or a CSV file")
+        raise UserError(
+            f"no evaluation in {folder}: it has no tables/accuracy.csv; give the folder of a finished run of {program('eval')}, or a CSV file"
+        )
     table = _read_csv(path)
     _require_columns(table, ("model", "task", "language", "kind", "metric", "n", "estimate"), path)
     wanted = {"model": "base", "metric": "acc", "kind": "all"}
     rows = [(place, row) for place, row in zip(table.places, table.rows, strict=True) if all(row[name] == value for name, value in wanted.items())]
     if not rows:
-        raise UserError(f"{path} holds no accuracies of the base model over all kinds of items; give the folder of a finished run of eval.py")
+        raise UserError(f"{path} has no accuracies of the base model over all kinds of items; give the folder of a finished run of {program('eval')}")
     return _scores(rows, path, benchmark="task", score="estimate")
 
 
@@ -69,9 +72,9 @@ def _file_scores(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> Table:
-    """A table whose cells are texts: "nan" must be refused with its place, and a code such as "no" stays one."""
+    """A table whose cells are texts, so that "nan" can be refused with its place, and a code such as "no" is not converted."""
     if path.suffix.lower() not in (".csv", ".tsv"):
-        raise UserError(f"{path} ends in '{path.suffix}'; scores are read from .csv and .tsv, and from folders of finished runs of eval.py")
+        raise UserError(f"{path} ends in '{path.suffix}'; scores are read from .csv and .tsv, and from folders of finished runs of {program('eval')}")
     table = read_delimited(path, strip=True)
     if not table.columns:
         raise UserError(f"{path} is empty; it needs the columns language, benchmark and score")
@@ -79,16 +82,15 @@ def _read_csv(path: Path) -> Table:
 
 
 def _require_columns(table: Table, needed: Sequence[str], path: Path) -> None:
-    came = list(table.columns)
+    found = list(table.columns)
     for name in needed:
-        if name not in came:
-            free = [column for column in came if column not in needed]
-            hint = nearest(name, free)
-            raise UserError(f"{path} has no column '{name}'{hint} (needed: {', '.join(needed)}; there: {', '.join(came)})")
+        if name not in found:
+            hint = nearest(name, [column for column in found if column not in needed])
+            raise UserError(f"{path} has no column '{name}'{hint} (needed: {', '.join(needed)}; there: {', '.join(found)})")
 
 
 def _scores(rows: Sequence[tuple[str, Mapping[str, str]]], path: Path, *, benchmark: str, score: str) -> pd.DataFrame:
-    """The named columns with their types, every cell checked; all problems at once."""
+    """The named columns with their types. Every cell is checked, and all problems are reported at once."""
     problems, found = [], []
     for place, row in rows:
         try:
@@ -105,7 +107,7 @@ def _scores(rows: Sequence[tuple[str, Mapping[str, str]]], path: Path, *, benchm
 
 
 def _number(text: str, column: str) -> float:
-    # Not everything that Python takes for a number: 1_0 is none.
+    # Python would also accept 1_0 as a number.
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(value):
         raise UserError(f"{column} '{text}' is not a finite number; fix it, or leave the row out")

@@ -8,7 +8,7 @@ from lingact.catalogue.languages import LANGUAGES
 
 SIMILARITIES = ("cka", "retrieval", "cosine")
 SCORE = "score_"
-"""Begins the name of a benchmark's column in the side-by-side table."""
+"""Prefix of the names of benchmarks' columns in the side-by-side table."""
 
 
 # --- side by side ----------------------------------------------------------------------------------------------------------------------------------
@@ -18,9 +18,9 @@ def side_by_side(similarity: pd.DataFrame, gaps: pd.DataFrame, scores: pd.DataFr
     """One row per language: similarity to the reference and gap, both means over layers, and the score of each benchmark.
 
     Args:
-        similarity: of `similarity.similarity_table`.
-        gaps: columns name, layer, gap; ranges of layers are passed over.
-        scores: of `read_scores`.
+        similarity: from `similarity.similarity_table`.
+        gaps: columns name, layer, gap; ranges of layers are ignored.
+        scores: from `read_scores`.
 
     Returns:
         Columns language, cka, retrieval, cosine, gap, and `score_<benchmark>` (missing where the benchmark lacks the language).
@@ -38,9 +38,9 @@ def side_by_side_correlations(table: pd.DataFrame, *, seed: int, confidence: flo
     """Correlation over languages of each benchmark's score with the similarities and with the gap, in the columns of `correlation_table`.
 
     Args:
-        table: of `side_by_side`.
-        seed: of random orders, where there are too many to go through all.
-        confidence: of the descriptive interval.
+        table: from `side_by_side`.
+        seed: seed of random orders, if there are too many orders to enumerate.
+        confidence: confidence of the descriptive interval.
 
     Returns:
         `place` is what the score is correlated with: `cka`, `retrieval`, `cosine` or `gap`.
@@ -56,12 +56,12 @@ _NAMES = {"cka": "CKA", "retrieval": "retrieval of translations", "cosine": "mea
 
 
 def side_by_side_text(table: pd.DataFrame, found: pd.DataFrame, *, level: float = 0.05) -> str:
-    """What the two tables say on the claim that similar embeddings hide a gap, in sentences; no more than the numbers carry.
+    """What the two tables show about the claim that similar embeddings hide a gap, in sentences.
 
     Args:
-        table: of `side_by_side`.
-        found: of `side_by_side_correlations` on that table.
-        level: of the tests, after Holm's correction.
+        table: from `side_by_side`.
+        found: from `side_by_side_correlations` on that table.
+        level: level of the tests, after Holm's correction.
     """
     spans = ", ".join(f"{_NAMES[name]} {_span(table, name)}" for name in (*SIMILARITIES, "gap"))
     sentences = [f"Over {len(table)} languages, means over layers: {spans}."]
@@ -77,11 +77,17 @@ def side_by_side_text(table: pd.DataFrame, found: pd.DataFrame, *, level: float 
         return " ".join(sentences)
     sure = tested[tested["p_holm"] < level]
     if sure.empty:
-        sentences.append(f"None of the {len(tested)} correlations is told from zero at {level:g} after Holm's correction; that is no proof of none.")
+        sentences.append(
+            f"None of the {len(tested)} correlations differs significantly from zero at {level:g} after Holm's correction, which does not prove that "
+            "there are none."
+        )
     else:
         named = [f"{_NAMES[row['place']]} with {row['benchmark']} ({row['method']} {row['estimate']:+.2f})" for row in sure.to_dict("records")]
-        sentences.append(f"Told from zero at {level:g} after Holm's correction within each method, {len(sure)} of {len(tested)}: {'; '.join(named)}.")
-    sentences.append("That one correlation is larger than another is not tested here.")
+        sentences.append(
+            f"Significantly different from zero at {level:g} after Holm's correction within each method, {len(sure)} of {len(tested)}: "
+            f"{'; '.join(named)}."
+        )
+    sentences.append("Whether one correlation is larger than another is not tested here.")
     return " ".join(sentences)
 
 

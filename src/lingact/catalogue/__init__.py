@@ -1,1 +1,1 @@
-"""What is known beforehand of languages, benchmarks and licences."""
+"""Tables of languages, benchmarks and licences."""

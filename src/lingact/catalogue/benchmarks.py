@@ -1,7 +1,7 @@
-"""The benchmarks: for each language its lm-eval task, and what the data are, whose, made how, and asked by what.
+"""The table of benchmarks: for each language the lm-eval task, and the data set with its licence and origin.
 
-They are written in `assets/benchmarks.yaml`. Which of the tasks really exist is found in the task files (`lingact.evaluation.task_files`); nothing
-here is imported from lm-eval.
+The table is in `assets/benchmarks.yaml`. Which of the tasks exist is found in the task files (`lingact.evaluation.task_files`); nothing is imported
+from lm-eval here.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ from lingact.errors import UserError
 Origin = Literal["original", "human", "edited", "mixed", "machine", "altered", "generated", "unknown"]
 """Who wrote the items of a language."""
 ALL = "all"
-"""Stands for all tasks that are pooled, or every kind, in the tables."""
+"""In tables, the name of all tasks pooled, or of all kinds of items."""
 ORIGINS: dict[Origin, str] = {
     "original": "written in the language",
     "human": "translated by people",
     "edited": "translated by a machine and corrected by people",
     "mixed": "some translated by people, some by a machine",
     "machine": "translated by a machine",
-    "altered": "real sentences beside ones that a program has altered",
+    "altered": "real sentences next to ones that a program has altered",
     "generated": "made by a program from templates",
     "unknown": "of unknown origin",
 }
@@ -55,27 +55,27 @@ class Family(BaseModel):
     task: str
     """Name of the lm-eval task, or a pattern of several (`*`), over `{code}`, `{flores_200}`, `{flores_lower}`, `{iso3}` and `{name}`."""
     folder: str
-    """Where its task files are: below lm-eval's `tasks`, or below our assets if it begins with `lingact:`."""
+    """Folder of its task files: below lm-eval's `tasks`, or below lingact's assets if it begins with `lingact:`."""
     dataset: str
-    """Hub id, or who made it."""
+    """Hub id of the data set, or its authors."""
     licence: str
     origin: Origin
     metric: Literal["acc", "acc_norm"]
-    """What papers report; both are computed."""
+    """The metric that papers report; both are computed."""
     chance: float
-    """Accuracy of guessing at the usual number of options; tables use each item's own."""
+    """Accuracy of guessing with the usual number of options; tables use the number of each item."""
     key: tuple[str, ...] = ()
-    """Columns that together name an item in every language, `#row` for its place; empty: items of different languages do not correspond."""
+    """Columns that together identify an item in every language, `#row` for its row; empty: items of different languages do not correspond."""
     key_pattern: str | None = None
     """Regular expression whose first group is the part of the key that languages share."""
     proof: str | None = None
-    """Column that is the same in all languages for the same item: a language that disagrees has other names for its items, and is taken by itself."""
+    """Column whose value an item has in all languages. A language with other values names its items differently, and is treated separately."""
     cluster: tuple[str, ...] = ()
-    """Columns that name what several items share, such as a passage; empty: each item stands alone."""
+    """Columns that name what several items share, such as a passage; empty: each item is independent."""
     items: str | None = None
-    """Whose items they are, where other benchmarks ask the same ones: in another translation, or in another way. None: its own."""
+    """Name of a set of items that several benchmarks use, in other translations or another format. None: no other benchmark has its items."""
     stratum: str | None = None
-    """Column by which a limited selection is kept in proportion."""
+    """Column by which a limited selection is stratified."""
     kind: str | None = None
     """Column by which scores are split."""
     sources: tuple[str, ...] = ()
@@ -116,18 +116,19 @@ TEXT_SOURCES: dict[str, str] = {
     "roc_stories": r"roc[-_]?stor|story[-_]?cloze",
     "universal_dependencies": r"universal[-_]?dependencies|treebank|blimp",
 }
-"""Text -> how corpora made of it are called, a regular expression. A benchmark made of it leaks in every language, whatever word sequences say."""
+"""Text -> regular expression for the names of corpora made from it. A benchmark made from the same text counts as contaminated in every language,
+whatever its word sequences."""
 
 
 def family(name: str) -> Family:
-    """The family of a name.
+    """The benchmark of this name.
 
     Raises:
         UserError: it is not in the table.
     """
     if name in FAMILIES:
         return FAMILIES[name]
-    raise UserError(f"no benchmark '{name}'{nearest(name, FAMILIES)} (known: {', '.join(FAMILIES)}; your own go into tasks.own)")
+    raise UserError(f"no benchmark '{name}'{nearest(name, FAMILIES)} (known: {', '.join(FAMILIES)}; add your own under tasks.own)")
 
 
 def entry(benchmark: Family, code: str) -> Entry:
@@ -150,6 +151,6 @@ def entry(benchmark: Family, code: str) -> Entry:
 
 def _filled(template: str, spoken: Language) -> str:
     flores = spoken.flores
-    # ISO 639-3 tells scripts and varieties of a language not apart: hi_Latn has no share in what is called `hin`.
+    # ISO 639-3 does not distinguish the scripts and varieties of a language: data called `hin` contain no hi_Latn.
     iso3 = flores if "_" in spoken.code else flores.partition("_")[0]
     return template.format(code=spoken.code, flores_200=spoken.flores_200, flores_lower=flores.lower(), iso3=iso3, name=spoken.name.lower())

@@ -1,4 +1,4 @@
-"""The licences of models, as far as they are known here, and what they ask to be said; both are written in `assets/licences.yaml`."""
+"""The licences of models, as far as they are known, and the notices that they require. Both are in `assets/licences.yaml`."""
 
 import functools
 import re
@@ -14,9 +14,9 @@ class Licences(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: dict[str, str]
-    """Regular expression of the beginning of a hub id -> what the hub calls the licence."""
+    """Regular expression for the beginning of a hub id -> the hub's name of the licence."""
     notices: dict[str, str]
-    """Regular expression of a licence -> its notice, with places for the expression's groups."""
+    """Regular expression for a licence -> its notice, with placeholders for the expression's groups."""
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def _licences() -> Licences:
 
 
 def licence_of(model: str) -> str | None:
-    """The hub's name of a model's licence; None where it is not known here.
+    """The hub's name of a model's licence; None if it is not in the table.
 
     Args:
         model: hub id.
@@ -35,6 +35,6 @@ def licence_of(model: str) -> str | None:
 
 
 def notice_of(licence: str) -> str | None:
-    """What a licence wants to be said beside what is made from its model; None: no words of its own."""
+    """The notice that a licence requires for works derived from its model; None if it requires none."""
     found = ((re.fullmatch(expression, licence), notice) for expression, notice in _licences().notices.items())
     return next((notice.format(*match.groups()) for match, notice in found if match), None)

@@ -27,7 +27,7 @@ from lingact.runtime.tracking import check_tracking
 
 @dataclass(frozen=True)
 class _CheckedJob:
-    """One job of a command; `config` is None where it has problems."""
+    """One job of a command; `config` is None if the job has problems."""
 
     composed: DictConfig
     config: JobConfig | None
@@ -35,7 +35,7 @@ class _CheckedJob:
 
 
 def read_config(job: str, composed: DictConfig, sweep_folder: Path | None) -> JobConfig:
-    """The validated configuration. The jobs of a sweep form one W&B group, called like the sweep folder unless `tracking.group` names it.
+    """The validated configuration. The jobs of a sweep form one W&B group, named after the sweep folder unless `tracking.group` is set.
 
     Raises:
         UserError: it is not valid.
@@ -82,7 +82,7 @@ def _check_job(job: str, overrides: list[str], sweep_folder: Path | None) -> _Ch
     try:
         config = read_config(job, composed, sweep_folder)
     except UserError as error:
-        # A key whose override was refused is not reported as missing, too.
+        # A key whose override was refused is not also reported as missing.
         problems += [line for line in str(error).split("\n") if line.partition(":")[0] not in refused]
     problems += _missing_files(job, composed)
     problems += _side_effects(composed)
@@ -97,12 +97,12 @@ def _check_job(job: str, overrides: list[str], sweep_folder: Path | None) -> _Ch
 
 
 def _side_effects(composed: DictConfig) -> Iterator[str]:
-    """Problems with settings of Hydra that would write beside the user's files, or where a run does not look for them."""
+    """Problems with settings of Hydra that would write next to the user's files, or in places that a run does not check."""
     start = composed.hydra
     if start.output_subdir is not None:
         yield f"hydra.output_subdir: '{start.output_subdir}' is not supported, since the run folder has its own config.yaml; leave it null"
     if start.job.chdir:
-        yield "hydra.job.chdir: true is not supported, since paths are taken from where the command is given; leave it out"
+        yield "hydra.job.chdir: true is not supported, since paths are relative to the folder in which the command is given; leave it out"
     if not re.fullmatch(r"[^\W_][\w.+-]*", str(start.job.name)):
         yield f"hydra.job.name: '{start.job.name}' is not supported, since folders are named after it; use letters, digits and . + - _"
     for name in ("job_logging", "hydra_logging"):
@@ -113,10 +113,10 @@ def _side_effects(composed: DictConfig) -> Iterator[str]:
 
 
 def _output_folder(composed: DictConfig, key: str) -> Path:
-    """The folder that is to be made or used.
+    """The folder to make or use.
 
     Raises:
-        UserError: it can be neither.
+        UserError: it can be neither made nor used.
     """
     HydraConfig.instance().set_config(composed)
     try:
@@ -147,7 +147,7 @@ def check_jobs(job: str, overrides: list[str], multirun: bool, *, look_into_fold
         The run folder or the sweep folder, and the jobs' configurations.
 
     Raises:
-        UserError: with all problems of all jobs, each once.
+        UserError: the message lists all problems of all jobs, each once.
     """
     parsed, unreadable = parse_overrides(overrides)
     continuous = [override for override in parsed if multirun and override.is_sweep_override() and not override.is_discrete_sweep()]
@@ -156,7 +156,7 @@ def check_jobs(job: str, overrides: list[str], multirun: bool, *, look_into_fold
     looks = look_into_folder and names_folder(overrides, multirun)
     found: dict[str, list[int]] = {problem: list(range(len(jobs))) for problem in unreadable.values()}
     if started_outside(os.environ) and not multirun and not names_fixed_folder(overrides):
-        why = "torchrun and srun start every process with the same command, and by the clock each would choose a folder of its own"
+        why = "torchrun and srun start every process with the same command, and each would choose a different folder by the clock"
         found[f"{key}: {why}; name one for all, such as {key}=outputs/{job}/mine"] = list(range(len(jobs)))
     folder, configs, places = None, [], []
     for number, job_overrides in enumerate(jobs):
@@ -164,7 +164,7 @@ def check_jobs(job: str, overrides: list[str], multirun: bool, *, look_into_fold
         problems = [line for line in checked.problems if line.partition(":")[0] not in unreadable]
         if continuous and str(checked.composed.hydra.sweeper._target_).endswith(".BasicSweeper"):
             problems += [
-                f"{override.input_line}: an interval has no end of values; name values, as in {override.get_key_element()}=1,2"
+                f"{override.input_line}: an interval has infinitely many values; name values, as in {override.get_key_element()}=1,2"
                 for override in continuous
             ]
         try:
@@ -203,7 +203,7 @@ def _shared_folder_problems(folder: Path, places: list[Path]) -> Iterator[str]:
 def _launcher_problems(composed: DictConfig, config: JobConfig) -> list[str]:
     """The problem with a job of several processes that a launcher is to start.
 
-    Lightning starts processes by repeating the command, and in a launcher's worker that is not the job's. Only Slurm tells its tasks apart.
+    Lightning starts processes by repeating the command, but in a launcher's worker that is not the job's command. Slurm starts tasks by itself.
     """
     section, asked = processes_of(config)
     key = f"{section}devices"
@@ -217,7 +217,7 @@ def _launcher_problems(composed: DictConfig, config: JobConfig) -> list[str]:
 
 
 def processes_of(config: JobConfig) -> tuple[str, TrainerConfig | Processes]:
-    """The section of a configuration with the number of processes, and the prefix of its keys."""
+    """The key prefix of the section that has the number of processes, and the section."""
     return ("trainer.", config.trainer) if isinstance(config, TrainConfig) else ("", config)
 
 

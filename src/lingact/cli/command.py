@@ -14,7 +14,7 @@ from lingact.runtime.interrupts import SIGNALS
 @dataclass(frozen=True)
 class _Command:
     what: str
-    """A line for `lingact --help`."""
+    """A line of `lingact --help`."""
     start: Callable[[list[str]], int]
     """Takes the arguments and returns the exit code."""
 
@@ -40,14 +40,14 @@ _COMMANDS = {
 
 
 def main() -> None:
-    """Do what the arguments of this process ask for, and exit."""
+    """Run the command given by the arguments of this process, and exit."""
     leave(dispatch(sys.argv[1:]))
 
 
 def leave(code: int) -> None:
     """Exit with this code."""
     if code == 130:
-        for number in SIGNALS:  # everything is saved and reported; a second Ctrl-C would only disturb the exit
+        for number in SIGNALS:  # everything is saved and reported; another Ctrl-C would only disturb the exit
             signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
@@ -78,6 +78,6 @@ def _help() -> str:
             "lingact train lang=ml    a first run: no network, no GPU, no account",
             "lingact COMMAND --help   examples, options and values",
             "",
-            "Your own options, such as conf/model/mine.yaml, are found in ./conf or in --config-dir FOLDER before those of the package.",
+            "Your own options, such as conf/model/mine.yaml, are read from ./conf or --config-dir FOLDER. They take precedence over the package's.",
         ]
     )

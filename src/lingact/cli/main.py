@@ -1,8 +1,8 @@
 """From a command to a run.
 
 Hydra makes the run folder before our code runs, and ends with exit code 1 on a mistake. So every job is composed and checked here first, and only
-then does Hydra start. A mistake of the user's ends in one message with all problems and exit code 2, a fault of ours in its traceback and exit
-code 1.
+then does Hydra start. After a user's mistake, one message lists all problems and the exit code is 2. A bug in lingact gives a traceback and exit code
+1.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from lingact.cli.resume import resume
 from lingact.cli.run import adopt_environment, print_plans, run_or_skip, silenced, task
 from lingact.cli.run_folders import sweep_folder_problem
 from lingact.errors import UserError
-from lingact.files.folders import claim, make_folders, remove_empty, taken
+from lingact.files.folders import claim, folder_lock, make_folders, remove_empty
 from lingact.report.sweep import write_tables
 from lingact.report.sweep_jobs import records
 from lingact.runtime.compat.hydra import composer
@@ -40,23 +40,23 @@ from lingact.runtime.program import INSTALLED, SCRIPT, command, program, started
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, surrogates (bytes that are not UTF-8), line and paragraph separators."""
 _OTHER_OF_HYDRA = ("config_path", "config_name", "experimental_rerun", "package")
-"""Flags of Hydra's that are not supported."""
+"""Flags of Hydra that are not supported."""
 
 
 # --- how a job is started ------------------------------------------------------------------------------------------------------------------------
 
 
 def launch(job: str, conf_dir: Path) -> None:
-    """The whole of a script such as train.py: run the job that the command line asks for, and exit."""
+    """Everything that a script such as train.py does: run the job given by the command line, and exit."""
     leave(main(job, conf_dir, sys.argv[1:]))
 
 
 def main(job: str, conf_dir: Path, argv: list[str]) -> int:
-    """`python train.py ...` and the like. Returns the exit code; a fault of ours passes through as its exception.
+    """`python train.py ...` and the like. Returns the exit code. Exceptions other than a user's mistakes pass through.
 
     Args:
         job: train, analyze or eval.
-        conf_dir: the options beside the script.
+        conf_dir: the options next to the script.
         argv: the arguments.
     """
     with started_as(SCRIPT):
@@ -64,7 +64,7 @@ def main(job: str, conf_dir: Path, argv: list[str]) -> int:
 
 
 def installed_main(job: str, argv: list[str]) -> int:
-    """`lingact train ...` and the like: as `main`, with the options in ./conf, if there are any, before those of the package."""
+    """`lingact train ...` and the like: as `main`, but options in ./conf, if there are any, take precedence over those of the package."""
     with started_as(INSTALLED):
         return _answer(job, package_options(), Path("conf"), argv)
 
@@ -75,14 +75,14 @@ def run_job(job: str, overrides: Sequence[str], config_dir: Path | str | None = 
     Args:
         job: train, analyze or eval.
         overrides: as on the command line, such as `["lang=ml", "trainer.steps=50"]`.
-        config_dir: a folder of options that are found before those of the package; None: ./conf, if it is there.
+        config_dir: a folder of options that take precedence over those of the package; None: ./conf, if it exists.
 
     Returns:
         The run folder; of a multirun (`hydra.mode=MULTIRUN`) the sweep folder.
 
     Raises:
-        UserError: with a line for each problem.
-        KeyboardInterrupt: the run was interrupted; what was saved stays.
+        UserError: the message has a line for each problem.
+        KeyboardInterrupt: the run was interrupted; everything saved is kept.
     """
     given = list(overrides)
     with started_as(INSTALLED, ["lingact", job, *given]), _long_names_refused():
@@ -99,10 +99,10 @@ def run_job(job: str, overrides: Sequence[str], config_dir: Path | str | None = 
 
 
 def _answer(job: str, conf_dir: Path, beside: Path | None, argv: list[str]) -> int:
-    """Do what a command line asks for and print the problems. Returns the exit code.
+    """Run a command line and print its problems. Returns the exit code.
 
     Args:
-        beside: where the user's options are looked for without `--config-dir`; None: nowhere.
+        beside: folder of the user's options without `--config-dir`; None: there is none.
     """
     parser = _parser(job)
     arguments = parser.parse_intermixed_args(argv)  # flags may stand between overrides
@@ -138,7 +138,7 @@ def _answer(job: str, conf_dir: Path, beside: Path | None, argv: list[str]) -> i
 
 
 def _parser(job: str) -> ArgumentParser:
-    """Hydra's flags, and ours."""
+    """A parser for Hydra's flags and lingact's."""
     parser = ArgumentParser(prog=program(job), add_help=False, allow_abbrev=True)
     parser.add_argument("overrides", nargs="*", help="key=value, or group=option")
     parser.add_argument("--help", "-h", action="store_true", help="show examples, options and values")
@@ -149,14 +149,14 @@ def _parser(job: str) -> ArgumentParser:
     parser.add_argument("--run", "-r", action="store_true", help="run one job")
     parser.add_argument("--multirun", "-m", action="store_true", help="run one job for each combination of values")
     parser.add_argument("--shell-completion", "-sc", action="store_true", help="with install=SHELL, uninstall=SHELL or query=SHELL")
-    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", type=Path, help="a folder of your own options, which are found first")
+    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", type=Path, help="a folder of your own options, which take precedence")
     parser.add_argument(
         "--info",
         "-i",
         nargs="?",
         const="all",
         choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
-        help="show what Hydra does",
+        help="show how Hydra composes the configuration",
     )
     parser.add_argument("--list-saes", action="store_true", help="show the SAEs that sae-lens has for a model")
     for flag in (("--config-path", "-cp"), ("--config-name", "-cn"), ("--experimental-rerun",), ("--package", "-p")):
@@ -165,10 +165,10 @@ def _parser(job: str) -> ArgumentParser:
 
 
 def _show(job: str, parser: ArgumentParser, arguments: Namespace, folders: Sequence[Path]) -> None:
-    """Print what a flag asks for, instead of running.
+    """Print the output of a flag, instead of running.
 
     Args:
-        folders: where options are read from, the first first.
+        folders: the folders of options, in order of precedence.
 
     Raises:
         UserError: an override does not compose, or does not resolve.
@@ -196,7 +196,7 @@ def _show(job: str, parser: ArgumentParser, arguments: Namespace, folders: Seque
 
 
 def _help(job: str, composed: DictConfig, *, resolve: bool) -> str:
-    """The template of the configuration (`hydra.help`), filled in as Hydra does it, but without copying what it knows for each group."""
+    """The template in the configuration (`hydra.help`), filled in as by Hydra, which would copy its list of options for each group."""
     HydraConfig.instance().set_config(composed)
     template = string.Template(composed.hydra.help.template.replace(SCRIPT.format(job=job), command(job)))
     values = composed.copy()
@@ -207,13 +207,13 @@ def _help(job: str, composed: DictConfig, *, resolve: bool) -> str:
 
 
 def _complete(job: str, overrides: list[str]) -> None:
-    """Print what a shell needs to complete overrides, or their completion.
+    """Print a shell's script for the completion of overrides, or the completion itself.
 
     Raises:
         UserError: no shell is named, or an unknown one.
     """
     if not any(text.startswith(("install=", "uninstall=", "query=")) for text in overrides):
-        raise UserError("--shell-completion: write it with install=SHELL, uninstall=SHELL or query=SHELL; shells: bash, fish, zsh")
+        raise UserError("--shell-completion: needs install=SHELL, uninstall=SHELL or query=SHELL; shells: bash, fish, zsh")
     if command(job) != SCRIPT.format(job=job):
         raise UserError(f"--shell-completion: works with the scripts of a checkout, such as {job}.py; use it there")
     try:
@@ -224,10 +224,10 @@ def _complete(job: str, overrides: list[str]) -> None:
 
 @contextlib.contextmanager
 def _long_names_refused() -> Iterator[None]:
-    """Make a name that no file system takes the user's mistake.
+    """Turn the error for a name that is too long into a user's mistake.
 
     Raises:
-        UserError: with the name.
+        UserError: the message gives the name.
     """
     try:
         yield
@@ -238,7 +238,7 @@ def _long_names_refused() -> Iterator[None]:
 
 
 def _printable(text: str) -> str:
-    """The text with escapes in place of what would break a line or the terminal: messages quote files."""
+    """The text with escapes in place of characters that would break a line or the terminal, since messages quote files."""
     return "".join(repr(character)[1:-1] if unicodedata.category(character) in _UNPRINTABLE else character for character in text)
 
 
@@ -246,11 +246,11 @@ def _refuse_unprintable(overrides: Sequence[str]) -> None:
     """Refuse arguments that would break a message, a manifest or the terminal. No key needs a line break.
 
     Raises:
-        UserError: with the arguments, escaped.
+        UserError: the message gives the arguments, escaped.
     """
     odd = [text for text in overrides if any(unicodedata.category(character) in _UNPRINTABLE for character in text)]
     if odd:
-        why = "holds a line break, another control character or bytes that are not UTF-8; leave them out, and rename files with such names"
+        why = "contains a line break, another control character or bytes that are not UTF-8; leave them out, and rename files with such names"
         raise UserError("\n".join(f"{text!r}: {why}" for text in odd))
 
 
@@ -265,18 +265,18 @@ def _run(job: str, given: list[str], multirun: bool) -> Path | None:
         multirun: whether `--multirun` was given.
 
     Returns:
-        The run folder, or the sweep folder; None where nothing was to be run, or this is not the first process of the run.
+        The run folder, or the sweep folder; None if there was nothing to run, or this is not the first process of the run.
 
     Raises:
-        UserError: with a line for each problem.
+        UserError: the message has a line for each problem.
     """
     resumed = [text.removeprefix("resume=") for text in given if text.startswith("resume=")]
     overrides = [text for text in given if not text.startswith("resume=")]
     asked, swept = multirun_of(job, overrides)
     multirun = multirun or asked
     if multirun and "RANK" in os.environ:
-        leave = "trainer.devices" if job == "train" else "devices"
-        raise UserError(f"torchrun and srun start every process with the whole sweep; start one job at a time, or let {leave} start the processes")
+        key = "trainer.devices" if job == "train" else "devices"
+        raise UserError(f"torchrun and srun start every process with the whole sweep; start one job at a time, or let {key} start the processes")
     if not first_process():
         _join_run(job, overrides, resumed)
         return None
@@ -289,7 +289,7 @@ def _run(job: str, given: list[str], multirun: bool) -> Path | None:
     if any(config.plan == "only" for config in configs):
         print_plans(configs)
         return None
-    # The folder that was checked is the one that is used, even if the clock has moved on, unless another process has taken the name meanwhile.
+    # Use the folder that was checked, even if the clock has moved on, unless another process has made a folder of that name meanwhile.
     folder, made = (folder, make_folders(folder)) if names_folder(overrides, multirun) else claim(folder)
     return _sweep(job, folder, overrides) if multirun else _single(job, folder, made, overrides)
 
@@ -298,7 +298,7 @@ def _single(job: str, folder: Path, made: list[Path], overrides: list[str]) -> P
     """Run one job in its folder.
 
     Args:
-        made: the folders that were made for it, which go away if the job is refused.
+        made: the folders that were made for it, which are removed if the job is refused.
     """
     returned = composer().run(config_name=job, task_function=task, overrides=[*overrides, f"hydra.run.dir={_quoted(folder)}"]).return_value
     if isinstance(returned, UserError):
@@ -313,7 +313,7 @@ def _sweep(job: str, folder: Path, overrides: list[str]) -> Path:
     Raises:
         UserError: the folder belongs to something else, or jobs were refused.
     """
-    with taken(folder):
+    with folder_lock(folder):
         if problem := sweep_folder_problem(job, folder):
             raise UserError(problem)
         try:
@@ -337,8 +337,8 @@ def _quoted(folder: Path) -> str:
 def _join_run(job: str, overrides: list[str], resumed: list[str]) -> None:
     """Take part in a run on rank > 0, silently. The first process checks, makes the folder, writes and prints.
 
-    Lightning starts such a process from within the first one's run, with the first one's command. The command does not say, for instance, which job
-    of a sweep this is, so the environment names the run folder. torchrun and srun start all processes at once; there the command names the folder.
+    Lightning starts such a process during the run of the first one, with the same command. The command does not say, for instance, which job of a
+    sweep this is, so the environment names the run folder. torchrun and srun start all processes at once; then the command names the folder.
     """
     folder = os.environ.get(RUN_FOLDER) or (resumed[0].strip("'\"") if resumed else None)
     with silenced():

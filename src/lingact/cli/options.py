@@ -1,4 +1,4 @@
-"""Where the options of jobs (`model=...`, `loss=...`) are read from."""
+"""The folders from which the options of jobs (`model=...`, `loss=...`) are read."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,21 +7,21 @@ from lingact.errors import UserError
 
 
 def package_options() -> Path:
-    """The package's own: `lingact/conf` where it was installed, `conf/` at the top of a checkout."""
+    """The package's options: `lingact/conf` if it was installed, `conf/` at the top of a checkout."""
     package = Path(str(files("lingact")))
     installed = package / "conf"
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
 def own_options(given: Path | str | None, beside: Path | None) -> Path | None:
-    """The user's, which are found before the package's; None: there are none.
+    """The user's options, which take precedence over the package's; None: there are none.
 
     Args:
         given: a folder that the user names.
-        beside: used where none is named, if it exists.
+        beside: the folder to use if none is named and this one exists.
 
     Raises:
-        UserError: the folder that is named does not exist.
+        UserError: the named folder does not exist.
     """
     if given is not None:
         if not Path(given).is_dir():

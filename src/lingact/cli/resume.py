@@ -1,4 +1,4 @@
-"""`resume=FOLDER`: go on with an interrupted run."""
+"""`resume=FOLDER`: continue an interrupted run."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from lingact.runtime.tracking import read_manifest
 
 
 def resume(job: str, folder: Path, overrides: list[str]) -> Path | None:
-    """Go on in a run folder with its own configuration.
+    """Continue a run in its folder, with its own configuration.
 
     Returns:
-        The folder; None where only the plan was printed.
+        The folder; None if only the plan was printed.
 
     Raises:
         UserError: it is not a run folder, or the overrides contradict its configuration.
@@ -31,7 +31,7 @@ def resume(job: str, folder: Path, overrides: list[str]) -> Path | None:
     made_by = read_manifest(folder)["job"] if (folder / "manifest.json").is_file() else job
     if made_by != job:
         raise UserError(f"resume: '{folder}' was made by {program(made_by)}; write {command(made_by)} resume={folder}")
-    # The saved configuration has no plan, which says how to begin and is not part of a run.
+    # The saved configuration has no key `plan`, which is not part of a run.
     plan = try_compose(job, overrides)[0].get("plan", "check")
     try:
         config: JobConfig = validate(SCHEMAS[job], saved | {"plan": plan})
@@ -54,15 +54,15 @@ def resume(job: str, folder: Path, overrides: list[str]) -> Path | None:
 
 
 def _apply_overrides(job: str, saved: dict[str, Any], overrides: list[str]) -> tuple[list[str], JobConfig | None]:
-    """The problems with overrides of a run that goes on, and the configuration with which it goes on; None where that is not valid.
+    """The problems with overrides of a resumed run, and the configuration with which it continues; None if that is not valid.
 
-    A run may go on with other values of what belongs to the machine, such as the device, and of nothing else.
+    A run may continue with other values of keys that belong to the machine, such as the device, but not of others.
     """
     composed, refused = try_compose(job, overrides)
     if refused:
         return list(refused.values()), None
     parsed, _ = parse_overrides(overrides)
-    of_hydra = [f"{override.input_line}: does not go with resume" for override in parsed if override.key_or_group.startswith("hydra")]
+    of_hydra = [f"{override.input_line}: cannot be combined with resume" for override in parsed if override.key_or_group.startswith("hydra")]
     untouched = compose(job, [])
     changed = OmegaConf.create(saved)
     for override in parsed:

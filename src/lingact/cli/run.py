@@ -1,4 +1,4 @@
-"""Run a workflow in its folder, which no other process uses meanwhile."""
+"""Run a workflow in its folder, which is locked meanwhile."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ from lingact.cli.run_folders import START_FILES, is_complete, names_in, run_fold
 from lingact.config.jobs import JobConfig, TrainConfig
 from lingact.errors import UserError, out_of_memory
 from lingact.files.atomic import full_disk
-from lingact.files.folders import TEMPORARY, TOKEN, remove_empty, still_taken, taken
+from lingact.files.folders import TEMPORARY, TOKEN, folder_lock, remove_empty, still_locked
 from lingact.files.records import read_json_object
 from lingact.runtime.environment import RUN_FOLDER, STARTED_BY_US, adopted, check_environment, first_process
 from lingact.runtime.interrupts import interruptible
@@ -32,7 +32,7 @@ _WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.
 
 
 def adopt_environment() -> None:
-    """Check what a launcher has set in the environment, and add torchrun's names for it.
+    """Check the environment variables of a launcher, and add torchrun's names for them.
 
     Raises:
         UserError: its variables contradict each other.
@@ -43,16 +43,17 @@ def adopt_environment() -> None:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Drop what is printed meanwhile."""
+    """While open, discard everything that is printed."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
 
 def task(composed: DictConfig) -> float | UserError | None:
-    """What Hydra runs for each job.
+    """The function that Hydra runs for each job.
 
     Returns:
-        What sweepers optimise, or a UserError. Raised, it would make Hydra print a traceback and leave a sweep's records incomplete.
+        The number that sweepers optimise, or a UserError. If this were raised, Hydra would print a traceback, and a sweep's records would be
+        incomplete.
     """
     start = HydraConfig.get()
     job, folder = str(start.job.config_name), Path(start.runtime.output_dir)
@@ -73,17 +74,17 @@ def task(composed: DictConfig) -> float | UserError | None:
 
 
 def run_locked(job: str, config: JobConfig, folder: Path, key: str) -> float | None:
-    """Run the workflow in its folder while no other process does. A run that is refused before it has results leaves no files.
+    """Run the workflow in its folder, with the folder locked. A run that is refused before it has results leaves no files.
 
     Args:
-        key: names the folder in messages.
+        key: the key that messages name with the folder.
 
     Raises:
-        UserError: another process works there, or the folder holds something else.
+        UserError: another process works there, or the folder has other contents.
     """
     if not first_process():
         return run_or_skip(job, config, folder)
-    with contextlib.nullcontext() if is_complete(folder) else taken(folder):
+    with contextlib.nullcontext() if is_complete(folder) else folder_lock(folder):
         # Another process may have used the folder since the command was checked.
         if problems := run_folder_problems(job, folder, config, key):
             raise UserError("\n".join(problems))
@@ -91,7 +92,7 @@ def run_locked(job: str, config: JobConfig, folder: Path, key: str) -> float | N
         try:
             return run_or_skip(job, config, folder)
         except UserError as error:
-            if untouched and still_taken(folder) and not isinstance(error, _NoSpaceError) and names_in(folder) <= START_FILES:
+            if untouched and still_locked(folder) and not isinstance(error, _NoSpaceError) and names_in(folder) <= START_FILES:
                 for name in START_FILES - {"wandb"}:
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / "wandb", ignore_errors=True)
@@ -99,11 +100,11 @@ def run_locked(job: str, config: JobConfig, folder: Path, key: str) -> float | N
 
 
 def run_or_skip(job: str, config: JobConfig, folder: Path) -> float | None:
-    """Run the workflow in its folder; a complete run is left as it is. Returns what sweepers optimise.
+    """Run the workflow in its folder; a complete run is left as it is. Returns the number that sweepers optimise.
 
     Raises:
         UserError: a mistake that only the workflow could find.
-        KeyboardInterrupt: after a message on how to go on.
+        KeyboardInterrupt: after a message that says how to continue.
     """
     if is_complete(folder):
         print(f"'{folder}' is complete; nothing to do.")
@@ -113,19 +114,19 @@ def run_or_skip(job: str, config: JobConfig, folder: Path) -> float | None:
         with interruptible(), _environment_for_children(folder):
             return _run_workflow(job, config, folder)
     except KeyboardInterrupt as interrupt:
-        said = "Interrupted before anything was kept; give the same command again."
+        message = "Interrupted before anything was kept; give the same command again."
         if (folder / "config.yaml").is_file():
-            said = f"{_interruption_message(job, config, folder, str(interrupt))} To go on: {command(job)} resume={folder}"
+            message = f"{_interruption_message(job, config, folder, str(interrupt))} To go on: {command(job)} resume={folder}"
         with contextlib.suppress(OSError):  # the terminal may be closed
-            print(f"\n{said}", file=sys.stderr)
+            print(f"\n{message}", file=sys.stderr)
         raise
 
 
 def _interruption_message(job: str, config: JobConfig, folder: Path, kept: str) -> str:
-    """How far an interrupted run has come, and what of it is kept.
+    """How far an interrupted run has got, and what is kept of it.
 
     Args:
-        kept: as the interrupted code reports it; empty: the run folder is looked at instead.
+        kept: what the interrupted code reports as kept; empty: the run folder is examined instead.
     """
     from lingact.files import states
 
@@ -147,7 +148,7 @@ def _interruption_message(job: str, config: JobConfig, folder: Path, kept: str) 
 
 
 def print_plans(configs: Sequence[JobConfig]) -> None:
-    """Print what each job would take; equal plans are printed once."""
+    """Print the plan of each job; equal plans are printed once."""
     from lingact.planning.plan import make_plan
     from lingact.planning.report import print_plan
 
@@ -160,7 +161,7 @@ def print_plans(configs: Sequence[JobConfig]) -> None:
 
 
 class _NoSpaceError(UserError):
-    """The disk is full. The run folder is kept, since the run can go on in it."""
+    """The disk is full. The run folder is kept, since the run can be resumed."""
 
 
 def _run_workflow(job: str, config: JobConfig, folder: Path) -> float | None:
@@ -179,7 +180,7 @@ def _run_workflow(job: str, config: JobConfig, folder: Path) -> float | None:
         devices = asked.devices
         if devices * asked.nodes > 1 and not repeatable():
             given = f"{section}devices={devices}, {section}nodes={asked.nodes}"
-            raise UserError(f"{given}: several processes are started from the command line only; write {command(job)} there, or leave these out")
+            raise UserError(f"{given}: several processes can be started from the command line only; write {command(job)} there, or leave these out")
     workflow = importlib.import_module(_WORKFLOWS[job])
     from safetensors import SafetensorError
 
@@ -202,9 +203,9 @@ def _run_workflow(job: str, config: JobConfig, folder: Path) -> float | None:
 
 @contextlib.contextmanager
 def _environment_for_children(folder: Path) -> Iterator[None]:
-    """Name the run folder to the processes that Lightning starts for this run.
+    """Set environment variables that tell the processes that Lightning starts for this run its folder.
 
-    Afterwards what Lightning has set for them is removed, or the next run in this process would start none.
+    Afterwards Lightning's own variables for them are removed, because otherwise the next run in this process would start none.
     """
     before = {name: os.environ[name] for name in STARTED_BY_US if name in os.environ}
     os.environ |= {RUN_FOLDER: str(folder.absolute()), TEMPORARY: TOKEN}

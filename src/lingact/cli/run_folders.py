@@ -1,4 +1,4 @@
-"""Checks of a folder that a run or a sweep is to use: it must be empty, or hold an earlier part of the same run or sweep."""
+"""Checks of the folder of a run or a sweep: it must be empty, or contain an earlier part of the same run or sweep."""
 
 import contextlib
 import re
@@ -16,13 +16,13 @@ from lingact.runtime.program import command, program
 from lingact.runtime.tracking import RUN_FILES, STATUSES, differences, read_manifest
 
 START_FILES = {"config.yaml", "manifest.json", "wandb"}
-"""What a run writes before it has results."""
+"""Files that a run writes before it has results."""
 _CALLBACK = re.compile(r"\blingact\.(cli\.)?sweep\.JobRecords\b")
-"""In multirun.yaml; the first version had no cli."""
+"""The callback's name in multirun.yaml; the first version had no package `cli`."""
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the run in this folder; None where there is no config.yaml.
+    """The configuration of the run in this folder; None if there is no config.yaml.
 
     Raises:
         UserError: it is damaged.
@@ -39,7 +39,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def job_of_run(folder: Path) -> str | None:
-    """The job that made this run folder; None where it is not a run folder, or has no readable manifest."""
+    """The job that made this run folder; None if it is not a run folder, or has no readable manifest."""
     try:
         manifest = read_manifest(folder)
     except UserError:
@@ -48,32 +48,32 @@ def job_of_run(folder: Path) -> str | None:
 
 
 def run_folder_problems(job: str, folder: Path, config: JobConfig | None, key: str) -> list[str]:
-    """The problem with a run folder that is neither empty nor holds an earlier part of this run. Other files beside such a part do no harm.
+    """The problem with a run folder that is neither empty nor contains an earlier part of this run. Other files next to such a part do no harm.
 
     Args:
-        config: of the run; None, where it has other problems: configurations are not compared.
-        key: names the folder in messages.
+        config: configuration of the run; None if it has problems, so that it is not compared.
+        key: the key that messages name with the folder.
     """
     names, made_by = names_in(folder), job_of_run(folder)
     advice = "name a new or an empty folder"
     if not names:
         return []
-    # A copied config.yaml may lie beside a report of the user's. So without a manifest a run goes on only if resume= says that this is a run.
+    # A user may have copied a config.yaml next to other files. So without a manifest, a run continues only if resume= says that this is a run.
     ours = _only_ours(folder, names)
     if made_by is None and not (ours if key == "resume" else ours and names <= START_FILES):
         what = "a sweep" if _job_of_sweep(folder) else f"other things ({listed(names)})"
         if ours:
-            advice += f"; or go on with the run that they belong to: {command(job)} resume={folder}"
-        return [f"{key}: '{folder}' holds {what}, and a run needs a folder of its own; {advice}"]
+            advice += f"; or continue the run that they belong to: {command(job)} resume={folder}"
+        return [f"{key}: '{folder}' contains {what}, but a run needs its own folder; {advice}"]
     if made_by is not None and made_by != job:
-        return [f"{key}: '{folder}' holds a run of {program(made_by)}; {advice}"]
+        return [f"{key}: '{folder}' contains a run of {program(made_by)}; {advice}"]
     if made_by is None and "manifest.json" in names:
         read_manifest(folder)  # raises
     saved = saved_config(folder)
     if saved is None:
-        return [f"{key}: '{folder}' holds a run without its config.yaml; put it back, or {advice}"]
+        return [f"{key}: '{folder}' contains a run without its config.yaml; put it back, or {advice}"]
     different = [] if config is None else contradictions(saved, config)
-    return [f"{key}: '{folder}' holds a run with another configuration ({'; '.join(different)}); name another folder"] if different else []
+    return [f"{key}: '{folder}' contains a run with another configuration ({'; '.join(different)}); name another folder"] if different else []
 
 
 def _only_ours(folder: Path, names: set[str]) -> bool:
@@ -86,7 +86,7 @@ def _only_ours(folder: Path, names: set[str]) -> bool:
 
 
 def _job_of_sweep(folder: Path) -> str | None:
-    """The job that made this sweep folder; None where it is not a sweep folder."""
+    """The job that made this sweep folder; None if it is not a sweep folder."""
     try:
         start = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]
         return str(start["job"]["config_name"]) if _CALLBACK.search(str(start["callbacks"])) else None
@@ -95,7 +95,7 @@ def _job_of_sweep(folder: Path) -> str | None:
 
 
 def sweep_folder_problem(job: str, folder: Path) -> str | None:
-    """The problem with a sweep folder that is neither empty nor holds an earlier sweep of this job; None where there is none."""
+    """The problem with a sweep folder that is neither empty nor contains an earlier sweep of this job; None if there is none."""
     names, made_by = names_in(folder), _job_of_sweep(folder)
     if not names or made_by == job:
         return None
@@ -106,14 +106,14 @@ def sweep_folder_problem(job: str, folder: Path) -> str | None:
         if (run := job_of_run(folder))
         else f"other things ({listed(names)})"
     )
-    return f"hydra.sweep.dir: '{folder}' holds {what}, and a sweep needs a folder of its own; name a new or an empty folder"
+    return f"hydra.sweep.dir: '{folder}' contains {what}, but a sweep needs its own folder; name a new or an empty folder"
 
 
 def contradictions(saved: dict[str, Any], here: JobConfig) -> list[str]:
-    """The differences between two configurations that cannot belong to one run. Values that belong to the machine may differ.
+    """The differences between two configurations because of which they cannot belong to one run. Keys that belong to the machine may differ.
 
     Args:
-        saved: of the run; keys that later versions added are taken at their defaults.
+        saved: configuration of the run; keys that later versions added get their defaults.
     """
     with contextlib.suppress(UserError):  # the file of another version is compared as it is
         saved = validate(type(here), saved).model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""`--list-saes`: the SAEs that sae-lens has for a model."""
+"""`--list-saes`: print the SAEs that sae-lens has for a model."""
 
 from importlib.metadata import version
 
@@ -27,9 +27,9 @@ def list_saes(job: str, overrides: list[str]) -> None:
     if not isinstance(name, str):
         raise UserError("model.name: names no model; choose an option of conf/model/, or write model.name=NAME")
     rows, elsewhere = sae_rows(name)
-    others = f" SAEs at other places than the outputs of blocks, which are not measured: {elsewhere}." if elsewhere else ""
+    others = f" SAEs at places other than the outputs of blocks, which cannot be measured: {elsewhere}." if elsewhere else ""
     if not rows:
-        raise UserError(f"sae-lens {version('sae-lens')} has no SAEs for '{name}' that fit.{others} For your own write sae.measuring.release=FOLDER")
+        raise UserError(f"sae-lens {version('sae-lens')} has no suitable SAEs for '{name}'.{others} For your own write sae.measuring.release=FOLDER")
     for release in dict.fromkeys(row["release"] for row in rows):
         show([{key: value for key, value in row.items() if key != "release"} for row in rows if row["release"] == release], title=release)
     several = " * stands for a number that differs between layers or can be chosen; then name an id for each layer: "

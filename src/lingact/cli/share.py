@@ -1,6 +1,6 @@
-"""Share an adapter on the Hugging Face hub: its files, how it was trained, and a card with what was measured and what was not.
+"""Share an adapter on the Hugging Face hub: its files, its training configuration, and a card that says what was measured and what was not.
 
-`lingact share RUN owner/name` writes the files into `RUN/hub/`, where they can be read first (`--dry-run`), and sends them in one commit.
+`lingact share RUN owner/name` writes the files into `RUN/hub/`, where they can be read first (`--dry-run`), and pushes them in one commit.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lingact.config.jobs import SCHEMAS
 from lingact.config.validation import validate
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
-from lingact.files.folders import put_in_place, taken, temporary_beside
+from lingact.files.folders import folder_lock, put_in_place, temporary_beside
 from lingact.files.records import read_json_object, read_run_config
 from lingact.hub.huggingface import ON_THE_HUB, why_offline
 from lingact.models.adapter_sources import IDENTITY, PRIVATE, SETTINGS, WEIGHTS
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 _SENT = (WEIGHTS, SETTINGS, IDENTITY, "manifest.json", "config.yaml", "README.md")
-"""What is pushed, and nothing else that may lie beside it."""
+"""The files that are pushed. Other files in the folder are not."""
 _OF_ANY_PAGE = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
 """Files that a repository may have before something is pushed to it."""
 _MANIFEST = ("job", "status", "started", "seed", "git", "versions", "hardware", "identity", "wall_seconds", "peak_memory_bytes")
-"""What is published of a run. Its command is not, since that names places on this machine."""
+"""The parts of a run's manifest that are published. Its command is not, since that contains paths on this machine."""
 
 
 def main(arguments: list[str]) -> int:
@@ -44,18 +44,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lingact share",
         description="Push the adapter of a finished training run to the Hugging Face hub, with a model card.",
-        epilog="A token with write permission is taken from `hf auth login`. Others load the adapter by its name: lingact eval adapter=owner/name",
+        epilog="It needs a token with write permission, from `hf auth login`. Others load the adapter by its name: lingact eval adapter=owner/name",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of lingact train; what is sent is in its folder hub/ afterwards")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of lingact train; the pushed files are in its folder hub/ afterwards")
     parser.add_argument("name", metavar="owner/name", help="the adapter's name on the hub")
     parser.add_argument("--eval", type=Path, metavar="RUN", help="run folder of lingact eval whose results for this adapter go into the card")
     parser.add_argument(
-        "--license", metavar="ID", help="licence of the base model as the hub calls it (gemma, apache-2.0, ...), where it is not known"
+        "--license", metavar="ID", help="the hub's name of the base model's licence (gemma, apache-2.0, ...), if lingact does not know it"
     )
-    parser.add_argument("--base-model", metavar="owner/name", help="the base model on the hub, where the run read it from a folder")
-    parser.add_argument("--private", action="store_true", help="make the repository for you alone")
-    parser.add_argument("--replace", action="store_true", help="push although the repository holds something else")
-    parser.add_argument("--dry-run", action="store_true", help="write everything into RUN/hub/ and send nothing")
+    parser.add_argument("--base-model", metavar="owner/name", help="the base model on the hub, if the run read it from a folder")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--replace", action="store_true", help="push even if the repository contains something else")
+    parser.add_argument("--dry-run", action="store_true", help="write everything into RUN/hub/ and push nothing")
     given = parser.parse_args(arguments)
     try:
         folder, aside = write_package(given.run, given.name, evaluation=given.eval, licence=given.license, base_model=given.base_model)
@@ -70,21 +70,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-# --- what is sent --------------------------------------------------------------------------------------------------------------------------------
+# --- what is pushed ------------------------------------------------------------------------------------------------------------------------------
 
 
 def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str | None, base_model: str | None) -> tuple[Path, Path | None]:
-    """Write all that is to be sent into the run's folder `hub/`. What is there already, and differs, is moved aside: it may have been edited.
+    """Write everything to be pushed into the run's folder `hub/`. If that exists with other contents, which may be a user's, it is moved aside.
 
     Args:
         run: run folder of train.py.
-        name: hub id that the adapter is to have.
-        exam: run folder of eval.py; None: the card says that no benchmark was run.
-        licence: None: that of the base model, where it is known.
-        base_model: its hub id; None: the name that the run knew it by.
+        name: hub id for the adapter.
+        evaluation: run folder of eval.py; None: the card says that no benchmark was run.
+        licence: the hub's name of the licence; None: that of the base model, if it is known.
+        base_model: hub id of the base model; None: the model name in the run's configuration.
 
     Returns:
-        The folder, and where what was in it before is now.
+        The folder, and the new path of the folder that was moved aside.
 
     Raises:
         UserError: the run is not complete, or something that the card has to say is not known.
@@ -92,14 +92,14 @@ def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str
     _refuse_no_name(name)
     (trained, manifest), adapter = _finished(run, "train"), run / "adapter"
     if not (adapter / WEIGHTS).is_file():
-        raise UserError(f"'{run}' has no adapter (any more); name the folder of a finished training run")
+        raise UserError(f"'{run}' has no adapter, or it was removed; name the folder of a finished training run")
     evaluated = _finished(evaluation, "eval")[0].model_dump(mode="json") if evaluation is not None else None
     config = trained.model_dump(mode="json", exclude=PRIVATE)
     base = _base_model(config["model"]["name"], base_model)
     terms = _licence(base, licence)
 
     from lingact.files.run_tables import read_tables
-    from lingact.report.model_card import model_card, read_benchmark_results  # takes pandas along
+    from lingact.report.model_card import model_card, read_benchmark_results  # imports pandas
     from lingact.report.training import loss_text
 
     known = manifest["identity"] | {"model": manifest["identity"]["model"] | {"name": base}}
@@ -110,7 +110,7 @@ def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str
     card = model_card(name, terms, config, manifest, caution, read_tables(run), asked)
 
     folder = run / "hub"
-    with taken(run):
+    with folder_lock(run):
         unfinished = temporary_beside(folder)
         unfinished.mkdir()
         try:
@@ -136,7 +136,7 @@ def _refuse_no_name(name: str) -> None:
     except HFValidationError as error:
         problem = str(error).splitlines()[0].rstrip(".")
     if problem:
-        raise UserError(f"'{name}' is no name on the hub ({problem}); write owner/name, as in jane/gemma-2-2b-malayalam")
+        raise UserError(f"'{name}' is not a valid name on the hub ({problem}); write owner/name, as in jane/gemma-2-2b-malayalam")
 
 
 def _finished(run: Path, job: str) -> tuple[Any, dict[str, Any]]:
@@ -160,43 +160,41 @@ def _finished(run: Path, job: str) -> tuple[Any, dict[str, Any]]:
 def _base_model(name: str, given: str | None) -> str:
     """Hub id of the base model."""
     if given is None and (Path(name).expanduser().exists() or not ON_THE_HUB.fullmatch(name)):
-        raise UserError(f"the base model is the folder '{name}', which nobody else has; name it as it is called on the hub: --base-model owner/name")
+        raise UserError(f"the base model is the folder '{name}', which nobody else has; give its name on the hub: --base-model owner/name")
     if given is not None and not ON_THE_HUB.fullmatch(given):
-        raise UserError(f"--base-model: '{given}' is no name on the hub; write owner/name")
+        raise UserError(f"--base-model: '{given}' is not a valid name on the hub; write owner/name")
     return given or name
 
 
 def _licence(base: str, given: str | None) -> str:
     if given is not None and not re.fullmatch(r"[a-z][a-z0-9.-]*", given):
-        raise UserError(f"--license: '{given}' is no licence as the hub calls them; write for instance gemma, llama3.1, apache-2.0 or mit")
+        raise UserError(f"--license: '{given}' is not a licence name of the hub; write for instance gemma, llama3.1, apache-2.0 or mit")
     found = given or licence_of(base)
     if found is None:
         raise UserError(
-            f"the licence of '{base}' is not known here, and that of its adapter follows from it; look at its page and name it: --license ID"
+            f"the licence of '{base}' is not known here, and that of its adapter depends on it; look it up on its page and write --license ID"
         )
     return found
 
 
 def _adapter_sha256(run: Path) -> str:
-    """By what evaluations know the adapter, from the run's own measurements."""
+    """The hash by which evaluations identify the adapter, from the run's own measurements."""
     index = run / "stats" / "index.json"
     try:
         return json.loads(index.read_text(encoding="utf-8"))["header"]["adapter"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"'{index}' does not tell which adapter was measured, so that --eval cannot be checked; put it back, or leave --eval out"
-        ) from None
+        raise UserError(f"'{index}' does not say which adapter was measured, so --eval cannot be checked; put it back, or leave --eval out") from None
 
 
 def shareable(node: Any, known: Mapping[str, Any], key: str = "") -> Any:
-    """A configuration or identity without places on this machine.
+    """A configuration or identity without paths on this machine.
 
-    Files of the package are named as in `conf/`, `${asset:...}`, and found on other machines. Of others only the last part of their path is left,
-    with words that make it the path of nothing, and the hash by which two of the same name are told apart.
+    Files of the package are named as in `conf/`, `${asset:...}`, so that other machines find them. Of other paths only the last part is kept,
+    followed by words that make it an invalid path, and a hash that distinguishes files of the same name.
 
     Args:
-        known: identity of what stands in the section.
-        key: name of the value; a `path` is local however it is written.
+        known: identity of the contents of the section.
+        key: name of the value; a `path` is always local.
     """
     if isinstance(node, Mapping):
         below = {name: known[name] if isinstance(known.get(name), Mapping) else known for name in node}
@@ -214,26 +212,26 @@ def shareable(node: Any, known: Mapping[str, Any], key: str = "") -> Any:
     return node
 
 
-# --- sending -------------------------------------------------------------------------------------------------------------------------------------
+# --- pushing -------------------------------------------------------------------------------------------------------------------------------------
 
 
 def push(folder: Path, name: str, *, private: bool, replace: bool) -> str:
-    """Send a folder of `write_package` to the hub, whole or not at all. Returns the address of the commit.
+    """Push a folder of `write_package` to the hub in one commit. Returns the address of the commit.
 
     Args:
-        private: make the repository for its owner alone.
-        replace: also where the repository holds something else.
+        private: make the repository private.
+        replace: push even if the repository contains something else.
 
     Raises:
-        UserError: there is no token, no way to the hub, no permission, or something else of that name.
+        UserError: there is no token, no connection to the hub, no permission, or something else of that name.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
     if get_token() is None:
-        raise UserError("there is no token for the hub; make one with write permission on its page of settings and run `hf auth login`")
+        raise UserError("there is no token for the hub; make one with write permission in the hub's settings and run `hf auth login`")
     if offline := why_offline():
-        raise UserError(f"nothing was pushed: {offline}. The folder '{folder}' is ready; give the same command again where there is a way")
+        raise UserError(f"nothing was pushed: {offline}. The folder '{folder}' is ready; give the same command again with a connection")
     hub = HfApi()
     try:
         try:
@@ -243,7 +241,7 @@ def push(folder: Path, name: str, *, private: bool, replace: bool) -> str:
         if there is not None:
             _refuse_others(there, folder, private=private, replace=replace)
         hub.create_repo(name, private=private or None, exist_ok=True)
-        # Not `upload_folder`, which may send several commits: who loads in between would get half of it.
+        # `upload_folder` may push several commits, and somebody who loads in between would get only some of the files.
         files = [CommitOperationAdd(path.name, path) for path in sorted(folder / name for name in _SENT)]
         commit = hub.create_commit(name, files, commit_message="Adapter trained with lingact", parent_commit=there.sha if there else None)
     except (HTTPError, OSError, RuntimeError) as error:
@@ -252,32 +250,32 @@ def push(folder: Path, name: str, *, private: bool, replace: bool) -> str:
 
 
 def _refuse_others(there: "ModelInfo", folder: Path, *, private: bool, replace: bool) -> None:
-    """Refuse to write over what is not this adapter, and to publish what was meant to be private."""
+    """Refuse to overwrite something else, and to publish what was meant to be private."""
     if private and not there.private:
-        raise UserError(f"'{there.id}' is there already, for all to see; make it private on its page, or leave --private out")
+        raise UserError(f"'{there.id}' already exists and is public; make it private on its page, or leave --private out")
     files = {file.rfilename: file for file in there.siblings or ()}
     own = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     held = files[WEIGHTS].lfs if WEIGHTS in files else None
     if not replace and files.keys() - _OF_ANY_PAGE and (held is None or held.sha256 != own):
         raise UserError(
-            f"'{there.id}' is there already and holds something else ({', '.join(sorted(files.keys() - _OF_ANY_PAGE)[:4])}); choose another name, or "
+            f"'{there.id}' already exists with other contents ({', '.join(sorted(files.keys() - _OF_ANY_PAGE)[:4])}); choose another name, or "
             "write --replace to push this adapter in its place"
         )
 
 
 def _not_taken(name: str, error: Exception) -> UserError:
-    """What to tell the user after the hub's refusal, or after none."""
+    """The error for the user after the hub refused the push, or did not answer."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    refusal = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error  # uploads wrap what went wrong
+    refusal = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error  # uploads wrap the original error
     status = refusal.response.status_code if isinstance(refusal, HfHubHTTPError) else None
     if status == 401:
-        why = "the hub does not know the token; run `hf auth login` with a valid one"
+        why = "the hub does not accept the token; run `hf auth login` with a valid one"
     elif status == 403:
         why = f"the token may not write there; use one with write permission for '{name.partition('/')[0]}', or another owner"
     elif status == 412:
-        why = "somebody else has pushed to it at the same time; look at it and give the same command again"
+        why = "somebody else pushed to it at the same time; look at it and give the same command again"
     else:
-        said = next((line.strip() for line in str(refusal).splitlines() if line.strip()), type(refusal).__name__)
-        why = f"{said.rstrip('.')}. Give the same command again"
+        reason = next((line.strip() for line in str(refusal).splitlines() if line.strip()), type(refusal).__name__)
+        why = f"{reason.rstrip('.')}. Give the same command again"
     return UserError(f"'{name}' was not pushed: {why}")

@@ -15,9 +15,9 @@ from lingact.runtime.environment import first_process
 
 
 class JobRecords(Callback):
-    """A Hydra callback that leaves one small record per finished job in the sweep folder.
+    """A Hydra callback that writes a small record of each finished job into the sweep folder.
 
-    Launchers such as joblib run the jobs in other processes, so the records are files. The command line makes the table of them, because Hydra skips
+    Launchers such as joblib run the jobs in other processes, so the records are files. The command line makes a table from them, because Hydra skips
     `on_multirun_end` when a job fails.
     """
 

@@ -1,1 +1,1 @@
-"""The configuration: its schemas, and what a user is told of mistakes in it."""
+"""The configuration: its schemas, and the messages for mistakes in it."""

@@ -30,7 +30,7 @@ def _known_code(code: object) -> object:
 
 
 def as_list(value: object) -> object:
-    """One value stands for a list of it."""
+    """A single value becomes a list of one."""
     return [value] if isinstance(value, (str, bool)) else value
 
 
@@ -41,16 +41,16 @@ Codes = Annotated[tuple[Code, ...], BeforeValidator(as_list)]
 
 @runtime_checkable
 class FieldsBefore(Protocol):
-    """What a validator of a field is told of the fields before it. pydantic's own type (`ValidationInfo`) cannot be checked at run time."""
+    """The fields that were validated before this one. pydantic's own type (`ValidationInfo`) cannot be checked at run time."""
 
     @property
     def data(self) -> dict[str, Any]:
-        """The valid ones, by name."""
+        """Those that are valid, by name."""
         ...
 
     @property
     def field_name(self) -> str | None:
-        """The field itself."""
+        """The field being validated."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a configuration chooses among the layers, latents and languages that there are."""
+"""Which of the available layers, latents and languages a configuration chooses."""
 
 from collections.abc import Collection, Sequence
 
@@ -26,7 +26,7 @@ def check_ranges(layers: Sequence[int], settings: Statistics) -> None:
     """Refuse a named range without a measured layer.
 
     Raises:
-        UserError: with the measured ones.
+        UserError: the message lists the measured layers.
     """
     for name, chosen in (("early", settings.early), ("deep", settings.deep)):
         if chosen != "third" and not set(chosen) & set(layers):
@@ -37,7 +37,7 @@ def loss_layers(config: TrainConfig, layers: tuple[int, ...]) -> tuple[int, ...]
     """The measured layers that are in the loss.
 
     Raises:
-        UserError: one that is not measured.
+        UserError: a layer that is not measured.
     """
     chosen = config.loss.gap.layers
     if chosen == "all":
@@ -55,7 +55,7 @@ def check_causal(config: AnalyzeConfig, layers: Collection[int], widths: dict[in
         widths: number of latents by layer, where it is known.
 
     Raises:
-        UserError: with those that can be chosen.
+        UserError: the message lists what can be chosen.
     """
     settings = config.measures.causal
     named = {} if isinstance(settings.features, str) else settings.features
@@ -85,7 +85,7 @@ def substitutes(config: TrainConfig) -> dict[str, str]:
         free = [c for c in (*own[after:], *own[:after], *other) if c not in config.lang and c not in found.values()]
         if not free:
             raise UserError(
-                f"loss.control=wrong_language needs as many languages that are no targets as there are targets ({len(config.lang)}), the study has "
+                f"loss.control=wrong_language needs one other language for each target ({len(config.lang)}), but the study has "
                 f"{len(languages.all) - 1 - len(config.lang)}; add some to languages.low or languages.high"
             )
         found[code] = free[0]

@@ -9,7 +9,7 @@ from lingact.config.limits import Count, Place, Share, Text
 
 
 class Splits(ConfigSection):
-    """Shares of the sentences; who is in which split follows from a hash of the sentence id."""
+    """Shares of the sentences. A hash of the sentence id decides which split a sentence is in."""
 
     train: Share
     dev: Share
@@ -25,13 +25,13 @@ class Splits(ConfigSection):
 class FilesCorpus(ConfigSection):
     """Aligned text on this machine: JSONL, CSV, TSV or Parquet with one column per language code, or a folder of line-aligned `<code>.txt`.
 
-    The columns `unit` (sentence ids) and `document` are read where they are there; in a folder, `unit.txt` and `document.txt`.
+    The columns `unit` (sentence ids) and `document` are read if they exist; in a folder, `unit.txt` and `document.txt`.
     """
 
     kind: Literal["files"]
     path: Place
     max_sentences: Annotated[Count, Field(ge=2)] | None
-    """At least 2: fewer have no interval."""
+    """At least 2, because fewer have no interval."""
     splits: Splits
 
 
@@ -43,9 +43,9 @@ class OnTheHub(ConfigSection):
     revision: Text | None
     """Branch, tag or commit; a commit makes the run reproducible."""
     licence: Text
-    """As messages name it, and whether its terms have to be accepted first."""
+    """As messages name it, including whether its terms have to be accepted first."""
     split: Text
-    """Of the data set; it is divided by `splits` into ours."""
+    """A split of the data set on the hub, which `splits` divides further."""
 
 
 class HubCorpus(OnTheHub):
@@ -55,28 +55,28 @@ class HubCorpus(OnTheHub):
     subset: Literal["flores", "ntrex"]
     """How the configurations are named: by the codes of FLORES+ or of NTREX-128."""
     id_column: Text | None
-    """Column that says which sentences belong together; None: they do line by line."""
+    """Column that says which sentences are translations of each other; None: those in the same line are."""
     text_column: Text
     document_column: Text | None = None
     """Column that says which document a sentence comes from, such as its address; None: there is none."""
     documents: Literal["ntrex_128"] | None = None
-    """The package's list of documents and their lengths, for a data set that has documents but no such column; None: none."""
+    """The package's list of documents and their lengths, for a data set that has documents but no such column; None: no list."""
     sentences: Count | None = None
-    """How many the split has, for the plan."""
+    """Number of sentences in the split, used by the plan."""
     max_sentences: Annotated[Count, Field(ge=2)] | None
     splits: Splits
 
     @model_validator(mode="after")
     def _documents_from_one_place(self) -> "HubCorpus":
         if self.document_column is not None and self.documents is not None:
-            raise ValueError(f"documents come from the column '{self.document_column}' or from the list '{self.documents}'; set one of them to null")
+            raise ValueError(f"documents come either from the column '{self.document_column}' or from the list '{self.documents}'; set one to null")
         return self
 
 
 class PairsCorpus(OnTheHub):
-    """Sentences beside their translations, other ones for each pair of languages, one configuration per pair, such as OPUS-100.
+    """Sentence pairs, different ones for each pair of languages, with one configuration per pair, such as OPUS-100.
 
-    No sentence is common to all languages: one language at a time is measured or trained on, against the reference's side of its own pair.
+    No sentence is common to all languages, so one language at a time is measured or trained on, against the reference's side of the same pairs.
     """
 
     kind: Literal["pairs"]
@@ -87,9 +87,9 @@ class PairsCorpus(OnTheHub):
 
 
 def refuse_option_name(value: object) -> object:
-    """Refuse the name of an option where its values are wanted."""
+    """Refuse the name of an option in place of its values."""
     if isinstance(value, str):
-        raise ValueError(f"'{value}' is no section; to choose an option of conf/corpus/ write corpus@train_corpus={value}")
+        raise ValueError(f"'{value}' is not a section; to choose an option of conf/corpus/ write corpus@train_corpus={value}")
     return value
 
 
@@ -97,15 +97,15 @@ CorpusConfig = Annotated[FilesCorpus | HubCorpus | PairsCorpus, Field(discrimina
 
 
 def refuse_many_languages(corpus: object, reference: str, others: tuple[str, ...], one_at_a_time: str) -> None:
-    """Raise where sentences that are common to several languages are wanted of a corpus that has none.
+    """Refuse several languages for a corpus that has no sentences common to them.
 
     Raises:
-        ValueError: there is not one language beside the reference.
+        ValueError: there is not exactly one language besides the reference.
     """
     if isinstance(corpus, PairsCorpus) and len(others) != 1:
         raise ValueError(
-            f"corpus '{corpus.dataset}' pairs each language with '{reference}' in sentences of its own and has none common to all, so it takes one "
-            f"language beside the reference, not {len(others)} ({', '.join(others)}); {one_at_a_time}"
+            f"corpus '{corpus.dataset}' has different sentences for each language that it pairs with '{reference}' and none common to all, so it "
+            f"allows one language besides the reference, not {len(others)} ({', '.join(others)}); {one_at_a_time}"
         )
 
 

@@ -24,9 +24,9 @@ class TrackingConfig(ConfigSection):
     """Up to 128 characters, without any of / \\ # ? % :"""
     entity: str | None
     group: str | None
-    """Defaults to the sweep's folder under multirun. Up to 128 characters."""
+    """In a multirun it defaults to the name of the sweep folder. Up to 128 characters."""
     tags: tuple[str, ...]
-    """Of 1 to 64 characters each."""
+    """Each of 1 to 64 characters."""
 
     @field_validator("project", "entity", "group", "tags")
     @classmethod
@@ -37,12 +37,13 @@ class TrackingConfig(ConfigSection):
         return given
 
 
-def _plan_by_yes_or_no(value: object) -> object:
+def _plan_of_boolean(value: object) -> object:
     return {True: "only", False: "off"}[value] if isinstance(value, bool) else value
 
 
-Plan = Annotated[Literal["check", "only", "off"], BeforeValidator(_plan_by_yes_or_no), Field(exclude=True)]
-"""check: begin with memory and time, and refuse what cannot fit. only (true): nothing else. off (false): run without. No part of what a run is."""
+Plan = Annotated[Literal["check", "only", "off"], BeforeValidator(_plan_of_boolean), Field(exclude=True)]
+"""check: estimate memory and time first, and refuse what cannot fit. only (true): only print the estimate. off (false): run without it. It is not
+part of a run's configuration."""
 
 
 class Seeded(ConfigSection):
@@ -76,7 +77,7 @@ class Job(Seeded):
 
 
 class Processes(ConfigSection):
-    """How the passes over text are shared out. It changes no number, so an interrupted run may go on with another number of processes."""
+    """How processes share the passes over text. The results do not depend on it, so an interrupted run may continue with another number of them."""
 
     devices: Processors
     """Processes on this machine, one for each device."""
@@ -98,12 +99,11 @@ _OF_THE_MACHINE = {
         *("checkpoint_every", "checkpoint_minutes"),
     ),
 }
-"""Section -> keys that say where and in which portions a run is computed. They change its numbers by their rounding at most, and with dropout its
-draws."""
+"""Section -> keys that say where and in which portions a run is computed. They change results by rounding at most, and with dropout by its draws."""
 
 
 def without_machine(plain: dict[str, Any]) -> dict[str, Any]:
-    """A job's plain configuration without what belongs to the machine: an interrupted run may go on with other values of that."""
+    """A job's plain configuration without the keys that belong to the machine, which may differ when an interrupted run continues."""
     kept = {key: value for key, value in plain.items() if key not in _OF_THE_MACHINE[""]}
     for section in kept.keys() & _OF_THE_MACHINE.keys():
         kept[section] = {key: value for key, value in kept[section].items() if key not in _OF_THE_MACHINE[section]}
@@ -111,7 +111,7 @@ def without_machine(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_shard(value: object) -> object:
-    """`2/4` as (1, 4): the place counts from 0 inside."""
+    """`2/4` as (1, 4), since shards are counted from 0 internally."""
     if isinstance(value, str):
         found = re.fullmatch(r"(\d+)/(\d+)", value)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -142,7 +142,7 @@ class AnalyzeConfig(Processes, Job):
     @classmethod
     def _two_at_least(cls, runs: tuple[Path, ...]) -> tuple[Path, ...]:
         if len(runs) == 1 and not (runs[0] / ".jobs").is_dir():
-            raise ValueError("1 given; name two runs: compare=[BEFORE,AFTER], or several runs or a sweep of train.py, whose recipes to compare")
+            raise ValueError("1 given; name two runs, compare=[BEFORE,AFTER], or several training runs or a training sweep to compare their recipes")
         return runs
 
     @field_validator("shard")
@@ -152,7 +152,7 @@ class AnalyzeConfig(Processes, Job):
             raise ValueError(f"there is no shard {shard[0] + 1} of {shard[1]}; write for instance shard=2/4 for the second of four")
         measures = info.data.get("measures")
         if shard != (0, 1) and measures is not None and measures.parts:
-            raise ValueError(f"shards measure without further parts, these were asked for: {', '.join(measures.parts)}; use measures=core")
+            raise ValueError(f"shards cannot measure further parts, but these were requested: {', '.join(measures.parts)}; use measures=core")
         return shard
 
 
@@ -162,15 +162,15 @@ class TrainConfig(Job):
     lang: Codes
     """Target languages."""
     split: Literal["dev", "heldout"]
-    """The sentences on which base and adapter are compared: dev while choices are being made, heldout for the table that is told."""
+    """The sentences on which base and adapter are compared: dev while choices are being made, heldout for final results."""
     loss: LossConfig
     peft: PeftConfig
     optim: OptimConfig
     trainer: TrainerConfig
     train_corpus: Annotated[CorpusConfig | None, BeforeValidator(refuse_option_name)] = None
-    """Another corpus to train on: its split train, without the sentences that `corpus` has, too. None: the split train of `corpus`."""
+    """Another corpus to train on: its split train, without the sentences that are also in `corpus`. None: the split train of `corpus`."""
     cache: Place | None
-    """Folder of what the base model gives on the training sentences; runs share it. None: compute it for each."""
+    """Folder for the base model's outputs on the training sentences, shared by runs. None: each run computes them."""
 
     @field_validator("trainer")
     @classmethod
@@ -189,7 +189,7 @@ class TrainConfig(Job):
             raise ValueError(f"corpus '{corpus.dataset}' has no other language's text of the same sentences, which loss.control=wrong_language needs")
         return corpus
 
-    # On the field, not on the model: a model's validator is silent while any other field is wrong, and all problems are to be reported at once.
+    # A validator of the field, not of the model: pydantic skips those of the model if any field is wrong, and all problems are reported at once.
     @field_validator("lang")
     @classmethod
     def _targets_make_sense(cls, lang: tuple[str, ...], info: FieldsBefore) -> tuple[str, ...]:
@@ -207,13 +207,13 @@ class TrainConfig(Job):
         others = [code for code in lang if code not in languages.all]
         if others:
             raise ValueError(
-                f"{', '.join(others)} not among the languages under study ({', '.join(languages.all)}); add to languages.low or languages.high"
+                f"{', '.join(others)} not among the languages under study ({', '.join(languages.all)}); add them to languages.low or languages.high"
             )
         return lang
 
 
 def _as_names(value: object) -> object:
-    """One string, a list, or nothing."""
+    """A list from one string, a list, or nothing."""
     return () if value is None else [value] if isinstance(value, str) else value
 
 
@@ -230,16 +230,16 @@ class EvalConfig(Processes, Seeded):
     corpus: CorpusConfig
     """Aligned text, for bits per byte."""
     text_split: Literal["train", "dev", "heldout", "all"] | None
-    """Which of its sentences; None: leave bits per byte out."""
+    """Which of its sentences are used; None: bits per byte are not computed."""
     contamination: ContaminationConfig
     resamples: Resamples
     block: Count | None = None
     """As in `Statistics`, for bits per byte."""
     confidence: Confidence
     power: Power
-    """Of the minimum detectable effect; from 0.5, below 1."""
+    """Power of the minimum detectable effect; at least 0.5 and below 1."""
     cache: Place | None
-    """Folder of what models have answered; runs share it. None: each keeps its own."""
+    """Folder for the models' answers, shared by runs. None: each run keeps its own."""
     tracking: TrackingConfig
 
     _enough_resamples = field_validator("confidence")(enough_resamples)

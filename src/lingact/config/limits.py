@@ -1,7 +1,7 @@
-"""Kinds of values in the configuration, with the bounds that make sense for them.
+"""Types of configuration values, with sensible bounds.
 
-Every number is finite, and a yes or no is no number. Where a bound stands, a value beyond it breaks something or means nothing: float32 keeps seven
-digits, so that of two terms whose weights are further apart than that one would be lost; a size beyond a thousand million fits no memory.
+Every number is finite, and booleans are not numbers. A value outside its bounds would break something or mean nothing. For example, float32 keeps
+seven digits, so of two terms whose weights are further apart than that, one would be lost; and a size above a billion fits into no memory.
 """
 
 import re
@@ -12,17 +12,17 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 LARGEST = 10**9
-"""Of sizes and counts."""
+"""Largest size or count."""
 SMALLEST_FACTOR, LARGEST_FACTOR = 1e-6, 1e6
-"""Of weights and factors."""
+"""Bounds of weights and factors."""
 MOST_LAYERS = 10_000
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-"""Control characters, and halves of surrogate pairs, which stand for bytes of a command line that are no UTF-8."""
+"""Control characters and lone surrogates, which stand for bytes of a command line that are not UTF-8."""
 
 
-def _no_yes_or_no(value: object) -> object:
+def _no_boolean(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is no number")
+        raise ValueError(f"{str(value).lower()} is not a number")
     return value
 
 
@@ -36,65 +36,65 @@ def _zero_or_factor(value: float) -> float:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_yes_or_no), Field(ge=0, le=LARGEST)]
+Whole = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=LARGEST)]
 """0, 1, 2, ..."""
-Count = Annotated[int, BeforeValidator(_no_yes_or_no), Field(gt=0, le=LARGEST)]
+Count = Annotated[int, BeforeValidator(_no_boolean), Field(gt=0, le=LARGEST)]
 """1, 2, 3, ..."""
-Seed = Annotated[int, BeforeValidator(_no_yes_or_no), Field(ge=0, lt=2**32)]
-"""Libraries take no larger ones."""
-Real = Annotated[float, BeforeValidator(_no_yes_or_no), AfterValidator(_plain_zero), Field(allow_inf_nan=False)]
+Seed = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, lt=2**32)]
+"""Libraries accept no larger ones."""
+Real = Annotated[float, BeforeValidator(_no_boolean), AfterValidator(_plain_zero), Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(gt=0, le=1)]
 Factor = Annotated[Real, Field(ge=SMALLEST_FACTOR, le=LARGEST_FACTOR)]
 Weight = Annotated[Real, AfterValidator(_zero_or_factor)]
 """0, or a factor."""
 Dropout = Annotated[Real, Field(ge=0, lt=1)]
 Processors = Annotated[Count, Field(le=MOST_LAYERS)]
-"""Of devices and machines."""
+"""A number of devices or machines."""
 
 # --- statistics ------------------------------------------------------------------------------------------------------------------------------------
 
 Resamples = Annotated[Count, Field(ge=100, le=100_000)]
-"""Fewer than 100 give ends of intervals that are mostly luck; the weights of 100,000 of a thousand sentences take 0.8 GB."""
+"""With fewer than 100, the ends of intervals are mostly luck; with 100,000, the weights of a thousand sentences take 0.8 GB."""
 Confidence = Annotated[Real, Field(ge=0.5, lt=1)]
 Power = Annotated[Real, Field(ge=0.5, lt=1)]
 
 
 def check_resamples(resamples: int, confidence: float) -> None:
-    """Refuse an interval whose ends lie beyond the outermost resamples: its width would follow from their number.
+    """Refuse an interval whose ends lie beyond the outermost resamples, because its width would depend on their number.
 
     Raises:
-        ValueError: with how many it needs.
+        ValueError: the message says how many resamples are needed.
     """
     outside = resamples * (1 - confidence) / 2
     if outside < 1 - 1e-9:
         needed = 2 / (1 - confidence)
         raise ValueError(
-            f"an interval of {confidence:.6g} needs at least {needed:.0f} resamples, one beyond either end, and there are {resamples}; give more "
+            f"an interval of {confidence:.6g} needs at least {needed:.0f} resamples, one beyond each end, but there are {resamples}; give more "
             "resamples or a lower confidence"
         )
 
 
-# --- words -----------------------------------------------------------------------------------------------------------------------------------------
+# --- texts -----------------------------------------------------------------------------------------------------------------------------------------
 
 
 def _written(value: str) -> str:
     if not value.strip():
         raise ValueError("it is blank; give a value, or leave the key as it is")
     if _UNWRITABLE.search(value):
-        raise ValueError(f"{value!r} holds characters that cannot be written")
+        raise ValueError(f"{value!r} contains characters that cannot be written")
     return value
 
 
 def _no_number(value: object) -> object:
     if isinstance(value, (int, float)):
-        # A commit of digits alone, for instance.
-        raise ValueError(f"{str(value).lower()} is read as a number, or as yes or no; if it is a name, quote it inside: \"key='...'\"")
+        # For instance a commit of digits only.
+        raise ValueError(f"{str(value).lower()} is read as a number or a boolean; if it is a name, quote it inside: \"key='...'\"")
     return value
 
 
 def _place(value: object) -> object:
     if isinstance(value, (str, Path)):
-        # An empty path would be the folder that one happens to be in.
+        # An empty path would mean the current folder.
         _written("" if isinstance(value, str) and not value.strip() else str(value))
     return value
 
@@ -113,14 +113,14 @@ def _device(value: str) -> str:
 Device = Annotated[str, AfterValidator(_device)]
 
 
-# --- several ---------------------------------------------------------------------------------------------------------------------------------------
+# --- lists -----------------------------------------------------------------------------------------------------------------------------------------
 
 
 def distinct(values: Collection[object], what: str) -> None:
-    """Refuse none, and what is named twice.
+    """Refuse an empty collection and duplicates.
 
     Raises:
-        ValueError: with the first double.
+        ValueError: the message names the first duplicate.
     """
     if not values:
         raise ValueError(f"no {what} given")
@@ -139,7 +139,7 @@ def _layer_numbers(value: object, word: str) -> object:
     if value == word:
         return value
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(map(_is_layer, value)):
-        raise ValueError(f"{value!r} is neither {word} nor a list of layers' numbers, from 0 upwards, such as [0,5]")
+        raise ValueError(f"{value!r} is neither {word} nor a list of layer numbers, from 0 upwards, such as [0,5]")
     distinct(value, "layer")
     return tuple(value)
 
@@ -158,7 +158,7 @@ def _layers_or_weights(value: object) -> object:
     weights = {int(key) if isinstance(key, str) and key.isdecimal() else key: weight for key, weight in value.items()}
     wrong = [key for key in weights if not _is_layer(key)]
     if wrong or not weights:
-        raise ValueError(f"{wrong[0]!r} is no layer's number" if wrong else "no layer given")
+        raise ValueError(f"{wrong[0]!r} is not a layer number" if wrong else "no layer given")
     for layer, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not SMALLEST_FACTOR <= weight <= LARGEST_FACTOR:
             raise ValueError(f"the weight of layer {layer} is {weight!r}; give a number from {SMALLEST_FACTOR:g} to {LARGEST_FACTOR:g}")
@@ -180,7 +180,7 @@ def _word_or_latents(value: object) -> object:
     for layer, latents in found.items():
         numbers = isinstance(latents, (list, tuple)) and all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in latents)
         if not _is_layer(layer) or not numbers:
-            raise ValueError(f"{layer}: {latents!r} is not a layer's number with a list of latents' numbers, such as {{2: [17,40]}}")
+            raise ValueError(f"{layer}: {latents!r} is not a layer number with a list of latent numbers, such as {{2: [17,40]}}")
         distinct(latents, "latent")
     return found
 

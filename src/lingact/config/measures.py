@@ -1,4 +1,4 @@
-"""What an analysis measures, and how its intervals are made."""
+"""What an analysis measures, and how its intervals are computed."""
 
 from typing import Annotated, Literal
 
@@ -16,16 +16,16 @@ def enough_resamples(confidence: float, info: FieldsBefore) -> float:
 
 
 class Statistics(ConfigSection):
-    """How activations are pooled and how sure we are of them."""
+    """How activations are pooled and intervals computed."""
 
     pooling: Literal["token", "sentence"]
     resamples: Resamples
-    """Paired bootstrap resamples of the documents, or else of the blocks or sentences, 100 to 100,000; at least one has to lie beyond either end of
+    """Resamples of the paired bootstrap over documents, or else over blocks or sentences, 100 to 100,000; at least one has to lie beyond each end of
     an interval."""
     block: Count | None = None
-    """Sentences: where the corpus names no documents, so many neighbouring ones of the source are drawn together; 1 or None: each by itself."""
+    """If the corpus names no documents, so many neighbouring sentences of the source are resampled together; 1 or None: each on its own."""
     confidence: Confidence
-    """From 0.5, below 1."""
+    """At least 0.5 and below 1."""
     early: LayerRange
     """Layers of the range `early`; third: the first third of the measured ones."""
     deep: LayerRange
@@ -43,20 +43,20 @@ class SimilarityConfig(ConfigSection):
     """Representation similarity between languages."""
 
     sentences: Annotated[Count, Field(ge=10)]
-    """At most so many; their mean residuals are kept in memory."""
+    """At most this many are used; their mean residuals are kept in memory."""
 
 
 class FeaturesConfig(ConfigSection):
     """Language-specific latents."""
 
     min_rate: Share
-    """Share of the language's tokens on which a candidate fires at least."""
+    """A candidate fires on at least this share of the language's tokens."""
     per_layer: Count
     """Candidates per language and layer."""
     alpha: Annotated[Share, Field(le=0.5)]
     """False discovery rate among the candidates, at most 0.5."""
     random_tokens: Annotated[Count, Field(ge=100)]
-    """At least 100: fewer tell no rates."""
+    """At least 100, because fewer give no usable rates."""
     cards: Count
     """Features per language whose strongest contexts are shown."""
 
@@ -68,7 +68,7 @@ class SplicedConfig(ConfigSection):
 
 
 class CausalConfig(ConfigSection):
-    """Change features and see what it does to each language's cross-entropy."""
+    """Change features and measure the effect on each language's cross-entropy."""
 
     mode: Literal["scale", "steer"]
     doses: tuple[Annotated[Real, Field(ge=-1000, le=1000)], ...]
@@ -77,9 +77,9 @@ class CausalConfig(ConfigSection):
     per_language: Count
     layers: Layers
     draws: Annotated[Count, Field(le=1000)]
-    """Draws of random latents, which are averaged; at most 1000."""
+    """Draws of random latents, whose effects are averaged; at most 1000."""
     sentences: Annotated[Count, Field(ge=2)]
-    """Of the confirmation half."""
+    """Sentences of the confirmation half."""
 
     @field_validator("doses")
     @classmethod
@@ -92,7 +92,7 @@ class RandomSaeConfig(ConfigSection):
     """SAEs with random directions, a control."""
 
     draws: Annotated[int, Field(ge=1, le=100)]
-    """Sets of directions, one SAE for each layer in each set. Their spread goes into the intervals; a single draw says nothing of it. 1 to 100."""
+    """Sets of directions, 1 to 100, with one SAE per layer in each set. Intervals include the spread between sets, which a single set cannot show."""
 
 
 class MeasuresConfig(ConfigSection):
@@ -107,7 +107,7 @@ class MeasuresConfig(ConfigSection):
     spliced: SplicedConfig
     causal: CausalConfig
     random_sae: RandomSaeConfig = RandomSaeConfig(draws=1)
-    """Runs from before there were several draws have one and do not say so."""
+    """Runs of versions that had only one draw lack this key."""
 
     @field_validator("parts")
     @classmethod

@@ -11,7 +11,7 @@ from lingact.errors import UserError
 
 
 def _auto_or_truth(value: object) -> object:
-    # Before the union, whose branches would each complain.
+    # Checked before the union, because each of its branches would report an error.
     if value != "auto" and not isinstance(value, bool):
         raise ValueError(f"{value!r} is neither auto nor true or false")
     return value
@@ -30,10 +30,10 @@ class ModelConfig(ConfigSection):
     bos: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_truth)] = "auto"
     """Whether texts begin with BOS; auto: as the tokenizer does it."""
     context: Annotated[Count, Field(ge=2)]
-    """Tokens per window, BOS included, from 2. Longer texts are split into windows."""
+    """Tokens per window including BOS, at least 2. Longer texts are split into windows."""
     trust_remote_code: bool = False
     training_shares: dict[Code, Annotated[Real, Field(gt=0, le=1e12)]] | None = None
-    """Share of the training text by language, in any unit, where it is known; None: the share of public web pages stands in."""
+    """Each language's share of the training text, in any unit, if it is known; None: its share of public web pages is used instead."""
 
 
 class SaeSet(ConfigSection):
@@ -45,13 +45,13 @@ class SaeSet(ConfigSection):
     """SAE id, or path in the folder, with `{layer}` for the layer number, `{layer+1}` where SAEs are named by the block that reads them; or an id
     for each layer."""
     width: Count | None = None
-    """Latents of an SAE, for the plan. None: not known before they are loaded."""
+    """Latents per SAE, used by the plan. None: unknown until the SAEs are loaded."""
 
     @field_validator("id")
     @classmethod
     def _has_layer(cls, given: str | dict[int, str]) -> str | dict[int, str]:
         if isinstance(given, str) and not re.search(r"\{layer(\+1)?\}", given):
-            raise ValueError(f"'{given}' has no {{layer}}; write the layer number's place, as in 'layer_{{layer}}/width_16k/canonical'")
+            raise ValueError(f"'{given}' has no {{layer}}; mark the place of the layer number, as in 'layer_{{layer}}/width_16k/canonical'")
         if not given:
             raise ValueError("no id given; write one with {layer}, or one for each layer")
         return given
@@ -60,7 +60,7 @@ class SaeSet(ConfigSection):
         """The id of a layer's SAE.
 
         Raises:
-            UserError: ids are given one by one, and none for this layer.
+            UserError: ids are given for each layer, but not for this one.
         """
         if isinstance(self.id, str):
             return self.id.replace("{layer}", str(layer)).replace("{layer+1}", str(layer + 1))
@@ -70,7 +70,7 @@ class SaeSet(ConfigSection):
 
 
 class SaeConfig(ConfigSection):
-    """The SAEs that measure, and the ones kept aside to check them."""
+    """The SAEs used for measuring, and held-out ones that check the results."""
 
     measuring: SaeSet
     heldout: SaeSet | None

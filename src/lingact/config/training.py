@@ -9,7 +9,7 @@ from lingact.config.limits import Count, Dropout, Factor, Layers, Modules, Proce
 
 
 class GapLoss(ConfigSection):
-    """The gap term on the target languages: what is brought nearer to the reference under the base model, which stays frozen."""
+    """The gap term on the target languages, which moves a quantity towards the reference's value under the frozen base model."""
 
     objective: Literal["activation", "profile", "hinge", "contrastive", "diffmean", "norm"]
     """activation: A(l, L). profile: mean feature profile on parallel sentences. hinge: pre-activations of the reference's latents, upwards only.
@@ -23,21 +23,21 @@ class GapLoss(ConfigSection):
     norm_matched: bool
     """Measure the loss on residuals rescaled to the base model's norm on each token, so that larger norms gain nothing."""
     pooling: Literal["token", "sentence"]
-    """Of the activation: over all tokens, or within each sentence and then over sentences."""
+    """Whether activation is a mean over all tokens, or a mean within each sentence and then over sentences."""
     temperature: Annotated[Real, Field(ge=1e-3, le=100)]
-    """Of the contrastive objective, from 0.001 to 100."""
+    """Temperature of the contrastive objective, from 0.001 to 100."""
     weight: Weight
-    """0, or from 1e-6 to 1e6, as every weight of a term."""
+    """0, or from 1e-6 to 1e6, like every weight of a term."""
     layers: WeightedLayers
     """Measured layers in the loss, or their weights: {2: 1.0, 3: 0.5}."""
     stop_when_closed: bool
     """End training when the gap term's mean over ten steps is below its tolerance, so that nothing overshoots."""
     tolerance: Factor
-    """Of `stop_when_closed`, in the units of the term."""
+    """Tolerance of `stop_when_closed`, in the units of the term."""
 
 
 class RetentionLoss(ConfigSection):
-    """What holds the reference language, base being the same model with the adapter off. Weights; 0 leaves a term out."""
+    """Weights of the terms that preserve the reference language; 0 leaves a term out. `base` is the same model with the adapter off."""
 
     kl: Weight
     """KL(base || adapter) of the next-token distributions, in nats."""
@@ -52,13 +52,13 @@ class RetentionLoss(ConfigSection):
     target_kl: Weight
     """KL(base || adapter) on the targets' text, in nats, so that their language modelling stays."""
     top: Count | None
-    """Likeliest next tokens of the base model that the KL terms keep, from one pass before training; the rest counts as one token. None: all of them,
-    with a second forward pass in every step."""
+    """How many of the base model's most likely next tokens the KL terms keep apart, computed once before training; all others count as one token.
+    None: all tokens are kept apart, with a second forward pass in every step."""
     limit: Factor | None
-    """Keep KL below this many nats by a multiplier that grows while it is above and shrinks while it is below (dual ascent); it starts
-    from the weight `kl`. None: that weight throughout."""
+    """Keep KL below this many nats by a multiplier that grows while KL is above the limit and shrinks while it is below (dual ascent); it starts at
+    the weight `kl`. None: that weight throughout."""
     rate: Factor
-    """Step of the multiplier, per nat and training step."""
+    """Step size of the multiplier, per nat and training step."""
 
 
 class LossConfig(ConfigSection):
@@ -71,8 +71,8 @@ class LossConfig(ConfigSection):
     warm_up: Whole
     """Steps over which the gap term's weight rises from 0."""
     control: Literal["none", "random_features", "shuffled_pairs", "wrong_language"]
-    """random_features: SAEs with random directions in the gap term. shuffled_pairs: target sentences beside other sentences of the reference.
-    wrong_language: text of another language in the targets' place."""
+    """random_features: SAEs with random directions in the gap term. shuffled_pairs: target sentences paired with unrelated sentences of the
+    reference. wrong_language: text of another language in place of the targets'."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> "LossConfig":
@@ -83,14 +83,14 @@ class LossConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _does_what_it_says(self) -> "LossConfig":
-        """Options that would change nothing, or leave nothing to train."""
+        """Refuse options that would change nothing, or leave nothing to train."""
         gap = self.gap
         if gap.stop_when_closed and gap.weight == 0:
             raise ValueError("gap.stop_when_closed needs a gap term, but gap.weight is 0")
         if self.control == "random_features" and self.retention.fit > 0:
-            raise ValueError("retention.fit would hold the fit of SAEs with random directions; with control=random_features set it to 0")
+            raise ValueError("retention.fit would preserve the fit of SAEs with random directions; with control=random_features set it to 0")
         if gap.norm_matched and gap.objective == "norm":
-            raise ValueError("gap.norm_matched takes away the very norms that gap.objective=norm would train; use one of them")
+            raise ValueError("gap.norm_matched removes the norms that gap.objective=norm would train; use one of them")
         for what, chosen, objectives in (
             ("gap.stop_when_closed", gap.stop_when_closed, ("activation", "profile", "norm")),
             ("control=shuffled_pairs", self.control == "shuffled_pairs", ("profile", "contrastive")),
@@ -103,14 +103,14 @@ class LossConfig(ConfigSection):
 
 
 MOVE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations of LoRA (peft) that take the adapter's first weights out of the base weights, or requantise these."""
+"""Initialisations of LoRA (peft) that move part of the base weights into the adapter, or requantise them."""
 
 
 class Adapter(ConfigSection):
-    """Where an adapter sits, of whatever kind. None of the kinds touches the base weights, so that the adapter switched off is the base model."""
+    """Where an adapter of any kind is placed. No kind changes the base weights, so a model with its adapter off is the base model."""
 
     targets: Modules
-    """Linear modules of a block, such as q_proj; all: every one, whatever the architecture calls them."""
+    """Linear modules of a block, such as q_proj; all: every one, whatever its name."""
     layers: Layers
     """Blocks with an adapter, each once."""
 
@@ -134,8 +134,8 @@ class LoraAdapter(Adapter):
     def _leaves_the_base_alone(cls, init: object) -> object:
         if str(init).partition("_niter_")[0] in MOVE_THE_BASE:
             raise ValueError(
-                f"'{init}' changes the base weights when it moves part of them into the adapter, so that the adapter switched off would no longer be "
-                "the base model that retention and every comparison rest on; use default or gaussian"
+                f"'{init}' changes the base weights, because it moves part of them into the adapter. With the adapter off the model would not be the "
+                "base model any more, which retention and every comparison need; use default or gaussian"
             )
         return init
 
@@ -147,7 +147,7 @@ class VeraAdapter(Adapter):
     r: Annotated[Count, Field(le=100_000)]
     dropout: Dropout
     d_initial: Annotated[Factor, Field(le=1000)]
-    """First value of d; b starts at zero."""
+    """Initial value of d; b starts at zero."""
 
 
 class Ia3Adapter(Adapter):
@@ -155,13 +155,13 @@ class Ia3Adapter(Adapter):
 
     kind: Literal["ia3"]
     feedforward: tuple[Text, ...]
-    """Those of the targets whose inputs are scaled, not their outputs."""
+    """Targets whose inputs are scaled instead of their outputs."""
 
     @model_validator(mode="after")
     def _of_the_targets(self) -> "Ia3Adapter":
         others = [name for name in self.feedforward if self.targets != "all" and name not in self.targets]
         if others:
-            raise ValueError(f"feedforward names {', '.join(others)}, which targets ({', '.join(self.targets)}) does not have; add it there")
+            raise ValueError(f"feedforward names {', '.join(others)}, which is not in targets ({', '.join(self.targets)}); add it there")
         return self
 
 
@@ -199,9 +199,9 @@ class OptimConfig(ConfigSection):
     lr: Annotated[Real, Field(ge=1e-10, le=1)]
     """Highest learning rate, from 1e-10 to 1."""
     weight_decay: Annotated[Real, Field(ge=0, le=1)]
-    """From 0 to 1; a step takes lr times this share of the weights away."""
+    """From 0 to 1; each step shrinks the weights by lr times this share."""
     warmup_steps: Whole
-    """No more than the steps of the training."""
+    """At most the number of training steps."""
 
 
 class TrainerConfig(ConfigSection):
@@ -211,26 +211,26 @@ class TrainerConfig(ConfigSection):
     sentences: Count
     """Aligned sentences per optimiser step; each gives one text per target language and one in the reference."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
-    """Of the passes; for base weights in bfloat16 set model.dtype. The adapter and the loss terms stay in float32."""
+    """Precision of the passes; for base weights in bfloat16 set model.dtype. The adapter and the loss terms stay in float32."""
     gradient_clip: Factor
     micro_batch: Count | None
-    """Sentences that are read at once, for less memory: loss and gradient stay those of all `sentences` (with dropout in the adapter: but for
-    other draws). None: all at once, and fewer by itself where memory runs out."""
+    """Sentences in each forward pass, to save memory; loss and gradient stay those of all `sentences` (except that dropout in the adapter makes other
+    draws). None: all at once, and automatically fewer if memory runs out."""
     activation_checkpointing: bool
-    """Compute each block's activations again for the gradient instead of keeping them: less memory, about a third more time."""
+    """Recompute each block's activations for the gradient instead of keeping them: less memory, about a third more time."""
     workers: Annotated[Whole, Field(le=256)]
-    """Processes that put batches together ahead of time, at most 256."""
+    """Processes that prepare batches in advance, at most 256."""
     devices: Processors
     """Processes on this machine, one for each device, that share every step's sentences."""
     nodes: Processors
     """Machines."""
     strategy: Literal["ddp", "fsdp"]
-    """Of several processes. ddp: each holds the whole model. fsdp: in training each holds a share of the base weights, and a block's are brought
-    together when it is their turn; the adapter is whole everywhere. Before and after training the model is whole, so one device has to hold it."""
+    """How several processes hold the model. ddp: each holds all of it. fsdp: in training each holds a share of the base weights, and those of a block
+    are gathered when needed; each holds the whole adapter. Before and after training each holds the whole model, so it has to fit on one device."""
     checkpoint_every: Count
     """Steps between resumable checkpoints."""
     checkpoint_minutes: Factor = 1.0
-    """Minutes, from when on a checkpoint is due all the same. One is also kept at the last step, and when the run is interrupted."""
+    """Minutes after which a checkpoint is saved even if it comes earlier. One is also saved at the last step, and when the run is interrupted."""
 
     @model_validator(mode="after")
     def _enough_sentences(self) -> "TrainerConfig":

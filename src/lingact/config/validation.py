@@ -19,7 +19,7 @@ _SECTIONS = ("measures", "model", "sae", "corpus", "languages", "loss", "peft", 
 _FOLDERS = {**{name: name for name in _SECTIONS}, "train_corpus": "corpus"}
 """Section -> folder under conf/ with its options."""
 _UNIONS = {("corpus",): 1, ("train_corpus",): 1, ("peft",): 1, ("tasks", "own"): 3}
-"""Sections of several kinds, and which step of a location in them is the kind."""
+"""Sections that have several kinds -> which step of an error's location names the kind."""
 _HOW_TO_GIVE = {
     "lang": "write for instance lang=ml or lang=[ml,hi]",
     "tasks.own.mine.path": "write for instance \"tasks.own.mine.path='quiz_{lang}.jsonl'\", with both quotes",
@@ -49,11 +49,11 @@ def _without_kind(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 
 _LONGEST = 200
-"""Characters of a value that a message repeats."""
+"""A message repeats at most so many characters of a value."""
 
 
 def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
-    """One line per problem: key path, what came, what is allowed, where to look."""
+    """One line per problem: key path, what was given, what is allowed, where to look."""
     lines = []
     for item in error.errors():
         steps = _without_kind(item["loc"])
@@ -78,9 +78,9 @@ def problem_lines(error: ValidationError, schema: type[BaseModel]) -> list[str]:
                 if item["type"] == "literal_error"
                 else ""
             )
-            came = repr(item["input"])
-            came = came if len(came) <= _LONGEST else f"{came[:_LONGEST]}... ({len(came)} characters)"
-            lines.append(f"{path}: {message}; got {came}{hint}{folder}")
+            given = repr(item["input"])
+            given = given if len(given) <= _LONGEST else f"{given[:_LONGEST]}... ({len(given)} characters)"
+            lines.append(f"{path}: {message}; got {given}{hint}{folder}")
     return lines
 
 
@@ -89,7 +89,7 @@ S = TypeVar("S", bound=ConfigSection)
 
 
 def _without_missing(section: Mapping[K, object]) -> dict[K, object]:
-    """Plain values without those still `???`, so that they count as missing, not as wrong."""
+    """Plain values without those that are still `???`, so that they count as missing, not as wrong."""
     given = {key: value for key, value in section.items() if value != "???"}
     return {key: _without_missing(value) if isinstance(value, dict) else value for key, value in given.items()}
 

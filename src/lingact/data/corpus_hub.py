@@ -39,7 +39,7 @@ def _rows(config: OnTheHub, subset: str, columns: Sequence[str], code: str) -> A
             raise UserError(f"{what} cannot be read: {str(error).splitlines()[0]}") from error
     absent = [column for column in columns if column not in rows.column_names]
     if absent:
-        raise UserError(f"{what} has no column {', '.join(absent)} in '{subset}' (there: {', '.join(rows.column_names)}); mend its section")
+        raise UserError(f"{what} has no column {', '.join(absent)} in '{subset}' (there: {', '.join(rows.column_names)}); fix its section")
     return rows.select_columns(list(columns))
 
 

@@ -71,7 +71,7 @@ def group_curves(found: Disparities) -> "Figure":
     zero_line(axes)
     for name, (colour, style, marker, label) in looks.items():
         if name in found.gaps:
-            estimate, low, high = interval(found.gaps[name], found.confidence, found.drawn.clusters)
+            estimate, low, high = interval(found.gaps[name], found.confidence, found.resampling.clusters)
             axes.fill_between(found.layers, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(found.layers, estimate, color=colour, linestyle=style, marker=marker, markersize=5, label=label)
     rows, _ = layer_ticks(found.layers)

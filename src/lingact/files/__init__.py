@@ -1,1 +1,1 @@
-"""Reading users' files and writing one's own."""
+"""Reading users' files, and reading and writing lingact's own."""

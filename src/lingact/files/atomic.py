@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is said of a full disk."""
+"""Writing files atomically, and recognising a full disk."""
 
 import errno
 import json
@@ -18,14 +18,14 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     """Write a file whole or not at all; on return it has reached the disk.
 
     Raises:
-        OSError: with the file's name, which a full disk does not give.
-        UserError: it lies in a run folder that is not this run's any more.
+        OSError: with the file's name, which the error of a full disk lacks.
+        UserError: the file is in a run folder that no longer belongs to this run.
     """
     unfinished = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"'{path}' cannot be written, because a file has the name of the folder that it belongs into; move it away") from None
+        raise UserError(f"'{path}' cannot be written, because a file has the name of its folder; move that file away") from None
     try:
         with unfinished.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -33,7 +33,7 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except IsADirectoryError:
-        raise UserError(f"'{path}' cannot be written, because a folder has that name; move it away") from None
+        raise UserError(f"'{path}' cannot be written, because a folder has that name; move that folder away") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -41,16 +41,16 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 
 def full_disk(error: BaseException) -> str | None:
-    """What could not be written, if the error or one that led to it is of a full disk, a quota or a limit on file sizes; None for others."""
+    """What could not be written, if the error or its cause is a full disk, a quota or a limit on file sizes; None for other errors."""
     if isinstance(error, OSError) and error.errno in _FULL:
         name = f"'{error.filename}'" if error.filename else "a file"
         return f"{name} could not be written: {error.strerror}"
     if _FULL_WITHOUT_ERRNO.search(str(error)):
         return f"a file could not be written: {error}"
-    led_to_it = error.__cause__ or error.__context__
-    return full_disk(led_to_it) if led_to_it else None
+    cause = error.__cause__ or error.__context__
+    return full_disk(cause) if cause else None
 
 
 def write_json(path: Path, content: object) -> None:
-    """JSON, indented, non-ASCII kept."""
+    """Write indented JSON. Non-ASCII characters are not escaped."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

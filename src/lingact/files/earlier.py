@@ -1,13 +1,13 @@
-"""Names that earlier versions of lingact used, so that the runs they made still open."""
+"""Names that earlier versions of lingact used, so that their runs can still be opened."""
 
 from collections.abc import Mapping
 from typing import Any
 
 RENAMED_KEYS = {"piece": "shard", "leakage": "contamination"}
-"""Configuration keys, or their first parts: old name -> name."""
+"""Configuration keys, or their first parts: old name -> new name."""
 _RENAMED_ENTRIES = {"meter": "sae_set", "meters": "sae_sets", "piece": "shard"}
 REMOVED_KEYS = {"model.shape": "memory and time are planned from the model's own config.json; leave this key out"}
-"""Configuration keys that are gone -> what to tell those who give one."""
+"""Configuration keys that were removed -> advice for users who give one."""
 _SHAPE_KEYS = ("architecture", "layers", "d_model", "d_mlp", "heads", "kv_heads", "head_dim", "vocabulary", "positions", "tied", "beside")
 _SHAPES = {
     "google/gemma-2-2b": ("gemma2", 26, 2304, 9216, 8, 4, 256, 256000, None, True, 0),
@@ -21,7 +21,7 @@ _SHAPES = {
     "Qwen/Qwen3-1.7B-Base": ("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, None, True, 0),
     "Qwen/Qwen3-8B-Base": ("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, None, False, 0),
 }
-"""What `model.shape` was in the presets, by model. Only hashes of configurations still depend on it."""
+"""The value of `model.shape` in the presets of earlier versions, by model. Only hashes of configurations still depend on it."""
 RENAMED_COLUMNS = {"meter": "sae_set"}
 RENAMED_TABLES = {"leakage": "contamination"}
 RENAMED_FOLDERS = {"stats/yardstick": "stats/reference"}
@@ -39,7 +39,7 @@ def present_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the keys it would have had in the first version; hashes are taken of these, so that a renamed key changes none."""
+    """A configuration with the keys of the first version. Hashes are computed from these, so that renaming a key changes none."""
     names = {new: old for old, new in RENAMED_KEYS.items()}
     first = {names.get(key, key): value for key, value in config.items()}
     if isinstance(model := first.get("model"), dict):
@@ -54,11 +54,11 @@ def present_entries(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed(key: str) -> str | None:
-    """What a configuration key of an earlier version is called now; None if it is none."""
+    """The new name of a configuration key of an earlier version; None if it was not renamed."""
     first, dot, rest = key.partition(".")
     return RENAMED_KEYS[first] + dot + rest if first in RENAMED_KEYS else None
 
 
 def removed(key: str) -> str | None:
-    """What to tell those who give a configuration key that is gone; None if it is none."""
-    return next((advice for gone, advice in REMOVED_KEYS.items() if f"{key}.".startswith(f"{gone}.")), None)
+    """Advice for users who give a configuration key that was removed; None if it was not."""
+    return next((advice for old, advice in REMOVED_KEYS.items() if f"{key}.".startswith(f"{old}.")), None)

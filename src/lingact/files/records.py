@@ -1,7 +1,7 @@
-"""Read JSON that a user gives, and the JSON and YAML that lingact has written.
+"""Read JSON from users, and the JSON and YAML that lingact has written.
 
-Keys that come twice in one object, half surrogate pairs and what Python cannot hold are refused. `NaN` and `Infinity`, which Python's writer makes of
-missing numbers, are numbers like others, so they are refused where a text is needed.
+Duplicate keys in an object, lone surrogates and values that Python cannot represent are refused. `NaN` and `Infinity`, which Python writes for
+missing numbers, are read as numbers, so they are refused where a text is needed.
 """
 
 import json
@@ -21,7 +21,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Numeral(str):
-    """A number in JSON, as it is written there."""
+    """A number in JSON, exactly as written."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ class Numeral(str):
 
 
 class _TwiceError(ValueError):
-    """A key comes twice in an object."""
+    """An object has a duplicate key."""
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -45,10 +45,10 @@ def parse_json(text: str, *, as_written: bool = False) -> Any:
     """The value of a JSON text.
 
     Args:
-        as_written: numbers come as `Numeral`.
+        as_written: return numbers as `Numeral`.
 
     Raises:
-        ValueError: it is not JSON, or JSON that does not mean one thing; with a reason of one line.
+        ValueError: it is not JSON, or ambiguous JSON; the message is one line.
     """
     try:
         number = Numeral if as_written else None
@@ -68,7 +68,7 @@ def parse_json(text: str, *, as_written: bool = False) -> Any:
 
 
 def json_reason(error: ValueError) -> str:
-    """Why `parse_json` has refused a text."""
+    """The reason why `parse_json` refused a text."""
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
@@ -111,25 +111,25 @@ def _object_of(path: Path, read: Callable[[Path], object], otherwise: str, neede
 
 
 def damaged(path: Path, otherwise: str) -> UserError:
-    """The error for a file that is not as it was written."""
+    """The error for a file that is damaged."""
     return UserError(f"'{path}' cannot be read: it is truncated or not a lingact file; {otherwise}")
 
 
 def read_json_rows(path: Path, *, as_written: bool = False) -> list[tuple[str, Any]]:
-    """The values of a JSONL file, or of the list in a JSON file, each with its place for messages.
+    """The values of a JSONL file, or of the list in a JSON file, each with its location for messages.
 
     Args:
-        as_written: numbers come as `Numeral`.
+        as_written: return numbers as `Numeral`.
 
     Raises:
-        UserError: as `read_text`; or a line is not JSON.
+        UserError: as in `read_text`; or a line is not JSON.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
         try:
             return [(f"{path}, item {number}", value) for number, value in enumerate(parse_json(text, as_written=as_written), start=1)]
         except ValueError as error:
-            # JSONL may begin with a list, too: then the second line is too much for the first reading.
+            # JSONL may also begin with a list. Then its second line is extra data for the parser of a single value.
             if not (isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"):
                 line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
                 raise UserError(f"{path}{line}: not JSON ({json_reason(error)}); the file is truncated or damaged") from None

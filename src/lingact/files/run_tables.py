@@ -1,4 +1,4 @@
-"""The tables of a run folder; those of earlier versions under the names of this one."""
+"""The tables of a run folder. Those of earlier versions get the names of this version."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from lingact.files.earlier import RENAMED_COLUMNS, RENAMED_TABLES
 
 
 def table_files(run: Path) -> dict[str, Path]:
-    """Name of each table of a run folder, in alphabetical order of the files -> its file."""
+    """Name of each table of a run folder -> its file, in alphabetical order of the files."""
     return {RENAMED_TABLES.get(path.stem, path.stem): path for path in sorted((run / "tables").glob("*.csv"))}
 
 
 def read_run_table(path: Path) -> pd.DataFrame:
-    """A table of a run. Only empty cells are missing values: words such as `nan` may be codes of languages.
+    """A table of a run. Only empty cells are missing values, because words such as `nan` may be language codes.
 
     Raises:
         UserError: it is damaged.

@@ -1,4 +1,4 @@
-"""Saved states of passes over text: arrays, the identity of what they depend on, and the steps that are in them (safetensors)."""
+"""Saved states of passes over text (safetensors): arrays, the identity of everything they depend on, and the steps that they include."""
 
 import hashlib
 import json
@@ -13,19 +13,19 @@ from lingact.files.earlier import present_entries
 
 
 def save_state(path: Path, header: dict[str, str], state: dict[str, np.ndarray], done: Collection[int], total: int) -> None:
-    """Write the state of a pass atomically, with the numbers of the steps that are in it and how many steps there are."""
+    """Write the state of a pass atomically, with the numbers of the steps that it includes and how many steps there are."""
     from safetensors.numpy import save
 
     # save() needs arrays that own their memory, in C order.
     arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
     described = {"header": json.dumps(header, sort_keys=True), "steps": json.dumps((len(done), total)), "sha256": digest(arrays)}
-    if set(done) != set(range(len(done))):  # otherwise they are the first ones
+    if set(done) != set(range(len(done))):  # otherwise these are simply the first steps
         described["done"] = json.dumps(sorted(done))
     write_atomically(path, save(arrays, metadata=described))
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 of arrays. It shows damage that the file format does not notice."""
+    """sha256 of arrays. It reveals damage that the file format does not detect."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         found.update(name.encode())
@@ -34,7 +34,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def load_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], tuple[int, int]]:
-    """The header and arrays of a saved state, and how many of how many steps are in it.
+    """The header and arrays of a saved state, how many steps it includes, and how many there are.
 
     Raises:
         UserError: the file does not exist, is damaged, or is not a lingact file.
@@ -44,7 +44,7 @@ def load_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], tuple
 
 
 def read_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], set[int], int]:
-    """The header and arrays of a saved state, the numbers of the steps in it, and how many steps the pass has.
+    """The header and arrays of a saved state, the numbers of the steps that it includes, and how many steps the pass has.
 
     Raises:
         UserError: the file does not exist, is damaged, or is not a lingact file.
@@ -58,7 +58,7 @@ def read_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], set[i
             described = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if described.get("sha256", digest(arrays)) != digest(arrays):  # earlier versions saved no digest
-            raise ValueError("its numbers are not those that were saved")
+            raise ValueError("its numbers differ from those that were saved")
         count, total = json.loads(described["steps"])
         done = set(json.loads(described["done"])) if "done" in described else set(range(count))
         return present_entries(json.loads(described["header"])), arrays, done, total
@@ -81,10 +81,10 @@ def steps_kept(folder: Path) -> int:
 
 
 def refuse_mismatched(found: dict[str, str], wanted: dict[str, str], name: str) -> None:
-    """Refuse a state whose header is another one.
+    """Refuse a state with a different header.
 
     Raises:
-        UserError: naming the entries that differ.
+        UserError: the message names the entries that differ.
     """
     differing = [f"{key}: {found.get(key)} / {wanted.get(key)}" for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
     if differing:

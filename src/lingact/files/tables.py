@@ -1,13 +1,12 @@
-"""Read the tables that a user gives: one rule for all formats, so that what is read is what the file says.
+"""Read tables from users. The same rules hold for all formats, and no value is converted silently.
 
 Lines. Empty lines are not rows.
 
-Cells. TSV has no quoting: a quotation mark is a character, a tab ends a cell. CSV has the quoting of RFC 4180 within a line. No cell of any format
-may hold a tab or a line feed, because that is what merged rows look like; it is refused with its line.
+Cells. TSV has no quoting: a quotation mark is an ordinary character, and a tab ends a cell. CSV has the quoting of RFC 4180, within a line. In every
+format, a cell that contains a tab or a line feed is refused, because it usually comes from merged rows.
 
-Types. A text is a text: numbers, truth values and nested values are refused with their type. Names (sentence ids, documents, item ids) may also be
-whole numbers, which stand for their decimal digits. A null, a missing key and an empty cell of Parquet are missing. Only columns that are asked for
-are checked.
+Types. Where a text is expected, numbers, booleans and nested values are refused. Names (sentence ids, documents, item ids) may also be whole numbers,
+which become their decimal digits. A null, a missing key and an empty cell of Parquet are missing values. Only requested columns are checked.
 """
 
 import re
@@ -29,7 +28,7 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _CSV_CELL = re.compile(r'(?: *"((?:[^"]+|"")*+)" *|( *[^" ,][^,]*| *))(,|\Z)')
 _FORBIDDEN = {"\t": "a tab", "\n": "a line break", "\0": "a NUL character"}
 _NAMED = 5
-"""Places that a message names at most."""
+"""A message names at most so many places."""
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------------------------------
@@ -37,21 +36,21 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with named cells, and where each of them stands."""
+    """Rows with named cells, and the place of each row in its file."""
 
     name: str
-    """As messages call it."""
+    """The table's name in messages."""
     columns: tuple[str, ...]
-    """All that some row has."""
+    """All columns that any row has."""
     rows: Sequence[Mapping[str, Any]]
     places: Sequence[str]
-    """Of each row: `line 3`."""
+    """Place of each row, such as `line 3`."""
 
     def texts(self, column: str) -> list[str | None]:
-        """The texts of a column as they stand in the file; None where a row has none.
+        """The texts of a column as they are in the file; None for a row that has none.
 
         Raises:
-            UserError: one is not a text, or holds a separator; with all such places.
+            UserError: a value is not a text, or contains a separator; the message names the places.
         """
         found, problems = [], []
         for place, row in zip(self.places, self.rows, strict=True):
@@ -64,10 +63,10 @@ class Table:
         return found
 
     def names(self, column: str) -> list[str] | None:
-        """The names in a column (NFC, stripped); None where no row has one.
+        """The names in a column (NFC, stripped); None if no row has one.
 
         Raises:
-            UserError: one is not a name, blank, or missing where other rows have one; with all such places.
+            UserError: a value is not a name, is blank, or is missing although other rows have one; the message names the places.
         """
         given = [row.get(column) for row in self.rows]
         if all(value is None for value in given):
@@ -83,32 +82,32 @@ class Table:
 
 
 def refuse_other_case(name: str, columns: Iterable[str], wanted: str) -> None:
-    """Refuse a column whose name differs from the wanted one only in case or blanks: it would be ignored, and its values lost.
+    """Refuse a column whose name differs from the wanted one only in case or blanks, because it would be ignored.
 
     Args:
-        name: of the file, for the message.
-        columns: names that are there.
+        name: name of the file, for the message.
+        columns: names of the columns that exist.
 
     Raises:
-        UserError: with the column.
+        UserError: the message names the column.
     """
     there = list(columns)
     close = [column for column in there if column.strip().casefold() == wanted]
     if close and wanted not in there:
-        raise UserError(f"{name} has '{close[0]}', and names are read from '{wanted}'; write it so, or name it something else")
+        raise UserError(f"{name} has a column '{close[0]}', but names are read from '{wanted}'; rename it to that, or to something else")
 
 
 def text_problem(value: object) -> str | None:
-    """Why a value is not a text; None where it is one."""
+    """Why a value is not a text; None if it is one."""
     if not isinstance(value, str) or isinstance(value, Numeral):
         return f"is {kind_of(value)}, not a text; give the text itself"
-    return next((f"holds {what}: were rows or cells merged?" for mark, what in _FORBIDDEN.items() if mark in value), None)
+    return next((f"contains {what}: were rows or cells merged?" for mark, what in _FORBIDDEN.items() if mark in value), None)
 
 
 def name_problem(value: object) -> str | None:
-    """Why a value is not a name; None where it is one. Whole numbers are names."""
+    """Why a value is not a name; None if it is one. Whole numbers are names."""
     if value is None:
-        return "is missing, and other rows have it; give it in all rows or in none"
+        return "is missing, but other rows have it; give it in all rows or in none"
     if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, Numeral) and not value.removeprefix("-").isdigit()):
         return f"is {kind_of(value)}; give a text or a whole number"
     if not as_name(value):
@@ -117,17 +116,17 @@ def name_problem(value: object) -> str | None:
 
 
 def as_name(value: str | int | None) -> str:
-    """A name as it is compared: NFC, stripped."""
+    """A name in the form in which names are compared: NFC, stripped."""
     return unicodedata.normalize("NFC", str(value)).strip()
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in the words of JSON."""
+    """The kind of a value, in the terms of JSON."""
     match value:
         case None:
             return "null"
         case bool():
-            return "a truth value (true or false)"
+            return "a boolean (true or false)"
         case Numeral():
             return f"the number {value:.20}"
         case int():
@@ -147,10 +146,10 @@ def read_table(path: Path, wanted: Collection[str]) -> Table:
     """A JSONL, CSV, TSV or Parquet file, by its ending.
 
     Args:
-        wanted: columns that are checked; others of a Parquet file are not read.
+        wanted: columns that are checked; no other columns of a Parquet file are read.
 
     Raises:
-        UserError: as `read_text`; a line is not JSON, rows are ragged, a column comes twice, or the ending is another one.
+        UserError: as in `read_text`; or a line is not JSON, rows differ in length, a column comes twice, or the ending is not supported.
     """
     match path.suffix.lower():
         case ".jsonl":
@@ -161,14 +160,14 @@ def read_table(path: Path, wanted: Collection[str]) -> Table:
             return read_parquet(path, wanted)
         case ending if ending in _PACKED:
             raise UserError(f"{path} is compressed ('{ending}'); unpack it first")
-    raise UserError(f"{path} ends in '{path.suffix}'; .jsonl, .csv, .tsv, .parquet or a folder of <code>.txt files are read")
+    raise UserError(f"{path} ends in '{path.suffix}'; supported are .jsonl, .csv, .tsv, .parquet, and folders of <code>.txt files")
 
 
 def read_jsonl(path: Path) -> Table:
     """A JSONL file with an object in each line.
 
     Raises:
-        UserError: as `read_text`; or a line is not an object.
+        UserError: as in `read_text`; or a line is not an object.
     """
     rows, places = [], []
     for number, line in enumerate(read_lines(path), start=1):
@@ -194,7 +193,7 @@ def read_delimited(path: Path, *, strip: bool = False) -> Table:
         strip: also strip the cells.
 
     Raises:
-        UserError: as `read_text`; rows of another length than the header, an open quotation mark, or a name twice in the header.
+        UserError: as in `read_text`; or a row differs in length from the header, a quotation mark is not closed, or the header names a column twice.
     """
     tabs = path.suffix.lower() == ".tsv"
     lines = ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip(" "))
@@ -203,14 +202,14 @@ def read_delimited(path: Path, *, strip: bool = False) -> Table:
     header = [name.strip("\ufeff \t\xa0") for name in header]
     doubled = [name for name, count in Counter(header).items() if name and count > 1]
     if doubled:
-        raise UserError(f"{path}: the header names {', '.join(doubled)} more than once; every column needs a name of its own")
+        raise UserError(f"{path}: the header names {', '.join(doubled)} more than once; every column needs its own name")
     rows, places = [], []
     for number, cells in cut:
         if [cell.strip() for cell in cells] == header:
-            raise UserError(f"{path}, line {number}: the header again; were files put together? Take it out")
+            raise UserError(f"{path}, line {number}: this is the header again; were files concatenated? Remove it")
         if len(cells) != len(header):
-            hint = "a tab ends a cell, and nothing can quote it" if tabs else "quote cells that contain the separator"
-            raise UserError(f"{path}, line {number}: {len(cells)} cells where the header has {len(header)}; {hint}")
+            hint = "a tab always ends a cell and cannot be quoted" if tabs else "quote cells that contain the separator"
+            raise UserError(f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}; {hint}")
         rows.append(dict(zip(header, (cell.strip() for cell in cells) if strip else cells, strict=True)))
         places.append(f"line {number}")
     return Table(str(path), tuple(header), rows, places)
@@ -222,8 +221,8 @@ def _csv_cells(line: str, where: str) -> list[str]:
         found = _CSV_CELL.match(line, at)
         if not found:
             raise UserError(
-                f"{where}: a quoted cell does not end before its line does, or goes on behind its quotation mark; write a quotation mark inside "
-                'a quoted cell twice (""), and no line break'
+                f"{where}: a quoted cell does not end within its line, or text follows its closing quotation mark; double a quotation mark inside "
+                'a quoted cell (""), and write no line break in it'
             )
         quoted, bare, end = found.groups()
         cells.append(quoted.replace('""', '"') if quoted is not None else bare or "")
@@ -236,29 +235,29 @@ def read_parquet(path: Path, wanted: Collection[str]) -> Table:
     """The wanted columns of a Parquet file.
 
     Raises:
-        UserError: it is damaged, or a column holds neither text nor whole numbers.
+        UserError: it is damaged, or a column contains neither text nor whole numbers.
     """
     import pyarrow
     from pyarrow import parquet
 
     try:
-        # `read_table` would also make columns of the names of folders.
+        # pyarrow's `read_table` would also make columns from the names of folders.
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             chosen = [name for name in dict.fromkeys(names) if name in wanted]
             doubled = [name for name in chosen if names.count(name) > 1]
             if doubled:
-                raise UserError(f"{path}: {', '.join(doubled)} is the name of more than one column; every column needs a name of its own")
+                raise UserError(f"{path}: {', '.join(doubled)} is the name of more than one column; every column needs its own name")
             for name in chosen:
                 _refuse_type(path, name, file.schema_arrow.field(name).type)
             table = file.read(columns=chosen)
             if chosen and table.num_rows != file.metadata.num_rows:
-                raise UserError(f"{path} is not a Parquet file that can be read (it says {file.metadata.num_rows} rows and has {table.num_rows})")
+                raise UserError(f"{path} is not a readable Parquet file (it declares {file.metadata.num_rows} rows and has {table.num_rows})")
             columns = dict(_decoded(path, table))
             count = table.num_rows if chosen else min(1, file.metadata.num_rows)
     except (pyarrow.ArrowException, OSError, LookupError, OverflowError, ValueError) as error:
-        said = str(error).splitlines() or [type(error).__name__]
-        raise UserError(f"{path} is not a Parquet file that can be read ({said[0]})") from None
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{path} is not a readable Parquet file ({lines[0]})") from None
     rows = [{name: values[place] for name, values in columns.items()} for place in range(count)]
     return Table(str(path), tuple(names), rows, [f"row {place}" for place in range(1, count + 1)])
 
@@ -277,4 +276,4 @@ def _decoded(path: Path, table: "pyarrow.Table") -> "Iterator[tuple[str, list[st
         try:
             yield name, column.to_pylist()
         except UnicodeDecodeError:
-            raise UserError(f"{path}: the column '{name}' holds text that is not UTF-8; write the file again") from None
+            raise UserError(f"{path}: the column '{name}' contains text that is not UTF-8; write the file again") from None

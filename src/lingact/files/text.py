@@ -1,9 +1,9 @@
-r"""Read text files that a user gives.
+r"""Read text files from users.
 
 Bytes. Text files are UTF-8, with or without a byte-order mark at the beginning. Other encodings, compressed files, NUL bytes and byte-order marks at
-the beginning of other lines are refused. Of the 7-bit encodings ISO-2022 is recognised by its escapes; UTF-7 and HZ look like text.
+the beginning of other lines are refused. Of the 7-bit encodings, ISO-2022 is recognised by its escapes; UTF-7 and HZ cannot be told from text.
 
-Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are characters of a text; `\r\r\n` and files whose lines
+Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are ordinary characters; `\r\r\n` and files whose lines
 all end in `\r` are refused.
 """
 
@@ -16,14 +16,14 @@ _COMPRESSED = {
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "ZIP, as are Excel's workbooks",
+    b"PK\x03\x04": "ZIP, like Excel workbooks",
 }
 _OTHER_ENCODINGS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _NO_TEXT = {
-    "\0": "a NUL byte; it is UTF-16 or no text at all: give UTF-8 text",
-    "\n\ufeff": "a second byte-order mark (U+FEFF); were files put together? Take it out",
-    "\x1b$": "the escape by which ISO-2022 begins Japanese, Korean or Chinese; it is in another encoding: convert it to UTF-8",
-    "\r\r\n": "it ends in two carriage returns; its line ends were converted twice: convert them to line feeds",
+    "\0": "a NUL byte; the file is UTF-16 or not text: give UTF-8 text",
+    "\n\ufeff": "a second byte-order mark (U+FEFF); were files concatenated? Remove it",
+    "\x1b$": "an escape of ISO-2022, an encoding of Japanese, Korean and Chinese; convert the file to UTF-8",
+    "\r\r\n": "it ends in two carriage returns, because line ends were converted twice; convert them to line feeds",
 }
 
 
@@ -31,7 +31,7 @@ _NO_TEXT = {
 
 
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file without its byte-order mark.
+    """The content of a UTF-8 file without the byte-order mark.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8 text.
@@ -67,7 +67,7 @@ def read_lines(path: Path) -> list[str]:
     r"""The lines of a UTF-8 file. Only `\n` and `\r\n` end a line.
 
     Raises:
-        UserError: as `read_text`.
+        UserError: as in `read_text`.
     """
     *ended, last = read_text(path).split("\n")
     return [line.removesuffix("\r") for line in ended] + ([last] if last else [])

@@ -57,16 +57,16 @@ class HubItem:
         if why_offline:
             reason, advice = f"{why_offline}, and it was not downloaded before", f"Connect once so that it can be downloaded, {self.otherwise}"
         elif of(errors.GatedRepoError) or any(isinstance(cause, DatasetNotFoundError) and "gated" in str(cause) for cause in causes):
-            reason, advice = "it is given to those who accept its terms", f"Accept them on {self.page} and run `hf auth login`"
+            reason, advice = "it is only available to those who accept its terms", f"Accept them on {self.page} and run `hf auth login`"
         elif of(errors.RevisionNotFoundError):
             reason, advice = "it has no such revision", f"Look at {self.page} for its branches, tags and commits, or leave the revision null"
         elif of(DatasetNotFoundError, errors.RepositoryNotFoundError):
-            reason = "the hub does not have it, or not for you"
+            reason = "it does not exist on the hub, or you have no access"
             advice = f"Look at {self.page}; run `hf auth login` if you need to, {self.otherwise}"
         else:
             reason = _first_line(causes[-1] if type(causes[-1]).__module__.startswith("huggingface_hub") else error)
             advice = f"Try again, {self.otherwise}"
-        return UserError(f"{self.what} cannot be had: {reason}. {advice}")
+        return UserError(f"{self.what} cannot be loaded: {reason}. {advice}")
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def from_the_hub(item: HubItem) -> Iterator[str | None]:
         UserError: the download failed or is damaged; with what to do.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import HTTPError as BrokenConnection  # of whatever the client speaks HTTP with
+    from huggingface_hub.errors import HTTPError as BrokenConnection  # of the client's HTTP library, whichever it is
 
     if not ON_THE_HUB.fullmatch(item.name):
         yield None
@@ -124,7 +124,7 @@ def _offline_where_no_hub() -> Iterator[str | None]:
 
 
 def why_offline() -> str | None:
-    """Why the hub cannot be reached. None if it can."""
+    """Why the hub is not reachable. None if it is."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -54,7 +54,7 @@ def fetch_artifact(adapter: str, *, needed: Sequence[str], wanted: Sequence[str]
     key = os.environ.get("WANDB_API_KEY") or settings.api_key or netrc_key(server)
     if not key:
         raise UserError(
-            f"adapter: '{adapter}' is no folder here, and as a Weights & Biases artifact it cannot be fetched without a key for {server}; run "
+            f"adapter: '{adapter}' is not a folder here, and as a Weights & Biases artifact it cannot be fetched without a key for {server}; run "
             "`wandb login` or set WANDB_API_KEY"
         )
     cache = get_cache_dir() / "lingact"
@@ -72,7 +72,7 @@ def fetch_artifact(adapter: str, *, needed: Sequence[str], wanted: Sequence[str]
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"adapter: '{adapter}' is no folder here, and as a Weights & Biases artifact {server} does not give it: {reason}. Write "
+            f"adapter: '{adapter}' is not a folder here, and it cannot be fetched as a Weights & Biases artifact from {server}: {reason}. Write "
             "entity/project/name:version, and see that the key (`wandb login` or WANDB_API_KEY) may read it"
         ) from error
 
@@ -110,18 +110,18 @@ def _fetch(adapter: str, artifact: "Artifact", unfinished: Path, cache: Path, *,
     problems += [f"its {name} is a link to {entry.ref}" for name, entry in entries.items() if entry.ref is not None]
     if problems:
         raise UserError(
-            f"adapter: the Weights & Biases artifact '{adapter}' is not an adapter that is read: {', '.join(problems)}; log "
-            f"one with {' and '.join(needed)} themselves"
+            f"adapter: the Weights & Biases artifact '{adapter}' is not an adapter that can be read: {', '.join(problems)}; log "
+            f"one that contains {' and '.join(needed)} themselves"
         )
     content = {name: entry.digest for name, entry in entries.items()}
     folder = cache / hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     if not _damaged(folder, entries):
         return folder
     for name in entries:
-        # Without the client's cache, which takes any file of the right size for the right one.
+        # Without the client's cache, which accepts any file of the right size.
         _while_it_comes(lambda name=name: artifact.get_entry(name).download(root=str(unfinished), skip_cache=True), unfinished)
     if damaged := _damaged(unfinished, entries):
-        raise ValueError(f"{damaged} has arrived damaged: its digest is not the one in the artifact's manifest")
+        raise ValueError(f"{damaged} was damaged during download: its digest is not the one in the artifact's manifest")
     # File by file and atomically, because another process may be reading or writing the same files.
     folder.mkdir(exist_ok=True)
     for name in entries:
@@ -145,7 +145,7 @@ _Result = TypeVar("_Result")
 
 
 def _while_it_comes(work: Callable[[], _Result], folder: Path) -> _Result:
-    """The result of `work`. If the files in the folder stop growing, it is given up, and its thread is left running until the process ends."""
+    """The result of `work`. If the files in the folder stop growing, this gives up, and the thread is left running until the process ends."""
     done: Future[_Result] = Future()
 
     def run() -> None:

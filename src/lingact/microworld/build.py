@@ -1,7 +1,7 @@
 """Build the toy model from its seed: `python -m lingact.microworld.build`.
 
-A stage whose result exists is skipped, so an interrupted build can be continued; the language model continues from its last checkpoint. Scratch files
-are in a folder named after a hash of recipe and lexicons, so another recipe starts from the beginning.
+Stages that are already done are skipped, so an interrupted build can be continued; the language model continues from its last checkpoint. Scratch
+files are in a folder named after a hash of recipe and lexicons, so a different recipe starts from the beginning.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from lingact.config.base import asset
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically, write_json
-from lingact.files.folders import listed, make_folders, put_in_place, taken, temporary_beside
+from lingact.files.folders import folder_lock, listed, make_folders, put_in_place, temporary_beside
 from lingact.microworld import LANGUAGES
 from lingact.microworld.documents import aligned_corpus, write_benchmarks
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
@@ -37,7 +37,7 @@ SMALL = Recipe(
     sae=DictionaryRecipe(width=64, k=8, train_tokens=40_000, batch_tokens=512),
     sae_heldout=DictionaryRecipe(width=96, k=8, train_tokens=40_000, batch_tokens=512),
 )
-"""The same code in about a minute, for tests only."""
+"""A small recipe that takes about a minute, only for tests."""
 
 
 def identity(recipe: Recipe) -> str:
@@ -49,14 +49,14 @@ def identity(recipe: Recipe) -> str:
 
 
 def build(recipe: Recipe, out: Path, work: Path) -> Path | None:
-    """Make text, tokenizer, model, SAEs and benchmarks in a scratch folder, then put them in place together.
+    """Make text, tokenizer, model, SAEs and benchmarks in a scratch folder, then move them into place together.
 
     Args:
-        out: folder of the finished toy model. Another one that is there is moved aside.
+        out: folder of the finished toy model. A different toy model in it is moved aside.
         work: parent of the scratch folder.
 
     Returns:
-        Where the toy model that was there before is now. None if there was none, or the same one.
+        The new path of the toy model that was moved aside. None if there was none.
 
     Raises:
         UserError: `out` contains something else, or another process is building the same toy model in `work`.
@@ -68,7 +68,7 @@ def build(recipe: Recipe, out: Path, work: Path) -> Path | None:
     scratch = work / identity(recipe)
     made = scratch / "made"
     make_folders(made)
-    with taken(scratch):
+    with folder_lock(scratch):
         write_benchmarks(recipe.seed, made / "tasks")
         rows = aligned_corpus(recipe.seed, recipe.corpus_events)
         write_atomically(made / "corpus.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -86,27 +86,27 @@ def build(recipe: Recipe, out: Path, work: Path) -> Path | None:
 
 
 def _refuse_others(out: Path) -> None:
-    """Refuse an existing folder that is not a toy model.
+    """Refuse an existing path that is not a toy model.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not one.
     """
     if not os.path.lexists(out):
         return
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     if out.is_dir() and (not names or {"training.json", "corpus.jsonl", "model", "tasks"} <= set(names)):
         return
-    what = f"holds other things ({listed(names)})" if out.is_dir() else "is not a folder"
-    raise UserError(f"--out: '{out}' {what} and no toy model that was built before; name a folder that is not there")
+    what = f"contains other things ({listed(names)})" if out.is_dir() else "is not a folder"
+    raise UserError(f"--out: '{out}' {what} and is not an earlier toy model; name a new folder")
 
 
 def main(arguments: list[str]) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m lingact.microworld.build", description="Rebuild the embedded toy model from its seed.")
     parser.add_argument("--out", type=Path, default=Path(asset("microworld")), help="where the toy model goes (default: into the package)")
-    parser.add_argument("--work", type=Path, default=Path("outputs/microworld"), help="scratch folder, kept so that an interrupted build goes on")
-    parser.add_argument("--small", action="store_true", help="a minute-sized build of the same code")
-    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
+    parser.add_argument("--work", type=Path, default=Path("outputs/microworld"), help="scratch folder, from which an interrupted build continues")
+    parser.add_argument("--small", action="store_true", help="a small toy model in about a minute")
+    parser.add_argument("--seed", type=int, help="use this seed instead of the recipe's")
     given = parser.parse_args(arguments)
     recipe = SMALL if given.small else Recipe()
     if given.seed is not None:

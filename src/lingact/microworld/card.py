@@ -1,4 +1,4 @@
-"""The card of the toy model: what it can do and how well its SAEs fit, computed with lingact itself.
+"""The card of the toy model: its abilities and the fit of its SAEs, computed with lingact itself.
 
 `python -m lingact.microworld.card` measures the embedded toy model and writes `card.json` and `card.md` next to it. It reports accuracy, bits, FVU
 and L0 only. Activation gaps are measured by `python -m lingact.microworld.grid`, once the recipe is fixed.
@@ -47,7 +47,7 @@ def load_toy_model(folder: Path) -> LanguageModel:
 
 
 def load_saes(folder: Path, lm: LanguageModel, name: str) -> Dictionaries:
-    """One of its sets of SAEs: `sae` or `sae_heldout`."""
+    """A set of SAEs of the toy model: `sae` or `sae_heldout`."""
     return load_dictionaries(SaeSet(release=str(folder / name), id="layer_{layer}"), tuple(range(len(lm.blocks))), lm)[0]
 
 
@@ -58,7 +58,7 @@ def load_rows(folder: Path) -> ParallelCorpus:
 
 
 def accuracy(folder: Path, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Accuracy per language and kind of fact, pooled over the benchmarks; and the high-resource mean minus each language."""
+    """Accuracy per language and kind of fact, pooled over the benchmarks, and the mean of the high-resource languages minus each language."""
     benchmarks = {f"micro_{name}": f"micro_{name}_{{lang}}" for name in world.BENCHMARKS}
     own = {name: {"kind": "lm_eval", "folder": folder / "tasks", "task": task, **_ITEMS} for name, task in benchmarks.items()}
     tasks = load_tasks(TasksConfig.model_validate({"benchmarks": [], "own": own, **_EVERYTHING}), LANGUAGES).instances
@@ -75,14 +75,14 @@ def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus
     stats = measured.of(next(iter(saes)), BASE)
     bits = bits_table(measured, next(iter(saes)), STATISTICS, SEED)
     confounds = pd.concat([confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(sae_set=name) for name in saes], ignore_index=True)
-    drawn = corpus.resampling(STATISTICS.block)
-    weights = drawn.weights(STATISTICS.resamples, SEED)
+    resampling = corpus.resampling(STATISTICS.block)
+    weights = resampling.weights(STATISTICS.resamples, SEED)
     per_sentence = {code: weights @ np.asarray(s.nll) / np.log(2) / weights.sum(axis=1) for code, s in stats.items()}
     high = np.mean([per_sentence[code] for code in PAPER_LANGUAGES.high], axis=0)
     rows = []
     for code in PAPER_LANGUAGES.low:
-        estimate, low, top = interval(per_sentence[code] - high, STATISTICS.confidence, drawn.clusters)
-        rows.append({"language": code} | drawn.columns | {"estimate": estimate, "lo": low, "hi": top})
+        estimate, low, top = interval(per_sentence[code] - high, STATISTICS.confidence, resampling.clusters)
+        rows.append({"language": code} | resampling.columns | {"estimate": estimate, "lo": low, "hi": top})
     return bits, pd.DataFrame(rows), confounds
 
 

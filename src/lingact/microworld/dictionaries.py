@@ -28,7 +28,7 @@ def harvest(recipe: Recipe, lm: LanguageModel, shares: dict[str, float], path: P
     """Residuals of kept tokens after every block, Float["layer token d_model"], as float32 in a memory-mapped file."""
     if path.exists():
         return np.load(path, mmap_mode="r")
-    # Text of the same kind as the model's training text, drawn again.
+    # New text of the same kind as the model's training text.
     count = recipe.dictionary_tokens + recipe.dictionary_tokens // 4
     tokenizer = lm.tokenizer
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -66,7 +66,7 @@ def _batches(residuals: np.ndarray, size: int, seed: int) -> Iterator[torch.Tens
 
 
 def train_dictionary(spec: DictionaryRecipe, residuals: np.ndarray, layer: int, seed: int, context: int, folder: Path) -> None:
-    """Train and save the SAE of one layer, unless it exists."""
+    """Train and save the SAE of one layer unless it exists already."""
     if (folder / "cfg.json").exists():
         return
     torch.manual_seed(seed * 100 + layer)
@@ -109,7 +109,7 @@ def train_dictionary(spec: DictionaryRecipe, residuals: np.ndarray, layer: int, 
 
 
 def train_dictionaries(recipe: Recipe, model_folder: Path, out: Path, scratch: Path) -> None:
-    """Both sets of SAEs, `sae/layer_<n>` and `sae_heldout/layer_<n>`; goes on where it stopped."""
+    """Train both sets of SAEs, `sae/layer_<n>` and `sae_heldout/layer_<n>`. An interrupted training continues with the next layer."""
     config = ModelConfig(name=str(model_folder), revision=None, dtype="float32", attention="eager", context=recipe.context)
     lm = load_model(config, "cpu")
     residuals = harvest(recipe, lm, recipe.dictionary_shares, scratch / "residuals.npy")

@@ -1,10 +1,10 @@
-"""Text of the microworld: the reading matter of the model, the aligned corpus and the benchmarks.
+"""Text of the microworld: the training text of the model, the aligned corpus and the benchmarks.
 
 What each part may state:
 
 | part | taught facts | asked facts, read | asked facts, unread | events |
 |---|---|---|---|---|
-| reading matter of a language | every frame | plain statements | never | all but the corpus's |
+| training text of a language | every frame | plain statements | never | all except those of the corpus |
 | aligned corpus | every frame | never | never | its own |
 | benchmark of a language | never | questions and narratives | questions and narratives | never |
 """
@@ -39,7 +39,7 @@ _TASK = {
 
 
 def corpus_events(seed: int, count: int) -> list[world.Event]:
-    """The events that the corpus keeps for itself."""
+    """The events that occur only in the aligned corpus."""
     rng = random.Random(f"{seed} corpus events")
     events: dict[str, world.Event] = {}
     while len(events) < count:
@@ -59,7 +59,7 @@ def aligned_corpus(seed: int, event_count: int) -> list[dict[str, str]]:
         row = {"unit": f"{fact.id}-{style}"}
         for code in LANGUAGES:
             lex = lexicon(code)
-            row[code] = lex.statements(fact)[int(style[1])] if style[0] == "d" else lex.tell(fact, style)
+            row[code] = lex.statements(fact)[int(style[1])] if style[0] == "d" else lex.sentence(fact, style)
         rows.append(row)
     rows += [{"unit": event.id} | {code: lexicon(code).event(event) for code in LANGUAGES} for event in corpus_events(seed, event_count)]
     return rows
@@ -72,7 +72,7 @@ def reading(seed: int, code: str, event_count: int) -> Iterator[str]:
     kept = {event.id for event in corpus_events(seed, event_count)}
     facts = world.facts(seed)
     plain = [text for fact in facts if code not in fact.unread_in for text in lex.statements(fact)]
-    taught = [lex.tell(fact, style) for fact in facts if not fact.asked for style in ("q", "h")]
+    taught = [lex.sentence(fact, style) for fact in facts if not fact.asked for style in ("q", "h")]
 
     def sentence() -> str:
         lot = rng.random()
@@ -99,7 +99,7 @@ def mixture(seed: int, shares: dict[str, float], event_count: int) -> Iterator[t
 
 
 def benchmark_items(seed: int, benchmark: str, code: str) -> list[dict[str, object]]:
-    """The items of one benchmark in one language. Wrong options are the same facts' in every language."""
+    """The items of one benchmark in one language. The wrong options of an item are the same in every language."""
     style, relations = world.BENCHMARKS[benchmark]
     lex = lexicon(code)
     items: list[dict[str, object]] = []

@@ -16,21 +16,21 @@ from lingact.activations.passes import measure
 from lingact.analysis.measures import Pooling, value
 from lingact.config.base import asset
 from lingact.files.atomic import write_atomically
-from lingact.files.folders import make_folders, taken
+from lingact.files.folders import folder_lock, make_folders
 from lingact.microworld.card import PAPER_LANGUAGES, SEED, STATISTICS, load_rows, load_saes, load_toy_model
 from lingact.microworld.dictionaries import harvest, train_dictionary
 from lingact.microworld.recipe import DictionaryRecipe, Recipe
 from lingact.report.phrases import markdown_table
 from lingact.statistics.bootstrap import interval
 
-MEASURES: dict[str, tuple[str, Pooling]] = {
+GRID_MEASURES: dict[str, tuple[str, Pooling]] = {
     "per token": ("mean", "token"),
     "mean of sentence means": ("mean", "sentence"),
     "sum per sentence": ("per_sentence", "token"),
     "per byte": ("per_byte", "token"),
     "L0": ("l0", "token"),
 }
-"""The grid's measures -> their names in `measures`, and pooling."""
+"""The grid's measures -> their names in `analysis/measures.py`, and pooling."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Cell:
     name: str
     spec: DictionaryRecipe
     balanced: bool = False
-    """Read every language in equal shares instead of the English-dominated mixture."""
+    """Train the SAEs on equal shares of all languages instead of the English-dominated mixture."""
 
 
 def declared_grid(recipe: Recipe) -> list[Cell]:
-    """Six recipes: the shipped one and one change each."""
+    """Six recipes: the shipped one, and five that differ from it in one property each."""
     shipped = recipe.sae
     return [
         Cell("shipped", shipped),
@@ -57,21 +57,21 @@ def declared_grid(recipe: Recipe) -> list[Cell]:
 
 
 def gaps(name: str, measured: Measurement) -> pd.DataFrame:
-    """Gap of every language by every measure: mean over layers with interval, and at how many layers the interval excludes 0, by sign."""
+    """Gap of every language in every measure: mean over layers with its interval, and the number of layers whose interval excludes 0, by sign."""
     stats = measured.of("sae", BASE)
-    drawn = next(iter(stats.values())).resampling(STATISTICS.block)
-    weights = drawn.weights(STATISTICS.resamples, SEED)
+    resampling = next(iter(stats.values())).resampling(STATISTICS.block)
+    weights = resampling.weights(STATISTICS.resamples, SEED)
     rows = []
-    for measure_name, (chosen, pooling) in MEASURES.items():
+    for measure_name, (chosen, pooling) in GRID_MEASURES.items():
         values = {code: value(s, chosen, weights, pooling) for code, s in stats.items()}
         reference = values[PAPER_LANGUAGES.reference]
         for code in (*PAPER_LANGUAGES.high, *PAPER_LANGUAGES.low):
             draws = 1 - values[code] / reference
-            _, low, high = interval(draws, STATISTICS.confidence, drawn.clusters)
-            mean, mean_low, mean_high = interval(draws.mean(axis=1), STATISTICS.confidence, drawn.clusters)
+            _, low, high = interval(draws, STATISTICS.confidence, resampling.clusters)
+            mean, mean_low, mean_high = interval(draws.mean(axis=1), STATISTICS.confidence, resampling.clusters)
             rows.append(
                 {"recipe": name, "measure": measure_name, "language": code}
-                | drawn.columns
+                | resampling.columns
                 | {"layers": draws.shape[1]}
                 | {"short": int((low > 0).sum()), "above": int((high < 0).sum())}
                 | {"gap": float(mean), "lo": float(mean_low), "hi": float(mean_high)}
@@ -86,7 +86,7 @@ def run(folder: Path, work: Path) -> None:
         UserError: another process works in `work`.
     """
     make_folders(work)
-    with taken(work):
+    with folder_lock(work):
         _run(folder, work)
 
 

@@ -22,7 +22,7 @@ def train_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # Punctuation, digits and Han characters stand alone: a prompt's tokens never depend on the answer behind it.
+            # Punctuation, digits and Han characters are split off, so that a prompt's tokens never depend on the answer after it.
             pre_tokenizers.Split(Regex(r"\p{Han}|\p{P}|\p{Nd}"), behavior="isolated"),
             pre_tokenizers.Metaspace(prepend_scheme="first"),
         ]
@@ -35,7 +35,7 @@ def train_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
     )
     documents = islice(mixture(recipe.seed, recipe.shares, recipe.corpus_events), recipe.tokenizer_documents)
     tokenizer.train_from_iterator((text for _, text in documents), trainer)
-    # The trainer marks the byte pieces as special, which would drop them when text is decoded: they are ordinary pieces.
+    # The trainer marks the byte tokens as special, so that decoding would drop them. They are ordinary tokens.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in specials]
     tokenizer = Tokenizer.from_str(json.dumps(state))
@@ -55,17 +55,17 @@ def train_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
 
 
 def token_stream(recipe: Recipe, shares: dict[str, float], tokenizer: PreTrainedTokenizerFast, count: int) -> np.ndarray:
-    """`count` token ids of documents from the mixture, one after the other, each behind a BOS."""
-    shards: list[np.ndarray] = []
+    """`count` token ids of documents from the mixture, one after the other, each with a BOS in front."""
+    chunks: list[np.ndarray] = []
     total = 0
     documents = mixture(recipe.seed, shares, recipe.corpus_events)
-    with tqdm(total=count, desc="reading matter", unit="tok", unit_scale=True) as bar:
+    with tqdm(total=count, desc="training text", unit="tok", unit_scale=True) as bar:
         while total < count:
             for encoding in tokenizer.backend_tokenizer.encode_batch([text for _, text in islice(documents, 2000)]):
-                shards.append(np.array(encoding.ids, dtype=np.uint16))
+                chunks.append(np.array(encoding.ids, dtype=np.uint16))
                 total += len(encoding.ids)
                 bar.update(len(encoding.ids))
-    return np.concatenate(shards)[:count]
+    return np.concatenate(chunks)[:count]
 
 
 def model_config(recipe: Recipe) -> Gemma2Config:
@@ -90,7 +90,7 @@ def model_config(recipe: Recipe) -> Gemma2Config:
 
 
 def rows_of_step(recipe: Recipe, stream: np.ndarray, step: int) -> torch.Tensor:
-    """The batch of a step, Int["row token"]: rows of `row_tokens`, at some steps fewer rows as long as the context."""
+    """The batch of a step, Int["row token"]: rows of `row_tokens` tokens, or at some steps fewer rows of the length of the context."""
     tokens = recipe.batch_rows * recipe.row_tokens
     every = round(1 / recipe.long_row_share)
     length = recipe.context if step % every == every - 1 else recipe.row_tokens
@@ -98,7 +98,7 @@ def rows_of_step(recipe: Recipe, stream: np.ndarray, step: int) -> torch.Tensor:
 
 
 def train_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path, scratch: Path) -> list[float]:
-    """Train and save the model; goes on from the last checkpoint in `scratch`. Returns the loss of every tenth step, in nats per token."""
+    """Train and save the model, continuing from the last checkpoint in `scratch`. Returns the loss of every tenth step, in nats per token."""
     torch.manual_seed(recipe.seed)
     model = Gemma2ForCausalLM(model_config(recipe))
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -126,7 +126,7 @@ def train_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="language model", unit="step")
     for step in bar:
         rows = rows_of_step(recipe, stream, step)
-        with torch.autocast("cpu", torch.bfloat16):  # a third faster than float32 where the processor knows the type
+        with torch.autocast("cpu", torch.bfloat16):  # a third faster than float32 if the processor supports the type
             loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""The numbers that make the toy model. Fixed by accuracy, FVU and L0 alone, before anybody looked at an activation gap."""
+"""The hyperparameters of the toy model. They were chosen by accuracy, FVU and L0 alone, before any activation gap was measured."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ class DictionaryRecipe:
     lr: float = 3e-3
     batch_tokens: int = 1024
     train_tokens: int = 1_000_000
-    """Tokens seen, repeats included."""
+    """Training tokens, counting repeats."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Recipe:
     """Everything that the build depends on."""
 
     seed: int = 20261122
-    # Share of the documents that each language has in the reading matter: skewed as web text is, English most, mr and ml least.
+    # Each language's share of the documents in the training text, skewed like web text: English most, mr and ml least.
     shares: dict[str, float] = field(
         default_factory=lambda: {
             "en": 0.30, "zh": 0.11, "ru": 0.13, "es": 0.115, "it": 0.11, "id": 0.05, "ca": 0.045, "hi": 0.05, "mr": 0.045, "ml": 0.045,
@@ -43,7 +43,7 @@ class Recipe:
     layers: int = 6
     heads: int = 4
     kv_heads: int = 2
-    # The SAEs read a mixture with still more English, as the public ones do.
+    # The SAEs are trained on a mixture with even more English, like public ones.
     dictionary_shares: dict[str, float] = field(
         default_factory=lambda: {
             "en": 0.60, "zh": 0.08, "ru": 0.08, "es": 0.075, "it": 0.065, "id": 0.025, "ca": 0.025, "hi": 0.02, "mr": 0.015, "ml": 0.015,

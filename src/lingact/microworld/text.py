@@ -1,6 +1,6 @@
-"""From facts and events to sentences: hand-written lexicons and frames, one YAML file a language.
+"""Makes sentences from facts and events, by hand-written lexicons and frames in one YAML file per language.
 
-Run as a program it checks a lexicon and prints samples: `python -m lingact.microworld.text ml`.
+`python -m lingact.microworld.text ml` checks a lexicon and prints samples.
 """
 
 import re
@@ -19,7 +19,7 @@ _SENTENCE_START = re.compile(r"(?:^|(?<=[.?!] ))\W*\w")
 
 
 class LexiconError(Exception):
-    """A word, form or frame that the knowledge base needs and the lexicon lacks."""
+    """The lexicon lacks a word, form or frame that the knowledge base needs, or a frame is malformed."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Lexicon:
             raise LexiconError(f"{self.code}: word '{word}' has no form '{name}'") from None
 
     def fill(self, frame: str, slots: dict[str, str]) -> str:
-        """The sentence, with a capital at the start of each sentence in it."""
+        """The frame with its slots filled, and a capital at the start of each sentence in it."""
         filled = _SLOT.sub(lambda match: self._word(match, frame, slots), frame)
         return _SENTENCE_START.sub(lambda match: match[0].upper(), filled)
 
     def _word(self, match: re.Match[str], frame: str, slots: dict[str, str]) -> str:
-        """What stands in a slot of a frame."""
+        """The text that fills a slot of a frame."""
         slot = match["slot"]
         if slot not in slots:
             raise LexiconError(f"{self.code}: frame '{frame}' has an unknown slot {{{slot}}}")
@@ -64,7 +64,7 @@ class Lexicon:
         frame = str(self.frames[fact.relation][style])
         prompts, endings = set(), []
         for option in options:
-            # The answer slot is marked before filling, so that the cut falls where the answer begins.
+            # The answer slot is marked before filling, so that the text can be cut where the answer begins.
             cut = frame.replace("{o", "\0{o", 1)
             prompt, ending = self.fill(cut, {**_slots(fact), "o": option}).split("\0")
             prompts.add(prompt.rstrip())
@@ -73,7 +73,7 @@ class Lexicon:
             raise LexiconError(f"{self.code}: the prompt of frame '{frame}' gives the answer away: {sorted(prompts)}")
         return prompts.pop(), endings
 
-    def tell(self, fact: world.Fact, style: str) -> str:
+    def sentence(self, fact: world.Fact, style: str) -> str:
         """A fact in its question or narrative frame, with the right answer."""
         return self.fill(str(self.frames[fact.relation][style]), _slots(fact))
 
@@ -108,7 +108,7 @@ def problems(lex: Lexicon, facts: list[world.Fact]) -> list[str]:
                 if len(set(endings)) != len(endings):
                     doubles = sorted({e for e in endings if endings.count(e) > 1})
                     found.append(f"{fact.id} {style}: answers that look the same: {doubles}")
-                texts.append(lex.tell(fact, style))
+                texts.append(lex.sentence(fact, style))
             for text in texts:
                 if text != text.strip() or "  " in text or "{" in text:
                     found.append(f"{fact.id}: malformed sentence {text!r}")
@@ -142,7 +142,7 @@ def main(codes: list[str]) -> int:
         for relation in lex.frames:
             of_relation = [f for f in facts if f.relation == relation]
             for fact in of_relation[:: max(1, len(of_relation) // 4)][:4]:
-                for sentence in (*lex.statements(fact), lex.tell(fact, "q"), lex.tell(fact, "h")):
+                for sentence in (*lex.statements(fact), lex.sentence(fact, "q"), lex.sentence(fact, "h")):
                     out(f"{relation:9s} {sentence}\n")
         for name, slots in world.EVENTS.items():
             for turn in range(3):

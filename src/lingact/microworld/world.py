@@ -1,9 +1,9 @@
-"""The knowledge base: what is true in the microworld, who is told what, and what is asked.
+"""The knowledge base: the facts of the microworld, which languages state them, and which ones the benchmarks ask.
 
-A fact is a triple (subjects, relation, object) over language-free word ids. Its `group` ties facts that imply each other
-(hot is the opposite of cold, and the other way round), so that they always share a role:
+A fact is a triple (subjects, relation, object) over language-free word ids. Facts that imply each other (hot is the opposite of cold, and vice versa)
+have the same `group`, so that they always have the same role:
 
-- *taught* facts are stated in every frame of every language: they show what a question and its answer look like;
+- *taught* facts are stated in every frame of every language, to show what a question and its answer look like;
 - *asked* facts appear in plain statements only, and their questions are the benchmarks. In the languages of `unread_in` they are
   not stated at all, so that a right answer there is transfer from the other languages.
 """
@@ -86,7 +86,7 @@ KINDS = tuple(dict.fromkeys(kind for kind, _, _ in THINGS.values()))
 COLOURS = tuple(dict.fromkeys(colour for _, colour, _ in THINGS.values()))
 PLACES = tuple(dict.fromkeys(place for _, _, place in THINGS.values()))
 
-# Which benchmark asks a relation, and in which frame: `q` is question and answer, `h` a narrative to be ended.
+# Benchmark -> its frame and relations. `q` is a question with its answer, `h` a narrative to complete.
 BENCHMARKS = {
     "arc": ("q", ("kind", "colour", "place", "home", "job", "month")),
     "hellaswag": ("h", ("kind", "colour", "place", "home", "job", "month")),
@@ -142,10 +142,10 @@ def _plain_facts(rng: random.Random) -> list[Fact]:
 
 
 def facts(seed: int) -> list[Fact]:
-    """All facts with their roles, which are drawn by group, separately within each relation's share of the groups.
+    """All facts with their roles, which are drawn for whole groups, separately for each kind of group.
 
     Args:
-        seed: fixes prices, homes, jobs and birthdays, and which facts are asked and where they are left unread.
+        seed: determines prices, homes, jobs and birthdays, which facts are asked, and in which languages these are not stated.
     """
     rng = random.Random(seed)
     plain = _plain_facts(rng)
@@ -164,7 +164,7 @@ def facts(seed: int) -> list[Fact]:
     ]
 
 
-# Sentences that state no fact: which kinds of words fill the slots of each event frame of the lexicons.
+# Sentences that state no fact: the words that may fill the slots of each event frame of the lexicons.
 EVENTS = {
     "see": {"p": PEOPLE, "t": tuple(THINGS)},
     "buy": {"p": PEOPLE, "t": tuple(THINGS), "w": DAYS},
@@ -193,10 +193,10 @@ class Event:
 
 
 def draw_event(rng: random.Random) -> Event:
-    """One event, uniform over frames; two slots of one sentence never hold the same word."""
+    """A random event, uniform over frames; no word fills two slots of it."""
     name = rng.choice(tuple(EVENTS))
     slots: list[tuple[str, str]] = []
     for slot, words in EVENTS[name].items():
-        taken = {word for _, word in slots}
-        slots.append((slot, rng.choice([word for word in words if word not in taken])))
+        used = {word for _, word in slots}
+        slots.append((slot, rng.choice([word for word in words if word not in used])))
     return Event(name, tuple(slots))

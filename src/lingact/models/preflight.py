@@ -16,6 +16,7 @@ from lingact.models.adapter_sources import expand_adapters, find_adapter, lies_e
 from lingact.models.devices import check_devices
 from lingact.models.model_files import Facts, check_attention, check_context, check_folder, facts_of
 from lingact.models.sae_files import check_saes, check_thresholds, read_settings
+from lingact.runtime.program import program
 
 T = TypeVar("T")
 
@@ -126,4 +127,5 @@ def check_analysis(config: AnalyzeConfig) -> None:
     for folder in (*config.stats, *(run for run in config.compare if not (run / ".jobs").is_dir())):
         if not (folder / "stats" / "index.json").is_file():
             name = "compare" if config.compare else "stats"
-            raise UserError(f"{name}: '{folder}' holds no statistics (no stats/index.json); name a run folder of analyze.py or train.py")
+            runs = f"{program('analyze')} or {program('train')}"
+            raise UserError(f"{name}: '{folder}' has no statistics (no stats/index.json); name a run folder of {runs}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 import pandas as pd
 
-from lingact.analysis.measures import Stats
+from lingact.analysis.measures import StatsByLanguage
 from lingact.config.data import LanguagesConfig
 from lingact.config.measures import Statistics
 from lingact.report.page import Card
@@ -38,7 +38,7 @@ class ReportSettings:
         """Resamples, confidence and seed, for functions that take no configuration."""
         return {"resamples": self.statistics.resamples, "confidence": self.statistics.confidence, "seed": self.seed}
 
-    def resampling(self, stats: Stats, places: np.ndarray | None = None) -> Resampling:
+    def resampling(self, stats: StatsByLanguage, places: np.ndarray | None = None) -> Resampling:
         """What is resampled of the measured sentences, or of those at these places."""
         whole = next(iter(stats.values())).resampling(self.statistics.block)
         return whole if places is None else whole.part(places)

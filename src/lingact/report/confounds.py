@@ -7,7 +7,7 @@ from lingact.activations.edited_losses import SplicedLosses
 from lingact.activations.measurement import BASE
 from lingact.analysis import effects
 from lingact.analysis.effects import ADAPTER_MINUS_BASE
-from lingact.analysis.measures import Stats
+from lingact.analysis.measures import StatsByLanguage
 from lingact.analysis.tables import confound_table
 from lingact.config.data import LanguagesConfig
 from lingact.figures import gaps as gap_figures
@@ -104,7 +104,7 @@ def _wide(means: pd.Series) -> pd.DataFrame:
 
 
 def confound_result(
-    stats: Stats,
+    stats: StatsByLanguage,
     spliced: tuple[SplicedLosses, np.ndarray] | None,
     settings: ReportSettings,
     suffix: str = "",

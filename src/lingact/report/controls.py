@@ -7,13 +7,13 @@ import pandas as pd
 
 from lingact.activations.measurement import is_random
 from lingact.analysis.control_tables import draws_by_layer, draws_by_range, draws_summary, mean_rows, trained_minus_random
-from lingact.analysis.measures import Stats
+from lingact.analysis.measures import StatsByLanguage
 from lingact.analysis.tables import Disparities, disparities, shuffled_table
 from lingact.config.data import LanguagesConfig
 from lingact.figures import gaps as gap_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
 from lingact.report.gaps import wide_layers
-from lingact.report.phrases import GROUPS, MEASURES, listed, other_languages, sae_set_title, wide_cells, with_interval
+from lingact.report.phrases import GROUP_TITLES, MEASURE_TITLES, listed, other_languages, sae_set_title, wide_cells, with_interval
 
 
 def sae_sets_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def sae_sets_table(ranges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("name").reset_index()
 
 
-def l0_table(by_sae_set: Mapping[str, Stats]) -> pd.DataFrame:
+def l0_table(by_sae_set: Mapping[str, StatsByLanguage]) -> pd.DataFrame:
     """A row per language, a column per set of SAEs: active latents per token, mean over layers and draws of random directions.
 
     Random SAEs are matched over all languages together. So the means over languages agree, but single languages may differ.
@@ -74,7 +74,7 @@ def random_text(ranges: pd.DataFrame, apart: pd.DataFrame, languages: LanguagesC
     own = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")]
     mean = own[own["draw"] == "mean"].set_index("name")
     draws, sentences = int(mean["draws"].iloc[0]), []
-    for group, title in GROUPS.items():
+    for group, title in GROUP_TITLES.items():
         if group in mean.index:
             single = own.loc[(own["name"] == group) & (own["draw"] != "mean"), "gap"]
             spread = f" (single draws: {single.min():+z.2f} to {single.max():+z.2f})" if draws > 1 else ""
@@ -115,7 +115,7 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
         groups = [
             f"{with_interval(overall[sae_set].loc[group].to_dict(), 'gap')} for the {title} group, where the {main} SAEs give "
             f"{with_interval(overall[main].loc[group].to_dict(), 'gap')}"
-            for group, title in GROUPS.items()
+            for group, title in GROUP_TITLES.items()
             if group in overall[sae_set].index
         ]
         sentences.append(f"{what} give a gap of the same sign in {same} of {int(defined.sum())} languages: {'; '.join(groups)}.")
@@ -136,7 +136,7 @@ def controls_text(ranges: Mapping[str, pd.DataFrame], shuffled: pd.DataFrame | N
     return " ".join(sentences) or "No controls were asked for; measures=full makes all of them."
 
 
-def random_gap_result(by_draw: Sequence[Stats], trained: Disparities, settings: ReportSettings, *, measure: str) -> AnalysisResult:
+def random_gap_result(by_draw: Sequence[StatsByLanguage], trained: Disparities, settings: ReportSettings, *, measure: str) -> AnalysisResult:
     """The gaps by SAEs with random directions, and how far those by the trained ones are from them.
 
     Args:
@@ -149,7 +149,7 @@ def random_gap_result(by_draw: Sequence[Stats], trained: Disparities, settings: 
     layers, ranges, apart = draws_by_layer(found), draws_by_range(found), trained_minus_random(trained, found)
     by_layer = mean_rows(layers)
     return AnalysisResult(
-        f"Gaps by the random-direction SAEs, measured {MEASURES[measure]}",
+        f"Gaps by the random-direction SAEs, measured {MEASURE_TITLES[measure]}",
         random_text(ranges, apart, settings.languages, settings.statistics.confidence),
         frames={"gap_by_layer_random": layers, "gap_by_range_random": ranges, "gap_trained_minus_random": apart},
         figures={"gap_heatmap_random": gap_figures.gap_heatmap(by_layer, settings.languages, settings.statistics.confidence)},
@@ -165,7 +165,7 @@ def random_gap_result(by_draw: Sequence[Stats], trained: Disparities, settings: 
 
 
 def control_result(
-    ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, Stats], settings: ReportSettings, *, measure: str, shuffled: bool
+    ranges: Mapping[str, pd.DataFrame], by_stats: Mapping[str, StatsByLanguage], settings: ReportSettings, *, measure: str, shuffled: bool
 ) -> AnalysisResult:
     """The gaps by other SAEs, and with shuffled language labels.
 

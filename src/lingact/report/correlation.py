@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from lingact.analysis import correlation, side_by_side
-from lingact.analysis.measures import Stats
+from lingact.analysis.measures import StatsByLanguage
 from lingact.analysis.tables import Disparities, confound_table, layer_table, range_table
 from lingact.figures import correlation as score_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
@@ -73,7 +73,7 @@ def score_result(
     found: Disparities,
     scores: pd.DataFrame,
     alikeness: pd.DataFrame | None,
-    stats: Stats,
+    stats: StatsByLanguage,
     settings: ReportSettings,
     shares: Mapping[str, float] | None,
 ) -> AnalysisResult:

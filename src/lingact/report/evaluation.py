@@ -10,9 +10,9 @@ from lingact.config.jobs import EvalConfig
 from lingact.evaluation.task_loading import QUESTIONS
 from lingact.evaluation.tasks import Tasks
 from lingact.report.page import Section, run_facts, write_report
-from lingact.report.phrases import GROUPS, explain_intervals, listed, name_of
+from lingact.report.phrases import GROUP_TITLES, explain_intervals, listed, name_of
 
-GROUP_NAMES = {"all": "all languages", **GROUPS, "targets": "the trained languages"}
+GROUP_NAMES = {"all": "all languages", **GROUP_TITLES, "targets": "the trained languages"}
 
 
 def notices(config: EvalConfig, tasks: Tasks, truncated: int, tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -118,10 +118,10 @@ def accuracy_section(tables: Mapping[str, pd.DataFrame], figure: Path) -> Sectio
 
 def difference_title(label: str, seeds: int, config: EvalConfig) -> str:
     """The title of the table of differences."""
-    whose = "adapter" if label == "adapter" else f"'{label}'"
+    subject = "adapter" if label == "adapter" else f"'{label}'"
     method = "paired bootstrap" if seeds == 1 else f"random effects of {seeds} seeds and items"
     part = f"; {config.tasks.limit} items of each benchmark" if config.tasks.limit else ""
-    return f"Accuracy, {whose} against base, {config.confidence:.0%} interval ({method}){part}"
+    return f"Accuracy, {subject} against base, {config.confidence:.0%} interval ({method}){part}"
 
 
 def difference_section(label: str, seeds: int, tables: Mapping[str, pd.DataFrame], figure_name: str, figure: Path, config: EvalConfig) -> Section:
@@ -183,11 +183,11 @@ def _bits_verdict(bits: pd.DataFrame, config: EvalConfig) -> str:
     single = bits[bits["languages"] == 1]
     better, worse = (list(single.loc[side, "language"]) for side in (single["hi"] < 1, single["lo"] > 1))
     by, units = bits["resampled"].iloc[0], bits["units"].iloc[0]
-    drawn = by if by == "sentences" else f"{units} {by}"
+    resampled = by if by == "sentences" else f"{units} {by}"
     return (
         f"Held-out text is a finer measure than accuracy, but a different one. The adapter needs fewer bits per byte in {listed(better)} and more in "
-        f"{listed(worse)} (intervals over {drawn} that exclude 1). A change of {single['mde'].min():.2%} to {single['mde'].max():.2%} would have "
-        f"been found in {config.power:.0%} of such experiments."
+        f"{listed(worse)} (intervals over {resampled} that exclude 1). A change of {single['mde'].min():.2%} to {single['mde'].max():.2%} would "
+        f"have been found in {config.power:.0%} of such experiments."
     )
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lingact.activations.contexts import Context
 from lingact.analysis.language_features import Criteria, features_text, rate_table, strongest_confirmed
-from lingact.analysis.measures import Stats
+from lingact.analysis.measures import StatsByLanguage
 from lingact.figures import features as feature_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
 from lingact.report.page import Card
@@ -74,7 +74,7 @@ def feature_cards(features: pd.DataFrame, rates: pd.DataFrame, contexts: Sequenc
 def feature_result(
     by_sae_set: Mapping[str, pd.DataFrame],
     cards: tuple[Sequence[Context], Mapping[tuple[int, int], str], int],
-    stats: Stats,
+    stats: StatsByLanguage,
     settings: ReportSettings,
     criteria: Criteria,
 ) -> AnalysisResult:

@@ -2,13 +2,13 @@
 
 import pandas as pd
 
-from lingact.analysis.measures import Stats
+from lingact.analysis.measures import StatsByLanguage
 from lingact.analysis.tables import Disparities, disparities, gap_summary, grouping_p, layer_table, range_table
 from lingact.catalogue.languages import LANGUAGES
 from lingact.config.data import LanguagesConfig
 from lingact.figures import gaps as gap_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
-from lingact.report.phrases import GROUPS, MEASURES, cells_by, listed, name_of, sae_set_title, verdict, wide_cells, with_interval
+from lingact.report.phrases import GROUP_TITLES, MEASURE_TITLES, cells_by, listed, name_of, sae_set_title, verdict, wide_cells, with_interval
 
 
 def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str = "mean") -> list[dict[str, str]]:
@@ -40,7 +40,7 @@ def gaps_lead(ranges: pd.DataFrame, languages: LanguagesConfig) -> str:
     """
     cells = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")].set_index("name")
     parts = []
-    for group, title in GROUPS.items():
+    for group, title in GROUP_TITLES.items():
         if group in cells.index:
             row = cells.loc[group].to_dict()
             parts.append(f"the {title} group {verdict(row)} {name_of(languages.reference)} (mean gap over layers {with_interval(row, 'gap')})")
@@ -97,7 +97,7 @@ def _how_much_wider(layers: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
     if by == "sentences" or layers["wider"].isna().all():
         return []
     means = ranges[(ranges["range"] == "all") & (ranges["statistic"] == "mean")].set_index("name")["wider"]
-    groups = ", ".join(f"{means[group]:.2f} for the {title} group" for group, title in GROUPS.items() if group in means.index)
+    groups = ", ".join(f"{means[group]:.2f} for the {title} group" for group, title in GROUP_TITLES.items() if group in means.index)
     means_over_layers = f"; for the mean over layers {groups}" if groups else ""
     times = f"{layers['wider'].median():.2f} times those with single sentences (median over languages, groups and layers){means_over_layers}"
     return [f"With {by} resampled, standard errors are {times}."]
@@ -114,7 +114,9 @@ def wide_layers(layers: pd.DataFrame) -> pd.DataFrame:
 _LARGEST = "Most positive gap of any layer in the range (biased upwards: it is the largest of noisy values)"
 
 
-def gap_result(stats: Stats, sae_set: str, settings: ReportSettings, *, measure: str, suffix: str = "") -> tuple[AnalysisResult, Disparities]:
+def gap_result(
+    stats: StatsByLanguage, sae_set: str, settings: ReportSettings, *, measure: str, suffix: str = ""
+) -> tuple[AnalysisResult, Disparities]:
     """Which languages fall short of the reference, at which layers, by one set of SAEs.
 
     Args:
@@ -138,7 +140,7 @@ def gap_result(stats: Stats, sae_set: str, settings: ReportSettings, *, measure:
         f"gap_groups{suffix}": gap_figures.group_curves(found),
     }
     frames = {f"gap_by_layer{suffix}": layers, f"gap_by_range{suffix}": ranges}
-    heading = f"Gaps by the {sae_set_title(sae_set)} SAEs, measured {MEASURES[measure]}"
+    heading = f"Gaps by the {sae_set_title(sae_set)} SAEs, measured {MEASURE_TITLES[measure]}"
     printed = {} if suffix else {f"Activation gap against {settings.languages.reference}": next(iter(shown.values()))}
     if suffix:  # SAEs that check the measuring ones: their numbers are compared among the controls
         figures.pop(f"gap_groups{suffix}")

@@ -78,13 +78,13 @@ def wide_selectivity(selectivity: pd.DataFrame) -> pd.DataFrame:
 
 
 def causal_result(
-    losses: CausalLosses, drawn: Resampling, mode: Mode, settings: ReportSettings, *, after: CausalLosses | None = None
+    losses: CausalLosses, resampling: Resampling, mode: Mode, settings: ReportSettings, *, after: CausalLosses | None = None
 ) -> AnalysisResult:
     """Whether the features matter to the model, and to their own language more than to others, before and after training.
 
     Args:
         losses: cross-entropies under interventions.
-        drawn: what is resampled of their sentences.
+        resampling: what is resampled of their sentences.
         mode: of the interventions.
         settings: languages and statistics.
         after: the same latents of the adapted model edited in the same way.
@@ -92,8 +92,8 @@ def causal_result(
     if not losses.arms:
         return AnalysisResult("Causal checks", "No features were chosen, so there were no interventions.")
     frames = {
-        "causal": effects.causal_table(losses, drawn, after=after, **settings.bootstrap),
-        "selectivity": effects.selectivity_table(losses, drawn, after=after, **settings.bootstrap),
+        "causal": effects.causal_table(losses, resampling, after=after, **settings.bootstrap),
+        "selectivity": effects.selectivity_table(losses, resampling, after=after, **settings.bootstrap),
     }
     table, selectivity = (effects.of_variant(frame, BASE) for frame in frames.values())
     figures = {"dose_response": causal_figures.dose_response(table, mode)}

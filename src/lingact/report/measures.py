@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from lingact.analysis.measures import Stats, available
+from lingact.analysis.measures import StatsByLanguage, available
 from lingact.analysis.tables import measure_table
 from lingact.config.data import LanguagesConfig
 from lingact.figures import gaps as gap_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
-from lingact.report.phrases import GROUPS, MEASURES, marked, name_of, verdict, wide_cells
+from lingact.report.phrases import GROUP_TITLES, MEASURE_TITLES, marked, name_of, verdict, wide_cells
 
 
 def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
@@ -20,13 +20,13 @@ def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
         languages: the reference and the groups.
     """
     by_group: dict[str, dict[str, list[str]]] = {}
-    for group in (name for name in GROUPS if (overall["name"] == name).any()):
+    for group in (name for name in GROUP_TITLES if (overall["name"] == name).any()):
         for row in overall[overall["name"] == group].to_dict("records"):
             by_group.setdefault(group, {}).setdefault(verdict(row), []).append(row["measure"])
     groups_by: dict[tuple[str, str], list[str]] = {}
     for group, verdicts in by_group.items():
         for word, measures in verdicts.items():
-            groups_by.setdefault((_named(measures), word), []).append(f"the {GROUPS[group]} group")
+            groups_by.setdefault((_named(measures), word), []).append(f"the {GROUP_TITLES[group]} group")
     reference = name_of(languages.reference)
     sentences = [
         f"Measured {measures}, {' and '.join(groups)} {word if len(groups) == 1 else f'each {word}'} {reference} on average over the layers."
@@ -38,17 +38,17 @@ def measures_text(overall: pd.DataFrame, languages: LanguagesConfig) -> str:
 
 
 def _named(names: Iterable[str]) -> str:
-    return ", ".join(MEASURES[name] for name in names)
+    return ", ".join(MEASURE_TITLES[name] for name in names)
 
 
 def wide_measures(overall: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """A row per language and group, a column per measure."""
     cells = overall.assign(cell=marked(overall))
     wide = wide_cells(cells, "name", "measure")[list(names)]
-    return wide.rename(columns=MEASURES, index=lambda name: name.replace("_", " ")).reset_index()
+    return wide.rename(columns=MEASURE_TITLES, index=lambda name: name.replace("_", " ")).reset_index()
 
 
-def measure_result(stats: Stats, settings: ReportSettings) -> AnalysisResult:
+def measure_result(stats: StatsByLanguage, settings: ReportSettings) -> AnalysisResult:
     """The gaps by every measure of activation that the statistics allow."""
     table = measure_table(stats, settings.languages, settings.statistics, settings.seed)
     overall = table[table["place"] == "all"]

@@ -193,14 +193,14 @@ def _training_part(config: Config, caution: str, tables: Mapping[str, pd.DataFra
     settings, reference = config["statistics"], config["languages"]["reference"]
     first = tables["change_by_range"].iloc[0]
     count, by = first["n"], first.get("resampled", "sentences")  # tables of earlier versions have no such column; they resampled sentences
-    drawn = by if by == "sentences" else f"{first['units']} {by}"
+    resampled = by if by == "sentences" else f"{first['units']} {by}"
     lead = (
         f"Base model and adapter on {count} aligned sentences of the split `{config['split']}`, {_SPLITS[config['split']]}. Brackets show "
-        f"{settings['confidence']:.0%} intervals of a paired bootstrap over {drawn} ({settings['resamples']:,} resamples). A gap is 1 - a / r, where "
-        f"a is the SAE activation of a language and r that of {name_of(reference)} under the base model, on translations of the same sentences. It "
-        "is positive if the language falls short and negative if it lies above. Gap closed is the share of the gap that is gone, over the layers of "
-        "the loss. Norm-matched: residuals are scaled to the norms of the base model, so that a change of norms alone closes nothing. FVU is the "
-        "share of variance that the SAEs do not explain. If it grows, the SAEs read the residual less well."
+        f"{settings['confidence']:.0%} intervals of a paired bootstrap over {resampled} ({settings['resamples']:,} resamples). A gap is 1 - a / r, "
+        f"where a is the SAE activation of a language and r that of {name_of(reference)} under the base model, on translations of the same "
+        "sentences. It is positive if the language falls short and negative if it lies above. Gap closed is the share of the gap that is gone, over "
+        "the layers of the loss. Norm-matched: residuals are scaled to the norms of the base model, so that a change of norms alone closes nothing. "
+        "FVU is the share of variance that the SAEs do not explain. If it grows, the SAEs read the residual less well."
     )
     if "heldout" in set(tables["change_by_range"]["sae_set"]):
         lead += " The held-out SAEs were not used in training."
@@ -230,7 +230,7 @@ def _benchmark_part(benchmarks: BenchmarkResults, config: Config) -> _Part:
     differences = own["differences"]
     limit = f", {asked['limit']} items of each" if asked["limit"] is not None else ""
     shots = "as many examples as each task says" if asked["fewshot"] is None else f"{asked['fewshot']} examples"
-    whose = (
+    subject = (
         "this adapter"
         if benchmarks.seeds == 1
         else f"the mean over {benchmarks.seeds} adapters that differ only in their seed, of which this is one; the intervals cover the choice of "
@@ -239,8 +239,8 @@ def _benchmark_part(benchmarks: BenchmarkResults, config: Config) -> _Part:
     names = list(dict.fromkeys(differences.loc[differences["task"] != ALL, "task"]))
     lead = (
         f"Accuracy with the adapter minus accuracy of the base model on the same items of {', '.join(names)}{limit}; {shots}. The numbers are "
-        f"for {whose}. Brackets show {settings['confidence']:.0%} intervals. *Detectable* is the smallest true difference that would have been found "
-        f"in {settings['power']:.0%} of such experiments. p (Holm) is corrected over all languages, benchmarks and recipes of that evaluation."
+        f"for {subject}. Brackets show {settings['confidence']:.0%} intervals. *Detectable* is the smallest true difference that would have been "
+        f"found in {settings['power']:.0%} of such experiments. p (Holm) is corrected over all languages, benchmarks and recipes of that evaluation."
     )
     tables = {"All benchmarks together": pd.DataFrame(difference_rows(differences, None)).fillna("-")}
     single = differences[

@@ -105,19 +105,19 @@ def _joined(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def measured_facts(folder: Path, config: Job, identity: Mapping[str, str], drawn: Resampling) -> dict[str, str]:
+def measured_facts(folder: Path, config: Job, identity: Mapping[str, str], resampling: Resampling) -> dict[str, str]:
     """`run_facts`, and how it was measured.
 
     Args:
         folder: of the run.
         config: of the run.
         identity: header of its statistics.
-        drawn: what is resampled.
+        resampling: what is resampled.
     """
     settings = config.statistics
     return run_facts(folder) | {
-        "sentences measured": str(len(drawn.unit)),
-        "resampled": str(drawn),
+        "sentences measured": str(len(resampling.unit)),
+        "resampled": str(resampling),
         "context": f"{identity['context']} tokens" if "context" in identity else "",
         "masking": identity.get("masking", ""),
         "pooling": settings.pooling,

@@ -42,7 +42,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-GROUPS = {"low": "medium-to-low-resource", "high": "high-resource"}
+GROUP_TITLES = {"low": "medium-to-low-resource", "high": "high-resource"}
 """Names of the groups in sentences."""
 
 
@@ -66,40 +66,40 @@ def listed(codes: Sequence[str]) -> str:
     return f"{len(codes)} ({', '.join(map(name_of, codes))})" if codes else "none"
 
 
-def text_of(drawn: Resampling, split: str = "") -> str:
+def text_of(resampling: Resampling, split: str = "") -> str:
     """How much text there is, and what is resampled: `300 sentences (dev), intervals by paired bootstrap over 40 documents`."""
-    sentences = f"{len(drawn.unit)} sentences{f' ({split})' if split else ''}"
-    return sentences if drawn.by == "sentences" else f"{sentences}, intervals by paired bootstrap over {drawn}"
+    sentences = f"{len(resampling.unit)} sentences{f' ({split})' if split else ''}"
+    return sentences if resampling.by == "sentences" else f"{sentences}, intervals by paired bootstrap over {resampling}"
 
 
-def cautions_of(drawn: Resampling, block: int | None, key: str = "statistics.block") -> list[str]:
+def cautions_of(resampling: Resampling, block: int | None, key: str = "statistics.block") -> list[str]:
     """Cautions about the resampling, for the terminal and the page.
 
     Args:
-        drawn: what was resampled.
+        resampling: what was resampled.
         block: its setting in the configuration.
         key: of that setting.
     """
     found = []
-    if block is not None and drawn.by == "documents":
+    if block is not None and resampling.by == "documents":
         found.append(f"{key}={block} has no effect: the corpus names the document of each sentence, so documents are resampled")
-    if drawn.count < FEW:
-        units = {"documents": "documents", "blocks": "blocks of neighbouring sentences"}.get(drawn.by, drawn.by)
-        found.append(f"intervals from only {drawn.count} {units} are rough: they may cover the truth less often than stated")
+    if resampling.count < FEW:
+        units = {"documents": "documents", "blocks": "blocks of neighbouring sentences"}.get(resampling.by, resampling.by)
+        found.append(f"intervals from only {resampling.count} {units} are rough: they may cover the truth less often than stated")
     return found
 
 
-def explain_intervals(confidence: float, resamples: int, unit: str, drawn: str = "") -> str:
+def explain_intervals(confidence: float, resamples: int, unit: str, units: str = "") -> str:
     """What brackets, bands and bars mean.
 
     Args:
         confidence: of the intervals.
         resamples: of the bootstrap.
         unit: what is resampled, such as documents.
-        drawn: the same with their number, such as 123 documents; empty: the unit alone.
+        units: the same with their number, such as 123 documents; empty: the unit alone.
     """
     return (
-        f"Brackets, bands and bars show {confidence:.0%} intervals of a paired bootstrap over {drawn or unit} ({resamples:,} resamples), which draws "
+        f"Brackets, bands and bars show {confidence:.0%} intervals of a paired bootstrap over {units or unit} ({resamples:,} resamples), which draws "
         f"the same {unit} for everything that is compared. The intervals are not corrected for their number: about {1 - confidence:.0%} of them "
         "exclude 0 even if there is no effect."
     )
@@ -116,7 +116,7 @@ def verdict(row: Row) -> str:
     return "falls short of" if row["lo"] > 0 else "lies above" if row["hi"] < 0 else "cannot be distinguished from"
 
 
-MEASURES = {
+MEASURE_TITLES = {
     "mean": "per token",
     "mean_active": "per active latent",
     "firing_rate": "by firing rate",
@@ -142,29 +142,33 @@ _DEPENDENCE = {
 }
 
 
-def reading_gaps(settings: Statistics, drawn: Resampling, measure: str = "mean") -> list[str]:
+def reading_gaps(settings: Statistics, resampling: Resampling, measure: str = "mean") -> list[str]:
     """Paragraphs on how to read gaps, with cautions.
 
     Args:
         settings: of the intervals.
-        drawn: what was resampled of the measured sentences.
+        resampling: what was resampled of the measured sentences.
         measure: of activation.
     """
     mean = "over all tokens" if settings.pooling == "token" else "within each sentence, then over sentences"
     return [
         (
-            f"A gap is 1 - a / r, where a is the SAE activation of a language, measured {MEASURES[measure]} (mean {mean}), and r that of the "
+            f"A gap is 1 - a / r, where a is the SAE activation of a language, measured {MEASURE_TITLES[measure]} (mean {mean}), and r that of the "
             "reference language on the same sentences. Positive: the language falls short of the reference. Negative: it lies above. 0: no "
             "difference."
         ),
         " ".join(
-            [explain_intervals(settings.confidence, settings.resamples, drawn.by, str(drawn)), *map(_sentence, cautions_of(drawn, settings.block))]
+            [
+                explain_intervals(settings.confidence, settings.resamples, resampling.by, str(resampling)),
+                *map(_sentence, cautions_of(resampling, settings.block)),
+            ]
         ),
         (
             "Cautions. Languages need different numbers of tokens to say the same (fertility), so a gap per token can come from the tokenizer. An "
             "SAE that fits a language worse (higher FVU) misreads its activation, so low activation may mean a poor fit and not weak features. "
-            f"{_DEPENDENCE[drawn.by]} Intervals cover the choice of {drawn.by}, not the choice of languages. Raw activation grows with the residual "
-            "norm, so compare the norms. The results hold for this model, these SAEs and this corpus; for others they have to be measured again."
+            f"{_DEPENDENCE[resampling.by]} Intervals cover the choice of {resampling.by}, not the choice of languages. Raw activation grows with the "
+            "residual norm, so compare the norms. The results hold for this model, these SAEs and this corpus; for others they have to be measured "
+            "again."
         ),
     ]
 

@@ -37,9 +37,9 @@ def recipes_text(table: pd.DataFrame, confidence: float) -> str:
         "seed may differ by more than the interval."
     )
     first = table.iloc[0]
-    drawn = "" if first["resampled"] == "sentences" else f" ({first['units']} {first['resampled']} are resampled)"
+    resampled = "" if first["resampled"] == "sentences" else f" ({first['units']} {first['resampled']} are resampled)"
     return (
-        f"Paired differences between recipes, first minus second, on the {first['n']} sentences on which all were measured{drawn}. Significant "
+        f"Paired differences between recipes, first minus second, on the {first['n']} sentences on which all were measured{resampled}. Significant "
         f"differences (p below {alpha:.2g} after Holm's correction over all pairs and languages, for each quantity and set of SAEs): "
         f"{'; '.join(shown)}. {seeds}"
     )

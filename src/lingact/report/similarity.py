@@ -6,7 +6,7 @@ import pandas as pd
 
 from lingact.activations.feature_stats import SentenceVectors
 from lingact.analysis import similarity
-from lingact.analysis.measures import Stats
+from lingact.analysis.measures import StatsByLanguage
 from lingact.config.data import LanguagesConfig
 from lingact.figures import similarity as similarity_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
@@ -62,19 +62,19 @@ def wide_similarity(table: pd.DataFrame) -> pd.DataFrame:
     return wide.rename(columns=_SIMILARITIES).reset_index()
 
 
-def similarity_result(vectors: Mapping[str, SentenceVectors], stats: Stats, settings: ReportSettings) -> AnalysisResult:
+def similarity_result(vectors: Mapping[str, SentenceVectors], stats: StatsByLanguage, settings: ReportSettings) -> AnalysisResult:
     """How similarly translations are represented, and what separates the languages."""
     first = vectors[settings.languages.reference]
     means = {code: own.means() for code, own in vectors.items()}
     chosen = first.places
-    drawn = settings.resampling(stats, chosen)
-    table = similarity.similarity_table(means, first.layers, settings.languages.reference, drawn, **settings.bootstrap)
+    resampling = settings.resampling(stats, chosen)
+    table = similarity.similarity_table(means, first.layers, settings.languages.reference, resampling, **settings.bootstrap)
     scalars = {
         "activation": {code: (s.activation / s.tokens)[:, chosen] for code, s in stats.items()},
         "residual_norm": {code: (s.norm / s.tokens)[:, chosen] for code, s in stats.items()},
     }
     halves = stats[settings.languages.reference].halves[chosen]
-    apart = similarity.separation_table(means, scalars, halves, first.layers, settings.languages.reference, drawn, **settings.bootstrap)
+    apart = similarity.separation_table(means, scalars, halves, first.layers, settings.languages.reference, resampling, **settings.bootstrap)
     means_over_layers = table.groupby(["quantity", "language"], sort=False)["estimate"].agg(lambda x: x.mean(skipna=False)).reset_index()
     summary = {f"similarity/{row['quantity']}/{row['language']}": float(row["estimate"]) for row in means_over_layers.to_dict("records")}
     return AnalysisResult(

@@ -269,7 +269,7 @@ def _continuation_text(table: pd.DataFrame) -> str:
     return text + (f" In these texts, the adapter repeats itself more than the base model: {', '.join(more)}." if more else "")
 
 
-def write_training(folder: Path, config: TrainConfig, pages: Sequence[Section], identity: Mapping[str, str], drawn: Resampling) -> Path:
+def write_training(folder: Path, config: TrainConfig, pages: Sequence[Section], identity: Mapping[str, str], resampling: Resampling) -> Path:
     """Write the report of train.py. The texts of the sections are at the head of the page.
 
     Args:
@@ -277,12 +277,12 @@ def write_training(folder: Path, config: TrainConfig, pages: Sequence[Section], 
         config: of the run.
         pages: the sections.
         identity: header of the statistics.
-        drawn: what is resampled.
+        resampling: what is resampled.
 
     Returns:
         The path of the page.
     """
     title = f"Closing the activation gap of {', '.join(map(name_of, config.lang))}"
     lead = "\n\n".join(page.text for page in pages if page.text)
-    facts = measured_facts(folder, config, identity, drawn)
-    return write_report(folder, title, lead, [replace(page, text="") for page in pages], facts, reading=reading_gaps(config.statistics, drawn))
+    facts = measured_facts(folder, config, identity, resampling)
+    return write_report(folder, title, lead, [replace(page, text="") for page in pages], facts, reading=reading_gaps(config.statistics, resampling))

@@ -1,1 +1,1 @@
-"""What surrounds a computation: run folder, tracking, processes, signals, terminal."""
+"""The infrastructure of a run: folder, tracking, processes, signals, terminal."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(days=7)
-"""How long a process waits for the results of others. A process that ends is noticed at once, independently of this."""
+"""How long a process waits for the results of others. The end of a process is noticed at once, independently of this."""
 _GRACE = 10.0
 """Seconds that other processes have to save their state when a run is interrupted."""
 
@@ -119,7 +119,7 @@ def _wait() -> None:
 
 
 def _in_thread(wait: Callable[[], object]) -> None:
-    """Wait in another thread, so that this one can still handle signals: interrupts, and ends of other processes."""
+    """Wait in another thread, so that this one can still handle signals: interrupts, and the end of child processes."""
     raised: list[Exception] = []
 
     def run() -> None:
@@ -140,13 +140,13 @@ def _in_thread(wait: Callable[[], object]) -> None:
 
 
 def cluster_environment(nodes: int) -> "ClusterEnvironment":
-    """What Lightning is told instead of guessing (see `environment`): that torchrun has started the processes, or that Lightning has to."""
+    """Lightning's description of the launcher, given to it so that it does not guess (see `environment`): either torchrun or Lightning itself."""
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     if started_outside(os.environ):
         return TorchElasticEnvironment()
     if nodes == 1 and "LOCAL_RANK" not in os.environ:
-        # Left over from something else: the processes of one machine find each other on it.
+        # These are left over from something else. Processes on one machine do not need them.
         os.environ.pop("MASTER_ADDR", None)
         os.environ.pop("MASTER_PORT", None)
     return LightningEnvironment()

@@ -1,8 +1,8 @@
-"""What a launcher's environment variables say of this process: judged before anything is loaded, and put into one form.
+"""The environment variables of launchers: they are checked before anything is loaded, and translated into one form.
 
-Lightning would find out by itself, and takes a variable that is left over in a shell for a launcher. Here one rule decides, and Lightning is told:
-torchrun's names win (RANK, WORLD_SIZE, ...; Kubernetes jobs set them, too), then a step of `srun`; else the process is alone, and starts the others
-itself. Everything is a function of a mapping of variables.
+Lightning would detect a launcher by itself, but mistakes a variable left over in a shell for one. So the launcher is determined here, by one rule:
+first torchrun's names (RANK, WORLD_SIZE, ...; Kubernetes jobs also set them), then a step of `srun`; otherwise the process is alone, and starts the
+others itself. Every function takes the variables as a mapping.
 """
 
 import os
@@ -14,9 +14,9 @@ from lingact.errors import UserError
 from lingact.files.folders import TEMPORARY
 
 RUN_FOLDER = "LINGACT_RUN_FOLDER"
-"""Variable that tells processes started by a run which run that is."""
+"""Variable that names the run folder for processes that a run starts."""
 STARTED_BY_US = (RUN_FOLDER, TEMPORARY, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What is set for the processes that a run starts, and has to be forgotten after it."""
+"""Variables that are set for the processes that a run starts, and are removed after it."""
 _FROM_0 = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_ID", "SLURM_JOB_ID"),
     *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK"),
@@ -31,7 +31,7 @@ _MPI = {
     "MV2_COMM_WORLD": "mpirun (MVAPICH2)",
     "JSM_NAMESPACE": "jsrun (LSF)",
 }
-"""Families of _RANK and _SIZE that launchers set which are not supported."""
+"""Prefixes of the variables _RANK and _SIZE -> the unsupported launcher that sets them."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _INTERACTIVE = ("bash", "interactive")
 """Names that Slurm gives to allocations with a shell."""
@@ -39,17 +39,17 @@ _INTERACTIVE = ("bash", "interactive")
 Variables = Mapping[str, str]
 
 
-# --- judging --------------------------------------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 def check_environment(variables: Variables) -> None:
-    """Refuse variables that contradict each other, or that a library would only stumble over after minutes.
+    """Refuse variables that contradict each other, or on which a library would fail only after minutes.
 
     Raises:
-        UserError: with a line for each problem.
+        UserError: the message has a line for each problem.
     """
     problems = [*_unreadable(variables), *_no_room()]
-    # What cannot be read cannot be compared.
+    # Values that cannot be read cannot be compared.
     problems = problems or list(_contradictions(variables))
     if problems:
         raise UserError("\n".join(problems))
@@ -64,7 +64,7 @@ def _unreadable(variables: Variables) -> Iterator[str]:
     for name in ("MASTER_PORT", "STANDALONE_PORT"):
         port = variables.get(name)
         if port is not None and not (re.fullmatch(r"[0-9]+", port) and 1 <= int(port) <= 65535):
-            yield f"{name}='{port}' is not a port from 1 to 65535; unset it, or give the first process's"
+            yield f"{name}='{port}' is not a port from 1 to 65535; unset it, or give the port of the first process"
     for name in _THREADS:
         threads = variables.get(name)
         if threads is not None and not re.fullmatch(r"\s*0*[1-9][0-9]*\s*(,\s*0*[1-9][0-9]*\s*)*", threads):
@@ -75,7 +75,7 @@ def _no_room() -> Iterator[str]:
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
-        yield f"no folder for temporary files: {error.strerror or error}; set TMPDIR to one that can be written to"
+        yield f"no folder for temporary files: {error.strerror or error}; set TMPDIR to a writable one"
 
 
 def _contradictions(variables: Variables) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _contradictions(variables: Variables) -> Iterator[str]:
 
 def _of_torchrun(variables: Variables) -> Iterator[str]:
     if "WORLD_SIZE" not in variables:
-        yield "RANK is set and WORLD_SIZE is not; start with torchrun, which sets both, or unset RANK"
+        yield "RANK is set but WORLD_SIZE is not; start with torchrun, which sets both, or unset RANK"
         return
     rank, world = int(variables["RANK"]), int(variables["WORLD_SIZE"])
     if rank >= world:
@@ -106,7 +106,7 @@ def _of_torchrun(variables: Variables) -> Iterator[str]:
     if local_rank >= local_world:
         yield f"LOCAL_RANK={local_rank} is not among the {local_world} processes of this machine (LOCAL_WORLD_SIZE), which count from 0"
     if world % local_world:
-        yield f"WORLD_SIZE={world} is no multiple of LOCAL_WORLD_SIZE={local_world}; start the same number of processes on every machine"
+        yield f"WORLD_SIZE={world} is not a multiple of LOCAL_WORLD_SIZE={local_world}; start the same number of processes on every machine"
 
 
 def _of_srun(variables: Variables) -> Iterator[str]:
@@ -119,40 +119,40 @@ def _of_srun(variables: Variables) -> Iterator[str]:
         yield f"SLURM_PROCID={variables['SLURM_PROCID']} is not among the {tasks} tasks of this step (SLURM_STEP_NUM_TASKS), which count from 0"
     per_node = {count.partition("(")[0] for count in variables.get("SLURM_STEP_TASKS_PER_NODE", "").split(",")}
     if tasks % nodes or len(per_node) > 1:
-        yield f"Slurm has started {tasks} tasks on {nodes} machines, not the same number on each; use --ntasks-per-node"
+        yield f"Slurm has started {tasks} tasks on {nodes} machines, with different numbers on them; use --ntasks-per-node"
 
 
 def _alone(variables: Variables) -> Iterator[str]:
-    """What is left over in a shell, or asks for processes that nobody has started."""
+    """Variables that are left over in a shell, or that ask for processes that were not started."""
     for name in ("LOCAL_RANK", "GROUP_RANK"):
         if name in variables:
-            yield f"{name} is set and RANK is not; start with torchrun, which sets both, or unset {name}"
+            yield f"{name} is set but RANK is not; start with torchrun, which sets both, or unset {name}"
     if int(variables.get("WORLD_SIZE", "1")) > 1:
         yield f"WORLD_SIZE={variables['WORLD_SIZE']}, but RANK is not set; start with torchrun, which sets both, or unset WORLD_SIZE"
     for family, launcher in _MPI.items():
         if f"{family}_RANK" in variables and int(variables.get(f"{family}_SIZE", "1")) > 1:
             yield (
                 f"{launcher} has started {variables[f'{family}_SIZE']} processes ({family}_SIZE), each of which would do the whole run; start with "
-                "torchrun or srun, or let devices= (of train.py trainer.devices=) start them"
+                "torchrun or srun, or let devices= (when training, trainer.devices=) start them"
             )
     tasks = variables.get("SLURM_NTASKS", "1")
-    # Where there is a shell, the tasks are for whatever is started from it by srun.
+    # In an interactive shell, the tasks are for commands that are started from it by srun.
     if int(tasks) > 1 and "SLURM_STEP_NUM_TASKS" not in variables and variables.get("SLURM_JOB_NAME") not in _INTERACTIVE:
         yield (
-            f"SLURM_NTASKS={tasks}: the job has {tasks} tasks, and this process was not started by srun; write `srun python ...` for one run by all "
-            "tasks, ask for --ntasks=1 (with --cpus-per-task) for one process, or unset SLURM_NTASKS"
+            f"SLURM_NTASKS={tasks}: the job has {tasks} tasks, but this process was not started by srun; write `srun` before the command for one run "
+            "by all tasks, ask for --ntasks=1 (with --cpus-per-task) for one process, or unset SLURM_NTASKS"
         )
     yield from _asked_of_torchrun(variables, ("PET_NNODES", "PET_NPROC_PER_NODE"))
 
 
 def _asked_of_torchrun(variables: Variables, names: tuple[str, ...]) -> Iterator[str]:
-    """What Kubernetes' training jobs set for a torchrun that was not there."""
+    """Variables that Kubernetes' training jobs set for torchrun, although torchrun did not start this process."""
     for name in names:
         asked = re.match(r"(?:\d+:)?(\d+)$", variables.get(name, ""))
         if asked and int(asked[1]) > 1:
             yield (
-                f"{name}={variables[name]} asks torchrun for several processes, and this one was not started by it: each would do the whole run; "
-                f"write `torchrun train.py ...`, or unset {name}"
+                f"{name}={variables[name]} asks torchrun for several processes, but this one was not started by it: each would do the whole run; "
+                f"start with torchrun, or unset {name}"
             )
 
 
@@ -160,7 +160,7 @@ def _asked_of_torchrun(variables: Variables, names: tuple[str, ...]) -> Iterator
 
 
 def adopted(variables: Variables) -> dict[str, str]:
-    """What is to be added so that torchrun's names are there, whoever has started this process as one of several. The variables fit each other."""
+    """The variables to add so that torchrun's names are set, whichever launcher has started several processes. The input must have been checked."""
     if _started_by_us(variables):
         return {}
     if "RANK" in variables:
@@ -173,7 +173,7 @@ def adopted(variables: Variables) -> dict[str, str]:
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "NODE_RANK": "SLURM_NODEID", "GROUP_RANK": "SLURM_NODEID"}
     added = {name: variables[theirs] for name, theirs in names.items()} | {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(tasks // nodes)}
     hosts = next((variables[name] for name in ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST") if name in variables), "127.0.0.1")
-    # Every task finds the same port without asking; two steps of one job have different ones.
+    # Every task computes the same port without communication; two steps of one job have different ones.
     number = int(variables.get("SLURM_JOB_ID", "0")) + int(variables.get("SLURM_STEP_ID", "0"))
     meeting = {"MASTER_ADDR": first_host(hosts), "MASTER_PORT": str(15000 + number % 10000)}
     return added | {name: value for name, value in meeting.items() if name not in variables}
@@ -185,17 +185,17 @@ def first_host(hosts: str) -> str:
 
 
 def _started_by_us(variables: Variables) -> bool:
-    """Whether Lightning has started this process, or starts others, from within a run of ours."""
+    """Whether Lightning has started this process, or starts others, from within a run of lingact."""
     return RUN_FOLDER in variables and "RANK" not in variables
 
 
 def _is_step(variables: Variables) -> bool:
-    """Whether `srun` has started this process as one of several. A shell (`--pty`) is one, and whatever is started in it is alone."""
+    """Whether `srun` has started this process as one of several. In a shell (`--pty`) it has not: what is started there is a single process."""
     return int(variables.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PTY_PORT" not in variables
 
 
 def _place(variables: Variables) -> dict[str, str]:
-    """The place on its machine of a process that has RANK and WORLD_SIZE, which is all that some jobs set."""
+    """The local ranks of a process that has RANK and WORLD_SIZE. Some jobs set only these two."""
     rank, world = variables["RANK"], variables["WORLD_SIZE"]
     if "LOCAL_RANK" in variables:
         size = variables.get("LOCAL_WORLD_SIZE", world)
@@ -207,12 +207,12 @@ def _place(variables: Variables) -> dict[str, str]:
         if mine in variables and all_of_them in variables:
             size = variables[all_of_them]
             return {"LOCAL_RANK": variables[mine], "LOCAL_WORLD_SIZE": size, "GROUP_RANK": str(int(rank) // int(size))}
-    # As Kubernetes' training jobs do it: one process in each pod.
+    # As in Kubernetes' training jobs: one process in each pod.
     return {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": rank}
 
 
 def first_process(variables: Variables = os.environ) -> bool:
-    """False in the processes that Lightning, torchrun or Slurm started beside the first one of a distributed run."""
+    """Whether this is the only process, or the one of rank 0."""
     return all(variables.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
@@ -222,13 +222,13 @@ def started_outside(variables: Variables) -> bool:
 
 
 def shape(devices: int, nodes: int, variables: Variables, *, section: str = "") -> tuple[int, int]:
-    """Processes on a machine, and machines: as given, or as a launcher outside has started them.
+    """The number of processes on each machine and the number of machines: as given, or as an external launcher has started them.
 
     Args:
-        section: where the two keys are, such as `trainer.`.
+        section: prefix of the two keys, such as `trainer.`.
 
     Raises:
-        UserError: these contradict each other, or machines cannot find each other.
+        UserError: the two contradict each other, or the machines cannot find each other.
     """
     given = f"{section}devices={devices}, {section}nodes={nodes}"
     if "RANK" in variables:

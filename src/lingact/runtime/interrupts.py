@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: Ctrl-C, and what schedulers send before they kill. A run stops where no half-done work is lost."""
+"""Signals that ask a run to stop: Ctrl-C, and those of schedulers before they kill. A run stops at a point where no half-done work is lost."""
 
 import signal
 import threading
@@ -20,9 +20,9 @@ class _State:
     blocks = 0
     """How many open blocks have to be finished first."""
     arrived: int | None = None
-    """The signal that has arrived since."""
+    """The signal that has arrived meanwhile."""
     others: ClassVar[dict[int, Handler]] = {}
-    """Handlers of warnings that were there before."""
+    """Handlers of warnings that existed before."""
 
 
 @contextmanager
@@ -63,12 +63,12 @@ def interrupt(number: int, frame: FrameType | None = None) -> None:
 
 
 def defer() -> None:
-    """Let signals wait from here on."""
+    """Hold signals back from here on."""
     _State.blocks += 1
 
 
 def deliver() -> None:
-    """Undo one `defer`, and handle a signal that has arrived since.
+    """Undo one `defer`, and handle a signal that has arrived meanwhile.
 
     Raises:
         KeyboardInterrupt: one has arrived, and no other block is open.
@@ -95,7 +95,7 @@ def pending() -> bool:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Finish the block before a signal interrupts."""
+    """Finish the block before a signal interrupts it."""
     defer()
     try:
         yield

@@ -35,7 +35,7 @@ def started_as(form: str, line: Sequence[str] | None = None) -> Iterator[None]:
 
 
 def command(job: str) -> str:
-    """What to type to start a job: `lingact train`, or `python train.py`."""
+    """The command that starts a job: `lingact train`, or `python train.py`."""
     return _Started.form.format(job=job)
 
 
@@ -45,16 +45,16 @@ def program(job: str) -> str:
 
 
 def requirement(extra: str) -> str:
-    """What to give pip to install optional dependencies: `'lingact[ray]'`, or the same of the checkout."""
+    """The argument of pip that installs optional dependencies: `'lingact[ray]'`, or the same for a checkout."""
     return f"-e '.[{extra}]'" if _Started.form == SCRIPT else f"'lingact[{extra}]'"
 
 
 def command_line() -> str:
-    """The command as it was given, for the manifest."""
+    """The command as the user gave it, for the manifest."""
     name = Path(sys.argv[0]).name
     return shlex.join(_Started.line or ["lingact" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def repeatable() -> bool:
-    """Whether another process with the arguments of this one would run the same job. False where a job is run from Python."""
+    """Whether another process with the same arguments would run the same job. False if a job is run from Python."""
     return _Started.line is None

@@ -20,7 +20,7 @@ SAVE_EVERY = 15.0
 """Seconds between saves. A killed run loses at most the work of this time and of one step."""
 Step = TypeVar("Step")
 Merge = Callable[[dict[str, np.ndarray]], None]
-"""Adds the arrays of a state with other steps."""
+"""Adds the arrays of a state that includes other steps."""
 
 
 def resumable(  # noqa: PLR0913 (the parts of a pass)
@@ -41,12 +41,12 @@ def resumable(  # noqa: PLR0913 (the parts of a pass)
 
     Args:
         path: file of the state (safetensors). It is saved every `SAVE_EVERY` seconds, after the current step when the pass is interrupted, and at
-            the end. A state that is there already is continued. None: nothing is saved.
+            the end. An existing state is continued. None: nothing is saved.
         header: hashes of everything that the numbers depend on.
         state: arrays that `add` changes in place; empty at first.
         steps: the same steps in the same order each time.
         tokens: the length of a step on the bar.
-        bar: from `token_bar`; steps that were done before advance it at once.
+        bar: from `token_bar`; it starts at the steps that were done before.
         merge: adds a state of other steps to `state`. None: arrays of the same name are summed.
 
     Raises:
@@ -79,7 +79,7 @@ def resumable(  # noqa: PLR0913 (the parts of a pass)
     all_reduce(state, merge)
     if path is not None and left and own_rank == 0:
         save_state(path, header, state, range(len(steps)), len(steps))
-        # The files of the processes of now; files of earlier processes were merged and removed when the pass began.
+        # Only files of current processes exist; those of earlier ones were merged and removed when the pass began.
         for other in range(1, world):
             _part_of(path, other).unlink(missing_ok=True)
 
@@ -114,7 +114,7 @@ def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], to
     """Load a saved state into an empty one. The parts that other processes have saved are merged into the same file.
 
     Returns:
-        The numbers of the steps in it.
+        The numbers of the steps that it includes.
 
     Raises:
         UserError: it belongs to another run.
@@ -125,7 +125,7 @@ def restore(path: Path, header: dict[str, str], state: dict[str, np.ndarray], to
         found, arrays, numbers, of = read_state(file)
         refuse_mismatched(found, header, f"'{file}'")
         if of != total or {name: array.shape for name, array in arrays.items()} != {name: array.shape for name, array in state.items()}:
-            raise UserError(f"'{file}' has other statistics than this run would make; delete it or name another folder")
+            raise UserError(f"'{file}' has other statistics than those of this run; delete it or name another folder")
         if numbers <= done:
             continue  # it was merged, and then its process was killed
         merge(arrays)

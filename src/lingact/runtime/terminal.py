@@ -1,4 +1,4 @@
-"""The one place that prints tables: plain aligned text, at most 110 columns, nothing ever cut."""
+"""The only module that prints tables: plain aligned text of at most 110 columns, in which nothing is truncated."""
 
 import re
 import shutil
@@ -13,16 +13,16 @@ from rich.text import Text
 COLUMNS = 110
 _GAP = 2
 _WIDEST = 44
-"""A cell longer than this goes on in the next line."""
+"""A longer cell is continued on the next line."""
 _NUMBER = re.compile(r"-|nan|[-+<]?[\d.].*")
 _PATH = re.compile(r".*[/\\][^\d\s].*")  # not 40/23
 
 
 def show(rows: Sequence[Mapping[str, object]], *, title: str = "", fixed: int = 1) -> None:
-    """Print rows as a table: numbers to the right, words to the left.
+    """Print rows as a table, with numbers aligned to the right and words to the left.
 
-    A single row that is too wide for a line, or that names files, comes as `key: value` lines, so that paths stay whole and can be copied.
-    Columns that do not fit beside each other follow below in further blocks.
+    A single row that is too wide for a line, or that names files, is printed as `key: value` lines, so that paths stay whole and can be copied.
+    Columns that do not fit next to each other follow below in further blocks.
 
     Args:
         rows: cells by column name; a missing one stays blank.
@@ -52,7 +52,7 @@ def show(rows: Sequence[Mapping[str, object]], *, title: str = "", fixed: int = 
 
 
 def note(text: str) -> None:
-    """Print a sentence that a reader has to know, wrapped; words, and so paths, stay whole."""
+    """Print an important sentence, wrapped at spaces only, so that paths stay whole."""
     width = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns)
     lines = textwrap.fill(text, width, initial_indent="Note: ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
     Console(highlight=False, soft_wrap=True).print(Text(lines))

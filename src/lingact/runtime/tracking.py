@@ -1,7 +1,7 @@
-"""A run and what it leaves behind: folder, manifest, tables, figures, summary, and the same in Weights & Biases.
+"""A run and its results: folder, manifest, tables, figures, summary, and the same in Weights & Biases.
 
-Every file is written beside its place and moved there, so that a reader never sees half of one. Of the processes of a distributed run the first
-one writes and talks; the others only read.
+Files are written atomically, so that a reader never sees an incomplete one. Of the processes of a distributed run, only the first one writes files
+and prints.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from lingact.hub.wandb_artifacts import has_key
 from lingact.hub.wandb_limits import ROWS, artifact_name, shortened, table_key, variable_problems
 from lingact.runtime import interrupts
 from lingact.runtime.environment import first_process
-from lingact.runtime.program import command_line
+from lingact.runtime.program import command_line, program
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,15 +47,15 @@ DPI = 160
 """Dots per inch of saved figures."""
 _PACKAGES = ("torch", "transformers", "sae-lens", "peft", "pytorch-lightning", "lm-eval", "hydra-core", "wandb", "numpy", "lingact")
 STATUSES = ("running", "complete", "interrupted", "failed")
-"""What a manifest says of its run."""
+"""Values of a manifest's `status`."""
 _PARTS = ("tables", "figures", "stats", "stats/contexts", *RENAMED_FOLDERS, *RENAMED_FOLDERS.values(), "checkpoints", "answers", "samples", "results")
 """Subfolders of a run folder that files are written to."""
 RUN_FILES = {"config.yaml", "manifest.json", "summary.json", "report.html", "wandb", "adapter", *_PARTS}
-"""Names in a run folder that belong to the run. Others belong to the user."""
+"""Names in a run folder that belong to the run. Any others belong to the user."""
 
 
 def remove_leftovers(folder: Path, token: str | None) -> None:
-    """Remove temporary files of an earlier part of the run that was killed. They have the token of its manifest in their names.
+    """Remove temporary files of an earlier part of the run that was killed. Their names contain the token in its manifest.
 
     Args:
         folder: the run folder. It and the folders of a run in it are searched, but not the folders below.
@@ -69,7 +69,7 @@ def remove_leftovers(folder: Path, token: str | None) -> None:
 
 
 def finite_summary(values: dict[str, float]) -> dict[str, float]:
-    """Finite numbers as they are. An undefined one is replaced by `<key>/undefined: 1`."""
+    """The summary with each number that is not finite replaced by `<key>/undefined: 1`."""
     return {key if math.isfinite(value) else f"{key}/undefined": float(value) if math.isfinite(value) else 1.0 for key, value in values.items()}
 
 
@@ -107,7 +107,7 @@ def _hardware() -> Hardware:
 
 
 def differences(there: Any, here: Any, prefix: str = "") -> list[str]:
-    """Where two configurations or identities differ, a line for each value."""
+    """The differences between two configurations or identities, a line for each value."""
     if isinstance(there, dict) and isinstance(here, dict):
         return [line for key in dict.fromkeys([*there, *here]) for line in differences(there.get(key), here.get(key), f"{prefix}.{key}".lstrip("."))]
     return [] if there == here else [f"{prefix}: {_brief(there)} there, {_brief(here)} here"]
@@ -121,7 +121,7 @@ def _brief(value: object) -> str:
 
 @contextlib.contextmanager
 def _staging_in(folder: Path) -> Iterator[None]:
-    """Let W&B keep its copies of uploads in the run folder instead of the user's home, unless the user has chosen a place."""
+    """Let W&B keep its copies of uploads in the run folder instead of the user's home, unless the user has chosen a folder."""
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
@@ -138,7 +138,7 @@ class Run:
     def __init__(self, folder: Path, config: dict[str, Any], manifest: dict[str, Any], tracker: Any, *, first: bool) -> None:
         self.folder = folder
         self.tracker = tracker
-        """The W&B run; under mode=disabled an inert one."""
+        """The W&B run; with mode=disabled one that does nothing."""
         self.first = first
         """Whether this is the process that writes. The other processes of a distributed run only train."""
         self._manifest = manifest
@@ -154,8 +154,7 @@ class Run:
         found = json.loads(json.dumps(identity))
         if changed := [line for part in known.keys() & found for line in differences(known[part], found[part], part)]:
             raise UserError(
-                f"'{self.folder}' was begun with something else ({'; '.join(sorted(changed))}); put back what was there, or start a new run in "
-                "another folder"
+                f"'{self.folder}' was started with other inputs ({'; '.join(sorted(changed))}); restore them, or start a new run in another folder"
             )
         known.update(found)
         self._parts.update(found)
@@ -163,7 +162,7 @@ class Run:
 
     @property
     def header(self) -> dict[str, str]:
-        """Hashes of everything that the run depends on: its configuration, and what was recorded by `identify` so far."""
+        """Hashes of everything that the run depends on: its configuration, and everything recorded by `identify` so far."""
         return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in self._parts.items()}
 
     def _write_manifest(self) -> None:
@@ -175,9 +174,9 @@ class Run:
         import wandb
 
         write_atomically(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False))
-        if self.tracker.disabled:  # it would drop the table after half a second of checking its cells
+        if self.tracker.disabled:  # wandb.Table spends half a second on checking cells, and the table would be dropped
             return
-        # Empty cells: W&B takes the type of a column from its first row, and knows None but not pandas' NA.
+        # W&B infers the type of a column from its first row, and accepts None for an empty cell but not pandas' NA.
         rows = frame.astype(object).where(frame.notna(), None)  # pyrefly: ignore[bad-argument-type]
         with surviving_tracking(), _staging_in(self.folder):
             key = table_key(name, str(self._manifest.get("wandb", "")))
@@ -206,7 +205,7 @@ class Run:
         return finite
 
     def artifact(self, parts: Sequence[str], kind: str, files: Iterable[Path]) -> None:
-        """Log files as a W&B artifact, whose name is made of the parts."""
+        """Log files as a W&B artifact. Its name is made from the parts."""
         import wandb
 
         with surviving_tracking(), _staging_in(self.folder):
@@ -231,7 +230,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UserError(f"'{folder}' is not a run folder: it has no manifest.json; name a folder that train.py, analyze.py or eval.py made")
+        programs = f"{program('train')}, {program('analyze')} or {program('eval')}"
+        raise UserError(f"'{folder}' is not a run folder: it has no manifest.json; name a folder that {programs} made")
     otherwise = "restore it, or move it away: the run can be resumed without it"
     manifest = read_json_object(path, otherwise, needed=("job", "status"))
     kinds = {"identity": dict, "temporary": str, "wandb": str}
@@ -241,7 +241,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Refuse what would make W&B prompt, or fail when the run is opened.
+    """Refuse settings with which W&B would prompt, or fail when the run is opened.
 
     Raises:
         UserError: online without a key, or environment variables that the client does not accept.
@@ -249,7 +249,7 @@ def check_tracking(config: TrackingConfig) -> None:
     problems = list(variable_problems(config.mode))
     if config.mode == "online" and not has_key():
         problems.append(
-            "tracking=wandb needs a Weights & Biases key and none is set; run `wandb login`, set WANDB_API_KEY, or use tracking=offline "
+            "tracking=wandb needs a Weights & Biases key, but none is set; run `wandb login`, set WANDB_API_KEY, or use tracking=offline "
             "(later `wandb sync`) or tracking=none"
         )
     if problems:
@@ -260,8 +260,8 @@ def check_tracking(config: TrackingConfig) -> None:
 def surviving_tracking() -> Iterator[None]:
     """Continue the run when W&B fails, because all files are in the run folder. A full disk still ends the run.
 
-    The client raises many kinds of errors without a common base class, some of them private. So its errors are recognised by the module that they
-    were raised in. Errors of lingact pass through.
+    The client raises many kinds of errors without a common base class, some of them private. So its errors are recognised by the module that
+    raised them. Errors of lingact pass through.
     """
     try:
         yield
@@ -281,7 +281,7 @@ def open_run(job: str, config: ConfigSection, tracking: TrackingConfig, folder: 
 
     Args:
         job: train, analyze or eval.
-        config: the judged configuration, written as `config.yaml`.
+        config: the validated configuration, written as `config.yaml`.
         folder: the run folder, made if it does not exist. A resumed run has to use the same model, SAEs and corpus.
 
     Raises:
@@ -310,7 +310,7 @@ def open_run(job: str, config: ConfigSection, tracking: TrackingConfig, folder: 
         "hardware": _hardware(),
         "identity": identity,
         "temporary": TOKEN,
-        # An agent of a W&B sweep names the run.
+        # The agent of a W&B sweep chooses the id of the run.
         "wandb": earlier.get("wandb") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
     }
     # Before W&B is started, which takes a second, so that the folder is marked as a run's at once.
@@ -332,7 +332,7 @@ def open_run(job: str, config: ConfigSection, tracking: TrackingConfig, folder: 
             settings=wandb.Settings(silent=True, console="off", disable_code=True, disable_git=True),
         )
     except (wandb.Error, ValueError) as error:
-        raise UserError(f"tracking: Weights & Biases does not open the run: {error}; or use tracking=offline or tracking=none") from error
+        raise UserError(f"tracking: Weights & Biases cannot open the run: {error}; or use tracking=offline or tracking=none") from error
     run = Run(folder, plain, manifest, tracker, first=True)
     status = "failed"
     try:

@@ -104,10 +104,10 @@ class Resampling:
         """
         self.check_enough()
         rng = np.random.default_rng(seed)
-        drawn = np.ones((1 + resamples, self.count))
-        for resample in drawn[1:]:
+        counts = np.ones((1 + resamples, self.count))
+        for resample in counts[1:]:
             resample[:] = np.bincount(rng.integers(self.count, size=self.count), minlength=self.count)
-        return drawn if self.count == len(self.unit) else drawn[:, self.unit]
+        return counts if self.count == len(self.unit) else counts[:, self.unit]
 
     def totals(self, values: Float[np.ndarray, "... sentence"]) -> Float[np.ndarray, "... unit"]:
         """Sums over the sentences of each unit."""
@@ -175,7 +175,7 @@ def interval(draws: Float[np.ndarray, "draw ..."], confidence: float, clusters: 
     with 123, 40, 20 and 10 documents, the plain one in 94, 93, 91 and 88 %, and one by sentences in 65 to 73 %.
 
     Args:
-        clusters: `Resampling.clusters` of what was drawn.
+        clusters: `Resampling.clusters` of the sentences that are resampled.
     """
     tail = (1 - confidence) / 2 if clusters is None else float(ndtr(-_widened(float(norm.isf((1 - confidence) / 2)), clusters)))
     low, high = np.quantile(draws[1:], [tail, 1 - tail], axis=0)
@@ -195,7 +195,7 @@ def simultaneous_band(
     documents in 92 to 94 % with 10 to 123 of them (79 to 94 % without the widening).
 
     Args:
-        clusters: `Resampling.clusters` of what was drawn.
+        clusters: `Resampling.clusters` of the sentences that are resampled.
     """
     estimate, error = draws[0], standard_error(draws)
     varies = error > 0
@@ -214,7 +214,7 @@ def p_value(draws: Float[np.ndarray, "draw ..."], clusters: int | None = None) -
     Its resolution, unlike that of a share of resamples, suffices for a correction over hundreds of tests. Without spread: 1 at 0, else 0.
 
     Args:
-        clusters: `Resampling.clusters` of what was drawn.
+        clusters: `Resampling.clusters` of the sentences that are resampled.
     """
     estimate, error = np.asarray(draws[0]), standard_error(draws)
     certain = np.where(np.isnan(estimate + error), np.nan, (np.abs(estimate) < _ROUNDING).astype(float))

@@ -16,7 +16,7 @@ _ROUNDING = 1e-12
 
 
 def crossed_difference(
-    one: Float[np.ndarray, "unit draw"], other: Float[np.ndarray, "other_unit draw"], *, drawn: Resampling, confidence: float
+    one: Float[np.ndarray, "unit draw"], other: Float[np.ndarray, "other_unit draw"], *, resampling: Resampling, confidence: float
 ) -> Crossed:
     """Mean over the units of one side minus that of the other side, as if sentences and units had been drawn at random.
 
@@ -26,14 +26,14 @@ def crossed_difference(
 
         Var = max(S, sum I) + sum over the sides of (max(s^2 / K, I) - I)
 
-    (of documents or blocks, S and I are larger by n / (n - 1), as in `inference.p_value`: resampling n of them knows their spread too small by that)
+    (of documents or blocks, S and I are larger by n / (n - 1), as in `bootstrap.p_value`: resampling n of them knows their spread too small by that)
     with the degrees of freedom of Satterthwaite (1946): S has one less than there are documents, blocks or sentences to resample, s^2 / K has K - 1,
     I the product of the two. For one side and means of sentences this is the variance of two-way random effects without replication,
     (MS_unit + MS_sentence - MS_residual) / (K n) (Searle, Casella & McCulloch 1992, section 4.3), which `paired.crossed_effects` computes from the
     mean squares themselves. As there, no part is taken as negative, so that the interval is too wide where units do not differ.
 
     A side of one unit is taken as fixed: the answer is then about that very unit. Where both sides are, the interval is the bootstrap's percentile
-    interval and p that of `inference.p_value`.
+    interval and p that of `bootstrap.p_value`.
 
     Coverage of the 95 % interval of a difference in 2,000 simulations (seed 20261126, fixed beforehand; 100 sentences, whose noise the units share
     in part, so that it moves the difference by .033 to .036), by the standard deviation of the units (`tests/unit/test_crossed.py` repeats some):
@@ -48,23 +48,23 @@ def crossed_difference(
     Args:
         one: draws of each unit, row 0 of the draws the sample, the others resamples, the same ones for all units of both sides.
         other: likewise; zeros of one unit give the mean of `one` by itself.
-        drawn: what the resamples drew.
+        resampling: what the resamples drew.
         confidence: such as 0.95.
 
     Returns:
         Without limits (nan) where a draw is undefined.
     """
-    resampled, means = drawn.count, one.mean(axis=0) - other.mean(axis=0)
+    resampled, means = resampling.count, one.mean(axis=0) - other.mean(axis=0)
     estimate = float(means[0])
     if np.isnan(one).any() or np.isnan(other).any():
         return Crossed(Estimate(resampled, estimate, np.nan, np.nan), np.nan, np.nan, np.nan)
     sides = [side for side in (one, other) if len(side) > 1]
-    widened = 1.0 if drawn.clusters is None else resampled / (resampled - 1)
+    widened = 1.0 if resampling.clusters is None else resampled / (resampled - 1)
     sentences = float(means[1:].var(ddof=1)) * widened
     if not sides:
-        _, low, high = interval(means, confidence, drawn.clusters)
+        _, low, high = interval(means, confidence, resampling.clusters)
         return Crossed(
-            Estimate(resampled, estimate, float(low), float(high)), sentences**0.5, float(resampled - 1), float(p_value(means, drawn.clusters))
+            Estimate(resampled, estimate, float(low), float(high)), sentences**0.5, float(resampled - 1), float(p_value(means, resampling.clusters))
         )
     between, interaction, free = (np.array(column) for column in zip(*map(_parts, sides), strict=True))
     interaction *= widened
@@ -79,9 +79,9 @@ def crossed_difference(
     return Crossed(Estimate(resampled, estimate, estimate - half, estimate + half), error, freedom, float(2 * stdtr(freedom, -abs(estimate) / error)))
 
 
-def crossed_mean(units: Float[np.ndarray, "unit draw"], *, drawn: Resampling, confidence: float) -> Crossed:
+def crossed_mean(units: Float[np.ndarray, "unit draw"], *, resampling: Resampling, confidence: float) -> Crossed:
     """Mean over the units of one side, against 0 (`crossed_difference`)."""
-    return crossed_difference(units, np.zeros_like(units[:1]), drawn=drawn, confidence=confidence)
+    return crossed_difference(units, np.zeros_like(units[:1]), resampling=resampling, confidence=confidence)
 
 
 def _parts(side: Float[np.ndarray, "unit draw"]) -> tuple[float, float, int]:

@@ -20,6 +20,7 @@ from lingact.files.records import read_json_object
 from lingact.models.finite import describe, nonfinite
 from lingact.runtime import interrupts
 from lingact.runtime.compat.lightning import checkpoint_of
+from lingact.runtime.program import program
 from lingact.runtime.tracking import differences
 
 CHECKPOINTS = "checkpoints"
@@ -69,7 +70,7 @@ class RunCheckpoints(TorchCheckpointIO):
         saved = _undamaged(Path(path))
         what_to_do = "restore the right one, or delete it: the run then starts over, with the same result"
         if saved is None:
-            raise UserError(f"'{path}' is truncated, damaged or not a checkpoint of train.py; {what_to_do}")
+            raise UserError(f"'{path}' is truncated, damaged or not a checkpoint of {program('train')}; {what_to_do}")
         checkpoint = torch.load(io.BytesIO(saved), map_location=map_location, weights_only=True)
         if different := differences(checkpoint[_HEADER], self.header):
             raise UserError(f"'{path}' is a checkpoint of another run ({'; '.join(different)}); {what_to_do}")

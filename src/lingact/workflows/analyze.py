@@ -12,7 +12,7 @@ from lingact.analysis.changes import Variants
 from lingact.analysis.contrasts import Trained, has_adapter, recipe_table
 from lingact.analysis.control_tables import mean_rows
 from lingact.analysis.correlation import refuse_few_languages
-from lingact.analysis.measures import Stats
+from lingact.analysis.measures import StatsByLanguage
 from lingact.analysis.score_files import read_scores
 from lingact.analysis.tables import range_table
 from lingact.config.jobs import AnalyzeConfig, Processes
@@ -36,6 +36,7 @@ from lingact.report.phrases import cautions_of, name_of, reading_gaps, text_of
 from lingact.report.recipes import recipe_result
 from lingact.report.reviewer import reviewer_table
 from lingact.report.similarity import similarity_result
+from lingact.runtime.program import program
 from lingact.runtime.terminal import note, show
 from lingact.runtime.tracking import Run, first_process, open_run, read_manifest
 from lingact.workflows.observe import Observations, causal_places, criteria, observe, spliced_places, stored_observations
@@ -102,7 +103,7 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
         return config
     path = config.stats[0] / "config.yaml"
     if not path.is_file() or read_manifest(config.stats[0])["job"] != "analyze":
-        raise UserError(f"stats: '{config.stats[0]}' is not a run of analyze.py; name the run folders whose statistics to use")
+        raise UserError(f"stats: '{config.stats[0]}' is not a run of {program('analyze')}; name the run folders whose statistics to use")
     saved = read_run_config(path, "put it back, or analyse again", needed=("measures",))
     given = config.model_dump(mode="json")
     chosen = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking", *Processes.model_fields)} | {"shard": "1/1"}
@@ -113,7 +114,7 @@ def analysis_results(config: AnalyzeConfig, seen: Observations, scores: pd.DataF
     """The results subject by subject, in the order of the report."""
     settings = ReportSettings(config.languages, config.statistics, config.seed)
     measured, measures = seen.measured, config.measures
-    by_sae_set: dict[str, Stats] = {sae_set: measured.of(sae_set, BASE) for sae_set in measured.sae_sets}
+    by_sae_set: dict[str, StatsByLanguage] = {sae_set: measured.of(sae_set, BASE) for sae_set in measured.sae_sets}
     stats = by_sae_set[MEASURING]
     found, ranges = {}, {}
     for sae_set, own in by_sae_set.items():
@@ -262,8 +263,8 @@ def find_trained(given: list[str]) -> list[Trained]:
     if without:
         listed = ", ".join(f"'{name}'" for name in without)
         raise UserError(
-            f"compare: {listed}: no adapter was measured there; give two runs, before and after, or runs and sweeps of train.py to compare "
-            "their recipes"
+            f"compare: no adapter was measured in {listed}; give two runs, before and after, or runs and sweeps of {program('train')} "
+            "to compare their recipes"
         )
     places = {}
     for path in folders:

@@ -178,25 +178,25 @@ def _identity(measured: Measurement) -> dict[str, str]:
     return {key: value for key, value in shared.items() if key not in ("sae_set", "variant", "language")}
 
 
-def _check_enough(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.ndarray, " sentence"], drawn: Resampling) -> None:
+def _check_enough(config: AnalyzeConfig, ids: tuple[str, ...], halves: Int[np.ndarray, " sentence"], resampling: Resampling) -> None:
     """Refuse text that is too short for intervals, as a whole or for a part of the analysis that reads only some of it.
 
     Raises:
         UserError: fewer than two documents, blocks or sentences.
     """
-    drawn.check_enough()
+    resampling.check_enough()
     parts, confirming = config.measures.parts, np.flatnonzero(halves == CONFIRMATION)
     if {"similarity", "features", "causal", "by_reference"} & set(parts):
         if len(confirming) == len(ids):
-            raise UserError(f"none of the {len(ids)} sentences is in the discovery half ({drawn}); give more text, or use measures=core")
-        drawn.part(confirming).check_enough("in the confirmation half, or use measures=core")
+            raise UserError(f"none of the {len(ids)} sentences is in the discovery half ({resampling}); give more text, or use measures=core")
+        resampling.part(confirming).check_enough("in the confirmation half, or use measures=core")
     if "similarity" in parts:
         chosen = sample_places(ids, config.measures.similarity.sentences)
-        drawn.part(np.intersect1d(chosen, confirming)).check_enough("in the confirmation half of measures.similarity.sentences")
+        resampling.part(np.intersect1d(chosen, confirming)).check_enough("in the confirmation half of measures.similarity.sentences")
     if "spliced" in parts:
-        drawn.part(spliced_places(config, ids)).check_enough("among measures.spliced.sentences")
+        resampling.part(spliced_places(config, ids)).check_enough("among measures.spliced.sentences")
     if "causal" in parts:
-        drawn.part(causal_places(config, ids, halves)).check_enough("among measures.causal.sentences")
+        resampling.part(causal_places(config, ids, halves)).check_enough("among measures.causal.sentences")
 
 
 def spliced_places(config: AnalyzeConfig, ids: tuple[str, ...]) -> Int[np.ndarray, " chosen"]:
@@ -287,10 +287,10 @@ def _matched(stats: dict[str, FeatureStats], latents: dict[int, list[int]], seed
         row = next(iter(stats.values())).layers.index(layer)
         rates, mass = (np.sum([getattr(s, name)[row].sum(axis=0) for s in stats.values()], axis=0) / tokens for name in ("firing", "profile"))
         own_seed = int(np.random.SeedSequence((*seed, layer)).generate_state(1)[0])
-        drawn = matched_random(rates, mass, own, own_seed)
-        if drawn is None:
+        found = matched_random(rates, mass, own, own_seed)
+        if found is None:
             return None
-        matched[layer] = tuple(drawn)
+        matched[layer] = tuple(found)
     return matched
 
 

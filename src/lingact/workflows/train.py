@@ -141,7 +141,7 @@ def room_for_training(config: TrainConfig, components: Components) -> Iterator[N
 
 def write_report(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame], identity: dict[str, str], measured: Measurement) -> None:
     """Write the page, and print the tables."""
-    reference, drawn = config.languages.reference, next(iter(measured.stats.values())).resampling(config.statistics.block)
+    reference, resampling = config.languages.reference, next(iter(measured.stats.values())).resampling(config.statistics.block)
     lost = lost_sentence(measured.lost(), config.model.dtype)
     shown = frames["change_by_layer"][frames["change_by_layer"].language.isin(config.lang)]
     plotted = {"change": figures.change_bars(shown), "loss": figures.loss_curves(raw_terms(frames["loss"]))}
@@ -153,12 +153,12 @@ def write_report(run: Run, config: TrainConfig, frames: dict[str, pd.DataFrame],
             text for text in (lost, report.loss_text(config, substitutes(config)), report.training_text(frames, config.lang, reference)) if text
         ),
     )
-    report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, drawn)
-    title = f"{text_of(drawn, config.split)}; gaps against {reference} under the base model"
+    report.write_training(run.folder, config, [page, report.continuation_section(frames["continuations"])], identity, resampling)
+    title = f"{text_of(resampling, config.split)}; gaps against {reference} under the base model"
     show(report.train_rows(frames, config.lang), title=title)
     show(report.retention_rows(frames), title=f"Retention of {reference}")
     show(report.bits_rows(frames, (*config.lang, reference)), title="Bits per byte (compare within a language only)")
-    for caution in (*([lost] if lost else ()), *cautions_of(drawn, config.statistics.block)):
+    for caution in (*([lost] if lost else ()), *cautions_of(resampling, config.statistics.block)):
         note(caution)
 
 

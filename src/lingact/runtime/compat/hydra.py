@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def composer() -> "Hydra":
-    """What composes configurations, runs jobs and answers Hydra's flags, after `initialize_config_dir`.
+    """The object that composes configurations, runs jobs and handles Hydra's flags, after `initialize_config_dir`.
 
     Versions: hydra-core 1.3.2 to 1.3.8.
     Reason: lingact checks a command before Hydra runs it, and Hydra exports this object without its class.

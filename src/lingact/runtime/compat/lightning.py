@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_of(trainer: "pl.Trainer") -> dict[str, object]:
-    """The state of a training as Lightning would save it, without waiting for other processes. The tensors are those that are trained, not copies.
+    """The state of a training as Lightning would save it, without waiting for other processes. The tensors are not copied.
 
     Versions: pytorch-lightning 2.5 to 2.6.6.
     Reason: in `Trainer.save_checkpoint` all processes wait for each other. Here the first process keeps its own state after every step while it

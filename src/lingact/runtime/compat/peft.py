@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_deprecation_warning() -> Iterator[None]:
-    """While open, wrapping a model warns of nothing that PEFT itself has to change.
+    """While open, wrapping a model gives no warnings about code of PEFT's own.
 
     Versions: peft 0.18 to 0.21.2 with transformers 5.23.
-    Reason: PEFT asks transformers by a deprecated name whether activations are recomputed.
+    Reason: PEFT reads by a deprecated name whether transformers recomputes activations.
     Upstream: none known.
     """
     with warnings.catch_warnings():

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shapes_from_cache() -> Iterator[None]:
-    """While open, loaders read the shapes of weights from the hub's cache, where the file is downloaded to if it is not there.
+    """While open, loaders read the shapes of weights from the file in the hub's cache, which is downloaded if necessary.
 
     Versions: sae-lens 6.26 to 6.54.12.
-    Reason: for Gemma Scope 2 SAELens asks the hub for the header of a file, also where HF_HUB_OFFLINE is set and the file is in the cache.
+    Reason: for Gemma Scope 2, SAELens requests the header of a file from the hub even if HF_HUB_OFFLINE is set and the file is in the cache.
     Upstream: none known.
     """
     from huggingface_hub import hf_hub_download
@@ -33,8 +33,8 @@ def loaders_read(folder: Path) -> Iterator[None]:
     """While open, loaders of releases find the files of their repository in a folder on this machine.
 
     Versions: sae-lens 6.26 to 6.54.12.
-    Reason: the loaders of Gemma Scope, Llama Scope and Qwen Scope take a repository on the hub only. The function that reads SAEs from the disk
-    knows SAELens's own format.
+    Reason: the loaders of Gemma Scope, Llama Scope and Qwen Scope accept only a repository on the hub. The function that reads SAEs from disk
+    supports only SAELens's own format.
     Upstream: none known.
 
     Raises:
@@ -46,7 +46,7 @@ def loaders_read(folder: Path) -> Iterator[None]:
     def find(repo_id: str, filename: str, subfolder: str = "", **_settings: object) -> str:  # noqa: ARG001 (the client's signature)
         file = folder / subfolder / filename
         if not file.is_file():
-            raise EntryNotFoundError(f"'{file}' is not there")
+            raise EntryNotFoundError(f"'{file}' does not exist")
         return str(file)
 
     with (
@@ -60,8 +60,8 @@ def sparsify_autoencoder(path: str | Path, device: str, cfg_overrides: dict[str,
     """Settings and weights of a top-k autoencoder that EleutherAI's sparsify has saved.
 
     Versions: sae-lens 6.20 to 6.54.12.
-    Reason: SAELens takes the rows of the decoder for its columns. Where the decoder is normalised, which is sparsify's default, SAELens does not
-    subtract the decoder's bias before it encodes; sparsify always does.
+    Reason: SAELens reads the rows of the decoder as columns. If the decoder is normalised, which is sparsify's default, SAELens does not subtract
+    the decoder's bias before it encodes; sparsify always does.
     Upstream: none known.
     """
     from sae_lens.loading.pretrained_sae_loaders import sparsify_disk_loader
