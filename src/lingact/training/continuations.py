@@ -68,13 +68,16 @@ def greedy(lm: LanguageModel, prompt: Sequence[int]) -> list[int]:
     """
     special = set(lm.tokens.special.tolist())
     start = [*lm.tokens.prefix, *prompt]
-    ids = torch.tensor([start], device=lm.device)
+    ids = unread = torch.tensor([start], device=lm.device)
+    cache = None
     for _ in range(min(NEW_TOKENS, lm.tokens.context - len(start))):
-        logits = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        token = logits[:, -1:].argmax(dim=-1)
+        output = lm.model(input_ids=unread, attention_mask=torch.ones_like(ids), use_cache=True, **({} if cache is None else {"past_key_values": cache}))
+        token = output.logits[:, -1:].argmax(dim=-1)
         if token.item() in special:
             break
         ids = torch.cat([ids, token], dim=1)
+        cache = getattr(output, "past_key_values", None)
+        unread = ids if cache is None else token  # a model without keys and values to keep (a state-space model) reads all of it again
     return ids[0, len(start) :].tolist()
 
 
