@@ -4,10 +4,14 @@ import gc
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
+from importlib import _bootstrap_external as machinery
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from jaxtyping import _import_hook as shape_checks
 
 if TYPE_CHECKING:
     from lingact.data.corpus import ParallelCorpus
@@ -20,6 +24,22 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1", 
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+def _executed(self: shape_checks._JaxtypingLoader, module: ModuleType) -> None:
+    """As jaxtyping's loader does it, which however compiles from source whatever a checked module imports: 2,000 library modules, 12 seconds."""
+    plain = machinery.cache_from_source
+    machinery.cache_from_source = partial(shape_checks._optimized_cache_from_source, self._typechecker.get_hash())
+    try:
+        code = self.get_code(module.__name__)
+    finally:
+        machinery.cache_from_source = plain
+    assert code is not None
+    exec(code, module.__dict__)
+
+
+shape_checks._JaxtypingLoader.exec_module = _executed
+
 D_MODEL, LAYERS, CONTEXT = 32, 3, 64
 SENTENCES = {
     "en": (

@@ -48,16 +48,22 @@ def base_behaviour(model: nn.Module) -> Iterator[None]:
     return float32, switched on or off, where the plain module returns the lower precision.
     """
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    if not isinstance(model, PeftModel):
+    parts = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    if not isinstance(model, PeftModel) or all(part.disable_adapters for part in parts):  # inside another such context they are off already
         yield
         return
     # When it switches an adapter on again, PEFT makes it trainable; a loaded one was not.
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    tuner = model.base_model  # `model.disable_adapter()` does the same, but first walks through all modules several times
+    assert isinstance(tuner, BaseTuner)
+    tuner.disable_adapter_layers()
     try:
-        with model.disable_adapter():
-            yield
+        yield
     finally:
+        tuner.enable_adapter_layers()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
 
@@ -196,7 +202,7 @@ def unload_adapter(model: "PeftModel") -> nn.Module:
     for name, module in list(base.named_modules()):
         if isinstance(module, AuxiliaryTrainingWrapper):
             base.set_submodule(name, module.original_module)
-    tuner = model.base_model
+    tuner = model.base_model  # `model.disable_adapter()` does the same, but first walks through all modules several times
     assert isinstance(tuner, BaseTuner)
     tuner.unload()
     vars(base).pop("peft_config", None)
