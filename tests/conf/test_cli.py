@@ -184,6 +184,7 @@ def start(does: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("place")
 def test_fault_of_ours_ends_in_1_with_its_traceback() -> None:
     process = start("raise RuntimeError('planted')", "lang=ml")

@@ -234,6 +234,7 @@ def same_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hydra.core.utils, "datetime", Clock)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("same_second")
 def test_commands_of_one_second_never_share_a_folder(train: Train, place: Path) -> None:
     languages = ("ml", "hi", "ml", "hi")
@@ -329,6 +330,7 @@ def test_a_sweep_folder_with_other_things_is_refused(kind: str, train: Train, ru
     assert not runs
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_beside_what_the_user_has_put_there(train: Train, runs: Runs, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("-m", "lang=ml,hi", "hydra.sweep.dir=grid") == 0
     before = plant(place / "grid", "notes.txt", ".jobs/notes.txt", ".jobs/mine.json", "0/notes.txt", "2/x", *MINE)

@@ -124,7 +124,7 @@ def test_what_cannot_be_printed(place: Path, capsys: pytest.CaptureFixture[str])
     assert [line.partition(": contains")[0].strip() for line in lines[1:]] == [repr(text) for text in arguments[1:5]]
 
 
-@pytest.mark.parametrize("name", ["everything_at_once", "multirun", "no_task_folder"])
+@pytest.mark.parametrize("name", ["everything_at_once", *(pytest.param(name, marks=pytest.mark.slow) for name in ("multirun", "no_task_folder"))])
 def test_message_of_the_script(name: str, place: Path) -> None:
     job, *arguments = MISTAKES[name].split()
     before = sorted(place.rglob("*"))

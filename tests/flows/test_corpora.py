@@ -80,6 +80,7 @@ def test_one_corpus_trains_and_another_judges(
     assert "was started with other inputs (train_corpus.also_measured_on: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pairs_train_and_an_evaluation_knows_what_was_read(
     start: Start, small_toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[dict[str, tuple[str, ...]]]
 ) -> None:

@@ -153,6 +153,7 @@ def again(first: list[str], folder: Path) -> list[str]:
     return [f"resume={folder}"] if (folder / "config.yaml").exists() else first
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_as_if_nothing_had_been(seeds: Path, base_arguments: list[str], tmp_path: Path) -> None:
     given = [*base_arguments, "cache=null", f"adapter={seeds}/0"]
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "run"

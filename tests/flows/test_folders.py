@@ -49,6 +49,7 @@ def test_an_evaluation_writes_into_its_run_folder_and_the_cache(start: Start, sm
     assert new == {"outputs", "outputs/eval", "cache", "cache/answers"}
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_put_there_by_hand_is_neither_judged_nor_lost(
     start: Start, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_what_the_hub_refuses(server: HubServer, process: Callable[..., subproce
     assert list((tmp_path / "here").rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_no_hub_at_all(process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{unused_port()}"
     done = process(address, *evaluation("tasks=belebele"))

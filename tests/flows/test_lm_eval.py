@@ -27,7 +27,7 @@ from lingact.models.adapter_hashes import weights_hash
 from lingact.models.adapters import attach_adapter, save_adapter
 from tests.helpers import hub
 from tests.helpers.paths import CONF
-from tests.helpers.processes import fork
+from tests.helpers.processes import forked
 
 CODES = ("en", "ml")
 MICRO = ("micro_arc", "micro_hellaswag")
@@ -90,17 +90,23 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def both(files: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Told, Told]]:
-    """`base` and `adapter` -> what we say, and what lm-eval says, whose command line runs twice meanwhile."""
-    work, ours = tmp_path_factory.mktemp("theirs"), tmp_path_factory.mktemp("ours") / "run"
-    models = {"base": f"pretrained={MODEL},dtype=float32", "adapter": f"pretrained={MODEL},dtype=float32,peft={adapter}"}
-    started = {name: fork(partial(_command_line, files, work / name, model), work / f"{name}.log") for name, model in models.items()}
-    code = cli.main("eval", CONF, _arguments(ours, f"adapter={adapter}"))
-    for process in started.values():
-        process.join()
-    logs = [(work / f"{name}.log").read_text()[-2000:] for name in models]
-    assert (code, {name: process.exitcode for name, process in started.items()}) == (0, dict.fromkeys(models, 0)), logs
-    return {name: (_ours(ours, name), _theirs(work / name)) for name in models}
+def ours(files: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
+    """What we say of `base` and `adapter`."""
+    folder = tmp_path_factory.mktemp("ours") / "run"
+    assert cli.main("eval", CONF, _arguments(folder, f"adapter={adapter}")) == 0
+    return {name: _ours(folder, name) for name in ("base", "adapter")}
+
+
+@pytest.fixture(scope="module", params=[pytest.param("base", marks=pytest.mark.slow), "adapter"])
+def both(
+    request: pytest.FixtureRequest, files: Path, adapter: Path, ours: dict[str, Told], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Told, Told]:
+    """What we say of a model, and what lm-eval's command line says of it."""
+    work = tmp_path_factory.mktemp("theirs")
+    model = f"pretrained={MODEL},dtype=float32" + (f",peft={adapter}" if request.param == "adapter" else "")
+    code = forked(partial(_command_line, files, work / "out", model), work / "log")
+    assert code == 0, (work / "log").read_text()[-2000:]
+    return ours[request.param], _theirs(work / "out")
 
 
 def _command_line(files: Path, out: Path, model: str) -> int:
@@ -140,9 +146,8 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 METRICS = ("acc,none", "acc_stderr,none", "acc_norm,none", "acc_norm_stderr,none")
 
 
-@pytest.mark.parametrize("model", ["base", "adapter"])
-def test_scores_equal_those_of_its_command_line(both: dict[str, tuple[Told, Told]], model: str) -> None:
-    ours, theirs = both[model]
+def test_scores_equal_those_of_its_command_line(both: tuple[Told, Told]) -> None:
+    ours, theirs = both
     assert list(ours.results["results"]) == [*TASKS]
     for task in TASKS:
         mine, its = ours.results["results"][task], theirs.results["results"][task]
@@ -150,9 +155,8 @@ def test_scores_equal_those_of_its_command_line(both: dict[str, tuple[Told, Told
         assert mine.keys() <= its.keys()
 
 
-@pytest.mark.parametrize("model", ["base", "adapter"])
-def test_documents_prompts_and_answers_equal_those_of_its_command_line(both: dict[str, tuple[Told, Told]], model: str) -> None:
-    ours, theirs = both[model]
+def test_documents_prompts_and_answers_equal_those_of_its_command_line(both: tuple[Told, Told]) -> None:
+    ours, theirs = both
     for task in TASKS:
         its = sorted(theirs.samples[task], key=lambda sample: sample["doc_id"])
         mine = ours.samples[task]
@@ -167,9 +171,9 @@ def test_documents_prompts_and_answers_equal_those_of_its_command_line(both: dic
         assert [score for record in mine for score in record["loglikelihood"]] == pytest.approx(scores, abs=1e-5, rel=1e-6), task
 
 
-def test_the_comparison_can_fail(both: dict[str, tuple[Told, Told]]) -> None:
+def test_the_comparison_can_fail(ours: dict[str, Told]) -> None:
     """Enough documents, answers that are neither all right nor all wrong, two measures that differ, and an adapter that changes all of it."""
-    base, adapter = both["base"][0], both["adapter"][0]
+    base, adapter = ours["base"], ours["adapter"]
     for told in (base, adapter):
         scores = told.results["results"]
         assert all(score["sample_len"] >= hub.ITEMS for score in scores.values())
@@ -183,10 +187,10 @@ def test_the_comparison_can_fail(both: dict[str, tuple[Told, Told]]) -> None:
         assert np.abs(before - after).max() > 0.1, task
 
 
-def test_results_are_read_by_its_own_tools(both: dict[str, tuple[Told, Told]], tmp_path: Path) -> None:
+def test_results_are_read_by_its_own_tools(both: tuple[Told, Told], tmp_path: Path) -> None:
     from lm_eval.utils import get_file_datetime, get_latest_filename, get_results_filenames, make_table
 
-    ours, theirs = both["adapter"]
+    ours, theirs = both
     file = "results_2026-01-31T12-00-00.000000.json"
     (tmp_path / file).write_text(json.dumps(ours.results))
     assert get_results_filenames([str(tmp_path / file), "samples_arc_ml_2026-01-31T12-00-00.000000.jsonl"]) == [str(tmp_path / file)]

@@ -34,6 +34,7 @@ def test_gemma_presets_analyze_a_local_gemma(small_toy_model: Path, tmp_path: Pa
     assert manifest["identity"]["sae"]["measuring"]["layers"] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_gemma_experiment_trains_a_local_gemma(small_toy_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     few = ["trainer.steps=2", "trainer.sentences=2", "trainer.checkpoint_every=1", "optim.warmup_steps=1"]

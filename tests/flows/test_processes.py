@@ -196,6 +196,7 @@ def test_two_processes_that_diverge_say_so_once(command: Callable[..., list[str]
 # --- workers, precision, cache -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_not_even_after_an_interruption(
     start: Start, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +219,7 @@ def test_workers_change_nothing_not_even_after_an_interruption(
     assert "arning" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("override", "dtype"), [("trainer.precision=bf16-mixed", "float32"), ("model.dtype=bfloat16", "bfloat16")])
 def test_in_bfloat16_training_is_nearly_the_same(override: str, dtype: str, start: Start, one: Path, small_toy_model: Path, tmp_path: Path) -> None:
     assert start("train", tmp_path / "run", *SMALL, override) == 0

@@ -55,6 +55,7 @@ def same_analysis(found: Path, expected: Path) -> None:
         assert (found / "stats" / name).read_bytes() == (expected / "stats" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_tasks_of_slurm_analyse_as_one_process_does(
     tasks_of_slurm: Callable[..., list[int | None]], arguments: Callable[..., list[str]], start: Start, tmp_path: Path
 ) -> None:

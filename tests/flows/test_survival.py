@@ -118,6 +118,7 @@ def test_kills_at_random_moments_change_nothing(command: Callable[..., list[str]
         runs += 1
 
 
+@pytest.mark.slow
 def test_sigterm_while_measuring_interrupts(start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, real = tmp_path / "run", train.measure
 
@@ -172,8 +173,8 @@ def limited(real: Callable[..., Any], call: int, count: int) -> Callable[..., An
     ("where", "call", "said"),
     [
         ("lingact.training.checkpoints.write_atomically", 2, "'{folder}/checkpoints/last.ckpt' could not be written: File too large"),
-        ("lingact.workflows.train.save_adapter", 1, "could not be written"),
-        ("lingact.files.states.write_atomically", 3, "could not be written: File too large"),
+        pytest.param("lingact.workflows.train.save_adapter", 1, "could not be written", marks=pytest.mark.slow),
+        pytest.param("lingact.files.states.write_atomically", 3, "could not be written: File too large", marks=pytest.mark.slow),
     ],
     ids=["checkpoint", "adapter", "statistics"],
 )
@@ -202,6 +203,7 @@ def test_what_does_not_fit_on_the_disk_ends_the_run_and_loses_nothing(
     assert results(folder) == results(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_process_that_may_write_little_says_so(command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # Python would leave cut-off .pyc files of the package behind, which no later process can read
     folder, log = tmp_path / "run", tmp_path / "log"
@@ -412,6 +414,7 @@ def test_lightning_may_start_processes_beside_each_job_and_none_of_them_talks_or
     assert seen == [f"first hi {folder}", f"beside hi {folder}"]
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_write_nothing_beside_the_first(several: Callable[..., Any], tmp_path: Path) -> None:
     command = ("lang=ml", "tracking=none", "hydra.run.dir=run")
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

@@ -164,7 +164,11 @@ def at_step(number: int, does: Callable[[], None]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     ("does", "step"),
-    [(keyboard, 6), (lambda: os.kill(os.getpid(), signal.SIGTERM), 4), (keyboard, 1)],
+    [
+        pytest.param(keyboard, 6, marks=pytest.mark.slow),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 4),
+        pytest.param(keyboard, 1, marks=pytest.mark.slow),
+    ],
     ids=["ctrl_c", "sigterm", "before_any_checkpoint"],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
@@ -207,6 +211,7 @@ def test_a_sweep_leaves_complete_runs_and_a_table(start: Start, tmp_path: Path) 
     assert [row.get("objective") for row in rows] == [str(summary["objective"]) if "objective" in summary else None for summary in summaries]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_in_one_table(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ("experiment=method_comparison", TARGET, "loss=gap_and_retention,lm_only", "seed=0", "trainer.steps=2", "tracking=none")
     assert start("train", None, *chosen, f"hydra.sweep.dir={tmp_path}") == 0

@@ -71,7 +71,9 @@ def greedy(lm: LanguageModel, prompt: Sequence[int]) -> list[int]:
     ids = unread = torch.tensor([start], device=lm.device)
     cache = None
     for _ in range(min(NEW_TOKENS, lm.tokens.context - len(start))):
-        output = lm.model(input_ids=unread, attention_mask=torch.ones_like(ids), use_cache=True, **({} if cache is None else {"past_key_values": cache}))
+        output = lm.model(
+            input_ids=unread, attention_mask=torch.ones_like(ids), use_cache=True, **({} if cache is None else {"past_key_values": cache})
+        )
         token = output.logits[:, -1:].argmax(dim=-1)
         if token.item() in special:
             break
