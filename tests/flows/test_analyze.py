@@ -127,6 +127,16 @@ def test_tables_can_be_rebuilt_from_the_saved_statistics(analyzed: Path) -> None
 # --- shards --------------------------------------------------------------------------------------------------------------------------------------
 
 
+def test_a_measure_that_statistics_lack_is_refused(undisturbed: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("measures.parts=[by_reference]", "measures.gap=norm_matched", "tracking=none")
+    assert start("analyze", tmp_path / "run", f"stats=[{undisturbed}]", *given) == 2
+    assert (
+        f"measures.gap=norm_matched: the run in '{undisturbed}' did not measure the part by_reference, which it needs; choose "
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def shards(start: Start, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = [tmp_path_factory.mktemp("shards") / f"shard_{place}" for place in (1, 2)]

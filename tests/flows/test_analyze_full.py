@@ -195,6 +195,23 @@ def test_statistics_that_lack_a_part_are_refused(missing: str, full: Path, start
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_model")
+def test_a_sum_that_an_earlier_version_did_not_keep(full: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The measure that needs it is refused and stands in no table; all others are as they were."""
+    old = shutil.copytree(full, tmp_path / "old")
+    for code in CODES:
+        path = old / "stats" / f"{code}.safetensors"
+        header, arrays, (_, steps) = load_state(path)
+        save_state(path, header, {name: array for name, array in arrays.items() if not name.endswith("/norm_matched")}, range(steps), steps)
+    given = ("tracking=none", f"stats={old}", "measures.parts=[by_reference]", "measures.gap=norm_matched")
+    assert start("analyze", tmp_path / "refused", *given) == 2
+    assert f"measures.gap=norm_matched: the statistics in '{old}' do not have it (an earlier version made them; " in capsys.readouterr().err
+    assert start("analyze", tmp_path / "run", "tracking=none", f"stats={old}") == 0
+    ours, theirs = read(tmp_path / "run", "gap_by_measure"), read(full, "gap_by_measure").query("measure != 'norm_matched'")
+    assert len(ours) > 0
+    assert ours[["name", "measure", "place", "gap"]].values.tolist() == theirs[["name", "measure", "place", "gap"]].values.tolist()
+
+
 @pytest.mark.parametrize("partial", ["hi.safetensors", "random_tokens.safetensors", "spliced.safetensors", "causal.safetensors"])
 @pytest.mark.usefixtures("no_model")
 def test_statistics_that_are_not_finished_are_refused(

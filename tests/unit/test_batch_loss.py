@@ -1,13 +1,14 @@
 """The loss of a batch on the tiny model: every term against base-model quantities, in parts, and where gradient goes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from lingact.activations.features import kept_residuals
+from lingact.config.training import GapLoss
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch, Tokens
 from lingact.models.adapter_hashes import weights_hash
@@ -236,6 +237,12 @@ SETTINGS = {
     "by_sentence": ({"pooling": "sentence"}, {}),
     "retention": (OFF, {"kl": 1.0, "lm": 1.0, "activation": 1.0, "norm": 1.0, "fit": 1.0, "target_kl": 1.0}),
 }
+
+
+def test_every_objective_is_among_them() -> None:
+    assert set(get_args(GapLoss.model_fields["objective"].annotation)) <= {
+        loss_of(gap, {}).gap.objective for gap, _ in SETTINGS.values() if gap is not OFF
+    }
 
 
 @pytest.mark.parametrize("name", SETTINGS)

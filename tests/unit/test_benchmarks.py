@@ -15,7 +15,8 @@ from lingact.config.base import asset
 from lingact.config.tasks import TasksConfig
 from lingact.errors import UserError
 from lingact.evaluation import task_files
-from tests.helpers.paths import CONF
+from lingact.report.benchmark_page import page
+from tests.helpers.paths import CONF, ROOT
 
 TEN = tuple(LANGUAGES)[:10]
 HARNESS = Path(lm_eval.tasks.__file__).parent
@@ -51,6 +52,10 @@ def found() -> Found:
 
 def test_which_languages_each_benchmark_lacks(found: Found) -> None:
     assert {name: " ".join(code for code, sources in by_language.items() if not sources) for name, by_language in found.items()} == LACKING
+
+
+def test_the_page_is_current() -> None:
+    assert page() == (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), "run python -m lingact.report.benchmark_page > docs/benchmarks.md"
 
 
 def test_one_task_a_language_but_for_benchmarks_in_parts(found: Found) -> None:

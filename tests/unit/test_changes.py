@@ -169,7 +169,11 @@ def test_variants_are_those_of_one_sae_set() -> None:
 
 def test_bits_by_hand() -> None:
     base = stats_of([[10.0, 10.0]], [4, 2], nll=np.array([2.0, 4.0]) * np.log(2), kl=np.zeros(2), predicted=np.array([3, 1]))
-    bits = changes.bits_table(Measurement({("m", BASE, "en"): base, ("other", BASE, "en"): base}), "m", SETTINGS, 0).set_index("quantity").estimate
+    bits = (
+        changes.change_bits_table(Measurement({("m", BASE, "en"): base, ("other", BASE, "en"): base}), "m", SETTINGS, 0)
+        .set_index("quantity")
+        .estimate
+    )
     assert bits.to_dict() == pytest.approx({"bits_per_byte": 6 / 12, "bits_per_sentence": 3})
 
 
@@ -178,7 +182,7 @@ def test_bits_over_base_are_paired() -> None:
     tokens, levels = np.full(30, 2), np.ones((1, 30))
     by_variant = {BASE: nll, ADAPTER: 1.25 * nll, NORM_MATCHED: None}
     measured = Measurement({("m", variant, "hi"): stats_of(levels, tokens, nll=own, kl=None, predicted=None) for variant, own in by_variant.items()})
-    bits = changes.bits_table(measured, "m", SETTINGS, 0)
+    bits = changes.change_bits_table(measured, "m", SETTINGS, 0)
     assert bits[["variant", "quantity"]].to_numpy().tolist() == [
         [BASE, "bits_per_byte"], [ADAPTER, "bits_per_byte"], [BASE, "bits_per_sentence"], [ADAPTER, "bits_per_sentence"],
         [changes.OVER_BASE, "bits_per_byte"],
@@ -190,4 +194,4 @@ def test_bits_over_base_are_paired() -> None:
 
 def test_without_cross_entropies_there_are_no_bits() -> None:
     silent = Measurement({("m", BASE, "hi"): stats_of([[1.0, 1.0]], [1, 1], nll=None, kl=None, predicted=None)})
-    assert changes.bits_table(silent, "m", SETTINGS, 0).empty
+    assert changes.change_bits_table(silent, "m", SETTINGS, 0).empty

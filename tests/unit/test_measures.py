@@ -1,10 +1,14 @@
 """Every measure and confound by hand, under both poolings."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from lingact.activations.feature_stats import FeatureStats
 from lingact.analysis.measures import CONFOUNDS, LAYER_CONFOUNDS, MEASURES, Pooling, available, value
+from lingact.config.measures import Measure
+from lingact.report.phrases import MEASURE_TITLES
 from tests.helpers.sums import stats_of
 
 ONCE = np.ones((1, 3))
@@ -89,6 +93,10 @@ def test_layers_have_their_own_widths_and_strongest_latents() -> None:
 def test_only_what_was_measured_is_available(stats: FeatureStats) -> None:
     assert available(stats) == list(MEASURES)
     assert available(stats_of([[1.0, 1.0]], [1, 1])) == [name for name in MEASURES if name not in ("reference_active", "norm_matched")]
+
+
+def test_every_measure_can_be_chosen_and_has_a_name_in_sentences() -> None:
+    assert list(get_args(Measure)) == list(MEASURES) == list(MEASURE_TITLES)
 
 
 def test_what_is_divided_by_nothing_is_undefined(stats: FeatureStats) -> None:

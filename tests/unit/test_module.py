@@ -338,6 +338,12 @@ def test_no_step_touches_the_base_model(make: Make, corpus: ParallelCorpus, tmp_
         ({}, {"control": "shuffled_pairs"}, "control=shuffled_pairs changes nothing with gap.objective=activation"),
         ({"objective": "diffmean"}, {"control": "random_features"}, "it goes with activation or profile or hinge"),
         ({"objective": "hinge", "gradient": "straight_through"}, {}, "gap.gradient=straight_through changes nothing"),
+        (
+            {"objective": "profile", "side": "one_sided"},
+            {},
+            "gap.side=one_sided changes nothing with gap.objective=profile; it goes with activation or norm",
+        ),
+        ({"objective": "diffmean", "pooling": "sentence"}, {}, "gap.pooling=sentence changes nothing with gap.objective=diffmean"),
     ],
 )
 def test_losses_that_would_do_nothing_are_refused(gap: dict[str, Any], rest: dict[str, Any], message: str) -> None:

@@ -22,8 +22,8 @@ from lingact.models.sizes import ModelSizes, _built
 from lingact.planning.hardware import CUDA, LIBRARIES, Hardware, look
 from lingact.planning.inputs import Inputs, SaeSetSizes, Text, inputs_of
 from lingact.planning.memory import Memory, Need, _saes, _statistics, adapter_weights, total
+from lingact.planning.messages import begin, print_plan
 from lingact.planning.plan import GB, Plan, advice, make_plan
-from lingact.planning.report import begin, print_plan
 from lingact.planning.work import Pass
 from tests.helpers.paths import CONF
 

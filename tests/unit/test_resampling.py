@@ -13,7 +13,7 @@ from lingact.activations.edited_losses import Arm, CausalLosses, SplicedLosses
 from lingact.activations.feature_stats import FeatureStats
 from lingact.activations.measurement import ADAPTER, BASE, NORM_MATCHED, Measurement, load_measurement
 from lingact.activations.passes import Wanted, measure
-from lingact.analysis.changes import Variants, bits_table, change_frames
+from lingact.analysis.changes import Variants, change_bits_table, change_frames
 from lingact.analysis.effects import causal_table, selectivity_table, spliced_table
 from lingact.analysis.language_features import find_features, rate_table
 from lingact.analysis.similarity import separation_table, similarity_table
@@ -170,7 +170,7 @@ def tables_of(stats: dict[str, FeatureStats], settings: Statistics = SETTINGS) -
         "gap_by_measure": measure_table(stats, LANGUAGES, settings, 3),
         "confounds": confound_table(stats, settings, 3),
         "shuffled_labels": shuffled_table(stats, LANGUAGES, settings, 3, shuffles=3),
-        "bits": bits_table(measured, "m", settings, 3),
+        "bits": change_bits_table(measured, "m", settings, 3),
         **changed,
     }
 
@@ -213,7 +213,7 @@ def test_what_is_a_mean_over_sentences_is_divided_by_those_that_were_drawn() -> 
     uneven = ("a",) * 20 + tuple(f"d{place}" for place in range(10))
     stats = three(uneven, nll=np.full(30, 7.0), tokens=np.full(30, 5))
     measured = Measurement({("m", variant, code): s for code, s in stats.items() for variant in (BASE, ADAPTER)})
-    bits = bits_table(measured, "m", SETTINGS, 3).query("quantity == 'bits_per_sentence'")
+    bits = change_bits_table(measured, "m", SETTINGS, 3).query("quantity == 'bits_per_sentence'")
     np.testing.assert_allclose(bits[["estimate", "lo", "hi"]], 7 / np.log(2))
     lengths = confound_table(stats, SETTINGS, 3).query("quantity == 'tokens_per_sentence'")
     np.testing.assert_allclose(lengths[["estimate", "lo", "hi"]], 5)

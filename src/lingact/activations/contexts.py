@@ -47,7 +47,7 @@ def random_token_rates(
     Windows hold `RANDOM_WINDOW` tokens of the vocabulary, no special ones, behind BOS where the model expects it.
 
     Args:
-        meters: sets of SAEs by name; all have the same layers.
+        sae_sets: sets of SAEs by name; all have the same layers.
         header: identity of model and SAEs.
         path: keep the counts there, and go on from what is there. None: nothing is kept.
     """
@@ -220,7 +220,7 @@ def _over_languages(
 
 
 def _as_text(tokens: Tokens, stretch: Int[np.ndarray, " stretch"]) -> tuple[str, str, str]:
-    """Text before, of and behind the middle token.
+    """Text before, of and after the middle token.
 
     Tokens are decoded in company, since a decoder may treat the first one differently and joins the bytes of a character.
     """

@@ -17,6 +17,8 @@ from lingact.statistics.bootstrap import Resampling
 
 DISCOVERY, CONFIRMATION = 0, 1
 """The halves of the sentences (`ParallelCorpus.halves`): what is found on one is confirmed on the other."""
+LAYER_SUMS = ("activation", "l0", "l2", "top_k", "norm", "square", "error")
+"""The sums of every layer and sentence that are always kept."""
 GIVEN = ("bytes", "words")
 """Known from the text, not summed."""
 _PER_LATENT = ("firing", "profile", "fired")
@@ -68,6 +70,7 @@ class FeatureStats:
     """Per layer: sum of each latent's activations over the tokens of each half."""
     fired: list[Int[np.ndarray, "half=2 d_sae"]] = field(default_factory=list)
     """Per layer: sentences of each half in whose first window each latent is active at least once."""
+    # Sums that not every run keeps, or that earlier versions did not keep, are None there.
     reference_active: Float[np.ndarray, "layer sentence"] | None = None
     """`activation` over the latents of `ReferenceStatistics.active` only."""
     norm_matched: Float[np.ndarray, "layer sentence"] | None = None

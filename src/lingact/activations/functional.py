@@ -31,7 +31,7 @@ class LossTerms:
 def activation_gap(
     activation: Float[Tensor, " layer"], reference: Float[Tensor, " layer"], weights: LayerWeights, *, one_sided: bool
 ) -> Float[Tensor, ""]:
-    """Weighted mean over layers of the squared gap `1 - A / A_reference` (design: definitions).
+    """Weighted mean over layers of the squared gap `1 - A / A_reference`.
 
     Args:
         activation: pooled activation of the target language, with gradient.

@@ -165,7 +165,7 @@ def spliced_losses(
 
     Args:
         lm: the model.
-        meters: sets of SAEs by name; all have the same layers.
+        sae_sets: sets of SAEs by name; all have the same layers.
         corpus: the sentences to use.
         batch_tokens: padded tokens per forward pass.
         header: identity of model, SAEs and corpus.

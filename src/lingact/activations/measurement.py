@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lingact.activations.feature_stats import FeatureStats, SentenceVectors
+from lingact.activations.feature_stats import LAYER_SUMS, FeatureStats, SentenceVectors
 from lingact.data.corpus import ParallelCorpus, split_in_halves
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
@@ -20,7 +20,7 @@ BASE, ADAPTER, NORM_MATCHED = "base", "adapter", "norm_matched"
 """What is measured: the base model, the adapted one, and the adapted one with each residual rescaled to the base's norm on that token."""
 
 Key = tuple[str, str, str]
-"""(SAE set, variant, language); an SAE set is measuring, heldout, or a draw of random directions (`controls.random_meter`)."""
+"""(SAE set, variant, language); an SAE set is measuring, heldout, or a draw of random directions (`random_sae_set`)."""
 
 
 def random_sae_set(draw: int) -> str:
@@ -101,7 +101,8 @@ class Lost:
 def _lost(key: Key, stats: FeatureStats) -> Iterator[Lost]:
     sae_set, variant, code = key
     by_residual = np.asarray(~np.isfinite(stats.norm))
-    seen = [stats.activation, stats.l2, stats.top_k, stats.error, *(x for x in (stats.reference_active, stats.norm_matched) if x is not None)]
+    of_latents = {*LAYER_SUMS, "reference_active", "norm_matched"} - {"norm", "square"}
+    seen = [sums for name, sums in vars(stats).items() if name in of_latents and sums is not None]
     by_sae = np.asarray(~np.isfinite(seen).all(axis=0) & ~by_residual.any(axis=1, keepdims=True))
     model = {BASE: "", ADAPTER: " with the adapter", NORM_MATCHED: " with the adapter, norm-matched"}[variant]
     for what, wrong in ((f"residuals{model}", by_residual), (f"activations of the {sae_set} SAEs{model}", by_sae)):

@@ -88,7 +88,7 @@ def measure(
 
     Args:
         lm: the model; with an adapter attached if `wanted.adapter`.
-        meters: sets of SAEs by name; all have the same layers.
+        sae_sets: sets of SAEs by name; all have the same layers.
         batch_tokens: padded tokens per forward pass.
         identity: goes into the statistics' headers, with SAE set, variant and language added.
         folder: keep the statistics there, a file for each language, and go on from what is there. None: nothing is kept.

@@ -204,7 +204,7 @@ OVER_BASE = "adapter_over_base"
 """Value of the column `variant` for the ratio of the two, resampled together."""
 
 
-def bits_table(measured: Measurement, sae_set: str, settings: Statistics, seed: int) -> pd.DataFrame:
+def change_bits_table(measured: Measurement, sae_set: str, settings: Statistics, seed: int) -> pd.DataFrame:
     """Bits per byte (comparable within a language only) and per aligned sentence (also comparable between languages), for every measured variant.
 
     If an adapter was measured, also its bits over the base model's (`OVER_BASE`), which is the same per byte and per sentence; 1 is unchanged.

@@ -63,9 +63,8 @@ def value(stats: FeatureStats, measure: str, weights: Float[np.ndarray, "draw se
 
 
 def available(stats: FeatureStats) -> list[str]:
-    """The measures that can be computed from these statistics."""
-    missing = [name for name in ("reference_active", "norm_matched") if getattr(stats, name) is None]
-    return [name for name in MEASURES if name not in missing]
+    """The measures that can be computed from these statistics. A sum that not every run keeps has the name of the measure that needs it."""
+    return [name for name in MEASURES if vars(stats).get(name, 0) is not None]
 
 
 def _every(stats: FeatureStats) -> Bool[np.ndarray, " sentence"]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError, create_model
 
 from lingact.cli.compose import expand_sweep, first_line, folder_key, names_fixed_folder, names_folder, parse_overrides, try_compose
 from lingact.cli.run_folders import run_folder_problems, sweep_folder_problem
-from lingact.config.data import FilesCorpus
+from lingact.config.data import CORPUS_FORMATS, FilesCorpus
 from lingact.config.jobs import SCHEMAS, JobConfig, Processes, TrackingConfig, TrainConfig
 from lingact.config.tasks import OwnTask, TasksConfig
 from lingact.config.training import TrainerConfig
@@ -66,8 +66,7 @@ def _missing_files(job: str, composed: DictConfig) -> Iterator[str]:
                 except UserError as error:
                     yield from (f"tracking: {line}" for line in str(error).split("\n"))
             case FilesCorpus(path=path) if str(path) != "???" and not is_there(path):
-                what = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
-                yield f"{name}.path: '{path}' does not exist; name {what} (options: conf/corpus/)"
+                yield f"{name}.path: '{path}' does not exist; name {CORPUS_FORMATS} (options: conf/corpus/)"
             case TasksConfig(own=own):
                 folders = {key: benchmark.folder for key, benchmark in own.items() if isinstance(benchmark, OwnTask)}
                 for key, folder in folders.items():

@@ -149,8 +149,8 @@ def _interruption_message(job: str, config: JobConfig, folder: Path, kept: str) 
 
 def print_plans(configs: Sequence[JobConfig]) -> None:
     """Print the plan of each job; equal plans are printed once."""
+    from lingact.planning.messages import print_plan
     from lingact.planning.plan import make_plan
-    from lingact.planning.report import print_plan
 
     printed: list[Plan | None] = []
     for config in configs:
@@ -172,7 +172,7 @@ def _run_workflow(job: str, config: JobConfig, folder: Path) -> float | None:
     """
     if first_process():
         from lingact.models.devices import check_devices
-        from lingact.planning.report import begin  # as late as the workflow: it imports the same libraries
+        from lingact.planning.messages import begin  # as late as the workflow: it imports the same libraries
 
         check_devices(config)
         begin(config)

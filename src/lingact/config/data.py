@@ -22,6 +22,10 @@ class Splits(ConfigSection):
         return self
 
 
+CORPUS_FORMATS = "a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt"
+"""What a corpus on this machine may be, as messages name it."""
+
+
 class FilesCorpus(ConfigSection):
     """Aligned text on this machine: JSONL, CSV, TSV or Parquet with one column per language code, or a folder of line-aligned `<code>.txt`.
 

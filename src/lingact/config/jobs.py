@@ -207,7 +207,7 @@ class TrainConfig(Job):
         others = [code for code in lang if code not in languages.all]
         if others:
             raise ValueError(
-                f"{', '.join(others)} not among the languages under study ({', '.join(languages.all)}); add them to languages.low or languages.high"
+                f"not among the languages under study ({', '.join(languages.all)}): {', '.join(others)}; add them to languages.low or languages.high"
             )
         return lang
 

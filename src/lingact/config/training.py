@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from lingact.config.base import ConfigSection
 from lingact.config.limits import Count, Dropout, Factor, Layers, Modules, Processors, Real, Share, Text, Weight, WeightedLayers, Whole
 
+ENCODING_OBJECTIVES = ("activation", "profile", "hinge")
+"""Objectives of the gap term that encode residuals with SAEs."""
+
 
 class GapLoss(ConfigSection):
     """The gap term on the target languages, which moves a quantity towards the reference's value under the frozen base model."""
@@ -23,7 +26,7 @@ class GapLoss(ConfigSection):
     norm_matched: bool
     """Measure the loss on residuals rescaled to the base model's norm on each token, so that larger norms gain nothing."""
     pooling: Literal["token", "sentence"]
-    """Whether activation is a mean over all tokens, or a mean within each sentence and then over sentences."""
+    """Whether activation is a mean over all tokens, or a mean within each sentence and then over sentences (activation and norm)."""
     temperature: Annotated[Real, Field(ge=1e-3, le=100)]
     """Temperature of the contrastive objective, from 0.001 to 100."""
     weight: Weight
@@ -94,7 +97,9 @@ class LossConfig(ConfigSection):
         for what, chosen, objectives in (
             ("gap.stop_when_closed", gap.stop_when_closed, ("activation", "profile", "norm")),
             ("control=shuffled_pairs", self.control == "shuffled_pairs", ("profile", "contrastive")),
-            ("control=random_features", self.control == "random_features", ("activation", "profile", "hinge")),
+            ("control=random_features", self.control == "random_features", ENCODING_OBJECTIVES),
+            ("gap.side=one_sided", gap.side == "one_sided", ("activation", "norm")),
+            ("gap.pooling=sentence", gap.pooling == "sentence", ("activation", "norm")),
             ("gap.gradient=straight_through", gap.gradient == "straight_through", ("activation", "profile")),
         ):
             if chosen and gap.objective not in objectives:

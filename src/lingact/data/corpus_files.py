@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lingact.catalogue.languages import LANGUAGES, nearest
-from lingact.config.data import FilesCorpus
+from lingact.config.data import CORPUS_FORMATS, FilesCorpus
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.text import plain
 from lingact.errors import UserError
@@ -29,7 +29,7 @@ def from_files(config: FilesCorpus, codes: tuple[str, ...]) -> ParallelCorpus:
     if not is_there(path):
         siblings = [entry.name for entry in path.parent.iterdir()] if is_there(path.parent) and path.parent.is_dir() else []
         hint = nearest(path.name, siblings) or "."
-        raise UserError(f"corpus.path: '{path}' does not exist{hint} Give a JSONL, CSV, TSV or Parquet file or a folder of <code>.txt")
+        raise UserError(f"corpus.path: '{path}' does not exist{hint} Give {CORPUS_FORMATS}")
     table = _folder(path, codes) if path.is_dir() else read_table(path, {*codes, ID_COLUMN, DOCUMENT_COLUMN})
     if not table.rows:
         raise UserError(f"corpus '{path}' is empty; it needs one aligned sentence a line")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lingact.activations.measurement import BASE
 from lingact.activations.passes import Wanted, measure
-from lingact.analysis.changes import bits_table
+from lingact.analysis.changes import change_bits_table
 from lingact.analysis.tables import confound_table
 from lingact.config.base import asset
 from lingact.config.data import LanguagesConfig
@@ -73,7 +73,7 @@ def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus
     """Bits by language, bits per aligned sentence minus the high-resource mean, and token counts, FVU, L0 and norms by SAE set, language and layer."""
     measured = measure(lm, saes, corpus, batch_tokens=4096, identity={"organism": "card"}, wanted=Wanted(language_model=True))
     stats = measured.of(next(iter(saes)), BASE)
-    bits = bits_table(measured, next(iter(saes)), STATISTICS, SEED)
+    bits = change_bits_table(measured, next(iter(saes)), STATISTICS, SEED)
     confounds = pd.concat([confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(sae_set=name) for name in saes], ignore_index=True)
     resampling = corpus.resampling(STATISTICS.block)
     weights = resampling.weights(STATISTICS.resamples, SEED)

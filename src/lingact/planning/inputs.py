@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from lingact.config.data import CorpusConfig, FilesCorpus, HubCorpus, Splits
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
+from lingact.config.training import ENCODING_OBJECTIVES
 from lingact.data.sources import load_corpus
 from lingact.models.sae_files import width_of
 from lingact.models.sizes import ModelSizes, sizes_of
@@ -149,4 +150,4 @@ def layers_in_loss(inputs: Inputs[TrainConfig]) -> tuple[int, int, int]:
     gap = inputs.config.loss.gap
     layers = inputs.layers if gap.layers == "all" else len(gap.layers)
     fit = int(inputs.config.loss.retention.fit > 0)
-    return layers, int(gap.weight > 0 and gap.objective in ("activation", "profile", "hinge")) + fit, fit
+    return layers, int(gap.weight > 0 and gap.objective in ENCODING_OBJECTIVES) + fit, fit

@@ -7,6 +7,7 @@ most.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from lingact.activations.feature_stats import LAYER_SUMS
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
 from lingact.config.training import LoraAdapter, VeraAdapter
 from lingact.planning.inputs import LONGEST, Inputs, Number, SaeSetSizes, Text, layers_in_loss, share_of
@@ -175,8 +176,9 @@ def _measuring(inputs: _Measuring, tokens: Number, variants: int, *, logits: boo
 
 
 def _statistics(inputs: _Measuring, languages: int, variants: int, sentences: Number) -> Need:
-    """Sums in int64 and float64: six for a latent, seven for a sentence and layer. One language's are copied when they are saved."""
-    each = [_seen(sae_set, variants) * (6 * 8 * sae_set.width + 7 * 8 * sentences + 8 * inputs.model.d_model) for sae_set in inputs.sae_sets]
+    """Sums in int64 and float64: six for a latent, `LAYER_SUMS` for a sentence and layer. One language's are copied when they are saved."""
+    by_sentence = len(LAYER_SUMS) * 8 * sentences
+    each = [_seen(sae_set, variants) * (6 * 8 * sae_set.width + by_sentence + 8 * inputs.model.d_model) for sae_set in inputs.sae_sets]
     return Need(f"statistics of {languages} languages", (languages + 1) * inputs.layers * sum(each), EXACT)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from lingact.activations.measurement import Measurement
-from lingact.analysis.changes import Variants, bits_table, change_frames
+from lingact.analysis.changes import Variants, change_bits_table, change_frames
 from lingact.figures.training import change_bars
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
 from lingact.report.training import retention_rows, train_rows, training_text
@@ -25,7 +25,7 @@ def change_result(
     codes = [code for code in settings.languages.all if code != settings.languages.reference]
     frames, summary = change_frames(by_sae_set, settings.languages, settings.statistics, counted_layers, codes, seed=settings.seed)
     if measured is not None:
-        frames["bits"] = bits_table(measured, next(iter(by_sae_set)), settings.statistics, settings.seed)
+        frames["bits"] = change_bits_table(measured, next(iter(by_sae_set)), settings.statistics, settings.seed)
     shown = {"Before and after": pd.DataFrame(train_rows(frames, codes)), "Retention of the reference": pd.DataFrame(retention_rows(frames))}
     text = training_text(frames, codes, settings.languages.reference)
     targets = frames["change_by_layer"][frames["change_by_layer"]["language"].isin(codes)]

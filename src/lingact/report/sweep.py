@@ -194,7 +194,7 @@ def _flat(line: Line) -> dict[str, object]:
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, object]], last: Sequence[str] = ()) -> None:
-    """CSV; `last`: columns behind all others."""
+    """CSV; `last`: columns that come last."""
     columns = [*(name for name in keys_of(rows) if name not in last), *last]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")

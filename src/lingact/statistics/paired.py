@@ -90,7 +90,7 @@ def wilson(hits: Float[np.ndarray, " item"], *, confidence: float, effective_n: 
     Args:
         hits: 0 or 1 per item.
         confidence: such as 0.95.
-        effective_n: number of independent facts behind the items; the interval is as wide as for so many. None: every item is one.
+        effective_n: number of independent facts that the items ask; the interval is as wide as for so many. None: every item is one.
 
     Raises:
         ValueError: no items.

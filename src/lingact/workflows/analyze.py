@@ -97,7 +97,7 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
     """With `stats`: the configuration of the run that measured, with the settings of this command for statistics, gap measure and scores.
 
     Raises:
-        UserError: the folder is not a run of analyze.py.
+        UserError: the folder is not a run of analyze.py, or the run has not measured what the gap measure needs.
     """
     if not config.stats:
         return config
@@ -105,9 +105,14 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
     if not path.is_file() or read_manifest(config.stats[0])["job"] != "analyze":
         raise UserError(f"stats: '{config.stats[0]}' is not a run of {program('analyze')}; name the run folders whose statistics to use")
     saved = read_run_config(path, "put it back, or analyse again", needed=("measures",))
-    given = config.model_dump(mode="json")
+    given, gap = config.model_dump(mode="json"), config.measures.gap
+    if gap in ("reference_active", "norm_matched") and "by_reference" not in saved["measures"]["parts"]:
+        raise UserError(
+            f"measures.gap={gap}: the run in '{config.stats[0]}' did not measure the part by_reference, which it needs; choose another measure, or "
+            "measure again with measures.parts=[by_reference]"
+        )
     chosen = {name: given[name] for name in ("seed", "statistics", "scores", "stats", "tracking", *Processes.model_fields)} | {"shard": "1/1"}
-    return validate(AnalyzeConfig, saved | chosen | {"measures": saved["measures"] | {"gap": given["measures"]["gap"]}})
+    return validate(AnalyzeConfig, saved | chosen | {"measures": saved["measures"] | {"gap": gap}})
 
 
 def analysis_results(config: AnalyzeConfig, seen: Observations, scores: pd.DataFrame | None) -> Iterator[AnalysisResult]:
@@ -163,7 +168,7 @@ def publish(run: Run, config: AnalyzeConfig, results: list[AnalysisResult], meas
         run: the open run.
         config: its configuration.
         results: in the order of the page.
-        measured: the statistics behind them.
+        measured: the statistics that they are computed from.
         warning: stands first on the page and is printed; empty: none.
         title: of the page.
     """

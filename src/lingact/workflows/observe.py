@@ -17,6 +17,7 @@ from lingact.activations.measurement import ADAPTER, BASE, Measurement, is_rando
 from lingact.activations.passes import Wanted, measure, reference_statistics
 from lingact.activations.random_saes import SAMPLE_TOKENS, pooled_sample, random_dictionaries
 from lingact.analysis.language_features import Criteria, chosen_latents, find_features
+from lingact.analysis.measures import available
 from lingact.analysis.similarity import diffmean_directions
 from lingact.analysis.tables import named_ranges
 from lingact.config.choices import check_causal
@@ -326,6 +327,13 @@ def stored_observations(folders: tuple[Path, ...], config: AnalyzeConfig) -> Obs
         raise UserError(f"stats: these are not all shards of one analysis ({listed}); name every shard once, from 1/{count} to {count}/{count}")
     measured = reduce(Measurement.merge, (measurement for measurement, _ in found))
     refuse_blocks_without_places(measured, config.statistics.block, str(folders[0]))
+    gap, by_language = config.measures.gap, measured.of(MEASURING, BASE)
+    if any(gap not in available(stats) for stats in by_language.values()):
+        have = ", ".join(available(next(iter(by_language.values()))))
+        raise UserError(
+            f"measures.gap={gap}: the statistics in '{folders[0]}' do not have it (an earlier version made them; they have {have}); choose one of "
+            "these, or measure again"
+        )
     first = next(iter(measured.stats.values()))
     _check_enough(config, first.sentence_ids, first.halves, first.resampling(config.statistics.block))
     folder, parts = folders[0] / "stats", config.measures.parts

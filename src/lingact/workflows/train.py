@@ -245,7 +245,7 @@ def summarise(config: TrainConfig, measured: Measurement, loss_layers: tuple[int
     """Tables and summary numbers of what the adapter changed, for every SAE set. Keys of the held-out set start with `heldout/`."""
     variants = {sae_set: changes.Variants.of(measured, sae_set) for sae_set in measured.sae_sets}
     frames, summary = changes.change_frames(variants, config.languages, config.statistics, loss_layers, config.lang, seed=config.seed)
-    frames["bits"] = changes.bits_table(measured, MEASURING, config.statistics, config.seed)
+    frames["bits"] = changes.change_bits_table(measured, MEASURING, config.statistics, config.seed)
     spoken = [code for code in config.languages.all if code != config.languages.reference]
     return frames, summary | changes.bits_summary(frames["bits"], spoken)
 

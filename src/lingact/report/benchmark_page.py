@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: the table of benchmarks as a page. Update it with `python -m lingact.report.catalogue > docs/benchmarks.md`."""
+"""docs/benchmarks.md: the table of benchmarks as a page. Update it with `python -m lingact.report.benchmark_page > docs/benchmarks.md`."""
 
 import sys
 from collections.abc import Collection, Iterable
@@ -12,10 +12,10 @@ _PAPER = tuple(LANGUAGES)[:10]
 
 _HEAD = """# Benchmarks
 
-The benchmarks that `tasks.benchmarks` can name. Made from the one table in `src/lingact/assets/benchmarks.yaml` and the installed task files
-(`python -m lingact.report.catalogue`); a test checks that this page is current. Sets of benchmarks are in `conf/tasks/`: `micro` (embedded), `paper`,
-`belebele`, `global_piqa`, `human`, `indic`; for your own, use `files` (JSONL) and `lm_eval` (task files). The column *languages* names those of the
-ten of `languages=paper`, and counts the others of `src/lingact/assets/languages.tsv`.
+The benchmarks that `tasks.benchmarks` can name. `python -m lingact.report.benchmark_page` makes this page from `src/lingact/assets/benchmarks.yaml`
+and the installed task files, and a test checks that it is current. Sets of benchmarks are in `conf/tasks/`: `micro` (embedded), `paper`, `belebele`,
+`global_piqa`, `human`, `indic`. For your own, use `files` (JSONL) and `lm_eval` (task files). The column *languages* names those of the ten of
+`languages=paper`, and counts the others, which are listed below the table.
 
 *Chance* is for the usual number of options; tables use the number of each item. *Corresponds by* names the columns that identify an item across
 languages, so that all languages are asked the same items. Without such columns, languages are asked different items. The data sets could not be
@@ -47,7 +47,10 @@ def page() -> str:
             ),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return _HEAD + "\n" + "\n".join(lines) + "\n"
+    others = [
+        f"- `{name}`: {', '.join(sorted(codes))}" for name, rows in there.items() if (codes := [c for c in rows if rows[c] and c not in _PAPER])
+    ]
+    return "\n".join([_HEAD, *lines, "", "## The other languages", "", *others, ""])
 
 
 def _language_list(codes: Collection[str]) -> str:
