@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import decoders
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import Tokens
@@ -46,11 +46,11 @@ def test_repetition_by_hand(text: str, share: float) -> None:
     assert repetition([ord(letter) for letter in text]) == pytest.approx(share)
 
 
-class Script(nn.Module):
-    """Says after each token what is written down for it, or the token itself once more."""
+class Script(PreTrainedModel):
+    """Says after each token what is written down for it, or the token itself once more. It keeps no keys and values."""
 
     def __init__(self, after: dict[int, int]) -> None:
-        super().__init__()
+        super().__init__(PretrainedConfig())
         self.after = after
         self.weight = nn.Parameter(torch.zeros(1))
 
@@ -61,11 +61,9 @@ class Script(nn.Module):
 
 def test_text_ends_at_a_special_token_at_enough_tokens_or_at_the_end_of_the_context(lm: LanguageModel) -> None:
     lm.model = Script({10: 11, 11: 12, 12: EOS})
-    assert greedy(lm, [10]) == [11, 12]
-    assert greedy(lm, [12]) == []
-    assert greedy(lm, [9]) == [9] * NEW_TOKENS
+    assert greedy(lm, [[10], [12], [9]]) == [[11, 12], [], [9] * NEW_TOKENS]
     lm.tokens = Tokens(lm.tokenizer, 8)
-    assert greedy(lm, [9] * 5) == [9, 9]  # BOS and five are six of eight
+    assert greedy(lm, [[9] * 5, [9], [9] * 7]) == [[9, 9], [9] * 6, []]  # BOS and five are six of eight
 
 
 def test_greedy_text_is_that_of_the_library_whatever_the_model_brings_along(lm: LanguageModel) -> None:
@@ -75,7 +73,20 @@ def test_greedy_text_is_that_of_the_library_whatever_the_model_brings_along(lm: 
     model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=EOS, pad_token_id=0)
     expected = model.generate(ids, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :].tolist()
     model.generation_config = GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=10.0, eos_token_id=EOS, pad_token_id=0)
-    assert greedy(lm, prompt) == [token for token in expected if token != EOS]
+    assert greedy(lm, [prompt]) == [[token for token in expected if token != EOS]]
+
+
+def test_prompts_of_any_length_side_by_side_change_nothing(lm: LanguageModel) -> None:
+    """Longer than the sliding window of 16 tokens, too, and up to the end of the context."""
+    sentences = ("We go to", "B", "It rained all night long and all day", "The old man reads a book to the child that sits there, yes")
+    prompts = [lm.tokenizer(sentence, add_special_tokens=False).input_ids for sentence in sentences]
+    together = greedy(lm, prompts)
+    assert together == [text for prompt in prompts for text in greedy(lm, [prompt])]
+    for prompt, text in zip(prompts, together, strict=True):
+        assert len(prompt) + 1 + len(text) <= lm.tokens.context
+        ids = torch.tensor([[*lm.tokens.prefix, *prompt, *text]])
+        likeliest = lm.model(input_ids=ids, use_cache=False).logits[0, len(prompt) : -1].argmax(dim=-1)
+        assert likeliest.tolist() == text, "as if nothing were padded or kept"
 
 
 @pytest.fixture
@@ -100,9 +111,9 @@ def test_base_and_adapter_continue_the_same_halves_of_the_same_sentences(adapted
     for row in table.to_dict("records"):
         ids = adapted.tokenizer(row["prompt"], add_special_tokens=False).input_ids
         with base_behaviour(adapted.model):
-            base = greedy(adapted, ids)
+            (base,) = greedy(adapted, [ids])
         assert row["repetition_base"] == repetition(base)
-        assert row["repetition_adapter"] == repetition(greedy(adapted, ids))
+        assert row["repetition_adapter"] == repetition(greedy(adapted, [ids])[0])
     assert (table["base"] != table["adapter"]).any()
     assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(table["base"] + table["adapter"])), "a table and a page can hold it"
 

@@ -130,7 +130,7 @@ def difference_table(
     several seeds, all three come from crossed random effects of seeds and facts; if no seed differs from base anywhere, they are those of one seed.
     They hold for the recipe.
 
-    Columns that need explanation: `n`, documents of one seed; `facts`, the distinct facts that they ask; `languages` pooled (1: no group); `base` and `adapter`,
+    Columns that need explanation: `n`, documents of one seed; `facts` that they ask; `languages` pooled (1: no group); `base` and `adapter`,
     accuracies; `won` and `lost`, documents that only the adapter or only the base model gets right, over all seeds; `discordant`, their share;
     `chance`, the accuracy of guessing, from the items' numbers of options; `p_mcnemar` and `p_mid`, over single documents, for one seed and one
     language; `p_bootstrap`, for one seed (nan if the interval is not a bootstrap, 1 if no fact differs); `seed_lo` and `seed_hi`, the smallest and

@@ -1,6 +1,6 @@
 """Means over a few drawn units (training seeds, random directions) that were all measured on the same sentences. Pure: arrays in, numbers out.
 
-The sentences are resampled for all units together (`statistics.bootstrap`), so their part of the uncertainty is known from the bootstrap. That of the units
+The sentences are resampled for all units together (`bootstrap`), so their part of the uncertainty is known from the bootstrap. That of the units
 is not: a bootstrap over two or five of them shows next to no spread. It is added by the law of total variance.
 """
 

@@ -1,13 +1,14 @@
 """Greedy continuations of the same prompts with and without the adapter. They show degenerate text, which numbers alone can hide."""
 
 from collections.abc import Sequence
+from inspect import signature
 
 import pandas as pd
 import regex
 import torch
 
 from lingact.data.corpus import ParallelCorpus
-from lingact.models.adapters import base_behaviour
+from lingact.models.adapters import base_behaviour, without_adapter
 from lingact.models.lm import LanguageModel
 
 PROMPTS, NEW_TOKENS = 4, 24
@@ -31,19 +32,18 @@ def continuation_table(lm: LanguageModel, corpus: ParallelCorpus, codes: Sequenc
     chosen = corpus.select(corpus.sample(PROMPTS).tolist())
     rows = []
     for code in codes:
-        windows = [window for window in lm.tokens.windows(chosen.texts[code]) if window.first]
-        for sentence_id, window in zip(chosen.ids, windows, strict=True):
-            ids = window.ids[len(lm.tokens.prefix) :]
-            cut = _middle(lm, ids)
-            with base_behaviour(lm.model):
-                base = greedy(lm, ids[:cut])
-            adapter = greedy(lm, ids[:cut])
-            original, by_base, by_adapter = (_text_after(lm, ids[:cut], new) for new in (ids[cut : cut + NEW_TOKENS], base, adapter))
+        texts = [window.ids[len(lm.tokens.prefix) :] for window in lm.tokens.windows(chosen.texts[code]) if window.first]
+        prompts = [ids[: _middle(lm, ids)] for ids in texts]
+        with base_behaviour(lm.model):
+            bases = greedy(lm, prompts)
+        for sentence_id, ids, prompt, base, adapter in zip(chosen.ids, texts, prompts, bases, greedy(lm, prompts), strict=True):
+            rest = ids[len(prompt) : len(prompt) + NEW_TOKENS]
+            original, by_base, by_adapter = (_text_after(lm, prompt, new) for new in (rest, base, adapter))
             rows.append(
                 {
                     "language": code,
                     "sentence_id": sentence_id,
-                    "prompt": _visible(_text(lm, ids[:cut])).lstrip(),
+                    "prompt": _visible(_text(lm, prompt)).lstrip(),
                     "original": original,
                     "base": by_base,
                     "adapter": by_adapter,
@@ -60,27 +60,39 @@ def repetition_summary(table: pd.DataFrame) -> dict[str, float]:
 
 
 @torch.no_grad()
-def greedy(lm: LanguageModel, prompt: Sequence[int]) -> list[int]:
-    """The most likely tokens, up to the first special token (such as EOS), `NEW_TOKENS` tokens or the end of the context.
+def greedy(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The most likely tokens after each prompt, up to the first special token (such as EOS), `NEW_TOKENS` tokens or the end of the context.
 
     transformers' `generate` is not used: it applies the generation settings of a model, such as a penalty on repetition, which would hide what this
     table is meant to show.
     """
     special = set(lm.tokens.special.tolist())
-    start = [*lm.tokens.prefix, *prompt]
-    ids = unread = torch.tensor([start], device=lm.device)
+    starts = [[*lm.tokens.prefix, *prompt] for prompt in prompts]
+    limits = [min(NEW_TOKENS, lm.tokens.context - len(start)) for start in starts]
+    accepted = signature(without_adapter(lm.model).forward).parameters
+    # Padded on the left, so that all rows go on at the same place.
+    width = max(map(len, starts))
+    ids = unread = torch.tensor([[lm.tokens.pad] * (width - len(start)) + start for start in starts], device=lm.device)
+    mask = torch.tensor([[0] * (width - len(start)) + [1] * len(start) for start in starts], device=lm.device)
     cache = None
-    for _ in range(min(NEW_TOKENS, lm.tokens.context - len(start))):
-        output = lm.model(
-            input_ids=unread, attention_mask=torch.ones_like(ids), use_cache=True, **({} if cache is None else {"past_key_values": cache})
-        )
+    found: list[list[int]] = [[] for _ in starts]
+    going = {row for row, limit in enumerate(limits) if limit > 0}
+    while going:
+        # A row that has ended is computed, too, but never beyond the positions that the model knows.
+        positions = (mask.cumsum(dim=1) - 1).clamp(0, lm.tokens.context - 1)[:, -unread.shape[1] :]
+        options = {"past_key_values": cache, "position_ids": positions, "logits_to_keep": 1}
+        given = {name: value for name, value in options.items() if name in accepted and value is not None}
+        output = lm.model(input_ids=unread, attention_mask=mask, use_cache=True, **given)
         token = output.logits[:, -1:].argmax(dim=-1)
-        if token.item() in special:
-            break
-        ids = torch.cat([ids, token], dim=1)
+        for row, new in enumerate(token.flatten().tolist()):
+            if row in going and new not in special:
+                found[row].append(new)
+            if new in special or len(found[row]) == limits[row]:
+                going.discard(row)
+        ids, mask = torch.cat([ids, token], dim=1), torch.cat([mask, torch.ones_like(token)], dim=1)
         cache = getattr(output, "past_key_values", None)
-        unread = ids if cache is None else token  # a model without keys and values to keep (a state-space model) reads all of it again
-    return ids[0, len(start) :].tolist()
+        unread = ids if cache is None else token  # a model that keeps no keys and values (a state-space model) reads all of it again
+    return found
 
 
 def repetition(tokens: Sequence[int]) -> float:
