@@ -5,8 +5,11 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS)
+
+# The tests start many processes; without bytecode each would compile the whole package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-oldest check lint style types layers fix microworld dist clean
@@ -22,11 +25,11 @@ demo: $(VENV)/.installed  ## install what running needs and train a Malayalam ad
 	$(BIN)/python train.py lang=ml
 
 test: $(VENV)/.installed-dev  ## install what testing needs and run the fast tests: a few minutes, all that guards a number
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS) tests/unit tests/properties
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS) --jaxtyping-packages= tests/conf tests/flows tests/fuzz tests/gates  # whole jobs take half the time without checks of shapes
+	$(PYTEST) --dist worksteal -m "not slow" $(PYTEST_ARGS) tests/unit tests/properties
+	$(PYTEST) --dist loadfile -m "not slow" $(PYTEST_ARGS) --jaxtyping-packages= tests/conf tests/flows tests/fuzz tests/gates  # whole jobs: without checks of shapes
 
 test-all: $(VENV)/.installed-dev  ## run all tests, the slow ones too: an hour or two
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) --dist worksteal $(PYTEST_ARGS)
 
 test-oldest:  ## run the fast tests with the oldest versions that pyproject.toml allows, in an environment of their own
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints-oldest.txt PYTEST_ARGS="-W default $(PYTEST_ARGS)"  # old libraries warn of each other
