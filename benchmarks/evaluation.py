@@ -29,7 +29,8 @@ def lingact() -> tuple[float, float, float]:
 
     from lingact.config.jobs import EvalConfig
     from lingact.config.validation import validate_config
-    from lingact.evaluation.harness import AnswerCache, Scorer
+    from lingact.evaluation.answers import AnswerCache
+    from lingact.evaluation.scorer import Scorer
     from lingact.evaluation.tasks import load_tasks
     from lingact.models.lm import load_model
 

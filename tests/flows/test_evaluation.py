@@ -16,7 +16,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lingact.cli import main as cli
-from lingact.evaluation import harness
+from lingact.evaluation.answers import AnswerCache
+from lingact.evaluation.scorer import Scorer
 from lingact.models import adapter_sources
 from tests.helpers.paths import CONF, ROOT
 from tests.helpers.processes import Start, killed_at, launch
@@ -103,13 +104,13 @@ def test_answers_are_kept_and_belong_to_their_model(seeds: Path, base_arguments:
     given = [*base_arguments, f"cache={tmp_path / 'cache'}", f"adapter={seeds}/0"]
     assert cli.main("eval", CONF, [*given, f"hydra.run.dir={tmp_path / 'first'}"]) == 0
     asked: list[str] = []
-    real = harness.Scorer._answer
+    real = Scorer._answer
 
-    def answer(self: harness.Scorer, model: Any, instance: Any) -> Any:
+    def answer(self: Scorer, model: Any, instance: Any) -> Any:
         asked.append(instance.entry.task)
         return real(self, model, instance)
 
-    monkeypatch.setattr(harness.Scorer, "_answer", answer)
+    monkeypatch.setattr(Scorer, "_answer", answer)
     assert cli.main("eval", CONF, [*given, f"hydra.run.dir={tmp_path / 'second'}"]) == 0
     assert asked == []
     assert found(tmp_path / "first") == found(tmp_path / "second")
@@ -160,7 +161,7 @@ def test_a_killed_evaluation_goes_on_as_if_nothing_had_been(seeds: Path, base_ar
     assert cli.main("eval", CONF, [*given, f"hydra.run.dir={undisturbed}"]) == 0
     first = [*given, f"hydra.run.dir={folder}"]
     for kept in (5, 10):  # the sixth of each process is not written
-        assert killed_at(6, harness.AnswerCache, "put", lambda: cli.main("eval", CONF, again(first, folder))) == -signal.SIGKILL
+        assert killed_at(6, AnswerCache, "put", lambda: cli.main("eval", CONF, again(first, folder))) == -signal.SIGKILL
         assert len(list((folder / "answers").glob("*.json"))) == kept
     assert cli.main("eval", CONF, again(first, folder)) == 0
     assert json.loads((folder / "manifest.json").read_text())["status"] == "complete"
@@ -236,7 +237,7 @@ def test_all_adapters_are_judged_before_the_first_question(
 ) -> None:
     stranger = shutil.copytree(seeds / "0" / "adapter", tmp_path / "stranger")
     (stranger / adapter_sources.IDENTITY).write_text(json.dumps({"base_model": "another", "base_sha256": "0" * 64}))
-    monkeypatch.setattr(harness.Scorer, "score", None)
+    monkeypatch.setattr(Scorer, "score", None)
     assert cli.main("eval", CONF, [*base_arguments, f"adapter=[{seeds}/0,{stranger}]", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert "belongs to another model: it was trained on 'another'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

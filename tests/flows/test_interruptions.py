@@ -13,7 +13,8 @@ import torch
 
 from lingact.activations import passes
 from lingact.cli import main as cli
-from lingact.evaluation import harness
+from lingact.evaluation import answers
+from lingact.evaluation.scorer import Scorer
 from lingact.training import base_targets, checkpoints
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.module import GapModule
@@ -229,10 +230,10 @@ def test_an_evaluation_says_how_many_tasks_it_has_answered(
     given = [f"model.name={small_toy_model}/model", "tasks.benchmarks=[micro_arc]", "tasks.limit=2", "tracking=none", "cache=null", "text_split=null"]
     folder = tmp_path / "run"
     # While the second is written: that is finished.
-    with signalled(signal.SIGTERM, harness, "write_atomically", 2):
+    with signalled(signal.SIGTERM, answers, "write_atomically", 2):
         assert cli.main("eval", CONF, [*given, "languages.high=[]", "languages.low=[ml,hi]", f"hydra.run.dir={folder}"]) == 130
     assert last_line(capsys) == f"Interrupted; kept: the answers to 2 of 3 tasks. To go on: python eval.py resume={folder}"
-    asked, real = [], harness.Scorer._answer
-    monkeypatch.setattr(harness.Scorer, "_answer", lambda self, *more: asked.append(1) or real(self, *more))
+    asked, real = [], Scorer._answer
+    monkeypatch.setattr(Scorer, "_answer", lambda self, *more: asked.append(1) or real(self, *more))
     assert cli.main("eval", CONF, [f"resume={folder}"]) == 0
     assert len(asked) == 1

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lingact.cli import main as cli
-from lingact.evaluation import harness
+from lingact.evaluation.answers import AnswerCache
 from tests.helpers.paths import CONF, ROOT
 from tests.helpers.processes import Start, launch, processes_of
 
@@ -89,14 +89,14 @@ def test_two_tasks_of_slurm_evaluate_as_one_process_does(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    put = harness.AnswerCache.put
+    put = AnswerCache.put
 
-    def noted(self: harness.AnswerCache, identity: dict[str, Any], answers: dict[str, Any]) -> None:
+    def noted(self: AnswerCache, identity: dict[str, Any], answers: dict[str, Any]) -> None:
         with (tmp_path / f"kept_by_{os.environ.get('SLURM_PROCID', 'one')}").open("a") as file:
             file.write(f"{identity.get('task', 'text')}\n")
         put(self, identity, answers)
 
-    monkeypatch.setattr(harness.AnswerCache, "put", noted)
+    monkeypatch.setattr(AnswerCache, "put", noted)
     few = [*FEW, f"model.name={small_toy_model}/model", f"corpus.path={small_toy_model}/corpus.jsonl", "corpus.max_sentences=60"]
     few += ["resamples=100", "tasks.limit=4", "cache=null"]
     assert cli.main("eval", CONF, [*few, f"hydra.run.dir={tmp_path / 'one'}"]) == 0

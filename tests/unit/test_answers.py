@@ -20,7 +20,10 @@ from lingact.config.tasks import TasksConfig
 from lingact.config.training import LoraAdapter
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.evaluation.harness import AnswerCache, EvalRun, Scorer, batch_size_for, identity_of
+from lingact.evaluation.answers import AnswerCache, identity_of
+from lingact.evaluation.loglikelihoods import batch_size_for
+from lingact.evaluation.records import EvalRun
+from lingact.evaluation.scorer import Scorer
 from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapters import attach_adapter

@@ -12,8 +12,8 @@ from lingact.errors import UserError
 from lingact.evaluation import compare, scores
 from lingact.evaluation.bits_per_byte import Nats, base_bits, bits_table, corrected
 from lingact.evaluation.contamination import contamination_table, training_corpus, training_text
-from lingact.evaluation.harness import EvalRun, Record
 from lingact.evaluation.recipes import Recipe
+from lingact.evaluation.records import EvalRun, Record
 from lingact.evaluation.tasks import TaskInstance, Tasks
 from lingact.statistics.paired import TestSettings
 

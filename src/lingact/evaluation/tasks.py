@@ -178,6 +178,12 @@ def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[TaskSourc
 # --- quiet ---------------------------------------------------------------------------------------------------------------------------------------
 
 
+def prompt_and_option(arguments: tuple) -> tuple[str, str]:
+    """Prompt and option of a request."""
+    prompt, option = arguments[:2]
+    return prompt, option
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars of lm-eval and datasets, of their logs nothing below errors, and templates compiled once; everything is put back afterwards.

@@ -24,7 +24,7 @@ from lingact.config.model import ModelConfig, SaeSet
 from lingact.config.tasks import TasksConfig
 from lingact.data.corpus import ParallelCorpus
 from lingact.evaluation import compare
-from lingact.evaluation.harness import Scorer
+from lingact.evaluation.scorer import Scorer
 from lingact.evaluation.tasks import load_tasks
 from lingact.files.atomic import write_atomically, write_json
 from lingact.microworld import LANGUAGES, world

@@ -13,10 +13,13 @@ from lingact.data.corpus import ParallelCorpus
 from lingact.data.sources import load_corpus
 from lingact.errors import UserError
 from lingact.evaluation import scores
+from lingact.evaluation.answers import AnswerCache, identity_of
 from lingact.evaluation.bits_per_byte import Nats, lost_nats, sentence_nats
-from lingact.evaluation.harness import AnswerCache, Scorer, batch_size_for, identity_of, results
+from lingact.evaluation.loglikelihoods import batch_size_for
 from lingact.evaluation.recipes import Adapter, Recipe, find_recipes
+from lingact.evaluation.records import results
 from lingact.evaluation.results import BASE, EvaluationData, ModelAnswers, result_tables
+from lingact.evaluation.scorer import Scorer
 from lingact.evaluation.tasks import TaskInstance, load_tasks
 from lingact.figures import evaluation as figures
 from lingact.files.atomic import write_atomically, write_json
