@@ -1,7 +1,6 @@
 """The tables of an evaluation as summary keys, rows for the terminal, and scores for an analysis. Pure: tables in, values out."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -36,7 +35,7 @@ def summary(accuracy: pd.DataFrame, differences: pd.DataFrame | None, bits: pd.D
     return values
 
 
-def _recipe_part(row: Mapping[Hashable, Any], labels: Sequence[str]) -> str:
+def _recipe_part(row: Mapping[Hashable, object], labels: Sequence[str]) -> str:
     return f"/{row['model']}" if len(labels) > 1 else ""
 
 

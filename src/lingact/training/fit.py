@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -64,7 +64,7 @@ def _trainer(module: GapModule, config: TrainConfig, run: Run, last: Path) -> "p
     from pytorch_lightning.loggers import WandbLogger
 
     class Tracker(WandbLogger):
-        def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
             with surviving_tracking():
                 super().log_metrics(metrics, step)
 
