@@ -374,14 +374,14 @@ def test_jobs_may_lie_outside_of_the_sweep(tmp_path: Path) -> None:
 
 def test_sweeps_without_an_adapter_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty" / ".jobs").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"the sweep '.*/empty' has no complete job of train\.py \(jobs: none has finished\)"):
+    with pytest.raises(UserError, match=r"the sweep '.*/empty' has no complete job of lingact train \(jobs: none has finished\)"):
         expand_adapters([str(tmp_path / "empty")])
     for number in range(3):
         job(tmp_path / "fallen", number, ("failed", "refused", "failed")[number])
-    with pytest.raises(UserError, match=r"the sweep '.*/fallen' has no complete job of train\.py \(jobs: 2 failed, 1 refused\)"):
+    with pytest.raises(UserError, match=r"the sweep '.*/fallen' has no complete job of lingact train \(jobs: 2 failed, 1 refused\)"):
         expand_adapters([str(tmp_path / "fallen")])
     job(tmp_path / "of_eval", 0, adapter=False)
-    with pytest.raises(UserError, match=r"the sweep '.*/of_eval' has no complete job of train\.py \(jobs: 1 complete\)"):
+    with pytest.raises(UserError, match=r"the sweep '.*/of_eval' has no complete job of lingact train \(jobs: 1 complete\)"):
         expand_adapters([str(tmp_path / "of_eval")])
 
 
@@ -394,7 +394,7 @@ def test_an_adapter_that_a_sweep_has_lost_is_named(sweep: Path) -> None:
 @pytest.mark.parametrize("content", ['{"job": 0', "{}", "[]"])
 def test_a_damaged_record_is_refused(sweep: Path, content: str) -> None:
     (sweep / ".jobs" / "4.json").write_text(content)
-    with pytest.raises(UserError, match=r"'.*/\.jobs/4\.json' is not a record of a job"):
+    with pytest.raises(UserError, match=r"'.*/\.jobs/4\.json' cannot be read: .* delete it to go on without that job"):
         expand_adapters([str(sweep)])
 
 

@@ -32,10 +32,10 @@ from lingact.cli.run_folders import sweep_folder_problem
 from lingact.errors import UserError
 from lingact.files.folders import claim, folder_lock, make_folders, remove_empty
 from lingact.report.sweep import write_tables
-from lingact.report.sweep_jobs import records
 from lingact.runtime.compat.hydra import composer
 from lingact.runtime.environment import RUN_FOLDER, first_process
 from lingact.runtime.program import INSTALLED, SCRIPT, command, program, started_as
+from lingact.runtime.sweep_records import records
 
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, surrogates (bytes that are not UTF-8), line and paragraph separators."""

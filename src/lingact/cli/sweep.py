@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
-from lingact.report.sweep_jobs import Record, record_files
 from lingact.runtime.compat.hydra import returned_value
 from lingact.runtime.environment import first_process
+from lingact.runtime.sweep_records import Record, record_files
 
 
 class JobRecords(Callback):

@@ -1,6 +1,5 @@
 """Where adapters come from: run folders, sweeps, PEFT folders, the hub, Weights & Biases; and how they were trained, as far as that is known."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from lingact.files.earlier import present_keys
 from lingact.files.records import read_json_object, read_run_config
 from lingact.hub.huggingface import HubItem, from_the_hub
 from lingact.hub.wandb_artifacts import fetch_artifact
+from lingact.runtime.program import program
+from lingact.runtime.sweep_records import records
 
 WEIGHTS, SETTINGS, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lingact.json"
 """Files of an adapter. The last one says which model it belongs to and how it was trained."""
@@ -44,22 +45,16 @@ def expand_adapters(given: Sequence[str]) -> list[str]:
 
 def _of_sweep(sweep: str) -> list[str]:
     folder = Path(sweep).expanduser()
-    complete, ended = [], []
-    for path in (path for path in (folder / ".jobs").glob("*.json") if path.stem.isdecimal()):  # other files are not the sweep's
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            number, status, where = record["job"], record["status"], Path(record["folder"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"adapter: '{path}' is not a record of a job; it is truncated or not a lingact file. Name the runs one by one") from None
-        ended.append(status)
-        if status == "complete":
-            # By name, so that the jobs of a sweep that was moved are found.
-            complete.append((number, folder / where.name if (folder / where.name).is_dir() else where))
-    runs = [run for _, run in sorted(complete)]
+    jobs = records(folder)
+    runs = [Path(job["folder"]) for job in jobs if job["status"] == "complete"]
+    # By name, so that the jobs of a sweep that was moved are found.
+    runs = [folder / run.name if (folder / run.name).is_dir() else run for run in runs]
     without = [run for run in runs if not (run / "adapter" / SETTINGS).is_file()]
     if len(without) == len(runs):
+        ended = [job["status"] for job in jobs]
         what = ", ".join(f"{ended.count(status)} {status}" for status in sorted(set(ended))) or "none has finished"
-        raise UserError(f"adapter: the sweep '{sweep}' has no complete job of train.py (jobs: {what}); name a sweep of train.py, or resume its jobs")
+        job = program("train")
+        raise UserError(f"adapter: the sweep '{sweep}' has no complete job of {job} (jobs: {what}); name a sweep of {job}, or resume its jobs")
     if without:
         raise UserError(f"adapter: '{without[0]}' of the sweep '{sweep}' is complete but no longer has an adapter; name the other runs one by one")
     return [str(run) for run in runs]
@@ -116,9 +111,10 @@ def find_adapter(adapter: str) -> Path:
         if (chosen / SETTINGS).is_file():
             return chosen
         if (folder / "manifest.json").is_file():
-            raise UserError(f"adapter: the run '{adapter}' has no adapter; name the folder of a finished train.py run")
+            raise UserError(f"adapter: the run '{adapter}' has no adapter; name the folder of a finished {program('train')} run")
         raise UserError(
-            f"adapter: '{adapter}' is not an adapter: it has no {SETTINGS}; name a run folder of train.py, a PEFT folder, a hub id or a W&B artifact"
+            f"adapter: '{adapter}' is not an adapter: it has no {SETTINGS}; name a run folder of {program('train')}, a PEFT folder, a hub id or a "
+            "W&B artifact"
         )
     if folder.exists():
         raise UserError(f"adapter: '{adapter}' is a file; name its folder")

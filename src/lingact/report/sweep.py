@@ -12,7 +12,8 @@ from lingact.config.data import LanguagesConfig
 from lingact.errors import UserError
 from lingact.files.atomic import write_atomically
 from lingact.files.folders import move_aside
-from lingact.report.sweep_jobs import Job, keys_of, named_by_training, read_job, records, saved_config, statistics_of, varied
+from lingact.report.sweep_jobs import Job, keys_of, named_by_training, read_job, saved_config, statistics_of, varied
+from lingact.runtime.sweep_records import records
 from lingact.runtime.tracking import DPI
 
 if TYPE_CHECKING:

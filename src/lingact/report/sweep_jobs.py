@@ -1,54 +1,20 @@
-"""The jobs of a sweep, read from their records and run folders.
-
-Each finished job leaves a record in the sweep's folder `.jobs/` (`cli.sweep.JobRecords`).
-"""
+"""The jobs of a sweep, read from their records and run folders."""
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal
 
 from lingact.config.measures import Statistics
 from lingact.files.records import read_json_object, read_run_config
+from lingact.runtime.sweep_records import Record, records
 
 _MAIN = re.compile(
     r"objective|(heldout/)?(norm_matched/)?gap_closed/[^/]+|(heldout/)?fvu_ratio/[^/]+|bits_per_byte/[^/]+|retention/[^/]+"
     r"|gap/(low|high|low_vs_high)/(early|deep|all)|acc/.+/delta"
 )
-
-
-class Record(TypedDict):
-    """How a job ended."""
-
-    job: int
-    overrides: dict[str, str]
-    status: str
-    """complete, failed or refused."""
-    problem: str | None
-    """The message to the user, where it was refused."""
-    folder: str
-
-
-def records(folder: Path) -> list[Record]:
-    """The records of a sweep's finished jobs, in their order.
-
-    Raises:
-        UserError: one is damaged.
-    """
-    return sorted((record for _, record in record_files(folder)), key=lambda record: record["job"])
-
-
-def record_files(folder: Path) -> list[tuple[Path, Record]]:
-    """The records with their files. Other files in the same folder are ignored.
-
-    Raises:
-        UserError: one is damaged.
-    """
-    otherwise, needed = "delete it to go on without that job", Record.__required_keys__
-    paths = [path for path in (folder / ".jobs").glob("*.json") if path.stem.isdecimal()]
-    return [(path, cast("Record", read_json_object(path, otherwise, needed))) for path in paths]
 
 
 def statistics_of(jobs: "Sequence[Job]") -> Statistics:
