@@ -40,6 +40,13 @@ def _executed(self: shape_checks._JaxtypingLoader, module: ModuleType) -> None:
 
 shape_checks._JaxtypingLoader.exec_module = _executed
 
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; looking through all of it takes the garbage collector a tenth of the time of the tests."""
+    gc.collect()
+    gc.freeze()
+
+
 D_MODEL, LAYERS, CONTEXT = 32, 3, 64
 SENTENCES = {
     "en": (

@@ -195,6 +195,7 @@ def test_fault_of_ours_ends_in_1_with_its_traceback() -> None:
     assert err.splitlines()[-1] == "RuntimeError: planted"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("place")
 def test_sigterm_interrupts() -> None:
     process = start("print('ready', flush=True); import time; time.sleep(3000)", "lang=ml", "hydra.run.dir=run")

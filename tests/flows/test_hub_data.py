@@ -36,6 +36,7 @@ def evaluation(*arguments: str) -> list[str]:
     return [str(ROOT / "eval.py"), *FEW, "languages.low=[ml]", *arguments]
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses(server: HubServer, process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     server.refuses = {
         "facebook/belebele": "gated",

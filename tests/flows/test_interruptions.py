@@ -144,6 +144,7 @@ def test_a_checkpoint_is_kept_by_the_clock_and_where_training_fails(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_measuring_goes_on_anywhere_with_the_very_adapter(
     start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
