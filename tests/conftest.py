@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Read when the libraries are imported, so set before any test is.
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_SILENT="true", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 # A shell that starts the tests in the background, and `nohup`, have these ignored, in children, too; the tests send them.
+# On the CPU, also where there is a GPU: some tests fork, which CUDA does not survive. CUDA_VISIBLE_DEVICES=0 runs the others there.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
