@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
@@ -48,7 +49,7 @@ def random_model(dtype: torch.dtype) -> LanguageModel:
     with DEVICE:
         model = Gemma2ForCausalLM(config).eval().requires_grad_(False)
     torch.set_default_dtype(torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(asset("microworld/model"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(asset("microworld/model"))
     tokens = Tokens(tokenizer, 1024)
     return LanguageModel(model, tokenizer, tokens, model.model.layers, {"name": "random", "sha256": "0", "dtype": str(dtype).removeprefix("torch.")})
 
@@ -95,7 +96,8 @@ def hidden_states(lm: LanguageModel, saes: Dictionaries, given: list[TokenBatch]
     """What a script does: all hidden states, `encode`, and the sum of the activations."""
     for own in given:
         batch = own.to(DEVICE)
-        states = lm.model.model(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False, output_hidden_states=True).hidden_states  # pyrefly: ignore[missing-attribute]
+        given_ids = {"input_ids": batch.ids, "attention_mask": batch.attention.long()}
+        states = lm.model.get_submodule("model")(**given_ids, use_cache=False, output_hidden_states=True).hidden_states
         for layer, dictionary in saes.items():
             features = dictionary.sae.encode(states[layer + 1][batch.keep].float())
             features.sum().item()
@@ -103,7 +105,7 @@ def hidden_states(lm: LanguageModel, saes: Dictionaries, given: list[TokenBatch]
 
 def timed(run: Callable[[], object]) -> tuple[float, float]:
     """Seconds, and MiB beyond what was held before."""
-    cuda = DEVICE.type == "cuda"
+    cuda, before = DEVICE.type == "cuda", 0
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -198,7 +200,7 @@ def main() -> None:
     given = batches(lm, corpus)
     saes = random_saes(lm, given[0])
     tokens = sum(batch.size() for batch in given)
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "lingact": lambda: measure(lm, {"measuring": saes}, corpus, batch_tokens=BATCH_TOKENS, identity={}),
         "floor": lambda: floor(lm, saes, given),
         "hidden_states": lambda: hidden_states(lm, saes, given),
