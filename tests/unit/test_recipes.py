@@ -144,7 +144,8 @@ def test_no_adapter_is_called_base(tmp_path: Path) -> None:
 def test_a_sweep_stands_for_its_jobs(tmp_path: Path) -> None:
     for number, (code, seed, status) in enumerate([("ml", 0, "complete"), ("hi", 0, "complete"), ("ml", 1, "complete"), ("ml", 2, "failed")]):
         run = trained(tmp_path / "sweep" / str(number), lang=[code], seed=seed)
-        write_json(tmp_path / "sweep" / ".jobs" / f"{number}.json", {"job": number, "status": status, "folder": run})
+        record = {"job": number, "overrides": {}, "status": status, "problem": None, "folder": run}
+        write_json(tmp_path / "sweep" / ".jobs" / f"{number}.json", record)
     recipes = recipes_of([str(tmp_path / "sweep"), trained(tmp_path / "more", seed=5)])
     assert names(recipes) == {"lang ml": ["lang ml_seed0", "lang ml_seed1", "lang ml_seed5"], "lang hi": ["lang hi"]}
     assert [adapter.given for adapter in recipes[0].adapters] == [str(tmp_path / place) for place in ("sweep/0", "sweep/2", "more")]

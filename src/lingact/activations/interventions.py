@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from lingact.runtime.resumable_passes import resumable, token_bar
 
 BlockEdit = Callable[[Float[Tensor, "batch seq d_model"]], Float[Tensor, "batch seq d_model"]]
 """The output of a block -> what takes its place."""
-Output = Tensor | tuple[Tensor, ...]
+Output = Tensor | tuple[Any, ...]
 """What a block returns: a tensor in transformers 5, a tuple before."""
 TokenEdit = Callable[[Float[Tensor, "token d_model"]], Float[Tensor, "token d_model"]]
 """Residuals of the kept tokens in float32 -> what takes their place."""
