@@ -67,6 +67,9 @@ def look(device: str, dtypes: set[str]) -> Hardware:
 def _speed(device: torch.device, dtype: torch.dtype) -> Number:
     size = 1024 if device.type == "cpu" else 4096
     a = torch.ones(size, size, dtype=dtype, device=device)
+    if device.type == "cuda":
+        a @ a  # the first product also loads libraries
+        torch.cuda.synchronize(device)
     best, end = float("inf"), time.perf_counter() + 0.15
     while time.perf_counter() < end:
         started = time.perf_counter()
