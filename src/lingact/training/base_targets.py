@@ -266,10 +266,10 @@ def compute_predictions(lm: LanguageModel, texts: Sequence[str], code: str, sett
         for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), settings.batch_tokens):
             _, logits = kept_residuals(lm, batch, (), logits=True)
             assert logits is not None
-            found = top_part(logits[:, :-1][batch.keep[:, 1:].to(logits.device)], top)
+            found = [x.cpu() for x in top_part(logits[:, :-1][batch.keep[:, 1:].to(logits.device)], top)]
             for sentence in batch.sentence.unique().tolist():
                 own = batch.predicted_sentence == sentence
-                ids[sentence], scores[sentence] = (x.cpu()[own] for x in found)
+                ids[sentence], scores[sentence] = (x[own] for x in found)
             bar.update(batch.size())
     if any(rows.isnan().any() for rows in scores):
         raise UserError(
