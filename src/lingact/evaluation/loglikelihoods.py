@@ -3,13 +3,13 @@
 import copy
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.evaluation.tasks import TaskInstance, prompt_and_option, quiet
+from lingact.evaluation.tasks import TaskInstance, libraries_silenced, prompt_and_option
 from lingact.models.lm import LanguageModel
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def harness_of(lm: LanguageModel, model: nn.Module, batch_size: int) -> "Harness
     Args:
         batch_size: options per forward pass; later `batch_size_per_gpu`.
     """
-    with quiet():
+    with libraries_silenced():
         harness = _harness_class()(
             pretrained=cast("PreTrainedModel", model),
             tokenizer=cast("PreTrainedTokenizerFast", _with_padding(lm.tokenizer)),
@@ -77,13 +77,15 @@ def _harness_class() -> "type[Harness]":
         truncated = 0
         tokens: Tokens | None = None
 
-        def _loglikelihood_tokens(self, requests: "list[Request]", *arguments: Any, **settings: Any) -> list[tuple[float, bool]]:
+        def _loglikelihood_tokens(
+            self, requests: "list[Request]", disable_tqdm: bool = False, override_bs: int | None = None
+        ) -> list[tuple[float, bool]]:
             for (prompt, option), prompt_ids, option_ids in requests:
                 if self.tokens is not None:
                     self.tokens.refuse_beyond([*prompt_ids, *option_ids], f"in a question of the benchmark ({(prompt + option)[-60:]!r})")
                 _refuse_unscorable(prompt, option, len(option_ids), self.max_length)
                 self.truncated += len(prompt_ids) + len(option_ids) > self.max_length + 1
-            return super()._loglikelihood_tokens(requests, *arguments, **settings)
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
 
     return Harness  # pyrefly: ignore[bad-return] (`Harness` is its type)
 
