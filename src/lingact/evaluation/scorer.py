@@ -15,7 +15,7 @@ from lingact.errors import UserError, out_of_memory
 from lingact.evaluation.answers import Answer, AnswerCache, Identity, TaskAnswers, identity_of
 from lingact.evaluation.loglikelihoods import harness_of
 from lingact.evaluation.records import EvalRun, records_of
-from lingact.evaluation.tasks import TaskInstance, quiet
+from lingact.evaluation.tasks import TaskInstance, libraries_silenced
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
 from lingact.runtime import interrupts
@@ -58,7 +58,7 @@ class Scorer:
         rows, samples, truncated = [], {}, 0
         for instance, found in zip(tasks, self._answers(model, tasks, identities), strict=True):
             self._refuse_lost(instance, found["answers"])  # stored answers are checked too
-            with quiet():
+            with libraries_silenced():
                 records = records_of(instance, found["answers"])
             whose = {"task": instance.entry.task, "benchmark": instance.entry.benchmark, "language": instance.entry.language}
             rows += [whose | {column: record[column] for column in _COLUMNS} for record in records]
@@ -97,7 +97,7 @@ class Scorer:
     def _answer(self, harness: "Harness", instance: TaskInstance) -> TaskAnswers:
         """Score one task. When the device runs out of memory, the batch size is halved and the task starts again."""
         start = self._bar.n
-        with quiet(), scoring_moves(self._bar):
+        with libraries_silenced(), scoring_moves(self._bar):
             while True:
                 harness.truncated = 0
                 try:
