@@ -13,5 +13,5 @@ class UserError(Exception):
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a device, or the machine, had no memory left. Told by the words, because libraries below torch have no class for it."""
+    """Whether a device, or the machine, had no memory left. Recognised by the words, because libraries below torch have no class for it."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))

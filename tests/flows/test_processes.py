@@ -25,7 +25,7 @@ from lingact.models import adapter_sources, adapters
 from lingact.models.lm import LanguageModel, load_model
 from lingact.workflows import train
 from tests.helpers.paths import CONF
-from tests.helpers.processes import Start, launch, processes_of
+from tests.helpers.processes import Start, bars_of, launch, processes_of
 
 SMALL = ("lang=ml", "tracking=none", "languages.high=[]", "languages.low=[ml]")
 FIRST_LAYER = ("loss=gap_only", "loss.gap.layers=[0]", "trainer.steps=40")
@@ -92,7 +92,7 @@ def test_two_processes_train_as_one_does(command: Callable[..., list[str]], one:
     folder, log = tmp_path / "run", tmp_path / "log"
     assert launch(command(folder, *SMALL, "trainer.devices=2"), log).wait() == 0, log.read_text()
     assert not processes_of(folder)
-    said = {line.partition(":")[0] for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
+    said = bars_of(log)
     assert said <= {"SAEs", "base model, en", "base model, ml", "measuring"}, "nothing else is said; a short bar may be gone before it is drawn"
     assert status(folder) == "complete"
     assert files(folder).keys() == files(one).keys()

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from lingact.cli import main as cli
 from lingact.evaluation.answers import AnswerCache
 from tests.helpers.paths import CONF, ROOT
-from tests.helpers.processes import Start, launch, processes_of
+from tests.helpers.processes import Start, bars_of, launch, processes_of
 
 FEW = ("languages.high=[]", "languages.low=[ml,hi]", "tracking=none")
 FULL = (
@@ -71,7 +71,7 @@ def test_two_processes_analyse_as_one_does(arguments: Callable[..., list[str]], 
     process = launch(command, log)
     assert start("analyze", tmp_path / "one", *FULL) == 0  # meanwhile
     assert process.wait() == 0, log.read_text()
-    said = {line.partition(":")[0] for line in log.read_text().replace("\r", "\n").splitlines() if line.strip()}
+    said = bars_of(log)
     bars = {"SAEs", "sampling", "reference statistics en", "measuring", "random tokens", "contexts", "splicing", "intervening"}
     assert "measuring" in said
     assert said <= bars, "nothing else is said; a short bar may be gone before it is drawn"

@@ -4,6 +4,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,6 +77,12 @@ def launch(command: list[str], log: Path, **more: Any) -> subprocess.Popen[bytes
     """Start a process whose errors and progress bars go to a file; a pipe that nobody reads would fill up."""
     with log.open("wb") as errors:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, **more)
+
+
+def bars_of(log: Path) -> set[str]:
+    """The beginnings, up to a colon, of everything that was drawn or written. Bars move the cursor where several are open."""
+    text = re.sub(r"\x1b\[\w*", "", log.read_text())
+    return {line.partition(":")[0] for line in text.replace("\r", "\n").splitlines() if line.strip()}
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -40,7 +40,7 @@ def test_it_says_how_the_base_model_is_loaded_and_what_it_was_made_with() -> Non
     text = card()
     loaded = f'"google/gemma-2-2b", revision="{"cd" * 20}", dtype="bfloat16", attn_implementation="eager"'
     assert f"AutoModelForCausalLM.from_pretrained({loaded})" in text
-    assert f"python eval.py adapter=jane/ml model.name=google/gemma-2-2b model.revision={'cd' * 20} model.dtype=bfloat16" in text
+    assert f"lingact eval adapter=jane/ml model.name=google/gemma-2-2b model.revision={'cd' * 20} model.dtype=bfloat16" in text
     assert "| Hardware | NVIDIA H100; 2 minutes, measuring included |" in text
     assert f"| Code | lingact at commit {'ab' * 6}, with local changes |" in text
     assert "The code had local changes that are not in any commit." in text

@@ -70,9 +70,9 @@ def random_token_rates(
 
 def _random_windows(tokens: Tokens, count: int, seed: int) -> list[Window]:
     ordinary = np.setdiff1d(np.array(tokens.known), tokens.special.numpy())
-    drawn = np.random.default_rng(seed).choice(ordinary, count).tolist()
+    sampled = np.random.default_rng(seed).choice(ordinary, count).tolist()
     size = min(RANDOM_WINDOW, tokens.room)
-    return [Window(place, tokens.prefix + drawn[start : start + size]) for place, start in enumerate(range(0, count, size))]
+    return [Window(place, tokens.prefix + sampled[start : start + size]) for place, start in enumerate(range(0, count, size))]
 
 
 # --- strongest contexts ----------------------------------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ def _random_sae(original: Dictionary, x: Float[Tensor, "token d_model"], seed: t
     # The constructor draws weights, which are replaced.
     with torch.random.fork_rng(devices=[]):
         sae = JumpReLUSAE(config).to(x.device)
-    drawn = np.random.default_rng((*seed, original.layer)).standard_normal((original.width, trained.cfg.d_in), dtype=np.float32)
-    directions = torch.nn.functional.normalize(torch.from_numpy(drawn), dim=-1).to(x.device)
+    normal = np.random.default_rng((*seed, original.layer)).standard_normal((original.width, trained.cfg.d_in), dtype=np.float32)
+    directions = torch.nn.functional.normalize(torch.from_numpy(normal), dim=-1).to(x.device)
     sae.b_dec.data = trained.b_dec.detach().clone()
     sae.W_enc.data = (directions * trained.W_enc.norm(dim=0)[:, None]).T.contiguous()
     sae.W_dec.data = directions * trained.W_dec.norm(dim=-1)[:, None]

@@ -6,7 +6,7 @@ are averaged. `resampling` is that of the sentences of the losses.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,12 @@ from lingact.statistics.bootstrap import Resampling, holm, interval, p_value
 
 Effects = dict[Arm, dict[str, Float[np.ndarray, " draw"]]]
 """Arm -> measured language -> effect, as draws."""
-Named = dict[tuple[Any, ...], Float[np.ndarray, " draw"]]
-"""Key of a row of a table -> its number, as draws."""
+_Key = TypeVar("_Key")
+"""Key of a row of a table."""
+_PerSet = dict[tuple[str, str, int, str], Float[np.ndarray, " draw"]]
+"""SAE set, language, layer and quantity -> number, as draws."""
+_PerArm = dict[tuple[Arm, str], Float[np.ndarray, " draw"]]
+"""Arm, and measured language or contrast -> effect, as draws."""
 ADAPTER_MINUS_BASE = "adapter_minus_base"
 """Value of the column `variant` for the paired difference."""
 OWN_MINUS_OTHERS, OWN_MINUS_RANDOM = "own_minus_others", "own_minus_random"
@@ -30,7 +34,9 @@ def _cells(draws: Float[np.ndarray, " draw"], resampling: Resampling, confidence
     return resampling.columns | {"estimate": float(estimate), "lo": float(low), "hi": float(high)}
 
 
-def _by_variant(before: Named, after: Named | None) -> Iterator[tuple[dict[str, str], Named]]:
+def _by_variant(
+    before: dict[_Key, Float[np.ndarray, " draw"]], after: dict[_Key, Float[np.ndarray, " draw"]] | None
+) -> Iterator[tuple[dict[str, str], dict[_Key, Float[np.ndarray, " draw"]]]]:
     """The draws of the base model; if there are any of the adapted model, also those, and after minus before on the same resamples.
 
     Both sides have the same keys, because the same latents were edited in the same sentences.
@@ -64,8 +70,8 @@ def spliced_table(
     )
 
 
-def _spliced(losses: SplicedLosses, weights: Float[np.ndarray, "draw sentence"]) -> Named:
-    found: Named = {}
+def _spliced(losses: SplicedLosses, weights: Float[np.ndarray, "draw sentence"]) -> _PerSet:
+    found: _PerSet = {}
     for sae_set, by_language in losses.spliced.items():
         for code, sums in by_language.items():
             base, predicted = weights @ losses.base[code], weights @ losses.predicted[code]
@@ -101,7 +107,7 @@ def causal_table(
     """
     weights = resampling.weights(resamples, seed)
 
-    def cells(of: CausalLosses) -> Named:
+    def cells(of: CausalLosses) -> _PerArm:
         return {(arm, code): draws for arm, by_language in effects(of, weights).items() for code, draws in by_language.items()}
 
     return pd.DataFrame(
@@ -138,7 +144,7 @@ def selectivity_table(
     return table
 
 
-def _contrasts(losses: CausalLosses, weights: Float[np.ndarray, "draw sentence"]) -> Named:
+def _contrasts(losses: CausalLosses, weights: Float[np.ndarray, "draw sentence"]) -> _PerArm:
     effect, found = effects(losses, weights), {}
     for arm, by_language in ((arm, own) for arm, own in effect.items() if arm.owner in own):
         own, others = by_language[arm.owner], [draws for code, draws in by_language.items() if code != arm.owner]

@@ -7,7 +7,7 @@ from lm-eval here.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -103,7 +103,7 @@ class Entry:
 
 def _read_families() -> dict[str, Family]:
     text = (files("lingact") / "assets" / "benchmarks.yaml").read_text(encoding="utf-8")
-    blocks: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    blocks: dict[str, dict[str, object]] = yaml.safe_load(text)
     return TypeAdapter(dict[str, Family]).validate_python({name: {"name": name, **block} for name, block in blocks.items()})
 
 

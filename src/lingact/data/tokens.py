@@ -179,11 +179,11 @@ class Tokens:
 
     def batches(self, windows: Sequence[Window], batch_tokens: int) -> Iterator[TokenBatch]:
         """All windows, bucketed by length, at most `batch_tokens` padded tokens a batch (a longer window goes alone)."""
-        waiting: list[Window] = []
+        batch: list[Window] = []
         for window in sorted(windows, key=lambda w: (len(w.ids), w.sentence)):
-            if waiting and (len(waiting) + 1) * len(window.ids) > batch_tokens:
-                yield self.collate(waiting)
-                waiting = []
-            waiting.append(window)
-        if waiting:
-            yield self.collate(waiting)
+            if batch and (len(batch) + 1) * len(window.ids) > batch_tokens:
+                yield self.collate(batch)
+                batch = []
+            batch.append(window)
+        if batch:
+            yield self.collate(batch)

@@ -74,9 +74,9 @@ def group_difference(
         own = (chosen["language"] == code).to_numpy()
         hits = np.bincount(fact[own], weights=chosen.loc[own, metric].to_numpy(float), minlength=count)
         accuracy[code] = (weights @ hits) / np.maximum(weights @ np.bincount(fact[own], minlength=count), 1)
-    drawn = np.mean([accuracy[code] for code in group], axis=0) - accuracy[single]
-    lo, hi = np.quantile(drawn[1:], [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Estimate(int((chosen["language"] == single).sum()), float(drawn[0]), float(lo), float(hi))
+    difference = np.mean([accuracy[code] for code in group], axis=0) - accuracy[single]
+    lo, hi = np.quantile(difference[1:], [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Estimate(int((chosen["language"] == single).sum()), float(difference[0]), float(lo), float(hi))
 
 
 def common_benchmarks(items: pd.DataFrame) -> list[str]:

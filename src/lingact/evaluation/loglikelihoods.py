@@ -3,16 +3,20 @@
 import copy
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
+from tqdm import tqdm
 
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
-from lingact.evaluation.tasks import TaskInstance, prompt_and_option, quiet
+from lingact.evaluation.answers import TaskAnswers
+from lingact.evaluation.tasks import TaskInstance, libraries_silenced, prompt_and_option
 from lingact.models.lm import LanguageModel
+from lingact.runtime.compat.lm_eval import scoring_moves
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -55,9 +59,9 @@ def harness_of(lm: LanguageModel, model: nn.Module, batch_size: int) -> "Harness
     """lm-eval's model around the module of `lm`, with or without an adapter.
 
     Args:
-        batch_size: options per forward pass; later `batch_size_per_gpu`.
+        batch_size: options per forward pass, to begin with.
     """
-    with quiet():
+    with libraries_silenced():
         harness = _harness_class()(
             pretrained=cast("PreTrainedModel", model),
             tokenizer=cast("PreTrainedTokenizerFast", _with_padding(lm.tokenizer)),
@@ -66,6 +70,25 @@ def harness_of(lm: LanguageModel, model: nn.Module, batch_size: int) -> "Harness
         )
     harness.tokens = lm.tokens
     return harness
+
+
+def answers_to(requests: "Sequence[Instance]", harness: "Harness", batch_size: int, bar: tqdm) -> TaskAnswers:
+    """Log-likelihoods of the options of one task.
+
+    Args:
+        requests: prompts and options.
+        harness: of `harness_of`.
+        batch_size: options per forward pass.
+        bar: is moved by one for each option.
+
+    Raises:
+        UserError: an option cannot be scored because it is longer than the context or has no token of its own.
+        RuntimeError, MemoryError: the device ran out of memory; `errors.out_of_memory` recognises it.
+    """
+    harness.truncated, harness.batch_size_per_gpu = 0, batch_size
+    with libraries_silenced(), scoring_moves(bar):
+        found = harness.loglikelihood(list(requests))
+    return {"answers": [[float(score), bool(greedy)] for score, greedy in found], "truncated": harness.truncated}
 
 
 @functools.cache
@@ -77,13 +100,15 @@ def _harness_class() -> "type[Harness]":
         truncated = 0
         tokens: Tokens | None = None
 
-        def _loglikelihood_tokens(self, requests: "list[Request]", *arguments: Any, **settings: Any) -> list[tuple[float, bool]]:
+        def _loglikelihood_tokens(
+            self, requests: "list[Request]", disable_tqdm: bool = False, override_bs: int | None = None
+        ) -> list[tuple[float, bool]]:
             for (prompt, option), prompt_ids, option_ids in requests:
                 if self.tokens is not None:
                     self.tokens.refuse_beyond([*prompt_ids, *option_ids], f"in a question of the benchmark ({(prompt + option)[-60:]!r})")
                 _refuse_unscorable(prompt, option, len(option_ids), self.max_length)
                 self.truncated += len(prompt_ids) + len(option_ids) > self.max_length + 1
-            return super()._loglikelihood_tokens(requests, *arguments, **settings)
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
 
     return Harness  # pyrefly: ignore[bad-return] (`Harness` is its type)
 

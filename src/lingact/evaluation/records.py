@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -98,7 +98,25 @@ def _length_normalised(scores: Sequence[float], options: Sequence[str], target: 
 # --- for other tools -----------------------------------------------------------------------------------------------------------------------------
 
 
-def results(tasks: Sequence[TaskInstance], run: EvalRun, model: Mapping[str, str | int | None]) -> dict[str, Any]:
+Results = TypedDict(
+    "Results",
+    {
+        "results": dict[str, dict[str, str | int | float]],
+        "group_subtasks": dict[str, list[str]],
+        "configs": dict[str, dict[str, str | int | float | list | bool]],
+        "versions": dict[str, str | int | float | None],
+        "n-shot": dict[str, int],
+        "higher_is_better": dict[str, dict[str, bool]],
+        "n-samples": dict[str, dict[str, int]],
+        "config": Mapping[str, str | int | None],
+        "lm_eval_version": str,
+        "transformers_version": str,
+    },
+)
+"""What `lm_eval --output_path` writes; all but the last three are by task."""
+
+
+def results(tasks: Sequence[TaskInstance], run: EvalRun, model: Mapping[str, str | int | None]) -> Results:
     """The scores in the format of `lm_eval --output_path`, for leaderboards and other tools.
 
     Args:
@@ -108,7 +126,18 @@ def results(tasks: Sequence[TaskInstance], run: EvalRun, model: Mapping[str, str
     """
     from lm_eval.api.metrics import mean, mean_stderr  # they sum in the same order, so that the last digit agrees
 
-    found: dict[str, Any] = {name: {} for name in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")}
+    found: Results = {
+        "results": {},
+        "group_subtasks": {},
+        "configs": {},
+        "versions": {},
+        "n-shot": {},
+        "higher_is_better": {},
+        "n-samples": {},
+        "config": model,
+        "lm_eval_version": version("lm-eval"),
+        "transformers_version": version("transformers"),
+    }
     for instance in tasks:
         name, records = instance.entry.task, run.samples[instance.entry.task]
         wanted = instance.task.higher_is_better()
@@ -126,4 +155,4 @@ def results(tasks: Sequence[TaskInstance], run: EvalRun, model: Mapping[str, str
         found["n-shot"][name] = instance.task.get_config("num_fewshot") or 0
         found["higher_is_better"][name] = wanted
         found["n-samples"][name] = {"original": instance.total, "effective": len(records)}
-    return found | {"config": model, "lm_eval_version": version("lm-eval"), "transformers_version": version("transformers")}
+    return found

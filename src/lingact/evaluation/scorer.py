@@ -13,13 +13,12 @@ from tqdm import tqdm
 
 from lingact.errors import UserError, out_of_memory
 from lingact.evaluation.answers import Answer, AnswerCache, Identity, TaskAnswers, identity_of
-from lingact.evaluation.loglikelihoods import harness_of
+from lingact.evaluation.loglikelihoods import answers_to, harness_of
 from lingact.evaluation.records import EvalRun, records_of
-from lingact.evaluation.tasks import TaskInstance, quiet
+from lingact.evaluation.tasks import TaskInstance, libraries_silenced
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
 from lingact.runtime import interrupts
-from lingact.runtime.compat.lm_eval import scoring_moves
 from lingact.runtime.distributed import all_gather, broadcast, rank, world
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class Scorer:
         rows, samples, truncated = [], {}, 0
         for instance, found in zip(tasks, self._answers(model, tasks, identities), strict=True):
             self._refuse_lost(instance, found["answers"])  # stored answers are checked too
-            with quiet():
+            with libraries_silenced():
                 records = records_of(instance, found["answers"])
             whose = {"task": instance.entry.task, "benchmark": instance.entry.benchmark, "language": instance.entry.language}
             rows += [whose | {column: record[column] for column in _COLUMNS} for record in records]
@@ -97,21 +96,17 @@ class Scorer:
     def _answer(self, harness: "Harness", instance: TaskInstance) -> TaskAnswers:
         """Score one task. When the device runs out of memory, the batch size is halved and the task starts again."""
         start = self._bar.n
-        with quiet(), scoring_moves(self._bar):
-            while True:
-                harness.truncated = 0
-                try:
-                    found = harness.loglikelihood(instance.requests)
-                    break
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error) or self.batch_size == 1:
-                        raise
-                self.batch_size //= 2
-                harness.batch_size_per_gpu = self.batch_size
-                self._bar.n = start
-        answers = [[float(score), bool(greedy)] for score, greedy in found]
-        self._refuse_lost(instance, answers)
-        return {"answers": answers, "truncated": harness.truncated}
+        while True:
+            try:
+                found = answers_to(instance.requests, harness, self.batch_size, self._bar)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.batch_size == 1:
+                    raise
+            self.batch_size //= 2
+            self._bar.n = start
+        self._refuse_lost(instance, found["answers"])
+        return found
 
     def _refuse_lost(self, instance: TaskInstance, answers: Sequence[Answer]) -> None:
         """Refuse log-likelihoods that are NaN, which would make the first option count as the best one.

@@ -122,7 +122,7 @@ def load_tasks(config: TasksConfig, languages: Sequence[str]) -> Tasks:
         problems.append(f"tasks.benchmarks: none of {', '.join(wanted)} has any of the languages {', '.join(languages)}; choose others")
     if problems:
         raise UserError("\n".join(problems))
-    with tempfile.TemporaryDirectory(prefix="lingact-tasks-") as cache, quiet():
+    with tempfile.TemporaryDirectory(prefix="lingact-tasks-") as cache, libraries_silenced():
         instances = [instance for by_language in wanted.values() for instance in _benchmark(config, by_language, Path(cache))]
     return Tasks(tuple(_unique_names(instances)), skipped)
 
@@ -175,7 +175,7 @@ def _benchmark(config: TasksConfig, by_language: Mapping[str, Sequence[TaskSourc
         yield TaskInstance(source.entry, task, questions, len(rows), examples_from(task), in_all)
 
 
-# --- quiet ---------------------------------------------------------------------------------------------------------------------------------------
+# --- requests and output of the libraries --------------------------------------------------------------------------------------------------------
 
 
 def prompt_and_option(arguments: tuple) -> tuple[str, str]:
@@ -185,7 +185,7 @@ def prompt_and_option(arguments: tuple) -> tuple[str, str]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def libraries_silenced() -> Iterator[None]:
     """No bars of lm-eval and datasets, of their logs nothing below errors, and templates compiled once; everything is put back afterwards.
 
     lm-eval's warnings say that a model object was passed and that prompts were cut, which are counted instead, and show documents whose answer is no

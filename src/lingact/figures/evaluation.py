@@ -35,9 +35,9 @@ def difference_figure(differences: pd.DataFrame, languages: LanguagesConfig, *, 
     tasks = _shown_tasks(acc)
     names = list(dict.fromkeys(acc["language"]))
     figure = new_figure(8.6, 0.9 + len(tasks) * (0.55 + 0.21 * len(names)))
-    drawn = figure.subplots(len(tasks), 2, sharey=True, squeeze=False, width_ratios=[1, 1.25])
+    panels = figure.subplots(len(tasks), 2, sharey=True, squeeze=False, width_ratios=[1, 1.25])
     reach = max(0.05, float(acc.loc[acc["task"].isin(tasks), ["lo", "hi", "mde"]].abs().to_numpy().max())) * 1.08
-    for task, (left, right) in zip(tasks, drawn, strict=True):
+    for task, (left, right) in zip(tasks, panels, strict=True):
         cells = acc[acc["task"] == task].set_index("language").reindex(names)
         heights = range(len(names))
         left.hlines(heights, cells["base"], cells["adapter"], color="0.75", linewidth=1.5, zorder=1)
@@ -52,11 +52,11 @@ def difference_figure(differences: pd.DataFrame, languages: LanguagesConfig, *, 
         left.tick_params(labelsize=8.5)
         right.tick_params(labelsize=8.5)
         left.set_title("all benchmarks together" if task == ALL else task, fontsize=10, loc="left")
-    drawn[0][0].set_yticks(range(len(names)), [_row_name(name, languages) for name in names])
-    drawn[0][0].set_ylim(len(names) - 0.4, -0.6)
-    drawn[-1][0].set_xlabel("accuracy")
-    drawn[-1][1].set_xlabel(f"adapter - base, {confidence:.0%} interval")
-    handles = [pair for axes in drawn[0] for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    panels[0][0].set_yticks(range(len(names)), [_row_name(name, languages) for name in names])
+    panels[0][0].set_ylim(len(names) - 0.4, -0.6)
+    panels[-1][0].set_xlabel("accuracy")
+    panels[-1][1].set_xlabel(f"adapter - base, {confidence:.0%} interval")
+    handles = [pair for axes in panels[0] for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     figure.legend(*zip(*handles, strict=True), loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8.5)
     return figure
 
@@ -77,8 +77,8 @@ def _panels(acc: pd.DataFrame, x_label: str) -> tuple["Figure", dict[str, "Axes"
     tasks = _shown_tasks(acc)
     languages, kinds = list(dict.fromkeys(acc["language"])), list(dict.fromkeys(acc["kind"]))
     figure = new_figure(1.2 + 2.6 * len(tasks), 1.4 + 0.42 * len(languages))
-    drawn = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for task, axes in zip(tasks, drawn, strict=True):
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for task, axes in zip(tasks, panels, strict=True):
         for number, kind in enumerate(kinds):
             colour, marker = KIND_LOOKS[number % len(KIND_LOOKS)]
             cells = acc[(acc["task"] == task) & (acc["kind"] == kind)]
@@ -87,10 +87,10 @@ def _panels(acc: pd.DataFrame, x_label: str) -> tuple["Figure", dict[str, "Axes"
         axes.set_title(task, fontsize=10)
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
-    drawn[0].set_yticks(range(len(languages)), languages)
-    drawn[0].set_ylim(len(languages) - 0.4, -0.6)
+    panels[0].set_yticks(range(len(languages)), languages)
+    panels[0].set_ylim(len(languages) - 0.4, -0.6)
     figure.supxlabel(x_label, fontsize=10)
-    return figure, dict(zip(tasks, drawn, strict=True))
+    return figure, dict(zip(tasks, panels, strict=True))
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:

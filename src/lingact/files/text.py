@@ -1,7 +1,7 @@
 r"""Read text files from users.
 
 Bytes. Text files are UTF-8, with or without a byte-order mark at the beginning. Other encodings, compressed files, NUL bytes and byte-order marks at
-the beginning of other lines are refused. Of the 7-bit encodings, ISO-2022 is recognised by its escapes; UTF-7 and HZ cannot be told from text.
+the beginning of other lines are refused. Of the 7-bit encodings, ISO-2022 is recognised by its escapes; UTF-7 and HZ look like text.
 
 Lines. Only `\n` and `\r\n` end a line. A lone `\r`, U+2028, U+2029, U+0085, VT and FF are ordinary characters; `\r\r\n` and files whose lines
 all end in `\r` are refused.

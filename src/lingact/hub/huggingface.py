@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it can be reached, whether downloads are intact, and what to tell a user when a download fails."""
+"""The Hugging Face hub: whether it can be reached, whether downloads are intact, and the messages for downloads that fail."""
 
 import functools
 import hashlib

@@ -71,7 +71,7 @@ def accuracy(folder: Path, lm: LanguageModel) -> tuple[pd.DataFrame, pd.DataFram
 
 def fit(lm: LanguageModel, saes: dict[str, Dictionaries], corpus: ParallelCorpus) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Bits by language, bits per aligned sentence minus the high-resource mean, and token counts, FVU, L0 and norms by SAE set, language and layer."""
-    measured = measure(lm, saes, corpus, batch_tokens=4096, identity={"organism": "card"}, wanted=Wanted(language_model=True))
+    measured = measure(lm, saes, corpus, batch_tokens=4096, identity={"toy_model": "card"}, wanted=Wanted(language_model=True))
     stats = measured.of(next(iter(saes)), BASE)
     bits = change_bits_table(measured, next(iter(saes)), STATISTICS, SEED)
     confounds = pd.concat([confound_table(measured.of(name, BASE), STATISTICS, SEED).assign(sae_set=name) for name in saes], ignore_index=True)

@@ -105,7 +105,7 @@ def _run(folder: Path, work: Path) -> None:
             for layer in range(recipe.layers):
                 train_dictionary(cell.spec, residuals[layer], layer, recipe.seed, recipe.context, out / f"layer_{layer}")
             saes = load_saes(work, lm, out.name)
-        measured = measure(lm, {"sae": saes}, corpus, batch_tokens=4096, identity={"organism": "grid"})
+        measured = measure(lm, {"sae": saes}, corpus, batch_tokens=4096, identity={"toy_model": "grid"})
         stats = measured.of("sae", BASE)
         once = np.ones((1, len(corpus.ids)))
         fvu = value(stats["en"], "fvu", once, "token")[0]

@@ -31,7 +31,7 @@ def expand_adapters(given: Sequence[str]) -> list[str]:
     Raises:
         UserError: a sweep has no complete training job, or an adapter is given twice.
     """
-    found = [adapter for one in given for adapter in (_of_sweep(one) if (Path(one).expanduser() / ".jobs").is_dir() else [one])]
+    found = [adapter for one in given for adapter in (_adapters_of_sweep(one) if (Path(one).expanduser() / ".jobs").is_dir() else [one])]
     seen: dict[str, str] = {}
     for adapter in found:
         folder = Path(adapter).expanduser()
@@ -43,7 +43,7 @@ def expand_adapters(given: Sequence[str]) -> list[str]:
     return found
 
 
-def _of_sweep(sweep: str) -> list[str]:
+def _adapters_of_sweep(sweep: str) -> list[str]:
     folder = Path(sweep).expanduser()
     jobs = records(folder)
     runs = [Path(job["folder"]) for job in jobs if job["status"] == "complete"]

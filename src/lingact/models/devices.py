@@ -54,7 +54,7 @@ def cuda_devices() -> int:
 
 
 def _devices_of_driver() -> int | None:
-    """None where only torch can tell: under ROCm, or if its version file does not say what it was built for."""
+    """None where only torch knows it: under ROCm, or if its version file does not say what it was built for."""
     spec = find_spec("torch")
     version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
     if version is None or not version.is_file():

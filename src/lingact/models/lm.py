@@ -199,7 +199,7 @@ def model_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         context: tokens per window, BOS included.
 
     Raises:
-        UserError: its decoder blocks cannot be told, or the tokenizer is of another model.
+        UserError: its decoder blocks cannot be identified, or the tokenizer is of another model.
     """
     from lingact.models.adapter_hashes import weights_hash
 

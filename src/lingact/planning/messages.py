@@ -1,4 +1,4 @@
-"""What a user is told of the plan: one line when a run begins, a refusal with advice where it cannot fit, or the whole plan."""
+"""How the plan is reported to the user: one line when a run begins, a refusal with advice where it cannot fit, or the whole plan."""
 
 from collections.abc import Iterator
 

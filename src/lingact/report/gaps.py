@@ -8,7 +8,7 @@ from lingact.catalogue.languages import LANGUAGES
 from lingact.config.data import LanguagesConfig
 from lingact.figures import gaps as gap_figures
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
-from lingact.report.phrases import GROUP_TITLES, MEASURE_TITLES, cells_by, listed, name_of, sae_set_title, verdict, wide_cells, with_interval
+from lingact.report.phrases import GROUP_TITLES, MEASURE_TITLES, listed, name_of, rows_by, sae_set_title, verdict, wide_cells, with_interval
 
 
 def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str = "mean") -> list[dict[str, str]]:
@@ -19,7 +19,7 @@ def gap_rows(ranges: pd.DataFrame, languages: LanguagesConfig, *, statistic: str
         languages: their groups.
         statistic: mean over the layers of the range, or max.
     """
-    cells = cells_by(ranges[ranges["statistic"] == statistic], "name", "range")
+    cells = rows_by(ranges[ranges["statistic"] == statistic], "name", "range")
     group_of = dict.fromkeys(languages.high, "high") | dict.fromkeys(languages.low, "low")
     rows = []
     for name in dict.fromkeys(ranges["name"]):

@@ -136,12 +136,12 @@ def _corpora(config: Config) -> list[Config]:
 def _what(config: Config) -> str:
     targets, reference = _names(config["lang"]), name_of(config["languages"]["reference"])
     gap, control = config["loss"]["gap"], config["loss"]["control"]
-    aim = (
+    purpose = (
         f"It was trained to bring the activation of sparse-autoencoder (SAE) features on {targets} text closer to that on its {reference} translation"
         if gap["weight"] > 0
         else f"It was trained on {targets} text without a loss term for the activation of features, for comparison"
     )
-    text = f"An adapter made with lingact. {aim}. The base weights are unchanged: with the adapter switched off, the model is the base model."
+    text = f"An adapter made with lingact. {purpose}. The base weights are unchanged: with the adapter switched off, the model is the base model."
     if control != "none":
         text += f" **It is a control (`{control}`): it shows what such training does by itself, and is not meant for use.**"
     return text

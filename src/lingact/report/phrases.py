@@ -17,7 +17,7 @@ Cells = dict[tuple[Hashable, ...], Row]
 """Rows of a tidy table, by some of their columns."""
 
 
-def cells_by(frame: pd.DataFrame, *keys: str) -> Cells:
+def rows_by(frame: pd.DataFrame, *keys: str) -> Cells:
     """The rows of a tidy table, by these columns."""
     return {tuple(record[key] for key in keys): record for record in frame.to_dict("records")}
 

@@ -128,7 +128,7 @@ class Line:
     """A row of the printed tables: a job, or the jobs that differ in nothing but the seed."""
 
     varied: dict[str, str]
-    """The overrides that tell it from others."""
+    """The overrides that distinguish it from others."""
     labels: dict[str, str]
     """What leads the row."""
     n: int

@@ -10,7 +10,7 @@ from lingact.activations.measurement import ADAPTER, BASE
 from lingact.analysis.changes import OVER_BASE
 from lingact.config.jobs import TrainConfig
 from lingact.report.page import Card, Section, measured_facts, write_report
-from lingact.report.phrases import Cells, Row, cells_by, name_of, plain, reading_gaps, sae_set_title, share_of, with_interval
+from lingact.report.phrases import Cells, Row, name_of, plain, reading_gaps, rows_by, sae_set_title, share_of, with_interval
 from lingact.statistics.bootstrap import Resampling
 
 Frames = Mapping[str, pd.DataFrame]
@@ -60,7 +60,7 @@ def _layer_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _bystander_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
-    bits = cells_by(frames["bits"], "language", "variant", "quantity")
+    bits = rows_by(frames["bits"], "language", "variant", "quantity")
     rows = []
     for code in codes:
         for sae_set, own in _by_sae_set(frames["change_by_range"], code):
@@ -73,7 +73,7 @@ def _bystander_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]
 def _by_sae_set(table: pd.DataFrame, code: str, place: str = "range") -> list[tuple[str, Cells]]:
     """Cells of one language by place and quantity, for every set of SAEs."""
     own = table[table["language"] == code]
-    return [(sae_set, cells_by(own[own["sae_set"] == sae_set], place, "quantity")) for sae_set in dict.fromkeys(own["sae_set"])]
+    return [(sae_set, rows_by(own[own["sae_set"] == sae_set], place, "quantity")) for sae_set in dict.fromkeys(own["sae_set"])]
 
 
 def _ranges(frames: Frames) -> list[str]:
@@ -109,7 +109,7 @@ def retention_rows(frames: Frames) -> list[dict[str, str]]:
         "kl": ("KL(base || adapter), nats per token", "0"),
     }
     kept = frames["retention"]
-    cells = cells_by(kept, "quantity", "sae_set")
+    cells = rows_by(kept, "quantity", "sae_set")
     sae_sets = list(dict.fromkeys(kept["sae_set"]))
     rows = []
     for quantity in dict.fromkeys(kept["quantity"]):
@@ -126,7 +126,7 @@ def retention_rows(frames: Frames) -> list[dict[str, str]]:
 
 def bits_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
     """One row per language: bits per byte of base and adapter, and their ratio."""
-    cells = cells_by(frames["bits"], "language", "variant", "quantity")
+    cells = rows_by(frames["bits"], "language", "variant", "quantity")
     headings = {BASE: "base", ADAPTER: "adapter", OVER_BASE: "after / base"}
     return [
         {"lang": code} | {name: with_interval(cells[code, variant, "bits_per_byte"], digits=3, signed=False) for variant, name in headings.items()}
@@ -144,7 +144,7 @@ def train_tables(frames: Frames, codes: Sequence[str], reference: str) -> dict[s
     """
     measured = list(dict.fromkeys(frames["change_by_range"]["language"]))
     others = [code for code in measured if code not in (*codes, reference)]
-    cells = cells_by(frames["bits"], "language", "variant", "quantity")
+    cells = rows_by(frames["bits"], "language", "variant", "quantity")
     sentences = {
         code: {f"per sentence, {variant}": with_interval(cells[code, variant, "bits_per_sentence"], signed=False) for variant in (BASE, ADAPTER)}
         for code in measured
@@ -188,7 +188,7 @@ def training_text(frames: Frames, codes: Sequence[str], reference: str) -> str:
         codes: trained languages.
         reference: code of the reference.
     """
-    bits = cells_by(frames["bits"], "language", "variant", "quantity") if "bits" in frames else {}
+    bits = rows_by(frames["bits"], "language", "variant", "quantity") if "bits" in frames else {}
     paragraphs = []
     for code in codes:
         by_sae_set = _by_sae_set(frames["change_by_range"], code)
@@ -199,7 +199,7 @@ def training_text(frames: Frames, codes: Sequence[str], reference: str) -> str:
         if (code, OVER_BASE, "bits_per_byte") in bits:
             sentences.append(f"Bits per byte are {_percent(bits[code, OVER_BASE, 'bits_per_byte'])} of the base model's.")
         paragraphs.append(" ".join(sentences))
-    kept = cells_by(frames["retention"], "sae_set", "quantity")
+    kept = rows_by(frames["retention"], "sae_set", "quantity")
     first = frames["retention"]["sae_set"].iloc[0]
     phrases = {"activation": "activation is {} of the base model's", "bits_per_byte": "bits per byte are {} of the base model's"}
     costs = [text.format(_percent(kept[first, quantity])) for quantity, text in phrases.items() if (first, quantity) in kept]

@@ -120,7 +120,7 @@ def bootstrap_difference(sums: Float[np.ndarray, " cluster"], sizes: Int[np.ndar
     """
     if len(sums) == 0:
         raise ValueError("no items: their mean is undefined")
-    # Weighted sums that are equal may differ in the last digit; told apart, they would only cost time.
+    # Weighted sums that are equal may differ in the last digit; kept as different values, they would only cost time.
     distinct, counts = np.unique(np.stack([sums.round(12), sizes], axis=1), axis=0, return_counts=True)
     draws = np.random.default_rng(settings.seed).multinomial(len(sums), counts / len(sums), size=settings.resamples)
     means = (draws @ distinct[:, 0]) / (draws @ distinct[:, 1])
@@ -190,7 +190,7 @@ def crossed_effects(values: Float[np.ndarray, "seed cluster"], *, confidence: fl
         values: per seed and cluster, such as `linearised` makes them.
 
     Raises:
-        ValueError: a single seed, which does not tell how seeds differ.
+        ValueError: a single seed, which does not show how seeds differ.
     """
     seeds, clusters = values.shape
     if seeds < 2:

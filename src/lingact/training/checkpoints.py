@@ -47,7 +47,7 @@ class RunCheckpoints(TorchCheckpointIO):
 
     def __init__(self, header: Mapping[str, str]) -> None:
         super().__init__()
-        self.header: dict[str, Any] = dict(header)
+        self.header = dict(header)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:  # noqa: ARG002 (Lightning's)
         """Write the checkpoint to a temporary file and move it into place.

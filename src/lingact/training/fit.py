@@ -39,7 +39,7 @@ def fit(module: GapModule, data: AlignedData, config: TrainConfig, run: Run) -> 
     last = last_checkpoint(run.folder)
     trainer = _trainer(module, config, run, last)
     try:
-        with _quiet(), terminated_on_failure(lambda: started_processes(trainer.strategy)):
+        with _expected_warnings_ignored(), terminated_on_failure(lambda: started_processes(trainer.strategy)):
             trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except SystemExit as stopped:
         # Lightning turns an interrupt into an exit of its own.
@@ -105,7 +105,7 @@ def _trainer(module: GapModule, config: TrainConfig, run: Run, last: Path) -> "p
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _expected_warnings_ignored() -> Iterator[None]:
     """Without warnings about what is intended, or about one library's use of another."""
     with warnings.catch_warnings():
         # Our loader is its own iterable, and the base model stays in eval mode.

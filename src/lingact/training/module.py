@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from tqdm import tqdm
 
 from lingact.activations.functional import LossTerms, combine
@@ -274,13 +275,13 @@ class _SumOverProcesses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
         total = tensor.clone()
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
         total = grads[0].clone()
         torch.distributed.all_reduce(total)
         return total

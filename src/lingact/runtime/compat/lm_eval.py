@@ -1,14 +1,16 @@
 """lm-evaluation-harness."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 from unittest.mock import patch
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -46,13 +48,11 @@ def no_bars() -> Iterator[None]:
     """
     import lm_eval.api.model
     import lm_eval.api.task
-    from tqdm import tqdm
 
-    class Hidden(tqdm):
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **settings | {"disable": True})
+    def hidden(each: Iterable[_T], **_: object) -> Iterable[_T]:
+        return each
 
-    with patch.object(lm_eval.api.task, "tqdm", Hidden), patch.object(lm_eval.api.model, "tqdm", Hidden):
+    with patch.object(lm_eval.api.task, "tqdm", hidden), patch.object(lm_eval.api.model, "tqdm", hidden):
         yield
 
 
