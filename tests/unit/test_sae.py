@@ -52,6 +52,62 @@ def test_a_latent_without_a_decoder_row_spoils_nothing(make_sae: MakeSae, x: Ten
     torch.testing.assert_close(dictionary.decode(dictionary.encode(x)), sae(x), rtol=1e-4, atol=1e-5)
 
 
+def sae_of(kind: str, make_sae: MakeSae) -> Any:
+    """An SAE of each architecture with the weights of the JumpReLU one."""
+    from sae_lens import GatedSAE, GatedSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+
+    own = make_sae(1)
+    match kind:
+        case "jumprelu":
+            return own
+        case "standard":
+            sae = StandardSAE(StandardSAEConfig(d_in=32, d_sae=48))
+        case "topk" | "folding topk":
+            sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=48, k=7, rescale_acts_by_decoder_norm=kind == "folding topk"))
+        case _:
+            sae = GatedSAE(GatedSAEConfig(d_in=32, d_sae=48))
+    weights = own.state_dict()
+    sae.load_state_dict({name: weights.get(name, 0.1 * torch.ones_like(tensor)) for name, tensor in sae.state_dict().items()})
+    return sae
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "standard", "topk", "folding topk", "gated"])
+def test_active_latents_stand_for_all_of_them(kind: str, make_sae: MakeSae, x: Tensor) -> None:
+    sae = sae_of(kind, make_sae)
+    if kind != "folding topk":  # which divides by zero itself
+        sae.W_dec.data[7] = 0  # a latent without a decoder row
+    x[3] = -50 * torch.ones(32)  # a token of another kind
+    dictionary = Dictionary(sae, 1)
+    features, active = dictionary.encode(x), dictionary.active(x)
+    dense = torch.zeros_like(features)
+    dense[active.token, active.latent] = active.value
+    torch.testing.assert_close(dense, features, rtol=1e-5, atol=1e-6)
+    assert torch.equal(dense > 0, features > 0)
+    assert active.token.tolist() == sorted(active.token.tolist())
+    assert active.counts.tolist() == (features > 0).sum(dim=1).tolist()
+    torch.testing.assert_close(active.sums(active.value), features.double().sum(dim=1), rtol=1e-5, atol=1e-6)
+    for count in (1, 10, 48):
+        torch.testing.assert_close(active.strongest(count), features.topk(count).values.double().sum(dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dictionary.decode_active(active), dictionary.decode(features), rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_is_active_sums_are_zero(make_sae: MakeSae) -> None:
+    sae = make_sae(1)
+    sae.threshold.data[:] = 1e9
+    dictionary = Dictionary(sae, 1)
+    x = torch.ones(3, 32)
+    active = dictionary.active(x)
+    assert (active.counts.tolist(), active.sums(active.value).tolist(), active.strongest(10).tolist()) == ([0] * 3, [0.0] * 3, [0.0] * 3)
+    torch.testing.assert_close(dictionary.decode_active(active), dictionary.decode(dictionary.encode(x)))
+
+
+def test_what_is_not_a_number_is_not_lost(make_sae: MakeSae, x: Tensor) -> None:
+    x[2, 5] = torch.nan
+    dictionary = Dictionary(make_sae(1), 1)
+    active = dictionary.active(x)
+    assert active.sums(active.value).isnan().nonzero().flatten().tolist() == [2]
+
+
 def test_the_threshold_is_strict() -> None:
     dictionary = by_hand([0.5, 0.5, 0.0, 0.0])
     assert dictionary.encode(torch.tensor([[0.5, 0.5001, 0.0, -1.0]]))[0].tolist() == pytest.approx([0.0, 2 * 0.5001, 0.0, 0.0])

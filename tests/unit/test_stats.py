@@ -15,6 +15,7 @@ from lingact.config.training import LoraAdapter
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch, Tokens
 from lingact.errors import UserError
+from lingact.models.active_latents import ActiveLatents
 from lingact.models.adapters import attach_adapter, base_behaviour
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries, Dictionary
@@ -44,7 +45,8 @@ def test_one_layer_by_hand() -> None:
     assert batch.kept_row.tolist() == [0, 0, 1]
     stats.halves = np.array([0, 1])
     count_tokens(stats, batch, torch.arange(8) == 5)
-    add_layer(stats, 4, x, features, x - torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0]]), batch)
+    active = ActiveLatents.of(features, features > 0, None)
+    add_layer(stats, 4, x, active, x - torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0]]), batch)
     add_predictions(stats, torch.tensor([0.5, 1.5]), torch.tensor([0.1, 0.2]), torch.tensor([1, 1]))
     assert stats.tokens.tolist() == [1, 2]
     assert stats.windows.tolist() == [1, 1]

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lingact.activations.feature_stats import CONFIRMATION, DISCOVERY, FeatureStats, SentenceVectors, settled
-from lingact.activations.features import rescaled_to, token_activation
+from lingact.activations.features import rescaled_to
 from lingact.data.tokens import TokenBatch
+from lingact.models.active_latents import ActiveLatents
 from lingact.models.sae import Dictionaries
 
 
@@ -35,37 +36,36 @@ def add_layer(
     stats: FeatureStats,
     layer: int,
     x: Float[Tensor, "token d_model"],
-    features: Float[Tensor, "token d_sae"],
+    active: ActiveLatents,
     reconstruction: Float[Tensor, "token d_model"],
     batch: TokenBatch,
 ) -> None:
-    """Add one layer's kept tokens of a batch."""
+    """Add one layer's kept tokens of a batch. All sums leave the device together."""
     row, place = stats.layers.index(layer), batch.kept_sentence.cpu().numpy()
-    active = features > 0
-
-    _add(stats.activation, row, place, token_activation(features))
-    _add(stats.l0, row, place, active.sum(dim=-1))
-    _add(stats.l2, row, place, features.norm(dim=-1))
-    _add(stats.top_k, row, place, features.topk(min(stats.top_k_size, features.shape[-1]), dim=-1, sorted=False).values.sum(dim=-1))
     exact = x.double()
-    _add(stats.norm, row, place, exact.norm(dim=-1))
-    _add(stats.square, row, place, exact.square().sum(dim=-1))
-    _add(stats.error, row, place, (exact - reconstruction.double()).square().sum(dim=-1))
+    by_token = {
+        "activation": active.sums(active.value),
+        "l0": active.counts.double(),
+        "l2": active.sums(active.value.double().square()).sqrt(),
+        "top_k": active.strongest(stats.top_k_size),
+        "norm": exact.norm(dim=-1),
+        "square": exact.square().sum(dim=-1),
+        "error": (exact - reconstruction.double()).square().sum(dim=-1),
+    }
+    for name, values in zip(by_token, torch.stack(list(by_token.values())).cpu().numpy(), strict=True):
+        _add(getattr(stats, name), row, place, values)
     stats.residual[row] += settled(exact.sum(dim=0).cpu().numpy())
-    _add_latents(stats, row, features, active, batch)
+    _add_latents(stats, row, active, batch)
 
 
-def _add_latents(
-    stats: FeatureStats, row: int, features: Float[Tensor, "token d_sae"], active: Bool[Tensor, "token d_sae"], batch: TokenBatch
-) -> None:
+def _add_latents(stats: FeatureStats, row: int, active: ActiveLatents, batch: TokenBatch) -> None:
     """Add to the sums per latent, each sentence to its half."""
-    token, latent = active.nonzero(as_tuple=True)
-    width = features.shape[-1]
+    token, latent, width = active.token, active.latent, active.width
     row_half = torch.from_numpy(stats.halves)[batch.sentence.cpu()].to(latent.device)
     kept_row = batch.kept_row.to(latent.device)
     bins = row_half[kept_row][token] * width + latent
     stats.firing[row] += torch.bincount(bins, minlength=2 * width).view(2, width).cpu().numpy()
-    values = torch.bincount(bins, weights=features[token, latent].double(), minlength=2 * width)
+    values = torch.bincount(bins, weights=active.value.double(), minlength=2 * width)
     stats.profile[row] += settled(values.view(2, width).cpu().numpy())
     first = batch.first.to(latent.device)
     seen = torch.zeros(len(first) * width, dtype=torch.bool, device=latent.device)
@@ -78,21 +78,23 @@ def _add_latents(
 def add_by_reference(
     stats: FeatureStats,
     layer: int,
-    features: Float[Tensor, "token d_sae"],
-    matched: Float[Tensor, "token d_sae"],
-    active: Bool[Tensor, " d_sae"],
+    active: ActiveLatents,
+    matched: ActiveLatents,
+    of_reference: Bool[Tensor, " d_sae"],
     batch: TokenBatch,
 ) -> None:
     """Add the activation over the reference's latents, and that of residuals rescaled to the reference's norm."""
     assert stats.reference_active is not None
     assert stats.norm_matched is not None
     row, place = stats.layers.index(layer), batch.kept_sentence.cpu().numpy()
-    _add(stats.reference_active, row, place, token_activation(features[:, active]))
-    _add(stats.norm_matched, row, place, token_activation(matched))
+    among = active.sums(active.value * of_reference[active.latent])
+    own, all_latents = torch.stack([among, matched.sums(matched.value)]).cpu().numpy()
+    _add(stats.reference_active, row, place, own)
+    _add(stats.norm_matched, row, place, all_latents)
 
 
-def _add(target: np.ndarray, row: int, place: np.ndarray, values: Tensor) -> None:
-    np.add.at(target[row], place, settled(values.double().cpu().numpy()).astype(target.dtype))
+def _add(target: np.ndarray, row: int, place: np.ndarray, values: np.ndarray) -> None:
+    np.add.at(target[row], place, settled(values).astype(target.dtype))
 
 
 def add_predictions(
@@ -119,11 +121,11 @@ def add_batch(
     with torch.no_grad():
         for layer, dictionary in dictionaries.items():
             x = residuals[layer]
-            features = dictionary.encode(x)
-            add_layer(stats, layer, x, features, dictionary.decode(features), batch)
+            active = dictionary.active(x)
+            add_layer(stats, layer, x, active, dictionary.decode_active(active), batch)
             if reference_statistics is not None:
-                matched = dictionary.encode(rescaled_to(x, reference_statistics.norm[layer]))
-                add_by_reference(stats, layer, features, matched, reference_statistics.active[stats.header["sae_set"]][layer].to(x.device), batch)
+                matched = dictionary.active(rescaled_to(x, reference_statistics.norm[layer]))
+                add_by_reference(stats, layer, active, matched, reference_statistics.active[stats.header["sae_set"]][layer].to(x.device), batch)
 
 
 def add_vectors(vectors: SentenceVectors, residuals: dict[int, Float[Tensor, "token d_model"]], batch: TokenBatch) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens import SAE
+from sae_lens import SAE, JumpReLUSAE
 from torch import Tensor
 from tqdm import tqdm
 
 from lingact.config.model import SaeSet
 from lingact.errors import UserError
+from lingact.models.active_latents import ActiveLatents
 from lingact.models.finite import describe, nonfinite
 from lingact.models.lm import LanguageModel
 from lingact.models.sae_files import no_threshold, wrong_width
@@ -39,6 +40,7 @@ class Dictionary:
         self.sae = sae.requires_grad_(False).eval()
         self.layer = layer
         norms: Float[Tensor, " d_sae"] = sae.W_dec.norm(dim=-1)
+        self.decoder_norms = norms
         # Some top-k SAEs already fold.
         self.norms = torch.ones_like(norms) if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False) else norms
         """Decoder norms: multiply the SAE's own activations to get folded ones."""
@@ -54,6 +56,25 @@ class Dictionary:
     def encode(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
         """Folded activations f >= 0 after the threshold. A latent that does not fire on a token passes no gradient to it."""
         return self.sae.encode(x) * self.norms
+
+    def active(self, x: Float[Tensor, "token d_model"]) -> ActiveLatents:
+        """The latents that fire, as `encode` gives them. Of a JumpReLU SAE the pre-activations are read twice and nothing else is."""
+        sae = self.sae
+        if type(sae) is not JumpReLUSAE or self.threshold is None:
+            features = self.encode(x)
+            return ActiveLatents.of(features, (features <= 0).logical_not_(), None)
+        before = torch.addmm(sae.b_enc, sae.process_sae_in(x), sae.W_enc)
+        # A latent without a decoder row represents nothing.
+        opens = torch.where(self.decoder_norms > 0, self.threshold.clamp_min(0), torch.inf)
+        return ActiveLatents.of(before, (before <= opens).logical_not_(), self.norms)
+
+    def decode_active(self, active: ActiveLatents) -> Float[Tensor, "token d_model"]:
+        """As `decode`, from the active latents alone."""
+        sae = self.sae
+        # Folded activations are those of decoder rows of length one. A latent whose row is zero is never active.
+        directions = 1 / self.decoder_norms.clamp_min(1e-12)
+        total = sae.hook_sae_recons(active.weighted_rows(sae.W_dec, directions) + sae.b_dec)
+        return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(total), sae.d_head)
 
     def encode_straight_through(self, x: Float[Tensor, "token d_model"], bandwidth: float) -> Float[Tensor, "token d_sae"]:
         """The same values as `encode`, with the gradient of a ReLU that opens at `(1 - bandwidth)` of each threshold.
