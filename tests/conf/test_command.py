@@ -39,6 +39,13 @@ def python(*arguments: str, cwd: Path, path: Path = ROOT / "src") -> subprocess.
 # --- dispatch --------------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("code", [0, 2, 130])
+def test_a_signal_while_python_ends_does_not_change_the_exit_code(code: int, tmp_path: Path) -> None:
+    """As Slurm sends one to a run that has just been completed."""
+    script = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGUSR1); from lingact.cli.command import leave; leave({code})"
+    assert python("-c", script, cwd=tmp_path).returncode == code
+
+
 def test_help_names_every_command_and_loads_no_library(tmp_path: Path) -> None:
     code = (
         "import sys; from lingact.cli.command import dispatch; dispatch(['--help']); print(sorted({'hydra', 'torch', 'pydantic'} & set(sys.modules)))"

@@ -45,10 +45,9 @@ def main() -> None:
 
 
 def leave(code: int) -> None:
-    """Exit with this code."""
-    if code == 130:
-        for number in SIGNALS:  # everything is saved and reported; another Ctrl-C would only disturb the exit
-            signal.signal(number, signal.SIG_IGN)
+    """Exit with this code. Everything is saved and reported by now, so a signal that arrives while Python ends could only change the code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
