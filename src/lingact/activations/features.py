@@ -32,7 +32,7 @@ def rescaled_to(x: Float[Tensor, "token d_model"], norm: float) -> Float[Tensor,
 
 
 def token_activation(features: Float[Tensor, "token d_sae"]) -> Float[Tensor, " token"]:
-    """Total activation of each token: the sum over latents. The gap loss and the statistics both start from it."""
+    """Total activation of each token: the sum over latents. The gap loss starts from it, the statistics from `ActiveLatents.sums`, which is equal."""
     return features.sum(dim=-1)
 
 

@@ -36,6 +36,8 @@ class Statistics(ConfigSection):
 Measure = Literal[
     "mean", "mean_active", "firing_rate", "l0", "l2", "top_k", "per_sentence", "per_byte", "per_word", "reference_active", "norm_matched"
 ]
+BY_REFERENCE = ("reference_active", "norm_matched")
+"""Measures that need the part by_reference."""
 Part = Literal["by_reference", "language_model", "similarity", "features", "spliced", "causal", "random_sae", "shuffled_labels"]
 
 
@@ -118,7 +120,7 @@ class MeasuresConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "MeasuresConfig":
-        if self.gap in ("reference_active", "norm_matched") and "by_reference" not in self.parts:
+        if self.gap in BY_REFERENCE and "by_reference" not in self.parts:
             raise ValueError(f"gap={self.gap} needs the part by_reference; add it to measures.parts, or use measures=full")
         if "causal" in self.parts and self.causal.features == "language_specific" and "features" not in self.parts:
             raise ValueError("the part causal needs the part features; add it, or name latents in measures.causal.features")

@@ -51,8 +51,11 @@ def base_behaviour(model: nn.Module) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
+    if not isinstance(model, PeftModel):
+        yield
+        return
     parts = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-    if not isinstance(model, PeftModel) or all(part.disable_adapters for part in parts):  # inside another such context they are off already
+    if all(part.disable_adapters for part in parts):  # inside another such context
         yield
         return
     # When it switches an adapter on again, PEFT makes it trainable; a loaded one was not.
@@ -202,7 +205,7 @@ def unload_adapter(model: "PeftModel") -> nn.Module:
     for name, module in list(base.named_modules()):
         if isinstance(module, AuxiliaryTrainingWrapper):
             base.set_submodule(name, module.original_module)
-    tuner = model.base_model  # `model.disable_adapter()` does the same, but first walks through all modules several times
+    tuner = model.base_model
     assert isinstance(tuner, BaseTuner)
     tuner.unload()
     vars(base).pop("peft_config", None)

@@ -16,6 +16,7 @@ from lingact.analysis.measures import StatsByLanguage
 from lingact.analysis.score_files import read_scores
 from lingact.analysis.tables import range_table
 from lingact.config.jobs import AnalyzeConfig, Processes
+from lingact.config.measures import BY_REFERENCE
 from lingact.config.validation import validate
 from lingact.errors import UserError
 from lingact.evaluation.recipes import find_recipes
@@ -106,7 +107,7 @@ def as_measured(config: AnalyzeConfig) -> AnalyzeConfig:
         raise UserError(f"stats: '{config.stats[0]}' is not a run of {program('analyze')}; name the run folders whose statistics to use")
     saved = read_run_config(path, "put it back, or analyse again", needed=("measures",))
     given, gap = config.model_dump(mode="json"), config.measures.gap
-    if gap in ("reference_active", "norm_matched") and "by_reference" not in saved["measures"]["parts"]:
+    if gap in BY_REFERENCE and "by_reference" not in saved["measures"]["parts"]:
         raise UserError(
             f"measures.gap={gap}: the run in '{config.stats[0]}' did not measure the part by_reference, which it needs; choose another measure, or "
             "measure again with measures.parts=[by_reference]"
