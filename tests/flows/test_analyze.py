@@ -24,6 +24,7 @@ from lingact.files.states import load_state, save_state
 from lingact.models.lm import LanguageModel
 from tests.helpers.paths import CONF
 from tests.helpers.processes import Start, killed_at
+from tests.helpers.tiers import first_of
 
 PAPER = LanguagesConfig(reference="en", high=("zh", "ru", "es", "it"), low=("id", "ca", "mr", "ml", "hi"))
 FEW = ("tracking=none", "corpus.max_sentences=24", "languages.high=[zh,es]", "languages.low=[ml,hi]", "batch_tokens=256")
@@ -270,7 +271,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("number", [1, 3, 8])
+@pytest.mark.parametrize("number", first_of([1, 3, 8]))
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     number: int, start: Start, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,7 +306,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(start: Start, undisturbed: 
     assert same_results(folder, undisturbed)
 
 
-@pytest.mark.parametrize("entry", ["model", "sae/measuring", "corpus", "masking"])
+@pytest.mark.parametrize("entry", first_of(["model", "sae/measuring", "corpus", "masking"]))
 def test_statistics_of_something_else_are_not_continued(
     entry: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from lingact.models.lm import LanguageModel
 from lingact.workflows import analyze
 from tests.helpers.figures import drawn
 from tests.helpers.processes import Start
+from tests.helpers.tiers import first_of
 
 LANGUAGES = ("languages.high=[zh,es]", "languages.low=[ml,hi]")
 CODES, OTHERS = ("en", "zh", "es", "ml", "hi"), ("zh", "es", "ml", "hi")
@@ -185,7 +186,7 @@ def test_other_resamples_change_intervals_and_no_estimate(full: Path, start: Sta
     assert not (tmp_path / "run" / "tables" / "correlation.csv").exists(), "scores are asked for anew"
 
 
-@pytest.mark.parametrize("missing", ["random_tokens.safetensors", "contexts.json", "spliced.safetensors", "causal.safetensors"])
+@pytest.mark.parametrize("missing", first_of(["random_tokens.safetensors", "contexts.json", "spliced.safetensors", "causal.safetensors"]))
 @pytest.mark.usefixtures("no_model")
 def test_statistics_that_lack_a_part_are_refused(missing: str, full: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(full, tmp_path / "copy")
@@ -212,7 +213,7 @@ def test_a_sum_that_an_earlier_version_did_not_keep(full: Path, start: Start, tm
     assert ours[["name", "measure", "place", "gap"]].values.tolist() == theirs[["name", "measure", "place", "gap"]].values.tolist()
 
 
-@pytest.mark.parametrize("partial", ["hi.safetensors", "random_tokens.safetensors", "spliced.safetensors", "causal.safetensors"])
+@pytest.mark.parametrize("partial", first_of(["hi.safetensors", "random_tokens.safetensors", "spliced.safetensors", "causal.safetensors"]))
 @pytest.mark.usefixtures("no_model")
 def test_statistics_that_are_not_finished_are_refused(
     partial: str, full: Path, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -308,6 +309,7 @@ def edited(pair: Pair, start: Start, runs: Path) -> Path:
     return runs / "edited"
 
 
+@pytest.mark.slow
 def test_an_adapter_is_edited_as_the_base_model_is(edited: Path, pair: Pair, start: Start, tmp_path: Path) -> None:
     losses = {after: CausalLosses.load(edited / "stats" / f"causal{after}.safetensors") for after in ("", "_adapter")}
     assert losses[""].arms == losses["_adapter"].arms
@@ -327,6 +329,7 @@ def test_an_adapter_is_edited_as_the_base_model_is(edited: Path, pair: Pair, sta
     assert "Selectivity, after minus before" in page(edited)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_model")
 def test_edits_after_tuning_are_rebuilt_and_runs_without_them_still_open(edited: Path, start: Start, tmp_path: Path) -> None:
     assert start("analyze", tmp_path / "again", "tracking=none", f"stats={edited}") == 0
@@ -423,9 +426,9 @@ def test_a_run_compared_with_itself_has_not_changed(pair: Pair, start: Start, tm
     ("overrides", "message"),
     [
         (["corpus.max_sentences=20"], "differ in sentences, corpus; a comparison needs the same sentences, languages, layers and SAEs"),
-        (["languages.low=[ml]"], "differ in languages, corpus, sentences; a comparison needs"),
-        (["sae.measuring.release={sae_heldout}"], "differ in sae/measuring; a comparison needs"),
-        (["sae.layers=[0,1]"], "differ in layers, sae/heldout, sae/measuring; a comparison needs"),
+        pytest.param(["languages.low=[ml]"], "differ in languages, corpus, sentences; a comparison needs", marks=pytest.mark.slow),
+        pytest.param(["sae.measuring.release={sae_heldout}"], "differ in sae/measuring; a comparison needs", marks=pytest.mark.slow),
+        pytest.param(["sae.layers=[0,1]"], "differ in layers, sae/heldout, sae/measuring; a comparison needs", marks=pytest.mark.slow),
     ],
     ids=["corpus", "languages", "saes", "layers"],
 )

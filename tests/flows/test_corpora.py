@@ -103,6 +103,7 @@ def test_pairs_train_and_an_evaluation_knows_what_was_read(
     assert (of_text["n"], of_text["whole"]) == (len({row["ml"] for row in rows}), len(texts["ml"]))
 
 
+@pytest.mark.slow
 def test_an_analysis_of_pairs_compares_a_language_with_its_own_pair(small_toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(small_toy_model / "corpus.jsonl")
     own = {"ml": rows[:40], "hi": rows[40:100]}

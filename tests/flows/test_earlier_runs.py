@@ -59,6 +59,7 @@ def test_a_finished_analysis_opens(start: Start, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (again / "tables").iterdir()} == expected
 
 
+@pytest.mark.slow
 def test_an_interrupted_analysis_goes_on(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert start("analyze", whole, *FULL) == 0

@@ -120,6 +120,7 @@ def test_answers_are_kept_and_belong_to_their_model(seeds: Path, base_arguments:
     assert found(tmp_path / "third")["samples/adapter_micro_arc_ml.jsonl"] != found(tmp_path / "first")["samples/adapter_micro_arc_ml.jsonl"]
 
 
+@pytest.mark.slow
 def test_another_scale_is_another_adapter(seeds: Path, base_arguments: list[str], tmp_path: Path) -> None:
     """The same weights with a thousandth of alpha: its answers are its own, and next to the base model's."""
     changed = shutil.copytree(seeds / "0" / "adapter", tmp_path / "changed")
@@ -220,6 +221,7 @@ def test_benchmarks_that_stand_in_the_training_text_are_told(
     assert row["estimate"] == pytest.approx((items["acc"] - base["acc"]).mean())
 
 
+@pytest.mark.slow
 def test_an_adapter_from_elsewhere_does_not_say_what_it_read(
     seeds: Path, base_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from lingact.training.module import GapModule
 from lingact.workflows import train
 from tests.helpers.paths import CONF
 from tests.helpers.processes import Start
+from tests.helpers.tiers import first_of
 
 LONG = ("trainer.checkpoint_every=1000", "trainer.checkpoint_minutes=1000")
 """No checkpoint that nobody asked for."""
@@ -178,6 +179,7 @@ def trained(start: Start, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_exchanged_is_refused_and_one_that_was_deleted_is_made_again(
     trained: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,7 +209,7 @@ def test_an_adapter_that_was_exchanged_is_refused_and_one_that_was_deleted_is_ma
     assert results(trained) == results(undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP])
+@pytest.mark.parametrize("number", first_of([signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP]))
 def test_an_analysis_keeps_the_batch_it_is_in(
     number: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,6 +233,7 @@ def test_in_bfloat16_training_is_nearly_the_same(override: str, dtype: str, star
     adapters.load_adapter(lm.model, str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_cache_saves_the_pass_over_the_text_and_changes_nothing(start: Start, one: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     cache = tmp_path / "cache"
 

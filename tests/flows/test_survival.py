@@ -28,6 +28,7 @@ from lingact.models import adapter_sources
 from lingact.workflows import analyze, evaluate, train
 from tests.helpers.paths import CONF, ROOT
 from tests.helpers.processes import Start, killed_at, launch
+from tests.helpers.tiers import first_of
 
 ALONE = ("lang=ml", "tracking=none", "languages.high=[]", "languages.low=[ml,hi,mr]")
 
@@ -245,8 +246,18 @@ def interrupted(start: Start, small_toy_model: Path, tmp_path: Path, monkeypatch
             lambda content: content[: len(content) // 2],
             "is truncated, damaged or not a checkpoint of train.py; restore the right one",
         ),
-        ("manifest.json", lambda content: content[:100], "manifest.json' cannot be read: it is truncated or not a lingact file; restore it, or move"),
-        ("config.yaml", lambda content: content[:3], "config.yaml' cannot be read: it is truncated or not a lingact file"),
+        pytest.param(
+            "manifest.json",
+            lambda content: content[:100],
+            "manifest.json' cannot be read: it is truncated or not a lingact file; restore it, or move",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "config.yaml",
+            lambda content: content[:3],
+            "config.yaml' cannot be read: it is truncated or not a lingact file",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_damaged_file_is_named(
@@ -260,6 +271,7 @@ def test_a_damaged_file_is_named(
     assert {file: file.read_bytes() for file in before} == before
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_corpus(
     interrupted: tuple[Path, Path], start: Start, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +345,7 @@ def test_an_evaluation_does_not_go_on_with_another_adapter_or_other_tasks(
     assert "was started with other inputs (adapter.sha256: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", ["eval", "analyze"])
+@pytest.mark.parametrize("job", first_of(["eval", "analyze"]))
 def test_an_adapter_of_another_model_is_refused(
     job: str, start: Start, adapter: Path, small_toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

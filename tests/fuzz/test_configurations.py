@@ -50,6 +50,7 @@ def test_the_door(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_examples_do_not_depend_on_what_is_imported() -> None:
     """The commands of the tests and of the record are those that were tried in one process."""
     first = all_commands()

@@ -1,5 +1,6 @@
 """Parameters of the fast tier and of the slow one, where the same test takes more draws or more cases in the slow tier."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +9,11 @@ import pytest
 def tiers(quick: Any, full: Any) -> list[Any]:
     """Values to parametrise a test with: `quick` in `make test`, `full` in `make test-all`, too."""
     return [quick, pytest.param(full, marks=pytest.mark.slow)]
+
+
+def first_of(cases: Sequence[Any]) -> list[Any]:
+    """Cases that take the same path through the code: the first in `make test`, all of them in `make test-all`."""
+    return [cases[0], *(pytest.param(case, marks=pytest.mark.slow) for case in cases[1:])]
 
 
 def tolerance(at_full: float, *, full: int, draws: int) -> float:

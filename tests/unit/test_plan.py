@@ -26,6 +26,7 @@ from lingact.planning.messages import begin, print_plan
 from lingact.planning.plan import GB, Plan, advice, make_plan
 from lingact.planning.work import Pass
 from tests.helpers.paths import CONF
+from tests.helpers.tiers import first_of
 
 EXPERIMENTS = ("gemma2_2b", "gemma2_2b_quick", "gemma3_1b", "gpt2", "llama31_8b")
 SPEED = {"float32": 1e13, "bfloat16": 1e14}
@@ -87,7 +88,7 @@ def test_statistics_and_saes_are_as_large_as_the_real_ones(corpus: ParallelCorpu
     assert _saes(inputs)[0].size == 4 * real_saes
 
 
-@pytest.mark.parametrize("model", ["gemma2_2b", "gpt2", "pythia_70m", "llama31_8b"])
+@pytest.mark.parametrize("model", first_of(["gemma2_2b", "gpt2", "pythia_70m", "llama31_8b"]))
 def test_adapters_have_the_weights_that_peft_gives_them(model: str) -> None:
     plain, dora = (inputs_of(config_of("train", f"model={model}", "lang=ml", f"peft={kind}", "sae.measuring.width=8")) for kind in ("lora", "dora"))
     assert plain is not None
