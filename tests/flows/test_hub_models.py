@@ -144,10 +144,11 @@ def test_residuals_logits_and_features_are_those_of_the_libraries(loaded: tuple[
     lm, dictionary, release, sae_id = loaded
     batch = lm.tokens.collate(lm.tokens.windows(["A dog sings.", "The old market by the river, on Monday night"]))
     plain = AutoModelForCausalLM.from_pretrained(lm.identity["name"], dtype=torch.float32, attn_implementation=lm.identity["attention"]).eval()
-    residuals, logits = lm.residuals(batch, (0,), logits=True)
+    residuals, predictions = lm.residuals(batch, (0,), predict=True)
     expected = plain(input_ids=batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)
     assert torch.equal(residuals[0], expected.hidden_states[1])
-    assert torch.equal(logits, expected.logits)
+    assert predictions is not None
+    torch.testing.assert_close(predictions.logits(), expected.logits[batch.predicts])
     x = residuals[0][batch.keep]
     if release.startswith("gemma-scope-2-"):  # sae-lens itself wants the hub for these
         features, norms, decoded = by_hand(Path(constants.HF_HUB_CACHE), x)

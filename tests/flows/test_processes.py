@@ -147,14 +147,14 @@ def test_a_sharded_model_answers_as_before_with_its_adapter_whole(lm: LanguageMo
     )
     lm.model = adapters.attach_adapter(lm.model, lm.blocks, settings, seed=0)
     batch = lm.tokens.collate(lm.tokens.windows(corpus.texts["en"]))
-    (one,), (before, _) = lm.residuals(batch, (1,))[0].values(), lm.residuals(batch, (0, 2), logits=True)
+    (one,), (before, _) = lm.residuals(batch, (1,))[0].values(), lm.residuals(batch, (0, 2), predict=True)
     lm.shard()
     assert {isinstance(parameter, DTensor) for parameter in lm.model.parameters() if not parameter.requires_grad} == {True}
     assert {isinstance(parameter, DTensor) for parameter in lm.model.parameters() if parameter.requires_grad} == {False}
-    residuals, logits = lm.residuals(batch, (1,))  # a pass that would end early
+    residuals, predictions = lm.residuals(batch, (1,))  # a pass that would end early
     assert torch.equal(residuals[1], one)
-    assert logits is None
-    after, _ = lm.residuals(batch, (0, 2), logits=True)
+    assert predictions is None
+    after, _ = lm.residuals(batch, (0, 2), predict=True)
     assert all(torch.equal(after[layer], before[layer]) for layer in (0, 2))
 
 

@@ -40,9 +40,9 @@ def toy_model(folder: Path) -> LanguageModel:
 @torch.no_grad()
 def answers(lm: LanguageModel) -> list[Tensor]:
     """Residuals of every layer, and the logits."""
-    residuals, logits = lm.residuals(lm.tokens.collate(lm.tokens.windows(PROBE)), (0, 1, 2), logits=True)
-    assert logits is not None
-    return [*residuals.values(), logits]
+    residuals, predictions = lm.residuals(lm.tokens.collate(lm.tokens.windows(PROBE)), (0, 1, 2), predict=True)
+    assert predictions is not None
+    return [*residuals.values(), predictions.logits()]
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> bool:

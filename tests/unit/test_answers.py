@@ -20,6 +20,7 @@ from lingact.config.tasks import TasksConfig
 from lingact.config.training import LoraAdapter
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
+from lingact.evaluation import loglikelihoods
 from lingact.evaluation.answers import AnswerCache, identity_of
 from lingact.evaluation.loglikelihoods import batch_size_for
 from lingact.evaluation.records import EvalRun
@@ -237,21 +238,22 @@ def test_an_adapters_answers_are_its_own(lm: LanguageModel, tasks: tuple[TaskIns
 
 
 @contextmanager
-def forward_passes(
-    lm: LanguageModel, most: int | None = None, message: str = "CUDA out of memory. Tried to allocate 2 GiB", first: int = 0
-) -> Iterator[list[int]]:
-    """Sizes of the batches that a model sees; with `most` it has memory for no more texts at a time, behind the `first` passes."""
+def forward_passes(lm: LanguageModel, most: int | None = None, message: str = "CUDA out of memory. Tried to allocate 2 GiB") -> Iterator[list[int]]:
+    """Rows that the model reads in each pass, which are prompts and options in turn; with `most` it has memory for no more."""
     sizes: list[int] = []
 
-    def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...], settings: dict[str, Any]) -> None:
-        ids = inputs[0] if inputs else settings["input_ids"]
-        sizes.append(len(ids))
-        if most is not None and len(ids) > most and len(sizes) > first:
+    def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if most is not None and sizes[-1] > most:
             raise RuntimeError(message)
 
-    handle = lm.model.register_forward_pre_hook(before, with_kwargs=True)
+    handle = lm.blocks[0].register_forward_pre_hook(before)
     yield sizes
     handle.remove()
+
+
+BY_TWO = [1, 2, 1, 2, 1, 2, 1, 2, 1, 1]
+"""The longest question has two options, the next one four, the last one three."""
 
 
 def test_out_of_memory_halves_the_batch_and_changes_no_answer(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: AnswerCache) -> None:
@@ -259,7 +261,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(lm: LanguageModel,
     with forward_passes(lm, most=2) as sizes, scorer(lm, answers) as made:
         found = made.score(lm.model, tasks, None)
         assert (made.batch_size, made._bar.n) == (2, OPTIONS)
-    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    assert sizes == [2, 6, 1, 2, 1, 4, *BY_TWO]
     assert found.samples == expected.samples
     whole = score(lm, tasks, None, batch_size=8)
     for one, other in zip(likelihoods(found), likelihoods(whole), strict=True):
@@ -267,10 +269,10 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(lm: LanguageModel,
 
 
 def test_the_bar_goes_back_where_a_task_begins_anew(lm: LanguageModel, tasks: tuple[TaskInstance, ...]) -> None:
-    with forward_passes(lm, most=2, first=1) as sizes, scorer(lm, None, 4) as made:
+    with forward_passes(lm, most=2) as sizes, scorer(lm, None, 4) as made:
         made.score(lm.model, tasks, None)
         assert made._bar.n == OPTIONS
-    assert sizes == [4, 4, 2, 2, 2, 2, 1]
+    assert sizes == [1, 2, 1, 4, *BY_TWO]
 
 
 def test_what_a_smaller_batch_answered_is_kept_under_the_size_that_was_asked_for(lm: LanguageModel, answers: AnswerCache, tmp_path: Path) -> None:
@@ -288,13 +290,13 @@ def test_a_smaller_batch_is_kept_for_the_tasks_behind(lm: LanguageModel, tasks: 
     with forward_passes(lm, most=2) as sizes, scorer(lm, None) as made:
         made.score(lm.model, tasks * 2, None)
         made.score(lm.model, tasks, None)
-    assert sizes == [8, 4, *[2, 2, 2, 2, 1] * 3]
+    assert sizes == [2, 6, 1, 2, 1, 4, *BY_TWO * 3]
 
 
 def test_a_single_option_that_does_not_fit_is_an_error(lm: LanguageModel, tasks: tuple[TaskInstance, ...], answers: AnswerCache) -> None:
     with forward_passes(lm, most=0) as sizes, scorer(lm, answers) as made, pytest.raises(RuntimeError, match="CUDA out of memory"):
         made.score(lm.model, tasks, None)
-    assert sizes == [8, 4, 2, 1]
+    assert sizes == [2, 1, 1, 1]
     assert kept(answers) == []
 
 
@@ -305,7 +307,7 @@ def test_other_errors_are_raised_at_once(lm: LanguageModel, tasks: tuple[TaskIns
         pytest.raises(RuntimeError, match="device-side"),
     ):
         made.score(lm.model, tasks, None)
-    assert sizes == [8]
+    assert sizes == [2, 6]
 
 
 def test_an_interrupted_evaluation_keeps_its_finished_tasks(lm: LanguageModel, tmp_path: Path, answers: AnswerCache) -> None:
@@ -314,43 +316,45 @@ def test_an_interrupted_evaluation_keeps_its_finished_tasks(lm: LanguageModel, t
 
     def interrupt(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.append(len(inputs[0]))
-        if len(seen) == 3:  # the first task took two
+        if len(seen) == 5:  # the first task took four
             raise KeyboardInterrupt
 
-    handle = lm.model.register_forward_pre_hook(interrupt)
+    handle = lm.blocks[0].register_forward_pre_hook(interrupt)
     with scorer(lm, answers) as made, pytest.raises(KeyboardInterrupt):
         made.score(lm.model, [*first, *second], None)
     handle.remove()
     assert len(kept(answers)) == 1
     with forward_passes(lm) as sizes:
         score(lm, [*first, *second], answers)
-    assert sizes == [2]
+    assert sizes == [1, 2]
 
 
 # --- how many at once ---------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "longest", "expected"),
+    ("budget", "longest", "expected"),
     [
-        # 2 GiB over tokens * vocabulary * 10 bytes, rounded down to a power of two.
-        (259, 64, 64),  # 12,955: at most 64
-        (256_000, 64, 8),  # 13.1
-        (256_000, 20, 32),  # 41.9
-        (256_000, 500, 8),  # cut to the context of 64
-        (4_000_000, 64, 1),  # 0.8: at least one
+        # A token of the model below takes 2 * 3 layers * 32 (keys and values) + 3 * 48 + 8 * 32 numbers of 4 bytes: 2,368 bytes.
+        (2 << 30, 64, 64),  # 14,170: at most 64
+        (1_500_000, 64, 8),  # 9.9
+        (1_500_000, 20, 16),  # 31.7
+        (1_500_000, 500, 8),  # cut to the context of 64
+        (100_000, 64, 1),  # 0.7: at least one
     ],
 )
-def test_the_batch_size_follows_from_shapes(vocabulary: int, longest: int, expected: int, lm: LanguageModel, tmp_path: Path) -> None:
+def test_the_batch_size_follows_from_shapes(
+    budget: int, longest: int, expected: int, lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loglikelihoods, "_CPU_BUDGET", budget)
     tasks = load(tmp_path, [{"question": "x" * (longest - 4), "choices": ["no", "yes"], "answer": 0}])  # and ` yes`
-    lm.model.set_input_embeddings(nn.Embedding(vocabulary, 1))
     assert batch_size_for(lm, tasks) == expected
 
 
-def test_a_letter_may_be_several_tokens(lm: LanguageModel, tmp_path: Path) -> None:
-    lm.model.set_input_embeddings(nn.Embedding(256_000, 1))
+def test_a_letter_may_be_several_tokens(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loglikelihoods, "_CPU_BUDGET", 1_500_000)
     sizes = [batch_size_for(lm, load(tmp_path, [{"question": letter * 16, "choices": ["no", "yes"], "answer": 0}])) for letter in ("x", "അ")]
-    assert sizes == [32, 16], "20 and 52 bytes"
+    assert sizes == [16, 8], "20 and 52 bytes"
 
 
 # --- what no answer can be told by ---------------------------------------------------------------------------------------------------------------

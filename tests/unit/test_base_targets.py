@@ -109,9 +109,9 @@ def test_kl_of_predictions_against_the_base_models_own_logits(cut: LanguageModel
     batch = cut.tokens.collate([w for s in chosen for w in windows[s]])
     predicted = batch.keep[:, 1:]
     logits = cut.model(batch.ids, attention_mask=batch.attention.long()).logits[:, :-1][predicted]
-    assert predictions.kl(batch, logits).abs().max() < 1e-5
+    assert predictions.of(batch).kl(logits).abs().max() < 1e-5
     other = logits.roll(1, 0)
-    found, exact = predictions.kl(batch, other), kl_per_token(logits, other)
+    found, exact = predictions.of(batch).kl(other), kl_per_token(logits, other)
     if top > 3:
         torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4)
     else:

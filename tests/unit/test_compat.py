@@ -6,7 +6,6 @@ What to do then: use the library directly, and delete the function, its test and
 import ast
 import importlib
 import inspect
-import io
 import itertools
 import json
 import pkgutil
@@ -230,23 +229,6 @@ def test_no_deprecation_warning_is_needed(lm: Any) -> None:
 
 
 # --- lm-eval --------------------------------------------------------------------------------------------------------------------------------------
-
-
-def test_scoring_moves_is_needed(capsys: pytest.CaptureFixture[str], lm: Any) -> None:
-    from lm_eval.models.huggingface import HFLM
-    from tqdm import tqdm
-
-    model = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=2, max_length=32)
-    requests = [(("A", letter), [68], [69]) for letter in "BCD"]
-    assert "bar" not in inspect.signature(HFLM._loglikelihood_tokens).parameters
-    capsys.readouterr()
-    model._loglikelihood_tokens(requests)
-    assert "Running loglikelihood requests" in capsys.readouterr().err  # a bar of its own
-    bar = tqdm(total=3, file=io.StringIO())
-    with compat_of("lm_eval").scoring_moves(bar):
-        model._loglikelihood_tokens(requests)
-    assert bar.n == 3
-    assert not capsys.readouterr().err
 
 
 def test_no_bars_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path, lm: Any) -> None:

@@ -89,12 +89,13 @@ def test_residuals_logits_features_and_reconstructions(here: Setup, there: Setup
     batch = next(iter(here[0].tokens.batches(here[0].tokens.windows(corpus.texts["hi"]), 512)))
     found: list[list[Tensor]] = []
     for lm, saes in both(here, there):
-        residuals, logits = kept_residuals(lm, batch, tuple(saes), logits=True)
-        assert logits is not None
+        residuals, predictions = kept_residuals(lm, batch, tuple(saes), predict=True)
+        assert predictions is not None
+        logits = predictions.logits()
         assert logits.device.type == lm.device.type
         features = {layer: saes[layer].encode(x) for layer, x in residuals.items()}
         decoded = [saes[layer].decode(f) for layer, f in features.items()]
-        found.append([*residuals.values(), logits[batch.keep.to(lm.device)], *features.values(), *decoded])
+        found.append([*residuals.values(), logits, *features.values(), *decoded])
     for cpu, device in zip(*found, strict=True):
         assert float((device.cpu() - cpu).norm() / cpu.norm()) < 1e-4
 

@@ -47,25 +47,25 @@ def test_residuals_are_the_outputs_of_the_blocks(lm: LanguageModel, batch: Token
     handle = lm.blocks[2].register_forward_hook(lambda _m, _i, output: own.append(output))
     reference = lm.model(input_ids=batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)
     handle.remove()
-    residuals, logits = lm.residuals(batch, (0, 1, 2), logits=True)
+    residuals, predictions = lm.residuals(batch, (0, 1, 2), predict=True)
     assert sorted(residuals) == [0, 1, 2]
     for layer in (0, 1):
         assert torch.equal(residuals[layer], reference.hidden_states[layer + 1])
     assert torch.equal(residuals[2], own[0])
     assert not torch.allclose(residuals[2], reference.hidden_states[3]), "the last hidden state is normed"
-    assert logits is not None
-    assert torch.equal(logits, reference.logits)
+    assert predictions is not None
+    torch.testing.assert_close(predictions.logits(), reference.logits[batch.predicts])
 
 
 @torch.no_grad()
 def test_stopping_early_changes_nothing_and_saves_the_rest(lm: LanguageModel, batch: TokenBatch) -> None:
-    full, _ = lm.residuals(batch, (0, 1), logits=True)
+    full, _ = lm.residuals(batch, (0, 1), predict=True)
     reached: list[int] = []
     handles = [lm.blocks[i].register_forward_hook(lambda *_, i=i: reached.append(i)) for i in range(3)]
-    early, logits = lm.residuals(batch, (0, 1))
+    early, predictions = lm.residuals(batch, (0, 1))
     for handle in handles:
         handle.remove()
-    assert logits is None
+    assert predictions is None
     assert reached[-1] <= 1
     assert all(torch.equal(early[layer], full[layer]) for layer in (0, 1))
     assert hooks(lm) == 0
@@ -129,10 +129,10 @@ def test_blocks_are_found_in_every_architecture(config: Any, name: str, lm: Lang
     other = LanguageModel(model, lm.tokenizer, lm.tokens, blocks, {})
     with torch.no_grad():
         expected = model(input_ids=batch.ids, attention_mask=batch.attention.long(), output_hidden_states=True)
-        residuals, logits = other.residuals(batch, (0,), logits=True)
+        residuals, predictions = other.residuals(batch, (0,), predict=True)
     assert torch.equal(residuals[0], expected.hidden_states[1])
-    assert logits is not None
-    assert torch.equal(logits, expected.logits)
+    assert predictions is not None
+    torch.testing.assert_close(predictions.logits(), expected.logits[batch.predicts])
 
 
 def test_blocks_of_gemma_and_of_nothing(lm: LanguageModel) -> None:

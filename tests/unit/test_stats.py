@@ -98,8 +98,10 @@ def test_measuring_base_and_adapter_against_one_sentence_at_a_time(lm: LanguageM
         for window in (w for w in windows if w.sentence == place):
             ids = torch.tensor([window.ids])
             with base_behaviour(wrapped):
-                base, base_logits = lm.residuals(whole(lm, ids), (0, 1, 2), logits=True)
-            adapted, logits = lm.residuals(whole(lm, ids), (0, 1, 2), logits=True)
+                base, _ = lm.residuals(whole(lm, ids), (0, 1, 2))
+                base_logits = wrapped(input_ids=ids).logits
+            adapted, _ = lm.residuals(whole(lm, ids), (0, 1, 2))
+            logits = wrapped(input_ids=ids).logits
             for layer in range(3):
                 matched = adapted[layer] * base[layer].norm(dim=-1, keepdim=True) / adapted[layer].norm(dim=-1, keepdim=True)
                 for column, x in enumerate((base[layer][0, 1:], adapted[layer][0, 1:], matched[0, 1:])):

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lingact.activations.edited_losses import Arm, CausalLosses, SplicedLosses
-from lingact.activations.features import next_token_nll
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch
 from lingact.errors import UserError
@@ -115,9 +114,9 @@ def nll_under(lm: LanguageModel, batch: TokenBatch, condition: Condition) -> tup
     """Cross-entropy in nats of every predicted token of a batch under the condition, and the sentence it belongs to."""
     keep = batch.keep.to(lm.device)
     with edited(lm.blocks, {layer: on_kept(edit, keep) for layer, edit in condition.items()}):
-        _, logits = lm.residuals(batch, (), logits=True)
-    assert logits is not None
-    nll, _ = next_token_nll(logits, batch)
+        _, predictions = lm.residuals(batch, (), predict=True)
+    assert predictions is not None
+    nll = predictions.nll()
     return nll.double().cpu().numpy(), batch.predicted_sentence.numpy()
 
 

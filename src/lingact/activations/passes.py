@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lingact.activations.accumulate import ReferenceStatistics, add_batch, add_predictions, add_vectors, count_tokens
 from lingact.activations.feature_stats import DISCOVERY, GIVEN, FeatureStats, SentenceVectors
-from lingact.activations.features import kept_residuals, next_token_nll, rescaled
+from lingact.activations.features import kept_residuals, rescaled
 from lingact.activations.functional import kl_per_token
 from lingact.activations.measurement import ADAPTER, BASE, NORM_MATCHED, Lost, Measurement, save_index
 from lingact.data.corpus import ParallelCorpus
@@ -22,6 +22,7 @@ from lingact.errors import UserError
 from lingact.models.adapters import base_behaviour
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
+from lingact.models.next_tokens import NextTokens
 from lingact.models.sae import Dictionaries
 from lingact.models.sae_sources import ranges
 from lingact.runtime.distributed import rank
@@ -165,21 +166,31 @@ def _empty(lm: LanguageModel, sae_sets: dict[str, Dictionaries], corpus: Paralle
 
 
 def _forward(lm: LanguageModel, batch: TokenBatch, layers: tuple[int, ...], wanted: Wanted):  # noqa: ANN202 (two dictionaries, named in the last line)
-    with base_behaviour(lm.model):
-        base, base_logits = kept_residuals(lm, batch, layers, logits=wanted.language_model)
-    residuals = {BASE: base}
     predictions: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    if base_logits is not None:
-        nll, _ = next_token_nll(base_logits, batch)
-        predictions[BASE] = (nll, torch.zeros_like(nll), batch.predicted_sentence)
+    with base_behaviour(lm.model):
+        base, before = kept_residuals(lm, batch, layers, predict=wanted.language_model)
+        if before is not None:
+            nll = before.nll()
+            predictions[BASE] = (nll, torch.zeros_like(nll), batch.predicted_sentence)
+    residuals = {BASE: base}
     if wanted.adapter:
-        residuals[ADAPTER], logits = kept_residuals(lm, batch, layers, logits=wanted.language_model)
+        residuals[ADAPTER], after = kept_residuals(lm, batch, layers, predict=wanted.language_model)
         residuals[NORM_MATCHED] = {layer: rescaled(x, base[layer].norm(dim=-1)) for layer, x in residuals[ADAPTER].items()}
-        if logits is not None and base_logits is not None:
-            nll, mask = next_token_nll(logits, batch)
-            kl = kl_per_token(base_logits[:, :-1][mask], logits[:, :-1][mask])
-            predictions[ADAPTER] = (nll, kl, batch.predicted_sentence)
+        if before is not None and after is not None:
+            predictions[ADAPTER] = (*_compared(lm, before, after), batch.predicted_sentence)
     return residuals, predictions
+
+
+def _compared(lm: LanguageModel, before: NextTokens, after: NextTokens) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with the adapter, and KL(base || adapter), of each predicted token."""
+
+    def of(logits: Tensor, rows: slice) -> Tensor:
+        with base_behaviour(lm.model):
+            base = before.logits(rows)
+        return torch.cat([after.nll_of(logits, rows), kl_per_token(base, logits)[:, None]], dim=1)
+
+    nll, kl = after.each(of).unbind(dim=1)
+    return nll, kl
 
 
 def reference_statistics(

@@ -71,6 +71,8 @@ class LossConfig(ConfigSection):
     retention: RetentionLoss
     target_lm: Weight
     """Weight of the cross-entropy on the target languages' text."""
+    predicted_share: Share
+    """Share of the positions at which KL and cross-entropy terms are computed, drawn anew in every step. Their gradient stays unbiased."""
     warm_up: Whole
     """Steps over which the gap term's weight rises from 0."""
     control: Literal["none", "random_features", "shuffled_pairs", "wrong_language"]

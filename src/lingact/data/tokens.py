@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -39,10 +39,24 @@ class TokenBatch:
     """Place of each window's sentence in the corpus."""
     first: Bool[Tensor, " batch"]
     """True on the first window of a sentence."""
+    drawn: Bool[Tensor, "batch seq"] | None = None
+    """True on the positions whose next token is predicted; None: all before a kept token."""
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        return TokenBatch(self.ids.to(device), self.attention.to(device), self.keep.to(device), self.sentence.to(device), self.first.to(device))
+        ids, attention, keep, sentence, first = (x.to(device) for x in (self.ids, self.attention, self.keep, self.sentence, self.first))
+        return TokenBatch(ids, attention, keep, sentence, first, self.drawn.to(device) if self.drawn is not None else None)
+
+    def thinned(self, share: float, phase: Float[Tensor, " batch"]) -> "TokenBatch":
+        """The same batch, of whose next tokens only a share is predicted: every k-th of a window, k = 1 / share, beginning at a place drawn for it.
+
+        Args:
+            share: above 0, at most 1.
+            phase: uniform between 0 and 1, for each window. So each position is chosen with probability `share`, in whatever parts a batch is read.
+        """
+        place = self.predicts.double().cumsum(dim=1)
+        chosen = (phase[:, None] + place * share).floor() > (phase[:, None] + (place - 1) * share).floor()
+        return replace(self, drawn=self.predicts & chosen)
 
     def split(self, sentences: int) -> "list[TokenBatch]":
         """Parts of at most so many sentences, in order, each no wider than its longest window. A sentence's windows stay together."""
@@ -52,7 +66,8 @@ class TokenBatch:
     def _rows(self, chosen: Bool[Tensor, " batch"]) -> "TokenBatch":
         width = int(self.attention[chosen].sum(dim=1).max())
         ids, attention, keep = (x[chosen, :width] for x in (self.ids, self.attention, self.keep))
-        return TokenBatch(ids, attention, keep, self.sentence[chosen], self.first[chosen])
+        drawn = self.drawn[chosen, :width] if self.drawn is not None else None
+        return TokenBatch(ids, attention, keep, self.sentence[chosen], self.first[chosen], drawn)
 
     def size(self) -> int:
         """Tokens that are no padding."""
@@ -64,9 +79,24 @@ class TokenBatch:
         return self.sentence[:, None].expand_as(self.ids)[self.keep]
 
     @property
+    def predictable(self) -> Bool[Tensor, "batch seq"]:
+        """True on all positions before a kept token."""
+        return torch.nn.functional.pad(self.keep[:, 1:], (0, 1))
+
+    @property
+    def predicts(self) -> Bool[Tensor, "batch seq"]:
+        """True on the positions whose next token is predicted."""
+        return self.drawn if self.drawn is not None else self.predictable
+
+    @property
+    def target(self) -> Int[Tensor, " predicted"]:
+        """The token that follows each of these positions."""
+        return self.ids.roll(-1, dims=1)[self.predicts]
+
+    @property
     def predicted_sentence(self) -> Int[Tensor, " predicted"]:
-        """The sentence of each kept token that has a token before it in its window, in the order of `features.next_token_nll`."""
-        return self.sentence[:, None].expand(-1, self.ids.shape[1] - 1)[self.keep[:, 1:]]
+        """The sentence of each of these positions."""
+        return self.sentence[:, None].expand_as(self.ids)[self.predicts]
 
     @property
     def kept_row(self) -> Int[Tensor, " token"]:

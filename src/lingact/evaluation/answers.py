@@ -70,6 +70,7 @@ def identity_of(lm: LanguageModel, adapter: str | None) -> dict[str, str | int |
         name: lm.identity[name] for name in ("sha256", "dtype", "config_sha256") if name in lm.identity
     }
     return model | {
+        "scored": "prompts once",  # each prompt with each option before, which rounded otherwise
         "attention": attention_implementation(lm.model),
         "adapter": adapter,
         "tokenizer": hashlib.sha256(content.encode()).hexdigest(),

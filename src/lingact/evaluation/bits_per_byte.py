@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 
 from lingact.activations.feature_stats import settled
-from lingact.activations.features import next_token_nll
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch
 from lingact.models.finite import beyond
@@ -35,10 +34,9 @@ def sentence_nats(lm: LanguageModel, corpus: ParallelCorpus, *, batch_tokens: in
     found: Nats = {code: np.zeros(len(texts)) for code, texts in corpus.texts.items()}
 
     def add(code: str, batch: TokenBatch) -> None:
-        _, logits = lm.residuals(batch, (), logits=True)
-        assert logits is not None
-        nll, _ = next_token_nll(logits, batch)
-        np.add.at(found[code], batch.predicted_sentence.numpy(), settled(nll.double().cpu().numpy()))
+        _, predictions = lm.residuals(batch, (), predict=True)
+        assert predictions is not None
+        np.add.at(found[code], batch.predicted_sentence.numpy(), settled(predictions.nll().double().cpu().numpy()))
 
     with token_bar(sum(lm.tokens.count(texts) for texts in corpus.texts.values()), title) as bar:
         for code, texts in corpus.texts.items():

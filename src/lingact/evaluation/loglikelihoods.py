@@ -1,8 +1,11 @@
-"""How log-likelihoods of options are computed: by lm-eval's own model class, around a model in memory."""
+"""Log-likelihoods of lm-eval's requests by a model in memory. lm-eval's own model class divides them into tokens; `option_scores` scores these.
+
+lm-eval reads each option with its prompt, and computes the logits of every position: with Gemma's vocabulary that is several times the work.
+"""
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from torch import nn
@@ -11,9 +14,9 @@ from tqdm import tqdm
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
 from lingact.evaluation.answers import TaskAnswers
+from lingact.evaluation.option_scores import PromptOptions, Score, option_scores
 from lingact.evaluation.tasks import TaskInstance, libraries_silenced, prompt_and_option
 from lingact.models.lm import LanguageModel
-from lingact.runtime.compat.lm_eval import scoring_moves
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -21,22 +24,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     class Harness(HFLM):
-        """lm-eval's model; it refuses what cannot be scored, and counts what is truncated."""
+        """lm-eval's model, with our own scores; it refuses what cannot be scored, and counts what is truncated."""
 
         truncated: int
         tokens: Tokens | None
+        bar: tqdm | None
 
     Request = tuple[tuple[str, str], list[int], list[int]]
 
 MOST_AT_ONCE = 64
 """The largest number of options per forward pass that `auto` starts with."""
-_BYTES_PER_LOGIT = 10
-"""A logit in half precision and in float32, and its log probability."""
 _CPU_BUDGET = 2 << 30
 
 
 def batch_size_for(lm: LanguageModel, tasks: Sequence[TaskInstance]) -> int:
-    """Options per forward pass: a power of two whose logits fit into half of the memory that the weights leave free.
+    """Options per forward pass: a power of two for which keys, values and activations of the longest question fit into half of the free memory.
 
     It depends on shapes alone, so that it is the same in every run.
     """
@@ -46,13 +48,18 @@ def batch_size_for(lm: LanguageModel, tasks: Sequence[TaskInstance]) -> int:
         (sum(len(part.encode()) for part in prompt_and_option(request.args)) for instance in tasks for request in instance.requests), default=1
     )
     tokens = min(lm.tokens.context, longest)  # a token is at least one byte of text
-    vocabulary = lm.model.get_input_embeddings().weight.shape[0]  # pyrefly: ignore[not-callable]
     budget = _CPU_BUDGET
     if lm.device.type == "cuda":
         weights = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
         budget = max(_CPU_BUDGET, (torch.cuda.get_device_properties(lm.device).total_memory - weights) // 2)
-    fits = max(1, budget // (tokens * vocabulary * _BYTES_PER_LOGIT))
+    fits = max(1, budget // (tokens * _bytes_per_token(lm)))
     return min(MOST_AT_ONCE, 1 << (fits.bit_length() - 1))
+
+
+def _bytes_per_token(lm: LanguageModel) -> int:
+    """Keys and values of all layers, never more than the residual stream is wide, and the widest activations of one."""
+    widest = max(max(module.weight.shape) for module in lm.blocks[0].modules() if getattr(module, "weight", None) is not None)
+    return (2 * len(lm.blocks) * lm.d_model + 3 * widest + 8 * lm.d_model) * next(lm.model.parameters()).element_size()
 
 
 def harness_of(lm: LanguageModel, model: nn.Module, batch_size: int) -> "Harness":
@@ -85,9 +92,10 @@ def answers_to(requests: "Sequence[Instance]", harness: "Harness", batch_size: i
         UserError: an option cannot be scored because it is longer than the context or has no token of its own.
         RuntimeError, MemoryError: the device ran out of memory; `errors.out_of_memory` recognises it.
     """
-    harness.truncated, harness.batch_size_per_gpu = 0, batch_size
-    with libraries_silenced(), scoring_moves(bar):
+    harness.truncated, harness.batch_size_per_gpu, harness.bar = 0, batch_size, bar
+    with libraries_silenced():
         found = harness.loglikelihood(list(requests))
+    bar.refresh()
     return {"answers": [[float(score), bool(greedy)] for score, greedy in found], "truncated": harness.truncated}
 
 
@@ -99,18 +107,53 @@ def _harness_class() -> "type[Harness]":
     class Harness(HFLM):
         truncated = 0
         tokens: Tokens | None = None
+        bar: tqdm | None = None
 
         def _loglikelihood_tokens(
-            self, requests: "list[Request]", disable_tqdm: bool = False, override_bs: int | None = None
+            self,
+            requests: "list[Request]",
+            disable_tqdm: bool = False,  # noqa: ARG002 (lm-eval's signature)
+            override_bs: int | None = None,  # noqa: ARG002
         ) -> list[tuple[float, bool]]:
-            for (prompt, option), prompt_ids, option_ids in requests:
-                if self.tokens is not None:
-                    self.tokens.refuse_beyond([*prompt_ids, *option_ids], f"in a question of the benchmark ({(prompt + option)[-60:]!r})")
+            assert self.tokens is not None
+            assert self.bar is not None
+            asked: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+            for place, ((prompt, option), prompt_ids, option_ids) in enumerate(requests):
+                self.tokens.refuse_beyond([*prompt_ids, *option_ids], f"in a question of the benchmark ({(prompt + option)[-60:]!r})")
                 _refuse_unscorable(prompt, option, len(option_ids), self.max_length)
                 self.truncated += len(prompt_ids) + len(option_ids) > self.max_length + 1
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+                # What does not fit loses its beginning. The option's last token is predicted, not read.
+                read = tuple(prompt_ids[-(self.max_length + 1 - len(option_ids)) :])
+                asked.setdefault(read, {}).setdefault(tuple(option_ids), []).append(place)
+            found: list[Score] = [(0.0, False)] * len(requests)
+            for batch in _batches(asked, self.batch_size):
+                for each, scores in zip(batch, option_scores(self.model, batch, pad=self.tokens.pad), strict=True):
+                    for option, score in zip(each.options, scores, strict=True):
+                        places = asked[each.prompt][option]
+                        for place in places:
+                            found[place] = score
+                        self.bar.update(len(places))
+            return found
 
     return Harness  # pyrefly: ignore[bad-return] (`Harness` is its type)
+
+
+def _batches(asked: "Mapping[tuple[int, ...], Iterable[tuple[int, ...]]]", size: int) -> Iterator[list[PromptOptions]]:
+    """Prompts of similar length with at most `size` options together, the longest first. A prompt with more options is read several times.
+
+    Args:
+        asked: prompt -> its options.
+    """
+    batch: list[PromptOptions] = []
+    for prompt in sorted(asked, key=lambda ids: (-len(ids), ids)):
+        options = tuple(asked[prompt])
+        for some in (options[start : start + size] for start in range(0, len(options), size)):
+            if sum(len(each.options) for each in batch) + len(some) > size:
+                yield batch
+                batch = []
+            batch.append(PromptOptions(prompt, some))
+    if batch:
+        yield batch
 
 
 def _with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":

@@ -8,6 +8,8 @@ RENAMED_KEYS = {"piece": "shard", "leakage": "contamination"}
 _RENAMED_ENTRIES = {"meter": "sae_set", "meters": "sae_sets", "piece": "shard"}
 REMOVED_KEYS = {"model.shape": "memory and time are planned from the model's own config.json; leave this key out"}
 """Configuration keys that were removed -> advice for users who give one."""
+_ADDED_KEYS = {"loss": {"predicted_share": 1.0}}
+"""Section of the configuration -> keys that were added, with what earlier runs did. With this value no hash depends on the key."""
 _SHAPE_KEYS = ("architecture", "layers", "d_model", "d_mlp", "heads", "kv_heads", "head_dim", "vocabulary", "positions", "tied", "beside")
 _SHAPES = {
     "google/gemma-2-2b": ("gemma2", 26, 2304, 9216, 8, 4, 256, 256000, None, True, 0),
@@ -35,6 +37,9 @@ def present_keys(config: Mapping[str, Any]) -> dict[str, Any]:
         section, _, removed = path.partition(".")
         if isinstance(values := present.get(section), dict):
             present[section] = {key: value for key, value in values.items() if key != removed}
+    for section, added in _ADDED_KEYS.items():
+        if isinstance(values := present.get(section), dict):
+            present[section] = added | values
     return present
 
 
@@ -45,6 +50,9 @@ def first_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(model := first.get("model"), dict):
         shape = _SHAPES.get(model.get("name", ""))
         first["model"] = {**model, "shape": shape and dict(zip(_SHAPE_KEYS, shape, strict=True))}
+    for section, added in _ADDED_KEYS.items():
+        if isinstance(values := first.get(section), dict):
+            first[section] = {key: value for key, value in values.items() if key not in added or value != added[key]}
     return first
 
 

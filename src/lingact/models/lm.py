@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -19,9 +19,11 @@ from lingact.config.model import ModelConfig
 from lingact.data.tokens import TokenBatch, Tokens
 from lingact.errors import UserError
 from lingact.hub.huggingface import HubItem, commit_of, from_the_hub
+from lingact.models.adapters import without_adapter
 from lingact.models.devices import resolve_device
 from lingact.models.finite import describe, nonfinite
 from lingact.models.model_files import Facts, check_attention, check_context, check_folder, no_safetensors, shards_of
+from lingact.models.next_tokens import NextTokens, head_of, keeping_positions, reading_states
 
 
 class _Enough(Exception):
@@ -63,19 +65,33 @@ class LanguageModel:
         return embeddings_of(self.model).shape[1]
 
     def residuals(
-        self, batch: TokenBatch, layers: tuple[int, ...], *, logits: bool = False
-    ) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], Tensor | None]:
-        """The outputs of the given blocks for a batch, and the logits if asked for, in one forward pass.
+        self, batch: TokenBatch, layers: tuple[int, ...], *, predict: bool = False
+    ) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], NextTokens | None]:
+        """The outputs of the given blocks for a batch, and with `predict` the predictions of its kept tokens (`TokenBatch.predicts`), in one pass.
 
-        Callers control autograd. Without `logits` the pass stops after the last of the layers, unless the model is sharded.
+        Callers control autograd. Without `predict` the pass stops after the last of the layers, unless the model is sharded.
         """
         batch = batch.to(self.device)
-        with captured(self.blocks, layers, stop=not (logits or self.sharded)) as caught:
-            try:
-                output = self.model(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
-            except _Enough:
-                output = None
-        return caught, output.logits if logits and output is not None else None
+        with captured(self.blocks, layers, stop=not (predict or self.sharded)) as caught:
+            if predict:
+                return caught, self._predictions(batch)
+            with suppress(_Enough):
+                self._forward(batch)
+        return caught, None
+
+    def _predictions(self, batch: TokenBatch) -> NextTokens:
+        model, at = without_adapter(self.model), batch.predicts
+        vocabulary = embeddings_of(self.model).shape[0]
+        if self.sharded:  # each pass has to go to its end, in all processes alike
+            with keeping_positions(model, at):
+                return NextTokens(batch.target, self._forward(batch)[0], lambda logits: logits, vocabulary)
+        with reading_states(model, at) as states:
+            self._forward(batch)
+        return NextTokens(batch.target, states[0], head_of(model), vocabulary)
+
+    def _forward(self, batch: TokenBatch) -> Float[Tensor, "..."]:
+        """The logits of whatever positions the head gets."""
+        return self.model(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False).logits
 
     def shard(self) -> None:
         """Divide the frozen weights among all processes, block by block (fully sharded data parallel, Zhao et al. 2023, arXiv 2304.11277).

@@ -20,6 +20,7 @@ from lingact.errors import UserError
 from lingact.models.adapters import base_behaviour
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
+from lingact.models.next_tokens import NextTokens
 from lingact.models.sae import Dictionaries
 from lingact.models.sae_sources import ranges
 from lingact.runtime.resumable_passes import token_bar
@@ -131,10 +132,17 @@ class Predictions:
     scores: Float[Tensor, "row top_and_rest"]
     """Their log probabilities. The last column is the log probability of all other tokens together."""
 
-    def kl(self, batch: TokenBatch, logits: Float[Tensor, "predicted vocabulary"]) -> Float[Tensor, " predicted"]:
-        """KL(base || other) in nats at each predicted token of a batch of whole sentences. All tokens outside the top count as one."""
-        rows = _rows(self.start, batch)
-        return kl_over_top(self.ids[rows].to(logits.device).long(), self.scores[rows].to(logits.device), logits)
+    def of(self, batch: TokenBatch) -> "Predictions":
+        """Those of a batch of whole sentences, in the order of the tokens that it predicts. They have no `start`."""
+        return self.chosen(_rows(self.start, batch)[batch.predicts[batch.predictable]])
+
+    def chosen(self, rows: slice | Int[Tensor, " chosen"]) -> "Predictions":
+        """Some rows of them. They have no `start`."""
+        return Predictions(self.start[:0], self.ids[rows], self.scores[rows])
+
+    def kl(self, logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, " row"]:
+        """KL(base || other) in nats of each row. All tokens outside the top count as one."""
+        return kl_over_top(self.ids.to(logits.device).long(), self.scores.to(logits.device), logits)
 
     def tensors(self) -> Tensors:
         """All tensors by name."""
@@ -264,9 +272,9 @@ def compute_predictions(lm: LanguageModel, texts: Sequence[str], code: str, sett
     scores = list(ids)
     with token_bar(lm.tokens.count(texts), f"base model, {code}") as bar, _base_pass(lm, settings.precision):
         for batch in _whole_sentences(lm, lm.tokens.by_sentence(texts), settings.batch_tokens):
-            _, logits = kept_residuals(lm, batch, (), logits=True)
-            assert logits is not None
-            found = [x.cpu() for x in top_part(logits[:, :-1][batch.keep[:, 1:].to(logits.device)], top)]
+            _, predictions = kept_residuals(lm, batch, (), predict=True)
+            assert predictions is not None
+            found = [x.cpu() for x in _top(predictions, top)]
             for sentence in batch.sentence.unique().tolist():
                 own = batch.predicted_sentence == sentence
                 ids[sentence], scores[sentence] = (x[own] for x in found)
@@ -277,6 +285,19 @@ def compute_predictions(lm: LanguageModel, texts: Sequence[str], code: str, sett
             f"{beyond(_dtype(lm, settings))}"
         )
     return Predictions(torch.tensor([0, *(len(rows) for rows in ids)]).cumsum(0), torch.cat(ids).int(), torch.cat(scores))
+
+
+def _top(predictions: NextTokens, top: int) -> tuple[Int[Tensor, "predicted top"], Float[Tensor, "predicted top_and_rest"]]:
+    """As `top_part`, for the predicted tokens of a batch."""
+    ids: list[Tensor] = []
+
+    def of(logits: Tensor, _rows: slice) -> Tensor:
+        found, scores = top_part(logits, top)
+        ids.append(found)
+        return scores
+
+    scores = predictions.each(of)
+    return torch.cat(ids), scores
 
 
 def compute_anchor(lm: LanguageModel, dictionaries: Dictionaries, texts: Sequence[str], code: str, settings: PassSettings) -> Anchor:

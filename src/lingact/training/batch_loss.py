@@ -5,6 +5,7 @@ batch at once. This also holds for terms that are not means over tokens (a squar
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lingact.activations.features import encode, kept_residuals, next_token_nll, rescaled, token_activation
+from lingact.activations.features import encode, kept_residuals, rescaled, token_activation
 from lingact.activations.functional import (
     activation_gap,
     fit_loss,
@@ -28,6 +29,7 @@ from lingact.config.training import LossConfig
 from lingact.data.tokens import TokenBatch
 from lingact.models.adapters import base_behaviour
 from lingact.models.lm import LanguageModel
+from lingact.models.next_tokens import NextTokens, values_only
 from lingact.models.sae import Dictionaries
 from lingact.training.base_targets import BaseOutputs
 from lingact.training.batches import AlignedBatch
@@ -131,7 +133,7 @@ class BatchLoss:
         # On the device, because torch repeats the random numbers only of devices that have a tensor among the arguments.
         sentences = sentences.to(self.lm.device)
         for shard in batch.split(part):
-            found = checkpoint(read, code, shard, sentences, use_reentrant=False)
+            found = checkpoint(read, code, shard, sentences, use_reentrant=False, context_fn=lambda: (values_only(), nullcontext()))
             total = {name: total[name] + mean if name in total else mean for name, mean in found.items()}
         return total
 
@@ -143,13 +145,13 @@ class BatchLoss:
         if not (gap.weight or loss.target_lm or anchored or retention.target_kl):
             return {}
         layers = self.layers if gap.weight or anchored else ()
-        residuals, logits = kept_residuals(self.lm, batch, layers, logits=loss.target_lm > 0 or retention.target_kl > 0)
+        residuals, predictions = kept_residuals(self.lm, batch, layers, predict=loss.target_lm > 0 or retention.target_kl > 0)
         means: Means = {}
         with self._full_precision():
             if gap.weight > 0:
                 means["gap"] = self.gap_means(batch, self._norm_matched(code, batch, residuals) if gap.norm_matched else residuals, sentences)
-            if logits is not None:
-                means |= self._prediction_means(code, batch, logits, kl=retention.target_kl > 0, lm=loss.target_lm > 0)
+            if predictions is not None:
+                means |= self._prediction_means(code, batch, predictions, kl=retention.target_kl > 0, lm=loss.target_lm > 0)
             if retention.norm > 0:
                 means["norm"] = self._norm_means(code, batch, residuals)
             if retention.fit > 0:
@@ -162,11 +164,11 @@ class BatchLoss:
         anchored = self.layers if retention.activation > 0 or retention.norm > 0 else ()
         if not (kl or anchored or retention.lm):
             return {}
-        residuals, logits = kept_residuals(self.lm, batch, anchored, logits=kl or retention.lm > 0)
+        residuals, predictions = kept_residuals(self.lm, batch, anchored, predict=kl or retention.lm > 0)
         means: Means = {}
         with self._full_precision():
-            if logits is not None:
-                means |= self._prediction_means(code, batch, logits, kl=kl, lm=retention.lm > 0)
+            if predictions is not None:
+                means |= self._prediction_means(code, batch, predictions, kl=kl, lm=retention.lm > 0)
             if retention.activation > 0:
                 own = [token_activation(dictionary.encode(residuals[layer])) for layer, dictionary in self.dictionaries.items()]
                 means["activation"] = Mean.of(torch.stack(own, dim=1))
@@ -217,22 +219,33 @@ class BatchLoss:
         norms = self.anchors[code].norms(batch).to(self.layer_weights.device)
         return {layer: rescaled(x, norms[:, row]) for row, (layer, x) in enumerate(residuals.items())}
 
-    def _prediction_means(self, code: str, batch: TokenBatch, logits: Tensor, *, kl: bool, lm: bool) -> Means:
-        means: Means = {}
-        if kl:
-            predicted = batch.keep[:, 1:].to(logits.device)
-            own, base = logits[:, :-1][predicted], self.predictions.get(code)
-            means["kl"] = Mean.of(base.kl(batch, own) if base is not None else kl_per_token(self._base_logits(batch)[:, :-1][predicted], own))
-        if lm:
-            means["lm"] = Mean.of(next_token_nll(logits, batch)[0])
-        return means
+    def _prediction_means(self, code: str, batch: TokenBatch, predictions: NextTokens, *, kl: bool, lm: bool) -> Means:
+        """Means over all positions, from those that were drawn: a sum over these, divided by their share, has the whole sum as its expectation."""
+        cached = self.predictions[code].of(batch) if kl and code in self.predictions else None
+        base = self._base_predictions(batch) if kl and cached is None else None
 
-    def _base_logits(self, batch: TokenBatch) -> Float[Tensor, "batch seq vocabulary"]:
-        """Logits with the adapter off, without gradient."""
+        def of(logits: Tensor, rows: slice) -> Tensor:
+            columns = []
+            if cached is not None:
+                columns.append(cached.chosen(rows).kl(logits))
+            if base is not None:
+                with torch.no_grad():
+                    before = base.logits(rows)
+                columns.append(kl_per_token(before, logits))
+            if lm:
+                columns.append(predictions.nll_of(logits, rows)[:, 0])
+            return torch.stack(columns, dim=1)
+
+        totals = predictions.each(of).sum(dim=0) / self.loss.predicted_share
+        count = batch.predictable.sum().to(totals.device, totals.dtype)
+        return {name: Mean(total, count) for name, total in zip([*["kl"] * kl, *["lm"] * lm], totals.unbind(), strict=True)}
+
+    def _base_predictions(self, batch: TokenBatch) -> NextTokens:
+        """With the adapter off, without gradient. No adapter that is trained here reaches the head."""
         with torch.no_grad(), base_behaviour(self.lm.model):
-            _, logits = kept_residuals(self.lm, batch, (), logits=True)
-        assert logits is not None
-        return logits
+            _, predictions = kept_residuals(self.lm, batch, (), predict=True)
+        assert predictions is not None
+        return predictions
 
     def _norm_means(self, code: str, batch: TokenBatch, residuals: Residuals) -> Mean:
         base = self.anchors[code].norms(batch).to(self.layer_weights.device)

@@ -36,14 +36,18 @@ class AlignedBatches(Dataset[AlignedBatch]):
         corpus: the languages to train on, including the reference.
         sentences: sentences per batch, over all processes.
         workers: processes that prepare batches ahead of time; 0: none.
+        predicted_share: share of the positions whose next token is predicted (`TokenBatch.thinned`), drawn anew for every batch from the seed.
     """
 
-    def __init__(self, tokens: Tokens, corpus: ParallelCorpus, *, sentences: int, count: int, seed: int, workers: int = 0) -> None:
+    def __init__(
+        self, tokens: Tokens, corpus: ParallelCorpus, *, sentences: int, count: int, seed: int, workers: int = 0, predicted_share: float = 1.0
+    ) -> None:
         self.tokens = tokens
         self.sentences = sentences
         self.count = count
         self.seed = seed
         self.workers = workers
+        self.predicted_share = predicted_share
         self.position = 0
         self.rank, self.processes = 0, 1
         self.ids = corpus.ids
@@ -66,6 +70,9 @@ class AlignedBatches(Dataset[AlignedBatch]):
         sentences = self.sentences_of(index)
         own = sentences[self.rank :: self.processes]
         texts = {code: self.tokens.collate([w for sentence in own for w in windows[sentence]]) for code, windows in self.windows.items()}
+        if self.predicted_share < 1:
+            phase = torch.rand(len(self.ids), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + index), dtype=torch.float64)
+            texts = {code: batch.thinned(self.predicted_share, phase[batch.sentence]) for code, batch in texts.items()}
         return AlignedBatch(torch.tensor(sentences), texts)
 
     def __iter__(self) -> Iterator[AlignedBatch]:

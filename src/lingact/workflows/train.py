@@ -100,7 +100,13 @@ def train(run: Run, config: TrainConfig, components: Components, sentences: Para
     lm.model = attach_adapter(lm.model, lm.blocks, config.peft, config.seed)
     module = GapModule(loss, config.optim, config.trainer, config.seed)
     batches = AlignedBatches(
-        lm.tokens, text, sentences=config.trainer.sentences, count=config.trainer.steps, seed=config.seed, workers=config.trainer.workers
+        lm.tokens,
+        text,
+        sentences=config.trainer.sentences,
+        count=config.trainer.steps,
+        seed=config.seed,
+        workers=config.trainer.workers,
+        predicted_share=config.loss.predicted_share,
     )
     with room_for_training(config, components):
         fit(module, AlignedData(batches), config, run)

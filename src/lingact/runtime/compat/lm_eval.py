@@ -4,37 +4,10 @@ import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from unittest.mock import patch
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
 _T = TypeVar("_T")
-
-
-@contextmanager
-def scoring_moves(bar: "tqdm") -> Iterator[None]:
-    """While open, scoring options moves this progress bar instead of drawing one of lm-eval's own for each call.
-
-    Versions: lm-eval 0.4.9 to 0.4.13.
-    Reason: `HFLM` makes its bar itself; it can be switched off, but not be replaced.
-    Upstream: https://github.com/EleutherAI/lm-evaluation-harness/issues/2898, open.
-    """
-    import lm_eval.models.huggingface
-
-    class Forwarded:
-        def __init__(self, *_: object, **__: object) -> None:
-            pass
-
-        def update(self, steps: int = 1) -> None:
-            bar.update(steps)
-
-        def close(self) -> None:
-            bar.refresh()
-
-    with patch.object(lm_eval.models.huggingface, "tqdm", Forwarded):
-        yield
 
 
 @contextmanager
@@ -42,8 +15,7 @@ def no_bars() -> Iterator[None]:
     """While open, lm-eval draws no progress bars over documents and requests.
 
     Versions: lm-eval 0.4.12 to 0.4.13; in 0.4.11 and before requests have no bar.
-    Reason: `Task.build_all_requests` has no argument to switch its bar off, and the one of `TemplateLM.loglikelihood` also switches off the bar over
-    options that `scoring_moves` replaces.
+    Reason: `Task.build_all_requests` has no argument to switch its bar off.
     Upstream: https://github.com/EleutherAI/lm-evaluation-harness/issues/2898, open.
     """
     import lm_eval.api.model
