@@ -3,7 +3,7 @@
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import _bootstrap_external as machinery
 from pathlib import Path
@@ -47,6 +47,17 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays; looking through all of it takes the garbage collector a tenth of the time of the tests."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Handlers of signals are put back after each test: what ends a command ignores them from then on, which a later test would inherit."""
+    from lingact.runtime.interrupts import SIGNALS
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 D_MODEL, LAYERS, CONTEXT = 32, 3, 64

@@ -61,7 +61,7 @@ class WandbServer:
     def operation(self, name: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         """`data` of the answer to a GraphQL operation."""
         match name:
-            case "Viewer" | "GetDefaultEntity" | "GetViewer":
+            case "Viewer" | "GetDefaultEntity" | "GetViewer" | "query { viewer { id } }":
                 return {"viewer": {"id": "VXNlcjox", "username": "someone", "entity": ENTITY, "flags": "{}", "teams": {"edges": []}}}
             case "ServerFeaturesQuery" | "ServerFeatures":
                 return {"serverInfo": {"features": [{"name": "ARTIFACT_DIGEST_ALGORITHM", "isEnabled": True}]}}

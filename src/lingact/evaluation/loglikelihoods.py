@@ -58,7 +58,7 @@ def batch_size_for(lm: LanguageModel, tasks: Sequence[TaskInstance]) -> int:
 
 def _bytes_per_token(lm: LanguageModel) -> int:
     """Keys and values of all layers, never more than the residual stream is wide, and the widest activations of one."""
-    widest = max(max(module.weight.shape) for module in lm.blocks[0].modules() if getattr(module, "weight", None) is not None)
+    widest = max(size for weight in lm.blocks[0].parameters() for size in weight.shape)
     return (2 * len(lm.blocks) * lm.d_model + 3 * widest + 8 * lm.d_model) * next(lm.model.parameters()).element_size()
 
 
@@ -126,7 +126,7 @@ def _harness_class() -> "type[Harness]":
                 read = tuple(prompt_ids[-(self.max_length + 1 - len(option_ids)) :])
                 asked.setdefault(read, {}).setdefault(tuple(option_ids), []).append(place)
             found: list[Score] = [(0.0, False)] * len(requests)
-            for batch in _batches(asked, self.batch_size):
+            for batch in _batches(asked, int(self.batch_size)):
                 for each, scores in zip(batch, option_scores(self.model, batch, pad=self.tokens.pad), strict=True):
                     for option, score in zip(each.options, scores, strict=True):
                         places = asked[each.prompt][option]

@@ -152,7 +152,7 @@ def _scores(base: "PreTrainedModel", states: Float[Tensor, "token d_model"], opt
 
 
 def _vocabulary(base: "PreTrainedModel") -> int:
-    return base.get_input_embeddings().weight.shape[0]
+    return base.get_input_embeddings().get_parameter("weight").shape[0]
 
 
 def _sum(one: Score, other: Score) -> Score:
