@@ -25,7 +25,7 @@ from transformers import (
 from lingact.config.training import LoraAdapter
 from lingact.evaluation import option_scores as module
 from lingact.evaluation.loglikelihoods import harness_of
-from lingact.evaluation.option_scores import PromptOptions, option_scores
+from lingact.evaluation.option_scores import PromptOptions
 from lingact.models import next_tokens
 from lingact.models.adapters import attach_adapter, base_behaviour
 from lingact.models.lm import LanguageModel, find_blocks
@@ -68,6 +68,13 @@ def questions() -> list[PromptOptions]:
     return [*mixed, *(PromptOptions(ids(prompt), letters) for prompt in (7, 20)), PromptOptions(ids(3), (ids(6), ids(6)))]
 
 
+def scores(model: Any, asked: list[PromptOptions], pad: int = 0) -> list[list[tuple[float, bool]]]:
+    """All read side by side."""
+    found = list(module.option_scores(model, [asked], pad=pad))
+    assert [each for each, _ in found] == asked
+    return [own for _, own in found]
+
+
 def by_lm_eval(model: PreTrainedModel, lm: LanguageModel, asked: list[PromptOptions]) -> list[list[tuple[float, bool]]]:
     from lm_eval.models.huggingface import HFLM
 
@@ -79,7 +86,7 @@ def by_lm_eval(model: PreTrainedModel, lm: LanguageModel, asked: list[PromptOpti
 
 def same(found: list[list[tuple[float, bool]]], expected: list[list[tuple[float, bool]]], asked: list[PromptOptions]) -> None:
     tokens = [len(option) for each in asked for option in each.options]
-    ours, theirs = ([score for scores in several for score in scores] for several in (found, expected))
+    ours, theirs = ([score for own in several for score in own] for several in (found, expected))
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
     for (one, _), (other, _), count in zip(ours, theirs, tokens, strict=True):
         assert abs(one - other) < 1e-4 * count
@@ -90,12 +97,12 @@ def same(found: list[list[tuple[float, bool]]], expected: list[list[tuple[float,
 def test_scores_are_those_of_lm_eval(name: str, lm: LanguageModel) -> None:
     model = made(ARCHITECTURES[name])
     asked = questions()
-    same(option_scores(model, asked, pad=0), by_lm_eval(model, lm, asked), asked)
+    same(scores(model, asked), by_lm_eval(model, lm, asked), asked)
 
 
 def test_scores_are_those_of_lm_eval_with_fused_attention(lm: LanguageModel) -> None:
     model, asked = made(ARCHITECTURES["llama"], "sdpa"), questions()
-    same(option_scores(model, asked, pad=0), by_lm_eval(model, lm, asked), asked)
+    same(scores(model, asked), by_lm_eval(model, lm, asked), asked)
 
 
 def test_the_likeliest_continuation_is_recognised(lm: LanguageModel) -> None:
@@ -106,21 +113,21 @@ def test_the_likeliest_continuation_is_recognised(lm: LanguageModel) -> None:
             ids.append(int(lm.model(torch.tensor([ids])).logits[0, -1].argmax()))
     greedy = tuple(ids[len(prompt) :])
     others = (greedy[:1], (*greedy[:2], (greedy[2] + 1) % 259), ((greedy[0] + 1) % 259,))
-    (scores,) = option_scores(lm.model, [PromptOptions(prompt, (greedy, *others))], pad=0)
-    assert [found for _, found in scores] == [True, True, False, False]
+    (own,) = scores(lm.model, [PromptOptions(prompt, (greedy, *others))])
+    assert [found for _, found in own] == [True, True, False, False]
 
 
 def test_neither_neighbours_nor_chunks_change_a_score(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = option_scores(lm.model, questions(), pad=0)
-    alone = [option_scores(lm.model, [each], pad=0)[0] for each in questions()]
+    together = scores(lm.model, questions())
+    alone = [scores(lm.model, [each])[0] for each in questions()]
     same(alone, together, questions())
     monkeypatch.setattr(next_tokens, "LOGITS_AT_ONCE", 2 * 259)
-    same(option_scores(lm.model, questions(), pad=5), together, questions())
+    same(scores(lm.model, questions(), pad=5), together, questions())
 
 
 def test_an_adapter_counts_and_can_be_switched_off(lm: LanguageModel) -> None:
     asked = questions()
-    before = option_scores(lm.model, asked, pad=0)
+    before = scores(lm.model, asked)
     settings = LoraAdapter(
         kind="lora", r=2, alpha=8.0, dropout=0.0, use_rslora=False, use_dora=False, init="gaussian", targets=("q_proj", "down_proj"), layers="all"
     )
@@ -129,9 +136,9 @@ def test_an_adapter_counts_and_can_be_switched_off(lm: LanguageModel) -> None:
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
-    assert option_scores(wrapped, asked, pad=0) != before
+    assert scores(wrapped, asked) != before
     with base_behaviour(wrapped):
-        assert option_scores(wrapped, asked, pad=0) == before
+        assert scores(wrapped, asked) == before
 
 
 def test_each_prompt_is_read_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +147,10 @@ def test_each_prompt_is_read_once(lm: LanguageModel, monkeypatch: pytest.MonkeyP
     rows: list[int] = []
     real = module.NextTokens.each
     monkeypatch.setattr(module.NextTokens, "each", lambda self, of: rows.append(len(self.target)) or real(self, of))
-    option_scores(
-        lm.model, [PromptOptions((2, *range(60, 90)), ((70, 71, 72), (73,), (74, 75))), PromptOptions((2, *range(60, 80)), ((70,),))], pad=0
-    )
+    scores(lm.model, [PromptOptions((2, *range(60, 90)), ((70, 71, 72), (73,), (74, 75))), PromptOptions((2, *range(60, 80)), ((70,),))], pad=0)
     handle.remove()
     assert read == [2 * 31, 2 * 2], "two prompts side by side; then the tokens but the last of the two options of several"
-    assert rows == [2, 2 + 1], "one position for each prompt, and one for each further token"
+    assert rows == [2 + 2 + 1], "one position for each prompt, and one for each further token"
 
 
 def test_prompts_that_are_too_long_lose_their_beginning(lm: LanguageModel) -> None:

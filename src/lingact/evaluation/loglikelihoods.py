@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lingact.data.tokens import Tokens
 from lingact.errors import UserError
 from lingact.evaluation.answers import TaskAnswers
-from lingact.evaluation.option_scores import PromptOptions, Score, option_scores
+from lingact.evaluation.option_scores import PromptOptions, Score, alike, option_scores
 from lingact.evaluation.tasks import TaskInstance, libraries_silenced, prompt_and_option
 from lingact.models.lm import LanguageModel
 
@@ -126,13 +126,12 @@ def _harness_class() -> "type[Harness]":
                 read = tuple(prompt_ids[-(self.max_length + 1 - len(option_ids)) :])
                 asked.setdefault(read, {}).setdefault(tuple(option_ids), []).append(place)
             found: list[Score] = [(0.0, False)] * len(requests)
-            for batch in _batches(asked, int(self.batch_size)):
-                for each, scores in zip(batch, option_scores(self.model, batch, pad=self.tokens.pad), strict=True):
-                    for option, score in zip(each.options, scores, strict=True):
-                        places = asked[each.prompt][option]
-                        for place in places:
-                            found[place] = score
-                        self.bar.update(len(places))
+            for each, scores in option_scores(self.model, _batches(asked, int(self.batch_size)), pad=self.tokens.pad):
+                for option, score in zip(each.options, scores, strict=True):
+                    places = asked[each.prompt][option]
+                    for place in places:
+                        found[place] = score
+                    self.bar.update(len(places))
             return found
 
     return Harness  # pyrefly: ignore[bad-return] (`Harness` is its type)
@@ -144,16 +143,20 @@ def _batches(asked: "Mapping[tuple[int, ...], Iterable[tuple[int, ...]]]", size:
     Args:
         asked: prompt -> its options.
     """
+    parts = []
+    for prompt, options in asked.items():
+        each = tuple(options)
+        parts += [PromptOptions(prompt, each[start : start + size]) for start in range(0, len(each), size)]
+    parts.sort(key=lambda part: part.prompt)
     batch: list[PromptOptions] = []
-    for prompt in sorted(asked, key=lambda ids: (-len(ids), ids)):
-        options = tuple(asked[prompt])
-        for some in (options[start : start + size] for start in range(0, len(options), size)):
-            if sum(len(each.options) for each in batch) + len(some) > size:
+    for group in alike([len(part.prompt) for part in parts]):
+        for part in (parts[place] for place in group):
+            if sum(len(each.options) for each in batch) + len(part.options) > size:
                 yield batch
                 batch = []
-            batch.append(PromptOptions(prompt, some))
-    if batch:
+            batch.append(part)
         yield batch
+        batch = []
 
 
 def _with_padding(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":

@@ -3,7 +3,8 @@
 A question is read once for all its options, and logits are computed for the options' tokens alone.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING
@@ -19,46 +20,106 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
+ENOUGH = 128
+"""Tokens from which on a pass costs as much as its tokens: fewer are read together, whatever their padding."""
 Score = tuple[float, bool]
 """Log-likelihood in nats, summed over the option's tokens, and whether each of them is the likeliest one."""
+Option = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """A prompt and the options after it, as token ids. Neither is empty."""
+    """A prompt and the options after it, as token ids. None is empty."""
 
     prompt: tuple[int, ...]
-    options: tuple[tuple[int, ...], ...]
+    options: tuple[Option, ...]
+
+    @property
+    def further(self) -> list[Option]:
+        """What each option of several tokens has behind the first one."""
+        return [option[1:] for option in self.options if len(option) > 1]
 
 
-@torch.no_grad()
-def option_scores(model: nn.Module, questions: Sequence[PromptOptions], *, pad: int) -> list[list[Score]]:
-    """Scores of the options of some questions, which are read side by side.
+def option_scores(model: nn.Module, batches: Iterable[Sequence[PromptOptions]], *, pad: int) -> Iterator[tuple[PromptOptions, list[Score]]]:
+    """Scores of the options of each question, in order.
 
-    First the prompts, whose last position predicts each option's first token; then, from their keys and values, the rest of each option. A model
-    that keeps no keys and values but a state, which padding would change, reads each prompt again with each option.
+    The last position of a prompt predicts the first token of each option. The rest of the options is read from the keys and values of the prompt. A
+    model that keeps no keys and values but a state, which padding would change, reads each prompt again with each option.
 
     Args:
         model: in eval mode, with or without an adapter.
+        batches: the questions that are read side by side.
         pad: any token; it is masked.
     """
     base = without_adapter(model)
-    if getattr(base, "_is_stateful", False):
-        return _one_by_one(model, base, questions, pad)
-    prompts = _padded([question.prompt for question in questions], pad, model, left=True)
-    rest = [(row, option) for row, question in enumerate(questions) for option in question.options if len(option) > 1]
+    read = _each_apart if getattr(base, "_is_stateful", False) else _prompts_once
+    asked: list[PromptOptions] = []
+    states: list[Float[Tensor, "_ d_model"]] = []
+    for batch in batches:
+        asked += batch
+        states += [read(model, base, batch, pad)]
+        if sum(map(len, states)) >= 2 * ENOUGH:  # the head, which may be larger than the body, wants many positions at a time
+            yield from zip(asked, _scores(base, torch.cat(states), asked), strict=True)
+            asked, states = [], []
+    if asked:
+        yield from zip(asked, _scores(base, torch.cat(states), asked), strict=True)
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of rows in groups of similar length, the longest first. Padding is at most a third of a group, or the group is small."""
+    groups: list[list[int]] = []
+    tokens = 0
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
+        if not groups or (tokens >= ENOUGH and padded > 1.5 * (tokens + lengths[place])):
+            groups.append([])
+            tokens = 0
+        groups[-1].append(place)
+        tokens += lengths[place]
+    return groups
+
+
+# --- what the head reads --------------------------------------------------------------------------------------------------------------------------
+# Question by question: at the end of its prompt, and at each token but the last of each of its options.
+
+
+@torch.no_grad()
+def _prompts_once(model: nn.Module, base: "PreTrainedModel", batch: Sequence[PromptOptions], pad: int) -> Float[Tensor, "position d_model"]:
+    prompts = _padded([each.prompt for each in batch], pad, model, left=True)
+    rest = [(row, option) for row, each in enumerate(batch) for option in each.options if len(option) > 1]
     last = torch.zeros_like(prompts.mask, dtype=torch.bool)
     last[:, -1] = True
-    with reading_states(base, last) as states:
+    with reading_states(base, last) as ends:
         cache = model(**_inputs(base, prompts.ids, prompts.mask), use_cache=bool(rest)).past_key_values
-    first = _first_tokens(states[0], base, questions)
-    if not rest:
-        return first
-    further = iter(_rests(model, base, rest, prompts, cache, pad))
-    return [
-        [_sum(score, next(further)) if len(option) > 1 else score for option, score in zip(question.options, scores, strict=True)]
-        for question, scores in zip(questions, first, strict=True)
-    ]
+    further: dict[int, Tensor] = {}
+    for group in alike([len(option) - 1 for _, option in rest]):
+        whose = torch.tensor([rest[place][0] for place in group], device=prompts.ids.device)
+        read = _padded([rest[place][1][:-1] for place in group], pad, model, left=False)
+        # Padding on the right comes after everything that is scored.
+        mask = torch.cat([prompts.mask[whose], torch.ones_like(read.mask)], dim=1)
+        with reading_states(base, read.mask.bool()) as found:
+            model(**_inputs(base, read.ids, mask), past_key_values=_selected(cache, whose), use_cache=True)
+        further |= zip(group, found[0].split(read.mask.sum(dim=1).tolist()), strict=True)
+    by_prompt: list[list[Tensor]] = [[end[None]] for end in ends[0]]
+    for place, (row, _) in enumerate(rest):
+        by_prompt[row].append(further[place])
+    return torch.cat([states for own in by_prompt for states in own])
+
+
+@torch.no_grad()
+def _each_apart(model: nn.Module, base: "PreTrainedModel", batch: Sequence[PromptOptions], pad: int) -> Float[Tensor, "position d_model"]:
+    each = [(asked.prompt, option) for asked in batch for option in asked.options]
+    read = _padded([(*prompt, *option[:-1]) for prompt, option in each], pad, model, left=False)
+    wanted = torch.zeros_like(read.mask, dtype=torch.bool)
+    row = 0
+    for asked in batch:
+        for number, option in enumerate(asked.options):
+            end = len(asked.prompt) - 1
+            wanted[row, end + (number > 0) : end + len(option)] = True  # the end of the prompt once
+            row += 1
+    with reading_states(base, wanted) as found:
+        model(input_ids=read.ids, attention_mask=read.mask, use_cache=False)
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -92,68 +153,39 @@ def _inputs(base: "PreTrainedModel", ids: Int[Tensor, "row seq"], mask: Int[Tens
     return found
 
 
-def _first_tokens(states: Float[Tensor, "question d_model"], base: "PreTrainedModel", questions: Sequence[PromptOptions]) -> list[list[Score]]:
-    """Scores of the first token of each option, all from one position."""
-    most = max(len(question.options) for question in questions)
-    tokens = [[option[0] for option in question.options] for question in questions]
-    target = torch.tensor([[*row, *[0] * (most - len(row))] for row in tokens], device=states.device)
+def _selected(cache: "Cache", rows: Int[Tensor, " chosen"]) -> "Cache":
+    """A cache that begins with keys and values of these rows. The other one stays as it is."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(rows)
+    return chosen
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _scores(base: "PreTrainedModel", states: Float[Tensor, "position d_model"], asked: Sequence[PromptOptions]) -> list[list[Score]]:
+    """A list for each question, from what the head reads."""
+    wanted: list[list[int]] = []
+    for each in asked:
+        wanted += [[option[0] for option in each.options], *([token] for option in each.further for token in option)]
+    most = max(map(len, wanted))
+    target = torch.tensor([[*tokens, *[0] * (most - len(tokens))] for tokens in wanted], device=states.device)
 
     def of(logits: Tensor, rows: slice) -> Tensor:
         scores = logits.float().log_softmax(dim=-1)
         best = scores.argmax(dim=-1, keepdim=True)
         return torch.cat([scores.gather(1, target[rows]), (best == target[rows]).float()], dim=1)
 
-    found = NextTokens(target[:, 0], states, head_of(base), _vocabulary(base)).each(of).tolist()
-    return [[(row[place], bool(row[most + place])) for place in range(len(own))] for row, own in zip(found, tokens, strict=True)]
-
-
-def _rests(
-    model: nn.Module, base: "PreTrainedModel", rest: Sequence[tuple[int, tuple[int, ...]]], prompts: _Rows, cache: "Cache", pad: int
-) -> Iterator[Score]:
-    """Scores of the further tokens of options, after the cached prompts.
-
-    Args:
-        rest: row of the prompt and all tokens of the option.
-    """
-    whose = torch.tensor([row for row, _ in rest], device=prompts.ids.device)
-    read = _padded([option[:-1] for _, option in rest], pad, model, left=False)
-    cache.batch_select_indices(whose)
-    # Padding on the right comes after everything that is scored.
-    mask = torch.cat([prompts.mask[whose], torch.ones_like(read.mask)], dim=1)
-    with reading_states(base, read.mask.bool()) as states:
-        model(**_inputs(base, read.ids, mask), past_key_values=cache, use_cache=True)
-    yield from _scores(base, states[0], [option[1:] for _, option in rest])
-
-
-def _one_by_one(model: nn.Module, base: "PreTrainedModel", questions: Sequence[PromptOptions], pad: int) -> list[list[Score]]:
-    """As `option_scores`, each prompt read once for each option."""
-    each = [(question.prompt, option) for question in questions for option in question.options]
-    read = _padded([(*prompt, *option[:-1]) for prompt, option in each], pad, model, left=False)
-    asked = torch.zeros_like(read.mask, dtype=torch.bool)
-    for row, (prompt, option) in enumerate(each):
-        asked[row, len(prompt) - 1 : len(prompt) - 1 + len(option)] = True
-    with reading_states(base, asked) as states:
-        model(input_ids=read.ids, attention_mask=read.mask, use_cache=False)
-    found = _scores(base, states[0], [option for _, option in each])
-    return [[next(found) for _ in question.options] for question in questions]
-
-
-def _scores(base: "PreTrainedModel", states: Float[Tensor, "token d_model"], options: Sequence[Sequence[int]]) -> Iterator[Score]:
-    """A score for each option, from what the head reads at the positions before its tokens, one option after the other."""
-    target = torch.tensor([token for option in options for token in option], device=states.device)
-
-    def of(logits: Tensor, rows: slice) -> Tensor:
-        scores = logits.float().log_softmax(dim=-1)
-        return torch.stack([scores.gather(1, target[rows, None])[:, 0], (scores.argmax(dim=-1) == target[rows]).float()], dim=1)
-
-    found = NextTokens(target, states, head_of(base), _vocabulary(base)).each(of).double().cpu()
-    for own in found.split([len(option) for option in options]):
-        yield float(own[:, 0].sum()), bool(own[:, 1].all())
-
-
-def _vocabulary(base: "PreTrainedModel") -> int:
-    return base.get_input_embeddings().get_parameter("weight").shape[0]
-
-
-def _sum(one: Score, other: Score) -> Score:
-    return one[0] + other[0], one[1] and other[1]
+    vocabulary = base.get_input_embeddings().get_parameter("weight").shape[0]
+    found = iter(NextTokens(target[:, 0], states, head_of(base), vocabulary).each(of).double().cpu().view(len(wanted), 2, most).unbind())
+    result = []
+    for each in asked:
+        first = next(found)
+        own = []
+        for column, option in enumerate(each.options):
+            tokens = torch.stack([first[:, column], *(next(found)[:, 0] for _ in option[1:])])
+            own.append((float(tokens[:, 0].sum()), bool(tokens[:, 1].all())))
+        result.append(own)
+    return result

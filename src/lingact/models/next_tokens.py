@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-LOGITS_AT_ONCE = 32 << 20
-"""Logits that are held at once: 128 MiB in float32, which is 128 positions of Gemma's vocabulary."""
+LOGITS_AT_ONCE = 64 << 20
+"""Logits that are held at once: 256 MiB in float32, which is 256 positions of Gemma's vocabulary."""
 
 Quantities = Callable[[Float[Tensor, "position vocabulary"], slice], Float[Tensor, "position quantity"]]
 """Logits of some positions, and which positions these are -> what is wanted of each of them."""
