@@ -1,101 +1,78 @@
-"""What does an evaluation cost beside lm-eval's own? Setting up the tasks, and answering their questions, in CPU seconds of one process each.
+"""Ways to score the options of benchmark questions."""
 
-Each round runs lingact and lm-eval one after the other, each in a process of its own; the ratio is of the same round.
-"""
-
-import multiprocessing
-import os
-import statistics
-import tempfile
-import time
+import io
 from collections.abc import Callable
-from pathlib import Path
 
-from benchmarks.embedded import CONF
-from lingact.runtime.terminal import show
+from tqdm import tqdm
 
-TASKS = Path(__file__).resolve().parents[1] / "src" / "lingact" / "assets" / "microworld" / "tasks"
-LANGUAGES = ("en", "zh", "ru", "es", "it", "id", "ca", "mr", "ml", "hi")
-NAMES = [f"micro_{name}_{code}" for name in ("arc", "mmlu", "hellaswag") for code in LANGUAGES]
-ROUNDS, BATCH = 3, 64
-MODELS = 2
-"""How often all questions are answered: base and one adapter, as it were."""
+from benchmarks.setting import Setting, items, load
+from lingact.evaluation.loglikelihoods import answers_to, batch_size_for, harness_of
+from lingact.evaluation.tasks import libraries_silenced, prompt_and_option
 
-
-def lingact() -> tuple[float, float, float]:
-    """CPU seconds of the set-up and of the answers; the sum of all accuracies."""
-    from hydra import compose, initialize_config_dir
-    from tqdm import tqdm
-
-    from lingact.config.jobs import EvalConfig
-    from lingact.config.validation import validate_config
-    from lingact.evaluation.answers import AnswerCache
-    from lingact.evaluation.scorer import Scorer
-    from lingact.evaluation.tasks import load_tasks
-    from lingact.models.lm import load_model
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = validate_config(EvalConfig, compose("eval", ["device=cpu"]))
-    lm = load_model(config.model, config.device)
-    import lm_eval.tasks  # noqa: F401 (not counted here, nor there)
-
-    began = time.process_time()
-    instance = load_tasks(config.tasks, LANGUAGES).instances
-    ready = time.process_time()
-    with tempfile.TemporaryDirectory() as folder, tqdm(disable=True) as bar:
-        runs = [Scorer(lm, BATCH, AnswerCache(Path(folder)), bar).score(lm.model, instance, f"{number}") for number in range(MODELS)]
-    return ready - began, time.process_time() - ready, sum(run.items["acc"].sum() for run in runs)
+BATCH_SIZES = (1, 8)
+"""lm-eval is tried with each, and the better one counts."""
+Scores = list[tuple[float, bool, int]]
+"""Log-likelihood, whether it is the likeliest continuation, and the option's bytes."""
 
 
-def harness() -> tuple[float, float, float]:
-    """The same by lm-eval."""
-    import logging
+def lingact(setting: Setting) -> Callable[[], Scores]:
+    """As `eval.py` scores them, with the batch size that it chooses."""
+    lm, tasks = load(setting), items(setting)
+    size = batch_size_for(lm, tasks)
+    harness = harness_of(lm, lm.model, size)
 
-    from hydra import compose, initialize_config_dir
-    from lm_eval.evaluator import simple_evaluate
+    def run() -> Scores:
+        found: Scores = []
+        for task in tasks:
+            with tqdm(file=io.StringIO()) as bar:
+                answers = answers_to(task.requests, harness, size, bar)["answers"]
+            found += [
+                (float(score), bool(greedy), len(prompt_and_option(request.args)[1].encode()))
+                for (score, greedy), request in zip(answers, task.requests, strict=True)
+            ]
+        return found
+
+    return run
+
+
+def lm_eval(setting: Setting) -> Callable[[], Scores]:
+    """lm-eval's own model class, with its cache of logits. What its command line does before and after is left out, in its favour."""
+    from time import perf_counter
+
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    from lingact.config.jobs import EvalConfig
-    from lingact.config.validation import validate_config
-    from lingact.models.lm import load_model
+    lm, tasks = load(setting), items(setting)
+    with libraries_silenced():
+        models = {
+            size: HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=size, max_length=lm.tokens.context)  # pyrefly: ignore[bad-argument-type]
+            for size in BATCH_SIZES
+        }
 
-    logging.disable(logging.WARNING)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = validate_config(EvalConfig, compose("eval", ["device=cpu"]))
-    lm = load_model(config.model, config.device)
-    os.chdir(TASKS)  # its data files are named relative to the current folder
-    began = time.process_time()
-    manager = TaskManager(include_path=str(TASKS))
-    manager.load(NAMES)
-    ready = time.process_time()
-    total = 0.0
-    for _ in range(MODELS):
-        model = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=BATCH, max_length=config.model.context)  # pyrefly: ignore[bad-argument-type]
-        found = simple_evaluate(model, tasks=NAMES, task_manager=manager, bootstrap_iters=0)
-        assert found is not None
-        total += sum(row["acc"] for rows in found["samples"].values() for row in rows)
-    return ready - began, time.process_time() - ready, total
+    def scored(size: int) -> Scores:
+        found: Scores = []
+        for task in tasks:
+            with libraries_silenced():
+                answers = models[size].loglikelihood(list(task.requests), disable_tqdm=True)
+            found += [
+                (score, greedy, len(prompt_and_option(request.args)[1].encode()))
+                for (score, greedy), request in zip(answers, task.requests, strict=True)
+            ]
+        return found
 
-
-def apart(work: Callable[[], tuple[float, float, float]]) -> tuple[float, float, float]:
-    """The result of work in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work)
+    took = {}
+    for size in BATCH_SIZES:
+        start = perf_counter()
+        scored(size)
+        took[size] = perf_counter() - start
+    best = min(took, key=took.__getitem__)
+    return lambda: scored(best)
 
 
-def main() -> None:
-    """Print the table."""
-    rounds = [(apart(lingact), apart(harness)) for _ in range(ROUNDS)]
-    assert len({total for ours, theirs in rounds for total in (ours[2], theirs[2])}) == 1, "both count the same right answers"
-    rows = []
-    for place, name in enumerate((f"set-up of {len(NAMES)} tasks", f"all questions, {MODELS} models")):
-        ours, theirs = ([pair[which][place] for pair in rounds] for which in (0, 1))
-        ratios = sorted(mine / other for mine, other in zip(ours, theirs, strict=True))
-        row = {"CPU seconds": name, "lingact": f"{min(ours):.2f} to {max(ours):.2f}", "lm-eval": f"{min(theirs):.2f} to {max(theirs):.2f}"}
-        rows.append(row | {"ratio": f"{statistics.median(ratios):.2f}", "smallest": f"{ratios[0]:.2f}", "largest": f"{ratios[-1]:.2f}"})
-    show(rows, title=f"{ROUNDS} rounds, ratios of the same round")
+WAYS = {"lingact": lingact, "lm_eval": lm_eval}
 
 
-if __name__ == "__main__":
-    main()
+def compared(ours: Scores, theirs: Scores) -> dict[str, str]:
+    """How far apart the scores are, and how many of lm-eval's decisions differ."""
+    apart = [abs(one[0] - other[0]) for one, other in zip(ours, theirs, strict=True)]
+    greedy = sum(one[1] != other[1] for one, other in zip(ours, theirs, strict=True))
+    return {"options": f"{len(ours)}", "largest difference": f"{max(apart):.1e}", "greedy in one only": f"{greedy}"}

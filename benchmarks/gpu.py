@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
+from benchmarks.analysis import floor_pass, hidden_states_pass
 from benchmarks.embedded import repeated
+from benchmarks.steps import lingact_step, plain_step, tokens
 from lingact.activations.passes import measure
 from lingact.config.base import asset
 from lingact.config.data import FilesCorpus, Splits
@@ -81,28 +83,6 @@ def batches(lm: LanguageModel, corpus: ParallelCorpus) -> list[TokenBatch]:
     return [batch for texts in corpus.texts.values() for batch in lm.tokens.batches(lm.tokens.windows(texts), BATCH_TOKENS)]
 
 
-@torch.no_grad()
-def floor(lm: LanguageModel, saes: Dictionaries, given: list[TokenBatch]) -> None:
-    """Forward passes without logits, and the encoder products of the kept tokens."""
-    for batch in given:
-        residuals, _ = lm.residuals(batch, tuple(saes))
-        keep = batch.keep.to(DEVICE)
-        for layer, dictionary in saes.items():
-            residuals[layer][keep].float() @ dictionary.sae.W_enc
-
-
-@torch.no_grad()
-def hidden_states(lm: LanguageModel, saes: Dictionaries, given: list[TokenBatch]) -> None:
-    """What a script does: all hidden states, `encode`, and the sum of the activations."""
-    for own in given:
-        batch = own.to(DEVICE)
-        given_ids = {"input_ids": batch.ids, "attention_mask": batch.attention.long()}
-        states = lm.model.get_submodule("model")(**given_ids, use_cache=False, output_hidden_states=True).hidden_states
-        for layer, dictionary in saes.items():
-            features = dictionary.sae.encode(states[layer + 1][batch.keep].float())
-            features.sum().item()
-
-
 def timed(run: Callable[[], object]) -> tuple[float, float]:
     """Seconds, and MiB beyond what was held before."""
     cuda, before = DEVICE.type == "cuda", 0
@@ -136,59 +116,10 @@ def interleaved(ways: dict[str, Callable[[], object]], tokens: int, rounds: int)
 
 
 def training(lm: LanguageModel, saes: Dictionaries, corpus: ParallelCorpus) -> tuple[dict[str, Callable[[], object]], int]:
-    """One step of the default loss at four layers, eight sentences in two languages, against the same terms without caches or hooks that stop."""
-    import yaml
-
-    from benchmarks.embedded import CONF
-    from lingact.config.training import LoraAdapter, LossConfig
-    from lingact.models.adapters import attach_adapter, base_behaviour, train_adapter_only
-    from lingact.training.base_cache import CacheSettings, cached_anchor, cached_predictions, cached_reference
-    from lingact.training.base_targets import BaseOutputs
-    from lingact.training.batch_loss import BatchLoss
-    from lingact.training.batches import AlignedBatch
-
+    """One step of the default loss at four layers, eight sentences in two languages, and the same terms without caches and chunks."""
     chosen = {layer: saes[layer] for layer in sorted(saes)[:: max(1, len(saes) // 4)][:4]}
-    settings, codes = CacheSettings(BATCH_TOKENS), ("en", "ml")
-    reference = cached_reference(lm, chosen, corpus, "en", settings, profiles=False)
-    predictions = {code: cached_predictions(lm, corpus, code, settings, top=64) for code in codes}
-    anchors = {code: cached_anchor(lm, chosen, corpus, code, settings) for code in codes}
-    peft = LoraAdapter.model_validate(yaml.safe_load((CONF / "peft" / "lora.yaml").read_text()))
-    lm.model = attach_adapter(lm.model, lm.blocks, peft, 0)
-    train_adapter_only(lm.model)
-    written = LossConfig.model_validate(yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text()))
-    weights = torch.full((len(chosen),), 1 / len(chosen), device=DEVICE)
-    loss = BatchLoss(lm, chosen, BaseOutputs(reference, reference, predictions, anchors), "en", weights, written)
-    windows = {code: lm.tokens.by_sentence(corpus.texts[code]) for code in codes}
-    count = min(8, len(corpus.ids))
-    batch = AlignedBatch(torch.arange(count), {code: lm.tokens.collate([w for s in range(count) for w in own[s]]) for code, own in windows.items()})
-
-    def step() -> None:
-        lm.model.zero_grad()
-        torch.stack(list(loss.terms(batch).values())).sum().backward()
-
-    def plain() -> None:
-        """The base model's outputs in every step, full logits, encoders term by term."""
-        lm.model.zero_grad()
-        total = torch.zeros((), device=DEVICE)
-        for code, own in batch.texts.items():
-            text = own.to(DEVICE)
-            given = {"input_ids": text.ids, "attention_mask": text.attention.long(), "use_cache": False, "output_hidden_states": True}
-            with torch.no_grad(), base_behaviour(lm.model):
-                before = lm.model(**given)
-            after = lm.model(**given)
-            keep = text.keep
-            for layer, dictionary in chosen.items():
-                old, new = before.hidden_states[layer + 1][keep].float(), after.hidden_states[layer + 1][keep].float()
-                if code != "en":
-                    total = total + (1 - dictionary.encode(new).sum(dim=-1).mean() / dictionary.encode(old).sum(dim=-1).mean()).square()
-                    total = total + (new - dictionary.decode(dictionary.encode(new))).square().mean()
-                total = total + (new.norm(dim=-1) / old.norm(dim=-1)).log().square().mean()
-            kept = keep[:, 1:]
-            log_p, log_q = (output.logits[:, :-1][kept].float().log_softmax(dim=-1) for output in (before, after))
-            total = total + (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
-        total.backward()
-
-    return {"lingact": step, "plain_step": plain}, sum(text.size() for text in batch.texts.values())
+    ours = lingact_step(lm, chosen, corpus, batch_tokens=BATCH_TOKENS, part=None, share=1.0)
+    return {"lingact": ours, "plain_step": plain_step(lm, chosen, corpus, part=None)}, tokens(lm, corpus)
 
 
 def main() -> None:
@@ -199,17 +130,17 @@ def main() -> None:
     corpus = repeated(corpus, 40 if TINY else 800)
     given = batches(lm, corpus)
     saes = random_saes(lm, given[0])
-    tokens = sum(batch.size() for batch in given)
+    read = sum(batch.size() for batch in given)
     ways: dict[str, Callable[[], object]] = {
         "lingact": lambda: measure(lm, {"measuring": saes}, corpus, batch_tokens=BATCH_TOKENS, identity={}),
-        "floor": lambda: floor(lm, saes, given),
-        "hidden_states": lambda: hidden_states(lm, saes, given),
+        "floor": lambda: floor_pass(lm, saes, given),
+        "hidden_states": lambda: hidden_states_pass(lm, saes, given),
     }
-    found = {"analysis": interleaved(ways, tokens, ROUNDS)}
+    found = {"analysis": interleaved(ways, read, ROUNDS)}
     steps, step_tokens = training(lm, saes, repeated(corpus, 16))
     found["training"] = interleaved(steps, step_tokens, ROUNDS)
     for job, rows in found.items():
-        title = f"{job}, {DEVICE}, {len(saes)} layers x {WIDTH}, {tokens if job == 'analysis' else step_tokens} tokens"
+        title = f"{job}, {DEVICE}, {len(saes)} layers x {WIDTH}, {read if job == 'analysis' else step_tokens} tokens"
         show([{"way": name} | {key: f"{value:.4g}" for key, value in row.items()} for name, row in rows.items()], title=title)
     if "--json" in sys.argv:
         Path(sys.argv[sys.argv.index("--json") + 1]).write_text(json.dumps(found, indent=1))

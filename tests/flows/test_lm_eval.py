@@ -167,8 +167,8 @@ def test_documents_prompts_and_answers_equal_those_of_its_command_line(both: tup
         asked = [[[part["arg_0"], part["arg_1"]] for part in sample["arguments"].values()] for sample in its]
         assert [[[record["prompt"], choice] for choice in record["choices"]] for record in mine] == asked, task
         scores = [float(score) for sample in its for score, _ in sample["filtered_resps"]]
-        # Its batches go across tasks, so that the padding differs, and with it the last place of a float32.
-        assert [score for record in mine for score in record["loglikelihood"]] == pytest.approx(scores, abs=1e-5, rel=1e-6), task
+        # It reads each prompt with each option, and batches across tasks, so that the last places of a float32 differ.
+        assert [score for record in mine for score in record["loglikelihood"]] == pytest.approx(scores, abs=1e-4), task
 
 
 def test_the_comparison_can_fail(ours: dict[str, Told]) -> None:

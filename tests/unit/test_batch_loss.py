@@ -269,6 +269,30 @@ def test_in_parts_loss_and_gradient_are_those_of_the_whole(
         assert (gradient - found[None][1]).norm() < 1e-3 * found[None][1].norm()
 
 
+@pytest.mark.parametrize("top", [0, 5], ids=["base in each step", "cached"])
+def test_a_share_of_the_positions_is_unbiased(top: int, make: Make, lm: LanguageModel, batch: AlignedBatch) -> None:
+    """At a share of a third, three phases draw each position once: their mean is the whole, in the terms and in the gradient."""
+    retention = {"kl": 1.0, "lm": 1.0, "target_kl": 1.0}
+    whole = make(OFF, retention, target_lm=1.0, top=top)
+    thin = BatchLoss(lm, whole.dictionaries, whole.base, "en", WEIGHTS, loss_of(OFF, retention, target_lm=1.0, predicted_share=1 / 3))
+    adapter = [p for p in lm.model.parameters() if p.requires_grad]
+
+    def found(loss: BatchLoss, given: AlignedBatch, part: int | None) -> tuple[Tensor, Tensor]:
+        terms = loss.terms(given, part=part)
+        gradient = torch.autograd.grad(total(terms), adapter, allow_unused=True)
+        return torch.stack(list(terms.values())).detach(), torch.cat([g.flatten() for g in gradient if g is not None])
+
+    expected = found(whole, batch, None)
+    drawn = []
+    for phase in (1 / 6, 3 / 6, 5 / 6):
+        texts = {code: own.thinned(1 / 3, torch.full((len(own.ids),), phase)) for code, own in batch.texts.items()}
+        drawn.append(found(thin, AlignedBatch(batch.sentences, texts), 2))
+    terms, gradients = (torch.stack(each) for each in zip(*drawn, strict=True))
+    torch.testing.assert_close(terms.mean(dim=0), expected[0], rtol=1e-4, atol=1e-6)
+    assert (gradients.mean(dim=0) - expected[1]).norm() < 1e-3 * expected[1].norm()
+    assert (terms - expected[0]).abs().max() > 1e-3, "each draw alone is another number"
+
+
 def test_a_part_at_a_time_is_held_in_memory(make: Make, lm: LanguageModel, batch: AlignedBatch) -> None:
     loss = make({}, {"kl": 1.0})
     seen: list[int] = []

@@ -17,7 +17,7 @@ TRAINING: dict[str, Any] = {
     "device": "cpu",
     "cache": "outputs/cache",
     "tracking": {"mode": "offline", "group": None},
-    "loss": {"gap": {"weight": 1.0, "objective": "activation"}, "retention": {"weight": 1.0}},
+    "loss": {"gap": {"weight": 1.0, "objective": "activation"}, "retention": {"weight": 1.0}, "predicted_share": 1.0},
     "model": {"name": "google/gemma-2-2b"},
 }
 
