@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -21,7 +22,7 @@ from lingact.data.tokens import TokenBatch
 from lingact.models import next_tokens
 from lingact.models.adapters import attach_adapter
 from lingact.models.lm import LanguageModel, find_blocks
-from lingact.models.next_tokens import NextTokens, values_only
+from lingact.models.next_tokens import NextTokens, Remembered
 
 SHAPE = {
     "vocab_size": 259, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -64,6 +65,7 @@ def test_logits_are_those_of_the_model_whatever_it_does_with_them(
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     other = LanguageModel(model, lm.tokenizer, lm.tokens, find_blocks(model, 2), {})
     monkeypatch.setattr(next_tokens, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(next_tokens, "_WORKED_ON_AT_ONCE", 40 * 259)
     sizes: list[int] = []
 
     def of(logits: Tensor, rows: slice) -> Tensor:
@@ -76,7 +78,7 @@ def test_logits_are_those_of_the_model_whatever_it_does_with_them(
         torch.testing.assert_close(found.each(of), expected)
         nll = torch.nn.functional.cross_entropy(expected, batch.ids[:, 1:][batch.keep[:, 1:]], reduction="none")
         torch.testing.assert_close(found.nll(), nll)
-    assert max(sizes) == min(len(expected), max(1, at_once // 259))
+    assert max(sizes) == min(len(expected), max(1, at_once // 259), 40)
     assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()), "the model is as it was"
 
 
@@ -96,6 +98,7 @@ def test_gradients_are_those_of_the_whole(
     gradients: Callable[[Callable[[], Tensor]], Tensor], lm: LanguageModel, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(next_tokens, "LOGITS_AT_ONCE", 7 * 259)
+    monkeypatch.setattr(next_tokens, "_WORKED_ON_AT_ONCE", 2 * 259)
     before = torch.randn(int(batch.predicts.sum()), 259, generator=torch.Generator().manual_seed(0))
     weights = torch.linspace(1, 2, len(before))
 
@@ -114,14 +117,26 @@ def test_gradients_are_those_of_the_whole(
     assert (gradients(in_chunks) - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_values_alone_have_no_gradient_and_are_the_same(lm: LanguageModel, batch: TokenBatch) -> None:
-    lm.blocks[0].mlp.up_proj.weight.requires_grad_(True)  # pyrefly: ignore[missing-attribute]
-    found = predictions_of(lm, batch)
-    with values_only():
-        values = found.nll()
-    assert torch.equal(values, found.nll())
-    (gradient,) = torch.autograd.grad(values.sum(), found._states)
-    assert not torch.equal(gradient, torch.autograd.grad(found.nll().sum(), found._states)[0]), "it is a stand-in, for a pass that is made again"
+def test_what_is_read_again_for_the_gradient_is_not_computed_again(
+    gradients: Callable[[Callable[[], Tensor]], Tensor], lm: LanguageModel, batch: TokenBatch
+) -> None:
+    calls: list[int] = []
+
+    def of(logits: Tensor, rows: slice) -> Tensor:
+        calls.append(len(logits))
+        return logits.logsumexp(dim=-1)[:, None]
+
+    def read(given: TokenBatch) -> Tensor:
+        found = predictions_of(lm, given)
+        return found.each(of).sum() + found.nll().sum()
+
+    def in_parts() -> Tensor:
+        return torch.stack([checkpoint(read, part, use_reentrant=False, context_fn=Remembered().contexts) for part in batch.split(2)]).sum()
+
+    expected = gradients(lambda: read(batch))
+    calls.clear()
+    assert (gradients(in_parts) - expected).norm() < 1e-5 * expected.norm()
+    assert sum(calls) == int(batch.predicts.sum())
 
 
 # --- a share of the positions ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 A vocabulary of 262,144 makes the logits of one token a megabyte, and the head of Gemma 3 270M costs more than its whole body.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel
 
 LOGITS_AT_ONCE = 64 << 20
 """Logits that are held at once: 256 MiB in float32, which is 256 positions of Gemma's vocabulary."""
+_WORKED_ON_AT_ONCE = 1 << 22
+"""Logits that are worked on at once: 16 MiB in float32."""
 
 Quantities = Callable[[Float[Tensor, "position vocabulary"], slice], Float[Tensor, "position quantity"]]
 """Logits of some positions, and which positions these are -> what is wanted of each of them."""
@@ -48,17 +51,46 @@ class NextTokens:
         A position's quantities depend on its own logits alone. So their gradient with respect to the head's input is computed together with them, and
         the backward pass only scales it: each logit is computed once.
         """
-        step = max(1, LOGITS_AT_ONCE // self._vocabulary)
-        parts = [slice(start, start + step) for start in range(0, len(self.target), step)]
-
-        def quantities(states: Tensor, rows: slice) -> Tensor:
-            return of(self._head(states), rows)
-
-        if not parts:
-            return quantities(self._states, slice(0, 0))
         if torch.is_grad_enabled() and self._states.requires_grad:
-            return cast("Tensor", _ByPosition.apply(self._states, quantities, parts))
-        return torch.cat([quantities(self._states[rows], rows) for rows in parts])
+            return cast("Tensor", _ByPosition.apply(self._states, self, of))
+        found = []
+        for rows in self._chunks():
+            logits = self._head(self._states[rows])
+            found += [of(logits[within], placed) for within, placed in self._blocks(rows)]
+        return torch.cat(found)
+
+    def _chunks(self) -> list[slice]:
+        """Positions whose logits are held at once."""
+        step = max(1, LOGITS_AT_ONCE // self._vocabulary)
+        return [slice(start, min(start + step, len(self.target))) for start in range(0, max(1, len(self.target)), step)]
+
+    def _blocks(self, rows: slice) -> Iterator[tuple[slice, slice]]:
+        """Positions whose logits are worked on at once, which should stay in the processor's cache: their places in a chunk and in all."""
+        step = max(1, _WORKED_ON_AT_ONCE // self._vocabulary)
+        for start in range(rows.start, max(rows.stop, rows.start + 1), step):
+            stop = min(start + step, rows.stop)
+            yield slice(start - rows.start, stop - rows.start), slice(start, stop)
+
+    def _with_gradient(self, of: Quantities) -> tuple[Float[Tensor, "n quantity"], Float[Tensor, "quantity n d_model"]]:
+        values, gradients = [], []
+        for rows in self._chunks():
+            with torch.enable_grad():
+                states = self._states[rows].detach().requires_grad_()
+                logits = self._head(states)
+            found, by_logit = [], []
+            for within, placed in self._blocks(rows):
+                with torch.enable_grad():
+                    block = logits.detach()[within].requires_grad_()
+                    quantities = of(block, placed)
+                    columns = quantities.sum(dim=0).unbind()
+                found.append(quantities.detach())
+                by_logit.append([torch.autograd.grad(column, block, retain_graph=column is not columns[-1])[0] for column in columns])
+            values += found
+            of_column = [torch.cat(own) for own in zip(*by_logit, strict=True)]
+            last = len(of_column) - 1
+            own = [torch.autograd.grad(logits, states, each, retain_graph=number < last)[0] for number, each in enumerate(of_column)]
+            gradients.append(torch.stack(own))
+        return torch.cat(values), torch.cat(gradients, dim=1)
 
     def nll(self) -> Float[Tensor, " n"]:
         """Cross-entropy in nats of the token that follows."""
@@ -70,24 +102,21 @@ class NextTokens:
 
 
 class _ByPosition(torch.autograd.Function):
-    """Quantities of each position with their gradient, some positions at a time."""
+    """Quantities of each position, with a gradient that is there already."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, quantities: Callable[[Tensor, slice], Tensor], parts: list[slice]) -> Tensor:
-        values, gradients = [], []
-        for rows in parts:
-            with torch.enable_grad():
-                part = states[rows].detach().requires_grad_()
-                found = quantities(part, rows)
-                columns = found.sum(dim=0).unbind()
-            values.append(found.detach())
-            if not _VALUES_ONLY:
-                own = [torch.autograd.grad(column, part, retain_graph=column is not columns[-1])[0] for column in columns]
-                gradients.append(torch.stack(own))
-        # A stand-in of the same shape: the values are computed a second time before the gradient is.
-        empty = states.new_empty(()).expand(values[0].shape[1], *states.shape)
-        ctx.save_for_backward(torch.cat(gradients, dim=1) if gradients else empty)
-        return torch.cat(values)
+    def forward(ctx: Any, _states: Tensor, predictions: NextTokens, of: Quantities) -> Tensor:
+        memory = _MEMORIES[-1] if _MEMORIES else None
+        if memory is not None and memory.again:
+            values, gradients = memory.found.popleft()
+        else:
+            # What is saved for the gradient here is used here: nothing for activation checkpointing to forget and compute again.
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+                values, gradients = predictions._with_gradient(of)
+            if memory is not None:
+                memory.found.append((values, gradients))
+        ctx.save_for_backward(gradients)
+        return values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -95,17 +124,32 @@ class _ByPosition(torch.autograd.Function):
         return torch.einsum("nq,qnd->nd", grads[0].to(gradients.dtype), gradients), None, None
 
 
-_VALUES_ONLY: list[bool] = []
+class Remembered:
+    """What `NextTokens.each` finds in a pass that is made again for its gradient (activation checkpointing): the second time it is not computed.
+
+    It is a number or two and as many vectors of the residual stream for each position, where the activations of a pass are hundreds.
+    """
+
+    def __init__(self) -> None:
+        self.found: deque[tuple[Tensor, Tensor]] = deque()
+        self.again = False
+
+    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For the first pass and the second one, as `torch.utils.checkpoint` takes them."""
+        return self._open(again=False), self._open(again=True)
+
+    @contextmanager
+    def _open(self, *, again: bool) -> Iterator[None]:
+        self.again = again
+        _MEMORIES.append(self)
+        try:
+            yield
+        finally:
+            _MEMORIES.pop()
 
 
-@contextmanager
-def values_only() -> Iterator[None]:
-    """While open, `NextTokens.each` computes no gradient, although autograd is on: for a pass that is made again for the gradient."""
-    _VALUES_ONLY.append(True)
-    try:
-        yield
-    finally:
-        _VALUES_ONLY.pop()
+_MEMORIES: list[Remembered] = []
+"""The innermost one that is open comes last."""
 
 
 @contextmanager

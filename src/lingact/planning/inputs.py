@@ -105,9 +105,13 @@ class Inputs(Generic[C]):
         """Tokens of the longest sentence of a batch."""
         return min(self.config.model.context, LONGEST * self.text.tokens)
 
-    def forward(self, tokens: Number, *, logits: bool) -> Number:
-        """Floating-point operations of the model over so many tokens."""
-        return tokens * (self.model.forward(self.text.tokens) + (self.model.logit_work if logits else 0))
+    def forward(self, tokens: Number, *, predicted: Number = 0.0) -> Number:
+        """Floating-point operations of the model over so many tokens.
+
+        Args:
+            predicted: share of the tokens whose logits are computed.
+        """
+        return tokens * (self.model.forward(self.text.tokens) + predicted * self.model.logit_work)
 
 
 def inputs_of(config: C) -> Inputs[C] | None:

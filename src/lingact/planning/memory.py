@@ -11,7 +11,7 @@ from lingact.activations.feature_stats import LAYER_SUMS
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
 from lingact.config.training import LoraAdapter, VeraAdapter
 from lingact.planning.inputs import LONGEST, Inputs, Number, SaeSetSizes, Text, layers_in_loss, share_of
-from lingact.planning.work import TOKENS_PER_OPTION
+from lingact.planning.work import OPTION_TOKENS, PROMPT_TOKENS
 
 EXACT, ESTIMATE = "counted", "estimated"
 _Measuring = Inputs[TrainConfig] | Inputs[AnalyzeConfig]
@@ -106,7 +106,9 @@ def memory_of_evaluation(inputs: Inputs[EvalConfig]) -> Memory:
     """The memory that `workflows.evaluate` needs for questions and text."""
     config = inputs.config
     batch = config.tasks.batch_size if config.tasks.batch_size != "auto" else 1  # auto takes what there is
-    phases = {"questions": [_logits(inputs, batch * min(config.model.context, 4 * TOKENS_PER_OPTION), 10)]}
+    longest = min(config.model.context, LONGEST * (PROMPT_TOKENS + OPTION_TOKENS))
+    kept = Need("keys and values of the prompts", 2 * batch * longest * inputs.model.layers * inputs.model.d_model * inputs.bytes_per_number)
+    phases = {"questions": [kept, _logits(inputs, batch * OPTION_TOKENS, inputs.bytes_per_number + 8)]}
     if config.text_split is not None:
         phases["text"] = [_logits(inputs, config.batch_tokens, 2 * inputs.bytes_per_number + 8)]
     return Memory([_weights(inputs)], phases, [], loading=[_weights(inputs)])
@@ -149,12 +151,15 @@ def _block(inputs: Inputs, tokens: Number) -> Need:
 
 
 def _logits(inputs: Inputs, tokens: Number, each: Number) -> Need:
-    """Logits with what is computed from them.
+    """Logits of the tokens that are predicted at once, with what is computed from them.
 
     Args:
         each: bytes for a logit.
     """
-    return Need(f"logits of {tokens:,.0f} tokens x {inputs.model.vocabulary:,}", tokens * inputs.model.vocabulary * each)
+    from lingact.models.next_tokens import LOGITS_AT_ONCE  # imports transformers, as the sizes of the model have done
+
+    count = min(tokens, max(1, LOGITS_AT_ONCE // inputs.model.vocabulary))
+    return Need(f"logits of {count:,.0f} tokens x {inputs.model.vocabulary:,}", count * inputs.model.vocabulary * each)
 
 
 def _latents(inputs: _Measuring, tokens: Number) -> Need:
@@ -237,7 +242,7 @@ def _step(inputs: Inputs[TrainConfig], text: Text) -> list[Need]:
         needs.append(Need(f"latents of {layers} layers in the loss", target * read * inputs.sae_sets[0].width * kept))
     with_logits = bool(retention.kl or retention.lm or retention.limit) + len(config.lang) * bool(retention.target_kl or config.loss.target_lm)
     if with_logits:
-        needs.append(_logits(inputs, read, min(with_logits, languages) * (3 * number + 12) + 12))
+        needs.append(_logits(inputs, read * config.loss.predicted_share, 2 * number + 20))
     return needs
 
 

@@ -11,7 +11,7 @@ from lingact.models.sizes import sizes_of
 from lingact.planning.hardware import Hardware
 from lingact.planning.inputs import inputs_of, text_of
 from lingact.planning.memory import Memory, memory_of_analysis, memory_of_evaluation, memory_of_training
-from lingact.planning.work import ITEMS, OPTIONS, TOKENS_PER_OPTION, Pass, passes_of_analysis, passes_of_evaluation, passes_of_training
+from lingact.planning.work import ITEMS, OPTION_TOKENS, OPTIONS, PROMPT_TOKENS, Pass, passes_of_analysis, passes_of_evaluation, passes_of_training
 
 GB = 1e9
 Value = str | int | bool | tuple[int, ...] | None
@@ -57,7 +57,7 @@ def _plan_of_evaluation(config: EvalConfig) -> Plan | None:
     inputs = inputs_of(config)
     if inputs is None:
         return None
-    how = f"{inputs.text.how}; {config.tasks.limit or ITEMS} items of {OPTIONS} options of {TOKENS_PER_OPTION} tokens (a guess)"
+    how = f"{inputs.text.how}; {config.tasks.limit or ITEMS} items of {PROMPT_TOKENS} tokens with {OPTIONS} options of {OPTION_TOKENS} (a guess)"
     return Plan(memory_of_evaluation(inputs), passes_of_evaluation(inputs), how)
 
 

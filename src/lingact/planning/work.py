@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
 from lingact.planning.inputs import Inputs, Number, Text, layers_in_loss, share_of
 
-ITEMS, OPTIONS, TOKENS_PER_OPTION = 1000, 4, 100
+ITEMS, OPTIONS, PROMPT_TOKENS, OPTION_TOKENS = 1000, 4, 80, 10
 """Of a benchmark in one language: guesses."""
 _Measuring = Inputs[TrainConfig] | Inputs[AnalyzeConfig]
 
@@ -46,12 +46,12 @@ def _further_passes(inputs: Inputs[AnalyzeConfig], tokens: Number, sentences: Nu
     if "spliced" in parts:
         read = min(measures.spliced.sentences, sentences) * per_sentence * codes
         times = models * (1 + inputs.layers * (1 + sum(not sae_set.random for sae_set in inputs.sae_sets)))
-        yield Pass("splicing", read * times, inputs.forward(read * times, logits=True), _work_of_saes(inputs, read, 1))
+        yield Pass("splicing", read * times, inputs.forward(read * times, predicted=1.0), _work_of_saes(inputs, read, 1))
     if "causal" in parts:
         read = min(measures.causal.sentences, sentences / 2) * per_sentence * codes
         each = codes if measures.causal.features == "language_specific" else 1
         arms = models * len(measures.causal.doses) * (2 + measures.causal.draws) * each
-        yield Pass("intervening", read * arms, inputs.forward(read * arms, logits=True), _work_of_saes(inputs, read * arms, 1) / 2)
+        yield Pass("intervening", read * arms, inputs.forward(read * arms, predicted=1.0), _work_of_saes(inputs, read * arms, 1) / 2)
 
 
 def passes_of_training(inputs: Inputs[TrainConfig], training: Text) -> list[Pass]:
@@ -69,8 +69,8 @@ def passes_of_training(inputs: Inputs[TrainConfig], training: Text) -> list[Pass
     times = 3 if config.trainer.micro_batch is not None or config.trainer.activation_checkpointing else 2
     measured = (judged * len(config.languages.all) + text.sentences * splits.dev * languages) * text.tokens
     return [
-        Pass("caching base outputs", 2 * read, 2 * inputs.forward(read, logits=True), _work_of_saes(inputs, read, 1)),
-        Pass("training", stepped, times * inputs.forward(stepped, logits=True), _work_of_loss(inputs, stepped)),
+        Pass("caching base outputs", 2 * read, 2 * inputs.forward(read, predicted=1.0), _work_of_saes(inputs, read, 1)),
+        Pass("training", stepped, times * inputs.forward(stepped, predicted=config.loss.predicted_share), _work_of_loss(inputs, stepped)),
         _pass(inputs, "measuring base and adapter", measured, passes=2, variants=3, logits=True),
     ]
 
@@ -80,16 +80,18 @@ def passes_of_evaluation(inputs: Inputs[EvalConfig]) -> list[Pass]:
     config = inputs.config
     codes, models = len(config.languages.all), 1 + len(config.adapter)
     items = (config.tasks.limit or ITEMS) * (len(config.tasks.benchmarks) + len(config.tasks.own))
-    asked = items * OPTIONS * codes * TOKENS_PER_OPTION * models
-    passes = [Pass("questions", asked, inputs.forward(asked, logits=True))]
+    # Each prompt is read once, and logits are those of the options' tokens.
+    each = PROMPT_TOKENS + OPTIONS * OPTION_TOKENS
+    asked = items * codes * each * models
+    passes = [Pass("questions", asked, inputs.forward(asked, predicted=OPTIONS * OPTION_TOKENS / each))]
     if config.text_split is not None:
         read = inputs.text.sentences * share_of(config.corpus.splits, config.text_split) * inputs.text.tokens * codes * models
-        passes.append(Pass("text", read, inputs.forward(read, logits=True)))
+        passes.append(Pass("text", read, inputs.forward(read, predicted=1.0)))
     return passes
 
 
 def _pass(inputs: _Measuring, what: str, tokens: Number, *, passes: int = 1, variants: int = 1, logits: bool = False) -> Pass:
-    return Pass(what, tokens, passes * inputs.forward(tokens, logits=logits), _work_of_saes(inputs, tokens, variants))
+    return Pass(what, tokens, passes * inputs.forward(tokens, predicted=float(logits)), _work_of_saes(inputs, tokens, variants))
 
 
 def _work_of_saes(inputs: _Measuring, tokens: Number, variants: int) -> Number:

@@ -5,7 +5,6 @@ batch at once. This also holds for terms that are not means over tokens (a squar
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +28,7 @@ from lingact.config.training import LossConfig
 from lingact.data.tokens import TokenBatch
 from lingact.models.adapters import base_behaviour
 from lingact.models.lm import LanguageModel
-from lingact.models.next_tokens import NextTokens, values_only
+from lingact.models.next_tokens import NextTokens, Remembered
 from lingact.models.sae import Dictionaries
 from lingact.training.base_targets import BaseOutputs
 from lingact.training.batches import AlignedBatch
@@ -133,7 +132,7 @@ class BatchLoss:
         # On the device, because torch repeats the random numbers only of devices that have a tensor among the arguments.
         sentences = sentences.to(self.lm.device)
         for shard in batch.split(part):
-            found = checkpoint(read, code, shard, sentences, use_reentrant=False, context_fn=lambda: (values_only(), nullcontext()))
+            found = checkpoint(read, code, shard, sentences, use_reentrant=False, context_fn=Remembered().contexts)
             total = {name: total[name] + mean if name in total else mean for name, mean in found.items()}
         return total
 
@@ -222,15 +221,16 @@ class BatchLoss:
     def _prediction_means(self, code: str, batch: TokenBatch, predictions: NextTokens, *, kl: bool, lm: bool) -> Means:
         """Means over all positions, from those that were drawn: a sum over these, divided by their share, has the whole sum as its expectation."""
         cached = self.predictions[code].of(batch) if kl and code in self.predictions else None
-        base = self._base_predictions(batch) if kl and cached is None else None
+        base: list[NextTokens] = []  # computed where it is needed first: a pass that is made again needs it no more
 
         def of(logits: Tensor, rows: slice) -> Tensor:
             columns = []
             if cached is not None:
                 columns.append(cached.chosen(rows).kl(logits))
-            if base is not None:
+            elif kl:
+                base.extend([] if base else [self._base_predictions(batch)])
                 with torch.no_grad():
-                    before = base.logits(rows)
+                    before = base[0].logits(rows)
                 columns.append(kl_per_token(before, logits))
             if lm:
                 columns.append(predictions.nll_of(logits, rows)[:, 0])
