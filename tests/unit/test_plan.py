@@ -131,7 +131,7 @@ def test_parts_recomputing_and_fewer_layers_need_less() -> None:
     assert step_of("trainer.activation_checkpointing=true") < whole - 10 * GB
     assert step_of("loss.gap.layers=[0,1]") < whole - 5 * GB
     assert step_of("loss=kl_only") < step_of("loss=gap_and_retention")
-    assert step_of("trainer.devices=2") == pytest.approx(whole / 2, rel=0.01)
+    assert step_of("trainer.devices=2") == pytest.approx(whole / 2, rel=0.05), "but for a chunk of logits"
 
 
 def test_every_part_of_an_analysis_has_its_passes() -> None:
@@ -216,7 +216,7 @@ def test_what_experiments_are_said_to_fit() -> None:
     assert gpt2 is not None
     # What a T4 has, the smallest of the cards sold with 16 GB; its host as small.
     assert not card(15.8, host=16).lacks(quick.memory)
-    assert card(12).lacks(quick.memory)
+    assert card(10).lacks(quick.memory)
     assert not card(24, host=32).lacks(one.memory)
     assert not Hardware("CPU", "cpu", 16e9, 16e9, SPEED).lacks(gpt2.memory)
 
@@ -227,8 +227,8 @@ def test_advice_names_what_is_enough_first() -> None:
     assert any(line.startswith("sae.heldout=null (") for line in lines)
     assert any(line.startswith("sae.layers=[0,4,8,12,16,20,24] (") for line in lines)
     assert lines[-1].startswith("all of these (")
-    enough = advice(config, card(58))
-    assert float(enough[0].split("(")[1].split(" GB")[0]) < 58
+    enough = advice(config, card(54))
+    assert float(enough[0].split("(")[1].split(" GB")[0]) < 54
 
 
 def test_draws_of_random_directions_are_given_up_before_the_saes_that_measure() -> None:
