@@ -92,6 +92,20 @@ def test_active_latents_stand_for_all_of_them(kind: str, make_sae: MakeSae, x: T
     torch.testing.assert_close(dictionary.decode_active(active), dictionary.decode(features), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reads_less_b_dec", [False, True])
+@pytest.mark.parametrize("kind", ["jumprelu", "topk"])
+def test_one_product_gives_the_latents_of_scaled_residuals_too(kind: str, reads_less_b_dec: bool, make_sae: MakeSae, x: Tensor) -> None:
+    sae = sae_of(kind, make_sae)
+    sae.cfg.apply_b_dec_to_input = reads_less_b_dec
+    dictionary, factor = Dictionary(sae, 1), torch.linspace(0.5, 2, len(x))
+    expected = dictionary.encode(x), dictionary.encode(x * factor[:, None])
+    for active, features in zip(dictionary.active_and_scaled(x, factor), expected, strict=True):
+        dense = torch.zeros_like(features)
+        dense[active.token, active.latent] = active.value
+        torch.testing.assert_close(dense, features, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(*expected)
+
+
 def test_where_nothing_is_active_sums_are_zero(make_sae: MakeSae) -> None:
     sae = make_sae(1)
     sae.threshold.data[:] = 1e9

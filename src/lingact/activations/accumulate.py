@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lingact.activations.feature_stats import CONFIRMATION, DISCOVERY, FeatureStats, SentenceVectors, settled
-from lingact.activations.features import rescaled_to
+from lingact.activations.features import factor_to
 from lingact.data.tokens import TokenBatch
 from lingact.models.active_latents import ActiveLatents
 from lingact.models.sae import Dictionaries
@@ -121,11 +121,12 @@ def add_batch(
     with torch.no_grad():
         for layer, dictionary in dictionaries.items():
             x = residuals[layer]
-            active = dictionary.active(x)
-            add_layer(stats, layer, x, active, dictionary.decode_active(active), batch)
-            if reference_statistics is not None:
-                matched = dictionary.active(rescaled_to(x, reference_statistics.norm[layer]))
+            if reference_statistics is None:
+                active = dictionary.active(x)
+            else:
+                active, matched = dictionary.active_and_scaled(x, factor_to(x, reference_statistics.norm[layer]))
                 add_by_reference(stats, layer, active, matched, reference_statistics.active[stats.header["sae_set"]][layer].to(x.device), batch)
+            add_layer(stats, layer, x, active, dictionary.decode_active(active), batch)
 
 
 def add_vectors(vectors: SentenceVectors, residuals: dict[int, Float[Tensor, "token d_model"]], batch: TokenBatch) -> None:

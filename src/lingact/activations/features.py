@@ -26,9 +26,9 @@ def rescaled(x: Float[Tensor, "token d_model"], norms: Float[Tensor, " token"]) 
     return x * (norms / x.norm(dim=-1).clamp_min(1e-12))[:, None]
 
 
-def rescaled_to(x: Float[Tensor, "token d_model"], norm: float) -> Float[Tensor, "token d_model"]:
-    """`x` with every token's norm set to `norm`, which removes differences in norm between languages."""
-    return x * (norm / x.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+def factor_to(x: Float[Tensor, "token d_model"], norm: float) -> Float[Tensor, " token"]:
+    """What each token has to be multiplied with to have this norm, which removes differences in norm between languages."""
+    return norm / x.norm(dim=-1).clamp_min(1e-12)
 
 
 def token_activation(features: Float[Tensor, "token d_sae"]) -> Float[Tensor, " token"]:

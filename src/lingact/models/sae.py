@@ -63,7 +63,23 @@ class Dictionary:
         if type(sae) is not JumpReLUSAE or self.threshold is None:
             features = self.encode(x)
             return ActiveLatents.of(features, (features <= 0).logical_not_(), None)
-        before = torch.addmm(sae.b_enc, sae.process_sae_in(x), sae.W_enc)
+        return self._opened(torch.addmm(sae.b_enc, sae.process_sae_in(x), sae.W_enc))
+
+    def active_and_scaled(self, x: Float[Tensor, "token d_model"], factor: Float[Tensor, " token"]) -> tuple[ActiveLatents, ActiveLatents]:
+        """The latents that fire on `x`, and those that fire on `x` times a factor for each token.
+
+        Pre-activations are linear in the input but for the bias, so that of a JumpReLU SAE one product serves both.
+        """
+        sae = self.sae
+        if type(sae) is not JumpReLUSAE or self.threshold is None or sae.cfg.normalize_activations != "none":
+            return self.active(x), self.active(x * factor[:, None])
+        product = x @ sae.W_enc
+        bias = sae.b_enc - (sae.b_dec @ sae.W_enc if sae.cfg.apply_b_dec_to_input else 0)
+        return self._opened(product + bias), self._opened(product.mul_(factor[:, None]).add_(bias))
+
+    def _opened(self, before: Float[Tensor, "token d_sae"]) -> ActiveLatents:
+        """Pre-activations of a JumpReLU SAE that are above its thresholds."""
+        assert self.threshold is not None
         # A latent without a decoder row represents nothing.
         opens = torch.where(self.decoder_norms > 0, self.threshold.clamp_min(0), torch.inf)
         return ActiveLatents.of(before, (before <= opens).logical_not_(), self.norms)
