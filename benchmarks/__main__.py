@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import analysis, bits, evaluation, start, steps
-from benchmarks.setting import BATCH_TOKENS, LANGUAGES, Setting, few, load, text
+from benchmarks.setting import BATCH_TOKENS, LANGUAGES, Setting, load, text
 from benchmarks.ways import Measured, measure_ways
 from lingact.files.atomic import write_atomically
 from lingact.runtime.terminal import show
@@ -38,8 +38,7 @@ def main() -> None:
     if given.full:
         setting = replace(setting, sentences=20, items=20)
     ways = {name: prepare for name, prepare in job.WAYS.items() if given.ways is None or name in given.ways.split(",")}
-    warm_up = setting if given.job in ("start", "training") else few(setting)
-    found = scaled(measure_ways(ways, setting, warm_up, given.rounds or (5 if given.full else 2)), getattr(job, "SCALED", {}))
+    found = scaled(measure_ways(ways, setting, given.rounds or (5 if given.full else 2)), getattr(job, "SCALED", {}))
     rows = {name: measured.row for name, measured in found.items()}
     title = f"{given.job}: {given.model or 'embedded model'}, {described(given.job, setting)}"
     first = rows["lingact"]["seconds"]

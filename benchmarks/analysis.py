@@ -10,8 +10,8 @@ from lingact.data.tokens import TokenBatch
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 
-ONE_LAYER_SHARE = 6
-"""One layer a pass is measured on every sixth layer only, and counted six times."""
+ONE_LAYER_SHARE = 9
+"""One layer a pass is measured on every ninth layer only, and counted nine times."""
 
 
 def lingact(setting: Setting) -> Callable[[], float]:

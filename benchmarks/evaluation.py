@@ -59,13 +59,17 @@ def lm_eval(setting: Setting) -> Callable[[], Scores]:
             ]
         return found
 
-    took = {}
-    for size in BATCH_SIZES:
-        start = perf_counter()
-        scored(size)
-        took[size] = perf_counter() - start
-    best = min(took, key=took.__getitem__)
-    return lambda: scored(best)
+    took: dict[int, float] = {}
+
+    def run() -> Scores:
+        """The first time, which is not counted, with each batch size."""
+        for size in BATCH_SIZES if not took else ():
+            start = perf_counter()
+            scored(size)
+            took[size] = perf_counter() - start
+        return scored(min(took, key=took.__getitem__))
+
+    return run
 
 
 WAYS = {"lingact": lingact, "lm_eval": lm_eval}

@@ -6,7 +6,7 @@ They are the embedded toy model and its data, or in folders of the user's.
 import json
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +117,6 @@ def _with_letters(row: dict[str, Any]) -> dict[str, Any]:
     letters = "ABCDEFGH"[: len(row["choices"])]
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"], strict=True))
     return row | {"question": f"{row['question']}\n{listed}\nAnswer:", "choices": list(letters)}
-
-
-def few(setting: Setting) -> Setting:
-    """As small as it can be, for warming up."""
-    return replace(setting, sentences=1, items=1)
 
 
 def _config(*overrides: str) -> EvalConfig:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.setting import Setting
@@ -19,14 +20,9 @@ COMMANDS = {
 }
 
 
-def _way(arguments: tuple[str, ...]) -> Callable[[Setting], Callable[[], int]]:
-    return lambda _setting: (
-        lambda: (
-            subprocess.run(
-                [sys.executable, str(ROOT / arguments[0]), *arguments[1:]], capture_output=True, check=False, cwd=tempfile.gettempdir()
-            ).returncode
-        )
-    )
+def _prepare(arguments: tuple[str, ...], _setting: Setting) -> Callable[[], int]:
+    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    return lambda: subprocess.run(command, capture_output=True, check=False, cwd=tempfile.gettempdir()).returncode
 
 
-WAYS = {name: _way(arguments) for name, arguments in COMMANDS.items()}
+WAYS = {name: partial(_prepare, arguments) for name, arguments in COMMANDS.items()}

@@ -97,7 +97,7 @@ def ours(files: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -
     return {name: _ours(folder, name) for name in ("base", "adapter")}
 
 
-@pytest.fixture(scope="module", params=[pytest.param("base", marks=pytest.mark.slow), "adapter"])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("base", "adapter")])
 def both(
     request: pytest.FixtureRequest, files: Path, adapter: Path, ours: dict[str, Told], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Told, Told]:
@@ -171,6 +171,7 @@ def test_documents_prompts_and_answers_equal_those_of_its_command_line(both: tup
         assert [score for record in mine for score in record["loglikelihood"]] == pytest.approx(scores, abs=1e-4), task
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail(ours: dict[str, Told]) -> None:
     """Enough documents, answers that are neither all right nor all wrong, two measures that differ, and an adapter that changes all of it."""
     base, adapter = ours["base"], ours["adapter"]
