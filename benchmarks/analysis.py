@@ -28,8 +28,7 @@ def lingact(setting: Setting) -> Callable[[], float]:
 
 def floor(setting: Setting) -> Callable[[], float]:
     """The same forward passes without logits, and the bare products of the encoders: no statistic at all."""
-    lm, corpus = load(setting), text(setting)
-    saes, given = random_saes(lm, corpus, setting.width), batches(lm, setting)
+    lm, saes, given = _given(setting)
     return lambda: floor_pass(lm, saes, given)
 
 
@@ -46,8 +45,7 @@ def floor_pass(lm: LanguageModel, saes: Dictionaries, given: list[TokenBatch]) -
 
 def hidden_states(setting: Setting) -> Callable[[], float]:
     """What a script does: all hidden states, sae-lens's `encode` and `decode`, and the same sums."""
-    lm, corpus = load(setting), text(setting)
-    saes, given = random_saes(lm, corpus, setting.width), batches(lm, setting)
+    lm, saes, given = _given(setting)
     return lambda: hidden_states_pass(lm, saes, given)
 
 
@@ -104,8 +102,7 @@ def sae_lens(setting: Setting) -> Callable[[], float]:
     """sae-lens's own `run_with_cache_with_saes` over TransformerLens's bridge to the same model."""
     from sae_lens import SAETransformerBridge
 
-    lm, corpus = load(setting), text(setting)
-    saes, given = random_saes(lm, corpus, setting.width), batches(lm, setting)
+    lm, saes, given = _given(setting)
     bridge = SAETransformerBridge.boot_transformers(
         "google/gemma-3-270m" if setting.model else "google/gemma-2-2b", hf_model=lm.model, tokenizer=lm.tokenizer, dtype=torch.float32, device="cpu"
     )
@@ -128,6 +125,11 @@ def sae_lens(setting: Setting) -> Callable[[], float]:
         return total
 
     return run
+
+
+def _given(setting: Setting) -> tuple[LanguageModel, Dictionaries, list[TokenBatch]]:
+    lm = load(setting)
+    return lm, random_saes(lm, text(setting), setting.width), batches(lm, setting)
 
 
 def batches(lm: LanguageModel, setting: Setting) -> list[TokenBatch]:

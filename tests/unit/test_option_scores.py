@@ -16,8 +16,10 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
+    OpenAIGPTConfig,
     PreTrainedModel,
     Qwen3Config,
 )
@@ -45,7 +47,9 @@ ARCHITECTURES: dict[str, Any] = {
     "gpt_neox": GPTNeoXConfig(**SHAPE),
     "granite": GraniteConfig(**SHAPE, logits_scaling=4.0),
     "llama": LlamaConfig(**SHAPE),
+    "llama4": Llama4TextConfig(**SHAPE, num_local_experts=2, intermediate_size_mlp=24),
     "mamba": MambaConfig(vocab_size=259, hidden_size=16, state_size=4, num_hidden_layers=2, pad_token_id=0, bos_token_id=2, eos_token_id=1),
+    "openai_gpt": OpenAIGPTConfig(vocab_size=259, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5),  # no keys and values
     "qwen3": Qwen3Config(**SHAPE),
 }
 

@@ -57,7 +57,7 @@ def batch_size_for(lm: LanguageModel, tasks: Sequence[TaskInstance]) -> int:
 
 
 def _bytes_per_token(lm: LanguageModel) -> int:
-    """Keys and values of all layers, never more than the residual stream is wide, and the widest activations of one."""
+    """Keys and values of all layers, as if each were as wide as the residual stream, and the widest activations of one."""
     widest = max(size for weight in lm.blocks[0].parameters() for size in weight.shape)
     return (2 * len(lm.blocks) * lm.d_model + 3 * widest + 8 * lm.d_model) * next(lm.model.parameters()).element_size()
 

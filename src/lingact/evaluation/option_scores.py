@@ -44,7 +44,7 @@ def option_scores(model: nn.Module, batches: Iterable[Sequence[PromptOptions]], 
     """Scores of the options of each question, in order.
 
     The last position of a prompt predicts the first token of each option. The rest of the options is read from the keys and values of the prompt. A
-    model that keeps no keys and values but a state, which padding would change, reads each prompt again with each option.
+    model that keeps none, or a state, which padding would change, reads each prompt again with each option.
 
     Args:
         model: in eval mode, with or without an adapter.
@@ -90,7 +90,10 @@ def _prompts_once(model: nn.Module, base: "PreTrainedModel", batch: Sequence[Pro
     last = torch.zeros_like(prompts.mask, dtype=torch.bool)
     last[:, -1] = True
     with reading_states(base, last) as ends:
-        cache = model(**_inputs(base, prompts.ids, prompts.mask), use_cache=bool(rest)).past_key_values
+        output = model(**_inputs(base, prompts.ids, prompts.mask), **({"use_cache": True} if rest else {}))
+    cache = getattr(output, "past_key_values", None)
+    if rest and cache is None:
+        return _each_apart(model, base, batch, pad)
     further: dict[int, Tensor] = {}
     for group in alike([len(option) - 1 for _, option in rest]):
         whose = torch.tensor([rest[place][0] for place in group], device=prompts.ids.device)
@@ -118,7 +121,7 @@ def _each_apart(model: nn.Module, base: "PreTrainedModel", batch: Sequence[Promp
             wanted[row, end + (number > 0) : end + len(option)] = True  # the end of the prompt once
             row += 1
     with reading_states(base, wanted) as found:
-        model(input_ids=read.ids, attention_mask=read.mask, use_cache=False)
+        model(input_ids=read.ids, attention_mask=read.mask)
     return found[0]
 
 

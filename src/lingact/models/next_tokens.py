@@ -195,8 +195,9 @@ def head_of(model: PreTrainedModel) -> Callable[[Float[Tensor, "position d_model
 
 def _logits(model: PreTrainedModel, autocast: Callable[[], AbstractContextManager[Any]], states: Tensor) -> Tensor:
     head, body = model.get_output_embeddings(), model.base_model
+    if body is model:  # Llama 4 names its decoder otherwise than its class says
+        body = next(child for child in model.children() if child is not head)
     assert head is not None
-    assert body is not model
     handle = head.register_forward_pre_hook(lambda _m, inputs: (states[None], *inputs[1:]))
     own = vars(body).get("forward")
     body.forward = lambda *_, **__: _Output(last_hidden_state=states[None, :1].detach())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from lingact.activations.features import encode, kept_residuals, rescaled, token_activation
 from lingact.activations.functional import (
@@ -132,7 +132,9 @@ class BatchLoss:
         # On the device, because torch repeats the random numbers only of devices that have a tensor among the arguments.
         sentences = sentences.to(self.lm.device)
         for shard in batch.split(part):
-            found = checkpoint(read, code, shard, sentences, use_reentrant=False, context_fn=Remembered().contexts)
+            # What is remembered of a sharded model would be as large as its logits.
+            contexts = noop_context_fn if self.lm.sharded else Remembered().contexts
+            found = checkpoint(read, code, shard, sentences, use_reentrant=False, context_fn=contexts)
             total = {name: total[name] + mean if name in total else mean for name, mean in found.items()}
         return total
 
