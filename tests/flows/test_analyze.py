@@ -229,6 +229,7 @@ def test_pieces_that_make_no_whole_are_refused(
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_pieces_of_different_analyses_do_not_merge(shards: list[Path], start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start("analyze", tmp_path / "other", *FEW, "shard=2/2", "batch_tokens=128") == 0
     capsys.readouterr()

@@ -100,6 +100,7 @@ def test_an_untrained_adapter_changes_exactly_nothing(seeds: Path, base_argument
     assert len(tables["changed"]) == 0
 
 
+@pytest.mark.slow
 def test_answers_are_kept_and_belong_to_their_model(seeds: Path, base_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = [*base_arguments, f"cache={tmp_path / 'cache'}", f"adapter={seeds}/0"]
     assert cli.main("eval", CONF, [*given, f"hydra.run.dir={tmp_path / 'first'}"]) == 0

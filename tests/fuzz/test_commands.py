@@ -23,7 +23,8 @@ def chosen() -> list[Command | Example]:
     return [*odd[:: len(odd) // 18][:18], *others[:: len(others) // 5][:5], *refused, whole[0]]
 
 
-@pytest.mark.parametrize("number", [pytest.param(number, marks=[] if number == 0 else pytest.mark.slow) for number in range(30)])
+@pytest.mark.slow  # test_configurations.py goes through the door in the fast tier
+@pytest.mark.parametrize("number", range(30))
 def test_command(number: int, tmp_path: Path) -> None:
     example = chosen()[number]
     ending = give(example, tmp_path)
