@@ -67,7 +67,7 @@ MISTAKES = {
     "grammar": f"train lang=ml model.name=a=b seed= {FILES} tracking.project={{",
     "no_corpus_path": "train lang=ml corpus=files",
     "no_corpus_file": "train lang=ml corpus=files corpus.path=nowhere.jsonl",
-    "group_of_another_job": "eval sae=microworld",
+    "group_of_another_job": "eval peft=lora",
     "no_task_folder": "eval tasks=lm_eval tasks.own.mine.folder=nowhere tasks.own.mine.task='quiz_{lang}'",
     "no_task_path": "eval tasks=files",
     "path_without_lang": "eval tasks=files tasks.own.mine.path=quiz.jsonl",

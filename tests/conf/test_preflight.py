@@ -65,6 +65,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("analyze model.name=./a/b/c", "model.name: no model in the folder 'a/b/c' (no config.json)"),
         ("analyze adapter=/no/adapter", "adapter: there is no folder '/no/adapter'"),
         ("eval adapter=[/no/adapter]", "adapter: there is no folder '/no/adapter'"),
+        ("eval sae=microworld sae.layers=[9]", "sae.layers: [9] out of range; the model has layers 0 to 5"),
+        ("eval sae=gpt2_resid_post", "sae"),
         ("eval model.context=513", "model.context is 513; '<model>' takes at most 512 tokens"),
         ("analyze languages.high=[] languages.low=[]", "languages: there is nothing to compare 'en' with"),
         ("analyze stats=[here]", "stats: 'here' has no statistics (no stats/index.json)"),

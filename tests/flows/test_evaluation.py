@@ -246,12 +246,22 @@ def test_all_adapters_are_judged_before_the_first_question(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_whole_chain(seeds: Path, start: Start, base_arguments: list[str], tmp_path: Path) -> None:
-    """train -> eval -> analyze with the correlation; the file of scores does as well as the folder."""
+def test_the_whole_chain(seeds: Path, start: Start, base_arguments: list[str], small_toy_model: Path, tmp_path: Path) -> None:
+    """train -> eval with activations -> analyze with the correlation; the file of scores does as well as the folder."""
     languages = ("languages.high=[zh,es]", "languages.low=[ca,hi,ml]", "tracking=none")
     given = [text for text in base_arguments if not text.startswith(("languages", "tracking"))]
     folder = tmp_path / "eval"
-    assert cli.main("eval", CONF, [*given, *languages, f"adapter={seeds}/0", f"hydra.run.dir={folder}"]) == 0
+    saes = (
+        "sae=microworld",
+        *(f"sae.{name}.release={small_toy_model}/{place}" for name, place in (("measuring", "sae"), ("heldout", "sae_heldout"))),
+    )
+    assert cli.main("eval", CONF, [*given, *languages, *saes, "sae.layers=[0,2]", f"adapter={seeds}/0", f"hydra.run.dir={folder}"]) == 0
+    prompts = pd.read_csv(folder / "tables" / "prompt_activations.csv")
+    assert len(prompts) == 2 * 3 * 6 * 12 * 2 * 2, "two models, three benchmarks, six languages, twelve items, two sets of SAEs, two layers"
+    first = prompts.query("model == 'adapter' and task == 'micro_arc_ml' and sae_set == 'heldout' and layer == 2").set_index("doc_id")
+    for row in rows_of(folder / "samples" / "adapter_micro_arc_ml.jsonl"):
+        assert first.loc[row["doc_id"], "activation"] == row["activations"]["activation"]["heldout"]["2"]
+    assert (first["activation"] > 0).all()
     tables = []
     for name, scores in (("folder", folder), ("file", folder / "tables" / "scores.csv")):
         assert start("analyze", tmp_path / name, f"scores={scores}", *languages) == 0

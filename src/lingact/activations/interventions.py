@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +20,12 @@ from lingact.activations.edited_losses import Arm, CausalLosses, SplicedLosses
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.tokens import TokenBatch
 from lingact.errors import UserError
-from lingact.models.lm import LanguageModel
+from lingact.models.lm import BlockOutput, LanguageModel
 from lingact.models.sae import Dictionaries, Dictionary
 from lingact.runtime.resumable_passes import resumable, token_bar
 
 BlockEdit = Callable[[Float[Tensor, "batch seq d_model"]], Float[Tensor, "batch seq d_model"]]
 """The output of a block -> what takes its place."""
-Output = Tensor | tuple[Any, ...]
-"""What a block returns: a tensor in transformers 5, a tuple before."""
 TokenEdit = Callable[[Float[Tensor, "token d_model"]], Float[Tensor, "token d_model"]]
 """Residuals of the kept tokens in float32 -> what takes their place."""
 Condition = dict[int, TokenEdit]
@@ -42,9 +39,9 @@ Condition = dict[int, TokenEdit]
 def edited(blocks: nn.ModuleList, edits: dict[int, BlockEdit]) -> Iterator[None]:
     """While open, the outputs of the given blocks are replaced by what `edits` makes of them."""
 
-    def hook_of(edit: BlockEdit) -> Callable[[nn.Module, tuple[object, ...], Output], Output]:
-        def hook(_module: nn.Module, _inputs: tuple[object, ...], output: Output) -> Output:
-            return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+    def hook_of(edit: BlockEdit) -> Callable[[nn.Module, tuple[object, ...], BlockOutput], BlockOutput]:
+        def hook(_module: nn.Module, _inputs: tuple[object, ...], output: BlockOutput) -> BlockOutput:
+            return edit(output) if isinstance(output, Tensor) else (edit(output[0]), *output[1:])
 
         return hook
 

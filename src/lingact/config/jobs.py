@@ -218,13 +218,15 @@ def _as_names(value: object) -> object:
 
 
 class EvalConfig(Processes, Seeded):
-    """eval.py: it needs no SAE."""
+    """eval.py: it needs no SAE, but can keep activations of the prompts."""
 
     batch_tokens: Count
     """Padded tokens per forward pass over the text."""
     adapter: Annotated[tuple[Text, ...], BeforeValidator(_as_names)]
     """Run folders of train.py, sweep folders, PEFT folders, hub ids, W&B artifacts; none: the base model alone."""
     model: ModelConfig
+    sae: SaeConfig | None = None
+    """The mean activation of these SAEs and the residual norm are kept for each prompt. None: they are not."""
     languages: LanguagesConfig
     tasks: TasksConfig
     corpus: CorpusConfig

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from lingact.evaluation.prompt_activations import PromptActivations
 from lingact.files.atomic import write_atomically
 from lingact.files.records import read_json_object
 from lingact.models.lm import LanguageModel
@@ -29,6 +30,8 @@ class TaskAnswers(TypedDict):
     """One per option, in the order of the requests."""
     truncated: int
     """Prompts that were longer than the context and lost their beginning."""
+    prompts: NotRequired[Sequence[PromptActivations]]
+    """Of each option's prompt; once stored, of each question, with its first option."""
 
 
 @dataclass(frozen=True)

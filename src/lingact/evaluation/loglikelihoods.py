@@ -15,6 +15,7 @@ from lingact.data.tokens import Tokens
 from lingact.errors import UserError
 from lingact.evaluation.answers import TaskAnswers
 from lingact.evaluation.option_scores import PromptOptions, Score, alike, option_scores
+from lingact.evaluation.prompt_activations import PromptActivations, PromptReader
 from lingact.evaluation.tasks import TaskInstance, libraries_silenced, prompt_and_option
 from lingact.models.lm import LanguageModel
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
         truncated: int
         tokens: Tokens | None
         bar: tqdm | None
+        reader: PromptReader | None
+        prompts: list[PromptActivations]
+        """Of each request; empty without a reader."""
 
     Request = tuple[tuple[str, str], list[int], list[int]]
 
@@ -62,11 +66,12 @@ def _bytes_per_token(lm: LanguageModel) -> int:
     return (2 * len(lm.blocks) * lm.d_model + 3 * widest + 8 * lm.d_model) * next(lm.model.parameters()).element_size()
 
 
-def harness_of(lm: LanguageModel, model: nn.Module, batch_size: int) -> "Harness":
+def harness_of(lm: LanguageModel, model: nn.Module, batch_size: int, reader: PromptReader | None = None) -> "Harness":
     """lm-eval's model around the module of `lm`, with or without an adapter.
 
     Args:
         batch_size: options per forward pass, to begin with.
+        reader: keeps activations of the prompts.
     """
     with libraries_silenced():
         harness = _harness_class()(
@@ -75,12 +80,12 @@ def harness_of(lm: LanguageModel, model: nn.Module, batch_size: int) -> "Harness
             max_length=lm.tokens.context,
             batch_size=batch_size,
         )
-    harness.tokens = lm.tokens
+    harness.tokens, harness.reader = lm.tokens, reader
     return harness
 
 
 def answers_to(requests: "Sequence[Instance]", harness: "Harness", batch_size: int, bar: tqdm) -> TaskAnswers:
-    """Log-likelihoods of the options of one task.
+    """Log-likelihoods of the options of one task, and with a reader the activations of the prompt of each request.
 
     Args:
         requests: prompts and options.
@@ -96,7 +101,8 @@ def answers_to(requests: "Sequence[Instance]", harness: "Harness", batch_size: i
     with libraries_silenced():
         found = harness.loglikelihood(list(requests))
     bar.refresh()
-    return {"answers": [[float(score), bool(greedy)] for score, greedy in found], "truncated": harness.truncated}
+    answers: TaskAnswers = {"answers": [[float(score), bool(greedy)] for score, greedy in found], "truncated": harness.truncated}
+    return answers if harness.reader is None else {**answers, "prompts": harness.prompts}
 
 
 @functools.cache
@@ -108,6 +114,8 @@ def _harness_class() -> "type[Harness]":
         truncated = 0
         tokens: Tokens | None = None
         bar: tqdm | None = None
+        reader: PromptReader | None = None
+        prompts: "list[PromptActivations]" = []  # noqa: RUF012 (assigned, never changed)
 
         def _loglikelihood_tokens(
             self,
@@ -126,12 +134,20 @@ def _harness_class() -> "type[Harness]":
                 read = tuple(prompt_ids[-(self.max_length + 1 - len(option_ids)) :])
                 asked.setdefault(read, {}).setdefault(tuple(option_ids), []).append(place)
             found: list[Score] = [(0.0, False)] * len(requests)
-            for each, scores in option_scores(self.model, _batches(asked, int(self.batch_size)), pad=self.tokens.pad):
+            order: list[tuple[int, ...]] = []
+            if self.reader is not None:
+                self.reader.take()  # of an attempt that ran out of memory
+            for each, scores in option_scores(self.model, _batches(asked, int(self.batch_size)), pad=self.tokens.pad, reader=self.reader):
+                order.append(each.prompt)
                 for option, score in zip(each.options, scores, strict=True):
                     places = asked[each.prompt][option]
                     for place in places:
                         found[place] = score
                     self.bar.update(len(places))
+            if self.reader is not None:
+                by_prompt = dict(zip(order, self.reader.take(), strict=True))
+                placed = {place: by_prompt[prompt] for prompt, options in asked.items() for places in options.values() for place in places}
+                self.prompts = [placed[place] for place in range(len(requests))]
             return found
 
     return Harness  # pyrefly: ignore[bad-return] (`Harness` is its type)

@@ -5,14 +5,16 @@ A question is read once for all its options, and logits are computed for the opt
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lingact.evaluation.prompt_activations import PromptReader
 from lingact.models.adapters import without_adapter
 from lingact.models.next_tokens import NextTokens, head_of, reading_states
 
@@ -40,7 +42,9 @@ class PromptOptions:
         return [option[1:] for option in self.options if len(option) > 1]
 
 
-def option_scores(model: nn.Module, batches: Iterable[Sequence[PromptOptions]], *, pad: int) -> Iterator[tuple[PromptOptions, list[Score]]]:
+def option_scores(
+    model: nn.Module, batches: Iterable[Sequence[PromptOptions]], *, pad: int, reader: PromptReader | None = None
+) -> Iterator[tuple[PromptOptions, list[Score]]]:
     """Scores of the options of each question, in order.
 
     The last position of a prompt predicts the first token of each option. The rest of the options is read from the keys and values of the prompt. A
@@ -50,6 +54,7 @@ def option_scores(model: nn.Module, batches: Iterable[Sequence[PromptOptions]], 
         model: in eval mode, with or without an adapter.
         batches: the questions that are read side by side.
         pad: any token; it is masked.
+        reader: looks at the residuals of the prompts, in the same order.
     """
     base = without_adapter(model)
     read = _each_apart if getattr(base, "_is_stateful", False) else _prompts_once
@@ -57,7 +62,7 @@ def option_scores(model: nn.Module, batches: Iterable[Sequence[PromptOptions]], 
     states: list[Float[Tensor, "_ d_model"]] = []
     for batch in batches:
         asked += batch
-        states += [read(model, base, batch, pad)]
+        states += [read(model, base, batch, pad, reader)]
         if sum(map(len, states)) >= 2 * ENOUGH:  # the head, which may be larger than the body, wants many positions at a time
             yield from zip(asked, _scores(base, torch.cat(states), asked), strict=True)
             asked, states = [], []
@@ -84,16 +89,18 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _prompts_once(model: nn.Module, base: "PreTrainedModel", batch: Sequence[PromptOptions], pad: int) -> Float[Tensor, "position d_model"]:
+def _prompts_once(
+    model: nn.Module, base: "PreTrainedModel", batch: Sequence[PromptOptions], pad: int, reader: PromptReader | None
+) -> Float[Tensor, "position d_model"]:
     prompts = _padded([each.prompt for each in batch], pad, model, left=True)
     rest = [(row, option) for row, each in enumerate(batch) for option in each.options if len(option) > 1]
     last = torch.zeros_like(prompts.mask, dtype=torch.bool)
     last[:, -1] = True
-    with reading_states(base, last) as ends:
+    with reading_states(base, last) as ends, _watched(reader, prompts.ids, prompts.mask.bool()):
         output = model(**_inputs(base, prompts.ids, prompts.mask), **({"use_cache": True} if rest else {}))
     cache = getattr(output, "past_key_values", None)
     if rest and cache is None:
-        return _each_apart(model, base, batch, pad)
+        return _each_apart(model, base, batch, pad, None)
     further: dict[int, Tensor] = {}
     for group in alike([len(option) - 1 for _, option in rest]):
         whose = torch.tensor([rest[place][0] for place in group], device=prompts.ids.device)
@@ -110,19 +117,26 @@ def _prompts_once(model: nn.Module, base: "PreTrainedModel", batch: Sequence[Pro
 
 
 @torch.no_grad()
-def _each_apart(model: nn.Module, base: "PreTrainedModel", batch: Sequence[PromptOptions], pad: int) -> Float[Tensor, "position d_model"]:
+def _each_apart(
+    model: nn.Module, base: "PreTrainedModel", batch: Sequence[PromptOptions], pad: int, reader: PromptReader | None
+) -> Float[Tensor, "position d_model"]:
     each = [(asked.prompt, option) for asked in batch for option in asked.options]
     read = _padded([(*prompt, *option[:-1]) for prompt, option in each], pad, model, left=False)
-    wanted = torch.zeros_like(read.mask, dtype=torch.bool)
+    wanted, prompts = (torch.zeros_like(read.mask, dtype=torch.bool) for _ in range(2))
     row = 0
     for asked in batch:
+        prompts[row, : len(asked.prompt)] = True  # with the first option only
         for number, option in enumerate(asked.options):
             end = len(asked.prompt) - 1
             wanted[row, end + (number > 0) : end + len(option)] = True  # the end of the prompt once
             row += 1
-    with reading_states(base, wanted) as found:
+    with reading_states(base, wanted) as found, _watched(reader, read.ids, prompts):
         model(input_ids=read.ids, attention_mask=read.mask)
     return found[0]
+
+
+def _watched(reader: PromptReader | None, ids: Int[Tensor, "row seq"], prompt: Bool[Tensor, "row seq"]) -> AbstractContextManager[None]:
+    return nullcontext() if reader is None else reader.reading(ids, prompt)
 
 
 @dataclass(frozen=True)

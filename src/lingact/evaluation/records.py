@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from lingact.errors import UserError
-from lingact.evaluation.answers import Answer
+from lingact.evaluation.answers import TaskAnswers
+from lingact.evaluation.prompt_activations import PromptActivations
 from lingact.evaluation.tasks import Question, TaskInstance, prompt_and_option
 
 
@@ -30,6 +31,8 @@ class Record(TypedDict):
     choices: list[str]
     loglikelihood: list[float]
     """Of each option, in nats."""
+    activations: NotRequired[PromptActivations]
+    """Of the prompt."""
     doc_hash: str
     prompt_hash: str
     target_hash: str
@@ -47,14 +50,17 @@ class EvalRun:
     """Prompts that, with an option, were longer than the context and lost their beginning."""
 
 
-def records_of(instance: TaskInstance, answers: Sequence[Answer]) -> list[Record]:
-    """The documents of a task with lm-eval's scores of the answers."""
-    requests = instance.requests
+def records_of(instance: TaskInstance, found: TaskAnswers) -> list[Record]:
+    """The documents of a task with lm-eval's scores of the answers, and the activations of their prompts where they were kept."""
+    requests, answers = instance.requests, found["answers"]
     assert len(answers) == len(requests)
     for request, (score, greedy) in zip(requests, answers, strict=True):
         request.resps, request.filtered_resps = [(score, greedy)], {}
     instance.task.apply_filters()
-    return [_record(instance, question) for question in instance.questions]
+    records = [_record(instance, question) for question in instance.questions]
+    if "prompts" not in found:
+        return records
+    return [{**record, "activations": prompt} for record, prompt in zip(records, found["prompts"], strict=True)]
 
 
 def _record(instance: TaskInstance, question: Question) -> Record:

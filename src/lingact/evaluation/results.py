@@ -63,6 +63,8 @@ def result_tables(
         ),
     }
     frames["scores"] = scores.score_table(frames["accuracy"])
+    if config.sae is not None:
+        frames["prompt_activations"] = prompt_activations(answered)
     if text is not None:
         frames["text"] = base_bits(answered[BASE].nats, text, settings)
     if not recipes:
@@ -141,6 +143,35 @@ def changed_answers(answered: Mapping[str, ModelAnswers]) -> pd.DataFrame:
                         | {"base": _option(before, _likeliest(before)), "adapter": _option(after, _likeliest(after))}
                     )
     return pd.DataFrame(rows, columns=["model", "task", "item", "kind", "change", "prompt", "gold", "base", "adapter"])
+
+
+def prompt_activations(answered: Mapping[str, ModelAnswers]) -> pd.DataFrame:
+    """Activation and residual norm of each prompt, beside its score: a row for each model, document, layer and SAE set.
+
+    `margin` is the log-likelihood of the right option minus that of the best other one, in nats.
+    """
+    rows = []
+    for name, each in answered.items():
+        records = [record for own in each.run.samples.values() for record in own]
+        whose = each.run.items[["task", "benchmark", "language"]].to_dict("records")
+        for place, record in zip(whose, records, strict=True):
+            found = record.get("activations")
+            assert found is not None
+            score = {"doc_id": record["doc_id"], "item": record["item"], "acc": record["acc"], "margin": _margin(record), "tokens": found["tokens"]}
+            for sae_set, by_layer in found["activation"].items():
+                for layer, activation in by_layer.items():
+                    measured = {"activation": activation, "residual_norm": found["residual_norm"][layer]}
+                    rows.append({"model": name} | place | score | {"sae_set": sae_set, "layer": int(layer)} | measured)
+    return pd.DataFrame(rows)
+
+
+def _margin(record: Record) -> float:
+    gold, scores = record["gold"], record["loglikelihood"]
+    if isinstance(gold, str) and gold in record["choices"]:
+        gold = record["choices"].index(gold)
+    if not isinstance(gold, int) or not 0 <= gold < len(scores) or len(scores) == 1:
+        return float("nan")
+    return scores[gold] - max(score for place, score in enumerate(scores) if place != gold)
 
 
 def _likeliest(record: Record) -> int:

@@ -3,6 +3,7 @@
 The steps of lm-eval's `evaluate` (requests, log-likelihoods, filters, metrics) are called one by one, so that every finished task is stored at once.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from lingact.errors import UserError, out_of_memory
 from lingact.evaluation.answers import Answer, AnswerCache, Identity, TaskAnswers, identity_of
 from lingact.evaluation.loglikelihoods import answers_to, harness_of
+from lingact.evaluation.prompt_activations import PromptReader
 from lingact.evaluation.records import EvalRun, records_of
 from lingact.evaluation.tasks import TaskInstance, libraries_silenced
 from lingact.models.finite import beyond
@@ -30,8 +32,10 @@ _COLUMNS = ("doc_id", "doc_hash", "prompt_hash", "item", "kind", "acc", "acc_nor
 class Scorer:
     """Scores tasks with a model as it is, adapter on or off, and stores the answers."""
 
-    def __init__(self, lm: LanguageModel, batch_size: int, answers: AnswerCache | None, bar: tqdm) -> None:
+    def __init__(self, lm: LanguageModel, batch_size: int, answers: AnswerCache | None, bar: tqdm, reader: PromptReader | None = None) -> None:
         self.lm = lm
+        self.reader = reader
+        """Keeps activations of the prompts; None: they are not kept."""
         self.batch_size = batch_size
         """Options per forward pass. It becomes smaller when the device runs out of memory."""
         self.answers = answers
@@ -53,12 +57,14 @@ class Scorer:
             UserError: an option cannot be scored because it is longer than the context or has no token of its own.
         """
         identity = identity_of(self.lm, adapter) | {"batch_size": self._asked_for}
+        if self.reader is not None:
+            identity |= {"prompts": self.reader.identity}
         identities = [identity | {"task": instance.entry.task, "questions": instance.sha256} for instance in tasks]
         rows, samples, truncated = [], {}, 0
         for instance, found in zip(tasks, self._answers(model, tasks, identities), strict=True):
             self._refuse_lost(instance, found["answers"])  # stored answers are checked too
             with libraries_silenced():
-                records = records_of(instance, found["answers"])
+                records = records_of(instance, found)
             whose = {"task": instance.entry.task, "benchmark": instance.entry.benchmark, "language": instance.entry.language}
             rows += [whose | {column: record[column] for column in _COLUMNS} for record in records]
             samples[instance.entry.task] = records
@@ -77,7 +83,7 @@ class Scorer:
         self._bar.unpause()
         missing = [number for number in range(len(tasks)) if number not in found]
         own = missing[rank() :: world()]
-        harness = harness_of(self.lm, model, self.batch_size) if own else None
+        harness = harness_of(self.lm, model, self.batch_size, self.reader) if own else None
         for number in own:
             assert harness is not None
             found[number] = self._answer(harness, tasks[number])
@@ -106,6 +112,9 @@ class Scorer:
             self.batch_size //= 2
             self._bar.n = start
         self._refuse_lost(instance, found["answers"])
+        if "prompts" in found:
+            firsts = itertools.accumulate((len(question.requests) for question in instance.questions[:-1]), initial=0)
+            found["prompts"] = [found["prompts"][place] for place in firsts]
         return found
 
     def _refuse_lost(self, instance: TaskInstance, answers: Sequence[Answer]) -> None:

@@ -2,11 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,9 @@ from lingact.models.devices import resolve_device
 from lingact.models.finite import describe, nonfinite
 from lingact.models.model_files import Facts, check_attention, check_context, check_folder, no_safetensors, shards_of
 from lingact.models.next_tokens import NextTokens, head_of, keeping_positions, reading_states
+
+BlockOutput = Tensor | Sequence[Any]
+"""What a block returns: its residual, or a tuple or list that begins with it, as in transformers before 5 and in some old architectures still."""
 
 
 class _Enough(Exception):
@@ -114,21 +117,31 @@ def captured(blocks: nn.ModuleList, layers: tuple[int, ...], *, stop: bool) -> I
     caught: dict[int, Tensor] = {}
     last = max(layers, default=-1)
 
-    def hook_of(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor | tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, _inputs: tuple[object, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            # Blocks return a tensor in transformers 5 and returned a tuple before.
-            residual = output[0] if isinstance(output, tuple) else output
+    def catch(layer: int, residual: Tensor) -> None:
+        caught[layer] = residual
+        if stop and layer == last:
+            raise _Enough
+
+    with on_residuals(blocks, layers, catch):
+        yield caught
+
+
+@contextmanager
+def on_residuals(blocks: nn.ModuleList, layers: tuple[int, ...], use: Callable[[int, Float[Tensor, "batch seq d_model"]], None]) -> Iterator[None]:
+    """While open, `use` is called with each of the layers and its output, as soon as a forward pass has it."""
+
+    def hook_of(layer: int) -> Callable[[nn.Module, tuple[object, ...], BlockOutput], None]:
+        def hook(_module: nn.Module, _inputs: tuple[object, ...], output: BlockOutput) -> None:
+            residual = output if isinstance(output, Tensor) else output[0]
             assert residual.ndim == 3, f"block {layer} gave a tensor of shape {tuple(residual.shape)}"
-            caught[layer] = residual
-            if stop and layer == last:
-                raise _Enough
+            use(layer, residual)
 
         return hook
 
     wanted = [blocks[layer] for layer in layers]
     handles = [block.register_forward_hook(hook_of(layer)) for layer, block in zip(layers, wanted, strict=True)]
     try:
-        yield caught
+        yield
     finally:
         for handle in handles:
             handle.remove()

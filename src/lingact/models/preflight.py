@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from lingact.config.choices import check_causal, check_ranges, chosen_layers, loss_layers, substitutes
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
+from lingact.config.model import SaeConfig
 from lingact.errors import UserError
 from lingact.models.adapter_places import check_blocks
 from lingact.models.adapter_sources import expand_adapters, find_adapter, lies_elsewhere
@@ -56,8 +57,11 @@ def problems(config: JobConfig, *, here: bool) -> list[str]:
     facts = found.of(lambda: facts_of(config.model)) or Facts()
     found.of(lambda: check_context(config.model, facts))
     found.of(lambda: check_attention(config.model, facts))
-    if not isinstance(config, EvalConfig):
-        _check_measured(config, facts, found)
+    if config.sae is not None:
+        layers = _check_saes(config.sae, facts, found)
+        if layers is not None and not isinstance(config, EvalConfig):
+            found.of(lambda: check_ranges(layers, config.statistics))
+            found.of(lambda: _check_layers_named(config, layers))
     if isinstance(config, TrainConfig):
         found.of(lambda: substitutes(config))
         if facts.layers is not None:
@@ -75,20 +79,18 @@ def _adapters(config: JobConfig) -> list[str]:
     return [config.adapter] if isinstance(config, AnalyzeConfig) and config.adapter is not None else []
 
 
-def _check_measured(config: TrainConfig | AnalyzeConfig, facts: Facts, found: _Findings) -> None:
-    """Check SAEs and everything that names a measured layer."""
+def _check_saes(config: SaeConfig, facts: Facts, found: _Findings) -> tuple[int, ...] | None:
+    """Check the SAEs of the measured layers; None where these are not known."""
     if facts.layers is not None:
         blocks = facts.layers
-        layers = found.of(lambda: chosen_layers(config.sae, blocks))
+        layers = found.of(lambda: chosen_layers(config, blocks))
     else:
-        layers = None if config.sae.layers == "all" else tuple(sorted(config.sae.layers))
-    if layers is None:
-        return
-    for spec in (config.sae.measuring, config.sae.heldout):
-        if spec is not None:
-            found.of(lambda spec=spec: check_saes(spec, layers, facts.d_model))
-    found.of(lambda: check_ranges(layers, config.statistics))
-    found.of(lambda: _check_layers_named(config, layers))
+        layers = None if config.layers == "all" else tuple(sorted(config.layers))
+    if layers is not None:
+        for spec in (config.measuring, config.heldout):
+            if spec is not None:
+                found.of(lambda spec=spec: check_saes(spec, layers, facts.d_model))
+    return layers
 
 
 def _check_layers_named(config: TrainConfig | AnalyzeConfig, layers: tuple[int, ...]) -> None:

@@ -9,7 +9,8 @@ from functools import cache
 from typing import Generic, TypeVar
 
 from lingact.config.data import CorpusConfig, FilesCorpus, HubCorpus, Splits
-from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
+from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
+from lingact.config.model import SaeConfig
 from lingact.config.training import ENCODING_OBJECTIVES
 from lingact.data.sources import load_corpus
 from lingact.models.sae_files import width_of
@@ -91,7 +92,7 @@ class Inputs(Generic[C]):
     """Where the model's sizes come from."""
     text: Text
     sae_sets: tuple[SaeSetSizes, ...]
-    """The measuring ones first; none in an evaluation."""
+    """The measuring ones first; none in an evaluation that keeps no activations."""
     layers: int
     """Number of measured layers."""
 
@@ -126,9 +127,9 @@ def inputs_of(config: C) -> Inputs[C] | None:
     model, how = found
     sae_sets: list[SaeSetSizes] = []
     layers = 0
-    if not isinstance(config, EvalConfig):
+    if config.sae is not None:
         layers = model.layers if config.sae.layers == "all" else len(config.sae.layers)
-        for sae_set in _sae_sets(config, model.d_model):
+        for sae_set in _sae_sets(config, config.sae, model.d_model):
             if sae_set is None:
                 return None
             sae_sets.append(sae_set)
@@ -136,8 +137,8 @@ def inputs_of(config: C) -> Inputs[C] | None:
     return Inputs(config, model, how, text, tuple(sae_sets), layers)
 
 
-def _sae_sets(config: TrainConfig | AnalyzeConfig, d_model: int) -> Iterator[SaeSetSizes | None]:
-    for name, spec in (("measuring", config.sae.measuring), ("held out", config.sae.heldout)):
+def _sae_sets(config: JobConfig, saes: SaeConfig, d_model: int) -> Iterator[SaeSetSizes | None]:
+    for name, spec in (("measuring", saes.measuring), ("held out", saes.heldout)):
         if spec is None:
             continue
         width, how = width_of(spec, d_model)

@@ -15,6 +15,7 @@ from lingact.planning.work import OPTION_TOKENS, PROMPT_TOKENS
 
 EXACT, ESTIMATE = "counted", "estimated"
 _Measuring = Inputs[TrainConfig] | Inputs[AnalyzeConfig]
+_Any = _Measuring | Inputs[EvalConfig]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def memory_of_evaluation(inputs: Inputs[EvalConfig]) -> Memory:
     phases = {"questions": [kept, _logits(inputs, batch * OPTION_TOKENS, inputs.bytes_per_number + 8)]}
     if config.text_split is not None:
         phases["text"] = [_logits(inputs, config.batch_tokens, 2 * inputs.bytes_per_number + 8)]
-    return Memory([_weights(inputs)], phases, [], loading=[_weights(inputs)])
+    return Memory([_weights(inputs), *_saes(inputs)], phases, [], loading=_loading(inputs))
 
 
 # --- the model and its SAEs -------------------------------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def _weights(inputs: Inputs) -> Need:
     return Need(what, count * inputs.bytes_per_number, f"{EXACT} from {inputs.how}")
 
 
-def _saes(inputs: _Measuring) -> list[Need]:
+def _saes(inputs: _Any) -> list[Need]:
     """Encoder, decoder, biases, thresholds and decoder norms, in float32."""
     d = inputs.model.d_model
     return [
@@ -136,8 +137,8 @@ def _saes(inputs: _Measuring) -> list[Need]:
     ]
 
 
-def _loading(inputs: _Measuring) -> list[Need]:
-    return [_weights(inputs), max(_saes(inputs), key=lambda need: need.size)]
+def _loading(inputs: _Any) -> list[Need]:
+    return [_weights(inputs), *sorted(_saes(inputs), key=lambda need: need.size)[-1:]]
 
 
 # --- reading text -----------------------------------------------------------------------------------------------------------------------------------

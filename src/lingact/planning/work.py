@@ -83,7 +83,8 @@ def passes_of_evaluation(inputs: Inputs[EvalConfig]) -> list[Pass]:
     # Each prompt is read once, and logits are those of the options' tokens.
     each = PROMPT_TOKENS + OPTIONS * OPTION_TOKENS
     asked = items * codes * each * models
-    passes = [Pass("questions", asked, inputs.forward(asked, predicted=OPTIONS * OPTION_TOKENS / each))]
+    watched = _work_of_saes(inputs, items * codes * PROMPT_TOKENS, models) / 2  # encoders only
+    passes = [Pass("questions", asked, inputs.forward(asked, predicted=OPTIONS * OPTION_TOKENS / each), watched)]
     if config.text_split is not None:
         read = inputs.text.sentences * share_of(config.corpus.splits, config.text_split) * inputs.text.tokens * codes * models
         passes.append(Pass("text", read, inputs.forward(read, predicted=1.0)))
@@ -94,7 +95,7 @@ def _pass(inputs: _Measuring, what: str, tokens: Number, *, passes: int = 1, var
     return Pass(what, tokens, passes * inputs.forward(tokens, predicted=float(logits)), _work_of_saes(inputs, tokens, variants))
 
 
-def _work_of_saes(inputs: _Measuring, tokens: Number, variants: int) -> Number:
+def _work_of_saes(inputs: _Measuring | Inputs[EvalConfig], tokens: Number, variants: int) -> Number:
     """Encoder and decoder. Random SAEs read the base model only."""
     each = [(1 if sae_set.random else variants) * inputs.layers * 4 * inputs.model.d_model * sae_set.width for sae_set in inputs.sae_sets]
     return tokens * sum(each)

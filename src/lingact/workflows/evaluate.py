@@ -16,6 +16,7 @@ from lingact.evaluation import scores
 from lingact.evaluation.answers import AnswerCache, identity_of
 from lingact.evaluation.bits_per_byte import Nats, lost_nats, sentence_nats
 from lingact.evaluation.loglikelihoods import batch_size_for
+from lingact.evaluation.prompt_activations import PromptReader
 from lingact.evaluation.recipes import Adapter, Recipe, find_recipes
 from lingact.evaluation.records import results
 from lingact.evaluation.results import BASE, EvaluationData, ModelAnswers, result_tables
@@ -52,6 +53,7 @@ def run(config: EvalConfig, folder: Path) -> float | None:
         tasks = load_tasks(config.tasks, config.languages.all)
         text = held_out_text(config)
         lm = load_model(config.model, config.device)
+        reader = _prompt_reader(run, config, lm)
         adapters = [adapter for recipe in recipes for adapter in recipe.adapters]
         for adapter in adapters:
             check_adapter(lm.model, str(adapter.place), base_sha256=lm.identity["sha256"])
@@ -59,7 +61,7 @@ def run(config: EvalConfig, folder: Path) -> float | None:
         run.identify(model=lm.identity, tasks=tasks.identity, **({} if text is None else {"text": {"name": text.name, "sha256": text.sha256}}))
         data = EvaluationData(tasks, text)
         with process_group(config.devices, config.nodes):
-            answered = score_models(config, run, lm, data, adapters)
+            answered = score_models(config, run, lm, data, adapters, reader)
         if not run.first:
             return None
         save_samples(folder, tasks.instances, answered, config)
@@ -89,7 +91,19 @@ def held_out_text(config: EvalConfig) -> ParallelCorpus | None:
     return corpus
 
 
-def score_models(config: EvalConfig, run: Run, lm: LanguageModel, data: EvaluationData, adapters: Sequence[Adapter]) -> dict[str, ModelAnswers]:
+def _prompt_reader(run: Run, config: EvalConfig, lm: LanguageModel) -> PromptReader | None:
+    if config.sae is None:
+        return None
+    from lingact.workflows.setup import load_sae_sets  # imports sae-lens
+
+    sae_sets, saes = load_sae_sets(config.sae, lm)
+    run.identify(sae=saes)
+    return PromptReader(lm, sae_sets, {sae_set: str(found["sha256"]) for sae_set, found in saes.items()})
+
+
+def score_models(
+    config: EvalConfig, run: Run, lm: LanguageModel, data: EvaluationData, adapters: Sequence[Adapter], reader: PromptReader | None
+) -> dict[str, ModelAnswers]:
     """Score the base model and then every adapter, with one model in memory. Returns the answers by name of the model."""
     instances = data.tasks.instances
     answers = AnswerCache(config.cache / "answers" if config.cache else broadcast(run.folder) / "answers")
@@ -97,7 +111,7 @@ def score_models(config: EvalConfig, run: Run, lm: LanguageModel, data: Evaluati
     options = sum(len(each.requests) for each in instances)
     found: dict[str, ModelAnswers] = {}
     with tqdm(total=options * (1 + len(adapters)), unit=" options", leave=False, dynamic_ncols=True, smoothing=0.1) as bar:
-        scorer = Scorer(lm, batch_size, answers, bar)
+        scorer = Scorer(lm, batch_size, answers, bar, reader)
         try:
             for adapter, sha256 in _in_turn(lm, adapters):
                 name = BASE if adapter is None else adapter.name

@@ -1,9 +1,11 @@
 """Set up what analysis and training share: the model, the SAEs, the corpus, and their identities."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lingact.config.choices import chosen_layers
 from lingact.config.jobs import AnalyzeConfig, TrainConfig
+from lingact.config.model import SaeConfig
 from lingact.data.corpus import ParallelCorpus
 from lingact.models.lm import LanguageModel, load_model
 from lingact.models.sae import Dictionaries, load_dictionaries
@@ -31,12 +33,22 @@ def set_up(run: Run, config: AnalyzeConfig | TrainConfig, corpus: ParallelCorpus
         UserError: something is missing or does not fit.
     """
     lm = load_model(config.model, config.device)
-    layers = chosen_layers(config.sae, len(lm.blocks))
-    sae_sets, saes = {}, {}
-    for sae_set, spec in ((MEASURING, config.sae.measuring), (HELDOUT, config.sae.heldout)):
-        if spec is not None:
-            sae_sets[sae_set], saes[sae_set] = load_dictionaries(spec, layers, lm)
+    sae_sets, saes = load_sae_sets(config.sae, lm)
     run.identify(model=lm.identity, sae=saes, corpus=corpus.identity)
     identity = {"model": lm.identity["sha256"], "corpus": corpus.sha256, "context": str(config.model.context), "masking": "special tokens out"}
     identity |= {f"sae/{sae_set}": found["sha256"] for sae_set, found in saes.items()}
-    return Components(lm, sae_sets, layers, corpus, identity)
+    return Components(lm, sae_sets, tuple(sae_sets[MEASURING]), corpus, identity)
+
+
+def load_sae_sets(config: SaeConfig, lm: LanguageModel) -> tuple[dict[str, Dictionaries], dict[str, dict[str, Any]]]:
+    """The sets of SAEs by name, and what the manifest says of them.
+
+    Raises:
+        UserError: an SAE is missing or does not fit the model.
+    """
+    layers = chosen_layers(config, len(lm.blocks))
+    sae_sets, saes = {}, {}
+    for sae_set, spec in ((MEASURING, config.measuring), (HELDOUT, config.heldout)):
+        if spec is not None:
+            sae_sets[sae_set], saes[sae_set] = load_dictionaries(spec, layers, lm)
+    return sae_sets, saes
