@@ -1,4 +1,4 @@
-"""Time the jobs of lingact against what a user would do instead: python -m benchmarks analysis|evaluation|text|training|start.
+"""Time the jobs of lingact against what a user would do instead: python -m benchmarks analysis|evaluation|text|training|start|slopes.
 
 All ways use the same model, SAEs, texts and questions, and take turns. `floor` is no alternative, but the arithmetic that no way can avoid. Without
 --model and --data the embedded toy model, text and items are used. The default size takes about three minutes, --full that of the published tables.
@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import analysis, bits, evaluation, start, steps
+from benchmarks import analysis, bits, evaluation, planned, slopes, start, steps
 from benchmarks.setting import BATCH_TOKENS, LANGUAGES, Setting, load, text
 from benchmarks.ways import Measured, measure_ways
 from lingact.files.atomic import write_atomically
-from lingact.runtime.terminal import show
+from lingact.runtime.terminal import note, show
 
-JOBS: dict[str, Any] = {"analysis": analysis, "evaluation": evaluation, "text": bits, "training": steps, "start": start}
+JOBS: dict[str, Any] = {"analysis": analysis, "evaluation": evaluation, "text": bits, "training": steps, "start": start, "slopes": slopes}
 
 
 def main() -> None:
-    """Print a table and write the JSON file."""
+    """Print the tables and write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("--model", help="folder of a model")
@@ -41,14 +41,14 @@ def main() -> None:
     found = scaled(measure_ways(ways, setting, given.rounds or (5 if given.full else 2)), getattr(job, "SCALED", {}))
     rows = {name: measured.row for name, measured in found.items()}
     title = f"{given.job}: {given.model or 'embedded model'}, {described(given.job, setting)}"
-    first = rows["lingact"]["seconds"]
-    show(
-        [
-            {"way": name} | {key: f"{value:.4g}" for key, value in row.items()} | {"lingact is": f"{row['seconds'] / first:.2f}x"}
-            for name, row in rows.items()
-        ],
-        title=title,
-    )
+    first = rows["lingact"]["seconds"] if "lingact" in rows else None
+    beside = {} if first is None else {name: {"lingact is": f"{row['seconds'] / first:.2f}x"} for name, row in rows.items()}
+    show([{"way": name} | {key: f"{value:.4g}" for key, value in row.items()} | beside.get(name, {}) for name, row in rows.items()], title=title)
+    if given.job == "slopes":
+        show(slopes.table(found), title="seconds of the whole, and of a further unit")
+    if given.job in planned.PASSES and first is not None:
+        expected = planned.seconds(given.job, setting)
+        note(f"by the plan {expected:.1f} s, {expected / first:.2f} times what was measured")
     if given.job == "evaluation" and len(found) == 2:
         show([evaluation.compared(found["lingact"].result, found["lm_eval"].result)], title="lingact against lm-eval, log-likelihoods in nats")
     if given.json:
@@ -59,6 +59,8 @@ def described(job: str, setting: Setting) -> str:
     """How much was done."""
     if job == "start":
         return "commands that compute nothing"
+    if job == "slopes":
+        return f"analysis, {slopes.SENTENCES} sentences in three languages; one of its sizes made larger"
     if job == "evaluation":
         return f"{setting.items} items of each benchmark in {', '.join(LANGUAGES)}"
     lm = load(setting)

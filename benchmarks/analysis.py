@@ -17,7 +17,9 @@ ONE_LAYER_SHARE = 9
 def lingact(setting: Setting) -> Callable[[], float]:
     """All statistics of `measures=core`."""
     lm, corpus = load(setting), text(setting)
-    saes = random_saes(lm, corpus, setting.width)
+    count = len(lm.blocks)
+    layers = None if setting.layers is None else tuple((place + 1) * count // setting.layers - 1 for place in range(setting.layers))
+    saes = random_saes(lm, corpus, setting.width, layers)
 
     def run() -> float:
         found = measure(lm, {"measuring": saes}, corpus, batch_tokens=BATCH_TOKENS, identity={})

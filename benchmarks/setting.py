@@ -44,6 +44,8 @@ class Setting:
     """In each language."""
     items: int = 4
     """Of each benchmark in each language."""
+    layers: int | None = None
+    """Layers with an SAE, the last one among them; None: all."""
     threads: int = 2
 
 
@@ -94,12 +96,12 @@ def items(setting: Setting) -> list[TaskInstance]:
     config = _config().tasks
     if setting.data is None:
         return list(load_tasks(config.model_copy(update={"limit": setting.items}), LANGUAGES).instances)
-    own = {name: {"kind": "items", "path": str(_sound_items(Path(setting.data), name)), "split_by": None} for name in ("arc", "mmlu")}
+    own = {name: {"kind": "items", "path": str(sound_items(Path(setting.data), name)), "split_by": None} for name in ("arc", "mmlu")}
     rest: dict[str, Any] = {"benchmarks": [], "missing": "refuse", "items": "shared", "limit": setting.items, "fewshot": None, "batch_size": "auto"}
     return list(load_tasks(TasksConfig.model_validate({"own": own, **rest}), LANGUAGES).instances)
 
 
-def _sound_items(folder: Path, name: str) -> Path:
+def sound_items(folder: Path, name: str) -> Path:
     """A copy of the items that every language has with different choices; machine translation made some of them alike."""
     rows = {path.stem[-2:]: [json.loads(line) for line in path.open(encoding="utf-8")] for path in sorted(folder.glob(f"okapi_{name}_*.jsonl"))}
     if name == "mmlu":  # asked with letters, as lm-eval does it

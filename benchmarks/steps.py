@@ -29,15 +29,7 @@ def lingact_step(lm: LanguageModel, saes: Dictionaries, corpus: ParallelCorpus, 
         part: sentences that are read at once; None: all.
         share: of the positions at which KL terms are computed.
     """
-    settings = CacheSettings(batch_tokens)
-    reference = cached_reference(lm, saes, corpus, "en", settings, profiles=False)
-    predictions = {code: cached_predictions(lm, corpus, code, settings, top=64) for code in CODES}
-    anchors = {code: cached_anchor(lm, saes, corpus, code, settings) for code in CODES}
-    _attach(lm)
-    written = yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text()) | {"predicted_share": share}
-    weights = torch.full((len(saes),), 1 / len(saes), device=lm.device)
-    base = BaseOutputs(reference, reference, predictions, anchors)
-    loss = BatchLoss(lm, saes, base, "en", weights, LossConfig.model_validate(written))
+    loss = loss_of(lm, saes, corpus, batch_tokens=batch_tokens, share=share)
     batches = AlignedBatches(lm.tokens, corpus.speaking(CODES), sentences=SENTENCES, count=1, seed=0, predicted_share=share)
 
     def step() -> float:
@@ -46,6 +38,18 @@ def lingact_step(lm: LanguageModel, saes: Dictionaries, corpus: ParallelCorpus, 
         return _gradient(lm)
 
     return step
+
+
+def loss_of(lm: LanguageModel, saes: Dictionaries, corpus: ParallelCorpus, *, batch_tokens: int, share: float = 1.0) -> BatchLoss:
+    """The default loss with its base outputs; the model gets an adapter."""
+    settings = CacheSettings(batch_tokens)
+    reference = cached_reference(lm, saes, corpus, "en", settings, profiles=False)
+    predictions = {code: cached_predictions(lm, corpus, code, settings, top=64) for code in CODES}
+    anchors = {code: cached_anchor(lm, saes, corpus, code, settings) for code in CODES}
+    _attach(lm)
+    written = yaml.safe_load((CONF / "loss" / "gap_and_retention.yaml").read_text()) | {"predicted_share": share}
+    weights = torch.full((len(saes),), 1 / len(saes), device=lm.device)
+    return BatchLoss(lm, saes, BaseOutputs(reference, reference, predictions, anchors), "en", weights, LossConfig.model_validate(written))
 
 
 def plain_step(lm: LanguageModel, saes: Dictionaries, corpus: ParallelCorpus, *, part: int | None) -> Step:

@@ -63,7 +63,8 @@ def of_reference(loss: BatchLoss, batch: AlignedBatch) -> float:
     """The gap term if the reference's own text under the base model were the target."""
     with torch.no_grad(), base_behaviour(loss.lm.model):
         residuals, _ = kept_residuals(loss.lm, batch.texts["en"], LAYERS)
-    return float(loss.gap(loss.gap_means(batch.texts["en"], residuals, batch.sentences), batch.sentences))
+    for_gap, _ = loss._active(residuals, None)
+    return float(loss.gap(loss.gap_means(batch.texts["en"], residuals, for_gap, batch.sentences), batch.sentences))
 
 
 @torch.no_grad()
@@ -218,7 +219,7 @@ def test_terms_are_in_full_precision_under_autocast(make: Make, batch: AlignedBa
     with torch.autocast("cpu", torch.bfloat16):
         terms = loss.terms(batch)
         residuals, _ = kept_residuals(loss.lm, batch.texts["es"], LAYERS)
-    expected = loss.gap(loss.gap_means(batch.texts["es"], residuals, batch.sentences), batch.sentences)
+    expected = loss.gap(loss.gap_means(batch.texts["es"], residuals, loss._active(residuals, None)[0], batch.sentences), batch.sentences)
     torch.testing.assert_close(terms["gap"], expected, rtol=1e-6, atol=0)
     assert total(terms).dtype == torch.float32
 
@@ -370,7 +371,7 @@ def test_which_objectives_reach_a_silent_latent(make: Make, lm: LanguageModel, b
         loss.targets.profile[1].fill_(1.0)
         loss.targets.firing[1][0] = int(loss.targets.tokens.sum())
         loss.targets.pre[1].fill_(float(loss.targets.tokens.sum()) * float(pre.max() + 1))
-        loss.gap(loss.gap_means(batch.texts["es"], residuals, batch.sentences), batch.sentences).backward()
+        loss.gap(loss.gap_means(batch.texts["es"], residuals, loss._active(residuals, None)[0], batch.sentences), batch.sentences).backward()
         grad = residuals[2].grad
         return torch.zeros_like(x) if grad is None else grad
 

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lingact.activations.features import token_activation
 from lingact.config.model import SaeSet
 from lingact.errors import UserError
 from lingact.models.lm import LanguageModel
@@ -86,7 +85,7 @@ def test_active_latents_stand_for_all_of_them(kind: str, make_sae: MakeSae, x: T
     assert torch.equal(dense > 0, features > 0)
     assert active.token.tolist() == sorted(active.token.tolist())
     assert active.counts.tolist() == (features > 0).sum(dim=1).tolist()
-    torch.testing.assert_close(active.sums(active.value).float(), token_activation(features), rtol=1e-5, atol=1e-6)  # the loss's way
+    torch.testing.assert_close(active.sums(active.value).float(), features.sum(dim=-1), rtol=1e-5, atol=1e-6)
     for count in (1, 10, 48):
         torch.testing.assert_close(active.strongest(count), features.topk(count).values.double().sum(dim=1), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(dictionary.decode_active(active), dictionary.decode(features), rtol=1e-4, atol=1e-5)
@@ -104,6 +103,46 @@ def test_one_product_gives_the_latents_of_scaled_residuals_too(kind: str, reads_
         dense[active.token, active.latent] = active.value
         torch.testing.assert_close(dense, features, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(*expected)
+
+
+@pytest.mark.parametrize(("kind", "bandwidth"), [("jumprelu", None), ("jumprelu", 0.5), ("standard", None), ("topk", None), ("gated", None)])
+def test_active_latents_have_the_gradient_of_all_of_them(kind: str, bandwidth: float | None, make_sae: MakeSae, x: Tensor) -> None:
+    """Of their sums, of a reconstruction, and of residuals whose factors depend on them; also where tokens and latents are silent."""
+    sae = sae_of(kind, make_sae)
+    sae.W_dec.data[7] = 0
+    dictionary = Dictionary(sae, 1)
+    x[3] = -50 * torch.ones(32)
+    directions, weight = torch.randn(2, len(x), 32, generator=torch.Generator().manual_seed(1)), torch.linspace(1, 2, len(x))
+
+    def dense(own: Tensor) -> Tensor:
+        scaled = own * (3 / own.norm(dim=-1))[:, None]
+        for_gap = dictionary.encode(scaled) if bandwidth is None else dictionary.encode_straight_through(scaled, bandwidth)
+        plain = dictionary.encode(own)
+        return (for_gap.sum(dim=-1) * weight).sum() + (for_gap.sum(dim=0) ** 2).sum() + (dictionary.decode(plain) * directions[0]).sum()
+
+    def sparse(own: Tensor) -> Tensor:
+        plain, for_gap = dictionary.active_and_scaled(own, 3 / own.norm(dim=-1), bandwidth=bandwidth)
+        sums = (for_gap.sums(for_gap.value) * weight).sum() + (for_gap.totals() ** 2).sum()
+        return sums + (dictionary.decode_active(plain) * directions[0]).sum()
+
+    def apart(own: Tensor) -> Tensor:
+        plain, for_gap = dictionary.active(own), dictionary.active(own * (3 / own.norm(dim=-1))[:, None], bandwidth=bandwidth)
+        sums = (for_gap.sums(for_gap.value) * weight).sum() + (for_gap.totals() ** 2).sum()
+        return sums + (dictionary.decode_active(plain) * directions[0]).sum()
+
+    found = []
+    for way in (dense, sparse, apart):
+        own = x.clone().requires_grad_(True)
+        value = way(own)
+        value.backward()
+        assert own.grad is not None
+        found.append((value.detach().double(), own.grad))
+        with torch.no_grad():
+            torch.testing.assert_close(way(own).double(), value.detach().double(), rtol=1e-6, atol=1e-6)
+    for value, gradient in found[1:]:
+        torch.testing.assert_close(value, found[0][0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-3, atol=1e-3)
+    assert found[0][1].abs().max() > 1
 
 
 def test_where_nothing_is_active_sums_are_zero(make_sae: MakeSae) -> None:

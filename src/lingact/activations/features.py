@@ -1,4 +1,4 @@
-"""The one path from text to features, used by analysis without gradient and by training with it."""
+"""The one path from text to residuals, used by analysis without gradient and by training with it; and what changes their norms."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -6,7 +6,6 @@ from torch import Tensor
 from lingact.data.tokens import TokenBatch
 from lingact.models.lm import LanguageModel
 from lingact.models.next_tokens import NextTokens
-from lingact.models.sae import Dictionary
 
 
 def kept_residuals(
@@ -23,19 +22,9 @@ def kept_residuals(
 
 def rescaled(x: Float[Tensor, "token d_model"], norms: Float[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
     """`x` with each token's norm set to a given one, which removes changes of the norm."""
-    return x * (norms / x.norm(dim=-1).clamp_min(1e-12))[:, None]
+    return x * factor_to(x, norms)[:, None]
 
 
-def factor_to(x: Float[Tensor, "token d_model"], norm: float) -> Float[Tensor, " token"]:
+def factor_to(x: Float[Tensor, "token d_model"], norm: float | Float[Tensor, " token"]) -> Float[Tensor, " token"]:
     """What each token has to be multiplied with to have this norm, which removes differences in norm between languages."""
     return norm / x.norm(dim=-1).clamp_min(1e-12)
-
-
-def token_activation(features: Float[Tensor, "token d_sae"]) -> Float[Tensor, " token"]:
-    """Total activation of each token: the sum over latents. The gap loss starts from it, the statistics from `ActiveLatents.sums`, which is equal."""
-    return features.sum(dim=-1)
-
-
-def encode(dictionary: Dictionary, x: Float[Tensor, "token d_model"], *, straight_through: float | None = None) -> Float[Tensor, "token d_sae"]:
-    """Features of residuals; `straight_through` is the bandwidth of the surrogate gradient, None the true one."""
-    return dictionary.encode(x) if straight_through is None else dictionary.encode_straight_through(x, straight_through)

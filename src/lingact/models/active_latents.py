@@ -1,5 +1,6 @@
 """The active latents of some tokens, which are few: what follows from them costs next to nothing beside the product that found them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,9 +24,16 @@ class ActiveLatents:
     @classmethod
     def of(cls, values: Float[Tensor, "token d_sae"], active: Bool[Tensor, "token d_sae"], scale: Float[Tensor, " d_sae"] | None) -> "ActiveLatents":
         """Those of `values` that are active, each times the scale of its latent."""
+        return cls.at(active, lambda token, latent: values[token, latent], scale)
+
+    @classmethod
+    def at(
+        cls, active: Bool[Tensor, "token d_sae"], value: Callable[[Tensor, Tensor], Float[Tensor, " active"]], scale: Float[Tensor, " d_sae"] | None
+    ) -> "ActiveLatents":
+        """The active ones, with what `value` gives for tokens and latents, times the scale of each latent."""
         token, latent = active.nonzero(as_tuple=True)
-        value = values[token, latent]
-        return cls(token, latent, value if scale is None else value * scale[latent], *values.shape)
+        found = value(token, latent)
+        return cls(token, latent, found if scale is None else found * scale[latent], *active.shape)
 
     @cached_property
     def counts(self) -> Int[Tensor, " token"]:
@@ -40,6 +48,11 @@ class ActiveLatents:
     def sums(self, of: Float[Tensor, " active"]) -> Float[Tensor, " token"]:
         """The sum over each token's active latents, in float64, always in the same order."""
         return torch.segment_reduce(of.double(), "sum", lengths=self.counts, unsafe=True, initial=0.0)
+
+    def totals(self) -> Float[Tensor, " d_sae"]:
+        """The sum over all tokens of each latent."""
+        found = self.value.new_zeros(self.width, dtype=torch.float64)
+        return found.index_add(0, self.latent, self.value.double())
 
     def strongest(self, count: int) -> Float[Tensor, " token"]:
         """The sum of each token's `count` largest activations."""

@@ -63,7 +63,7 @@ def describe_model(model: ModelConfig) -> ModelDescription | None:
     Raises:
         UserError: the file is damaged.
     """
-    path, how = _config_here(model), f"its {_CONFIG}"
+    path, how = file_here(model, _CONFIG), f"its {_CONFIG}"
     if path is None and ON_THE_HUB.fullmatch(model.name):
         path, how = Path(asset(f"models/{model.name}/{_CONFIG}")), f"lingact's {_CONFIG}"
     if path is None or not path.is_file():
@@ -84,15 +84,15 @@ def facts_of(model: ModelConfig) -> Facts:
     return Facts() if found is None else found.facts
 
 
-def _config_here(model: ModelConfig) -> Path | None:
-    """The model's config.json in its folder, or in the hub's cache."""
-    if (Path(model.name) / _CONFIG).is_file():
-        return Path(model.name) / _CONFIG
+def file_here(model: ModelConfig, name: str) -> Path | None:
+    """A file of the model in its folder, or in the hub's cache; None where it is in neither."""
+    if (Path(model.name) / name).is_file():
+        return Path(model.name) / name
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(model.name, _CONFIG, revision=model.revision)
+        cached = try_to_load_from_cache(model.name, name, revision=model.revision)
     except HFValidationError:  # a path that does not exist
         return None
     return Path(cached) if isinstance(cached, str) else None

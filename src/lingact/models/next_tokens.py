@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-LOGITS_AT_ONCE = 64 << 20
-"""Logits that are held at once: 256 MiB in float32, which is 256 positions of Gemma's vocabulary."""
+LOGITS_AT_ONCE = 32 << 20
+"""Logits that are held at once: 128 MiB in float32, which is 128 positions of Gemma's vocabulary."""
 _WORKED_ON_AT_ONCE = 1 << 22
 """Logits that are worked on at once: 16 MiB in float32."""
 
@@ -77,18 +77,18 @@ class NextTokens:
             with torch.enable_grad():
                 states = self._states[rows].detach().requires_grad_()
                 logits = self._head(states)
-            found, by_logit = [], []
+            by_logit: list[Tensor] = []
             for within, placed in self._blocks(rows):
                 with torch.enable_grad():
                     block = logits.detach()[within].requires_grad_()
                     quantities = of(block, placed)
                     columns = quantities.sum(dim=0).unbind()
-                found.append(quantities.detach())
-                by_logit.append([torch.autograd.grad(column, block, retain_graph=column is not columns[-1])[0] for column in columns])
-            values += found
-            of_column = [torch.cat(own) for own in zip(*by_logit, strict=True)]
-            last = len(of_column) - 1
-            own = [torch.autograd.grad(logits, states, each, retain_graph=number < last)[0] for number, each in enumerate(of_column)]
+                values.append(quantities.detach())
+                by_logit = by_logit or [torch.empty_like(logits.detach()) for _ in columns]
+                for each, column in zip(by_logit, columns, strict=True):
+                    each[within] = torch.autograd.grad(column, block, retain_graph=column is not columns[-1])[0]
+            last = len(by_logit) - 1
+            own = [torch.autograd.grad(logits, states, each, retain_graph=number < last)[0] for number, each in enumerate(by_logit)]
             gradients.append(torch.stack(own))
         return torch.cat(values), torch.cat(gradients, dim=1)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,32 +57,75 @@ class Dictionary:
         """Folded activations f >= 0 after the threshold. A latent that does not fire on a token passes no gradient to it."""
         return self.sae.encode(x) * self.norms
 
-    def active(self, x: Float[Tensor, "token d_model"]) -> ActiveLatents:
-        """The latents that fire, as `encode` gives them. Of a JumpReLU SAE the pre-activations are read twice and nothing else is."""
+    def active(self, x: Float[Tensor, "token d_model"], *, bandwidth: float | None = None) -> ActiveLatents:
+        """The latents that fire, as `encode` gives them, with the same gradient.
+
+        Of a JumpReLU SAE the pre-activations are read twice, and the gradient goes back through the rows of the latents that fire: one dense product
+        in place of those of encoder, decoder and their gradients.
+
+        Args:
+            bandwidth: of the surrogate gradient, as in `encode_straight_through`. Latents in its window are among the active ones, with the value 0.
+
+        Raises:
+            UserError: a bandwidth is given, and the SAE has no threshold.
+        """
         sae = self.sae
         if type(sae) is not JumpReLUSAE or self.threshold is None:
-            features = self.encode(x)
+            features = self.encode(x) if bandwidth is None else self.encode_straight_through(x, bandwidth)
             return ActiveLatents.of(features, (features <= 0).logical_not_(), None)
-        return self._opened(torch.addmm(sae.b_enc, sae.process_sae_in(x), sae.W_enc))
+        read = sae.process_sae_in(x)
+        with torch.no_grad():
+            before = torch.addmm(sae.b_enc, read, sae.W_enc)
+        return self._opened(before, lambda token, latent: _selected(read, sae.W_enc, before, token, latent), bandwidth)
 
-    def active_and_scaled(self, x: Float[Tensor, "token d_model"], factor: Float[Tensor, " token"]) -> tuple[ActiveLatents, ActiveLatents]:
+    def active_and_scaled(
+        self, x: Float[Tensor, "token d_model"], factor: Float[Tensor, " token"], *, bandwidth: float | None = None
+    ) -> tuple[ActiveLatents, ActiveLatents]:
         """The latents that fire on `x`, and those that fire on `x` times a factor for each token.
 
         Pre-activations are linear in the input but for the bias, so that of a JumpReLU SAE one product serves both.
+
+        Args:
+            bandwidth: of the surrogate gradient of the latter ones, as in `active`.
         """
         sae = self.sae
         if type(sae) is not JumpReLUSAE or self.threshold is None or sae.cfg.normalize_activations != "none":
-            return self.active(x), self.active(x * factor[:, None])
-        product = x @ sae.W_enc
-        bias = sae.b_enc - (sae.b_dec @ sae.W_enc if sae.cfg.apply_b_dec_to_input else 0)
-        return self._opened(product + bias), self._opened(product.mul_(factor[:, None]).add_(bias))
+            return self.active(x), self.active(x * factor[:, None], bandwidth=bandwidth)
+        with torch.no_grad():
+            product = x @ sae.W_enc
+            bias = sae.b_enc - (sae.b_dec @ sae.W_enc if sae.cfg.apply_b_dec_to_input else 0)
 
-    def _opened(self, before: Float[Tensor, "token d_sae"]) -> ActiveLatents:
-        """Pre-activations of a JumpReLU SAE that are above its thresholds."""
+        def selected(token: Tensor, latent: Tensor) -> Tensor:
+            return _selected(x, sae.W_enc, product, token, latent)
+
+        own = self._opened(product + bias, lambda token, latent: selected(token, latent) + bias[latent], None)
+        with torch.no_grad():
+            before = (product * factor[:, None]).add_(bias)
+        return own, self._opened(before, lambda token, latent: selected(token, latent) * factor[token] + bias[latent], bandwidth)
+
+    def _opened(
+        self, before: Float[Tensor, "token d_sae"], value: Callable[[Tensor, Tensor], Float[Tensor, " active"]], bandwidth: float | None
+    ) -> ActiveLatents:
+        """Pre-activations of a JumpReLU SAE that are above its thresholds, or in the window below.
+
+        Args:
+            before: without gradient.
+            value: of tokens and latents: the same pre-activations, with gradient.
+        """
         assert self.threshold is not None
         # A latent without a decoder row represents nothing.
         opens = torch.where(self.decoder_norms > 0, self.threshold.clamp_min(0), torch.inf)
-        return ActiveLatents.of(before, (before <= opens).logical_not_(), self.norms)
+        open_ = (before <= opens).logical_not_()
+        if bandwidth is None:
+            return ActiveLatents.at(open_, value, self.norms)
+        # Of an infinite threshold no window is computed: no share of it is a number.
+        window = open_ | (before > torch.where(opens.isfinite(), opens * (1 - bandwidth), torch.inf))
+
+        def through(token: Tensor, latent: Tensor) -> Tensor:
+            found = value(token, latent)
+            return found - (found * ~open_[token, latent]).detach()
+
+        return ActiveLatents.at(window, through, self.norms)
 
     def decode_active(self, active: ActiveLatents) -> Float[Tensor, "token d_model"]:
         """As `decode`, from the active latents alone."""
@@ -111,22 +154,53 @@ class Dictionary:
 
     def pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
         """Pre-activations, which the SAE compares with its threshold, in its own units."""
-        caught: list[Tensor] = []
-        handle = self.sae.hook_sae_acts_pre.register_forward_hook(lambda _m, _i, output: caught.append(output))
-        try:
-            self.sae.encode(x)
-        finally:
-            handle.remove()
-        return caught[0]
+        return self._before_and_after(x)[0]
 
     def folded_pre_activations(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_sae"]:
         """Pre-activations in the units of `encode`. They do not change if a latent is scaled up in the encoder and down in the decoder."""
         return self.pre_activations(x) * self.norms
 
+    def folded_before_and_after(self, x: Float[Tensor, "token d_model"]) -> tuple[Float[Tensor, "token d_sae"], Float[Tensor, "token d_sae"]]:
+        """`folded_pre_activations` and `encode`, from one product."""
+        before, after = self._before_and_after(x)
+        return before * self.norms, after * self.norms
+
+    def _before_and_after(self, x: Float[Tensor, "token d_model"]) -> tuple[Float[Tensor, "token d_sae"], Float[Tensor, "token d_sae"]]:
+        caught: list[Tensor] = []
+        handle = self.sae.hook_sae_acts_pre.register_forward_hook(lambda _m, _i, output: caught.append(output))
+        try:
+            after = self.sae.encode(x)
+        finally:
+            handle.remove()
+        return caught[0], after
+
     def decode(self, features: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_model"]:
         """The residual that folded activations represent."""
         # A latent whose decoder row is zero is never active.
         return self.sae.decode(features / self.norms.clamp_min(1e-12))
+
+
+def _selected(
+    x: Float[Tensor, "token d_model"], weight: Float[Tensor, "d_model d_sae"], product: Float[Tensor, "token d_sae"], token: Tensor, latent: Tensor
+) -> Float[Tensor, " active"]:
+    """Some entries of `x @ weight`, which is known already but for constants. Their gradient reaches `x` through the selected columns alone."""
+    return _Selected.apply(x, weight, product, token, latent) if x.requires_grad and torch.is_grad_enabled() else product[token, latent]
+
+
+class _Selected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, product: Tensor, token: Tensor, latent: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, token, latent)
+        ctx.tokens = len(x)
+        return product[token, latent]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, token, latent = ctx.saved_tensors
+        counts = torch.bincount(token, minlength=ctx.tokens)
+        starts = counts.cumsum(dim=0) - counts
+        rows = weight.T.contiguous()
+        return torch.nn.functional.embedding_bag(latent, rows, starts, per_sample_weights=grads[0], mode="sum"), None, None, None, None
 
 
 Dictionaries = dict[int, Dictionary]

@@ -16,8 +16,10 @@ LIBRARIES = 0.8e9
 """Bytes of Python and the libraries, as measured."""
 CUDA = 0.6e9
 """Bytes that CUDA takes for itself on a device: a guess."""
+_ROWS = 512
+"""Tokens that are multiplied at once when the speed of a CPU is measured."""
 UTILISATION = {"cuda": 0.35, "cpu": 0.5}
-"""Share of the speed of a large matrix product that whole passes reach: guesses."""
+"""Share of the speed of a matrix product that whole passes reach. That of a CPU is about what `benchmarks/README.md` shows, the other one a guess."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Hardware:
     host: Number
     """Bytes of memory of the machine, or of what a container may use of it."""
     speed: dict[str, float]
-    """dtype -> floating-point operations a second of a large matrix product."""
+    """dtype -> floating-point operations a second of a matrix product: one that a layer of the model makes, on a CPU; a large one elsewhere."""
 
     def needed(self, memory: Memory) -> dict[str, tuple[Number, Number]]:
         """Which memory -> bytes needed at the peak, and bytes there are."""
@@ -50,36 +52,39 @@ class Hardware:
         return (work.model / self.speed[dtype] + work.single / self.speed["float32"]) / UTILISATION[self.kind]
 
 
-def look(device: str, dtypes: set[str]) -> Hardware:
-    """The hardware that the run would use, with the speed of a large matrix product in each dtype; measuring one takes up to 0.15 s.
+def look(device: str, dtypes: set[str], widths: tuple[int, int]) -> Hardware:
+    """The hardware that the run would use, with the speed of a matrix product in each dtype; measuring one takes up to 0.15 s.
+
+    Args:
+        widths: what a layer of the model reads and gives.
 
     Raises:
         UserError: the device does not exist.
     """
     where = resolve_device(device)
-    speed = {dtype: _speed(where, getattr(torch, dtype)) for dtype in dtypes}
+    speed = {dtype: _speed(where, getattr(torch, dtype), widths) for dtype in dtypes}
     if where.type == "cpu":
         return Hardware(f"{os.cpu_count()} CPU cores", "cpu", _host_memory(), _host_memory(), speed)
     about = torch.cuda.get_device_properties(where)
     return Hardware(about.name, where.type, float(about.total_memory), _host_memory(), speed)
 
 
-def _speed(device: torch.device, dtype: torch.dtype) -> Number:
-    size = 1024 if device.type == "cpu" else 4096
-    a = torch.ones(size, size, dtype=dtype, device=device)
+def _speed(device: torch.device, dtype: torch.dtype, widths: tuple[int, int]) -> Number:
+    rows, inner, outer = (_ROWS, *widths) if device.type == "cpu" else (4096, 4096, 4096)
+    a, b = (torch.ones(*shape, dtype=dtype, device=device) for shape in ((rows, inner), (inner, outer)))
     if device.type == "cuda":
-        a @ a  # the first product also loads libraries
+        a @ b  # the first product also loads libraries
         torch.cuda.synchronize(device)
     best, end = float("inf"), time.perf_counter() + 0.15
     while time.perf_counter() < end:
         started = time.perf_counter()
-        a @ a
+        a @ b
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
         if best > 0.1:
             break
-    return 2 * size**3 / best
+    return 2 * rows * inner * outer / best
 
 
 def _host_memory() -> Number:

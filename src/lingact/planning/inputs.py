@@ -1,6 +1,6 @@
 """What memory and time are computed from: the model, its SAEs, and how much text is read.
 
-Numbers of tokens are guesses unless the text is on this machine. Nothing is downloaded, and no weights are read.
+Numbers of tokens are guesses unless text and tokenizer are on this machine. Nothing is downloaded, and no weights are read.
 """
 
 from collections.abc import Iterator
@@ -12,20 +12,21 @@ from lingact.config.data import CorpusConfig, FilesCorpus, HubCorpus, Splits
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
 from lingact.config.model import SaeConfig
 from lingact.config.training import ENCODING_OBJECTIVES
+from lingact.data.corpus import sample_places
 from lingact.data.sources import load_corpus
-from lingact.models.sae_files import width_of
+from lingact.models.sae_files import read_settings, width_of
 from lingact.models.sizes import ModelSizes, sizes_of
+from lingact.planning.tokenizing import TokenCounter, counter_of
 
 C = TypeVar("C", TrainConfig, AnalyzeConfig, EvalConfig)
 Number = int | float
 LONGEST = 2.0
 """Length of the longest sentence of a batch, in mean lengths: a guess."""
-_BYTES_PER_TOKEN = {"gpt2": 2.0, "gpt_neox": 2.0}
-_BYTES_PER_TOKEN_ELSEWHERE = 4.0
-"""Of UTF-8 text in several scripts: a guess. The vocabularies of the byte-level models were made for English."""
 _BYTES_PER_SENTENCE = 200.0
 """Mean over scripts, for text that is not on this machine: a guess."""
 _SENTENCES = 1000
+_SAMPLED = 50
+"""Sentences in each language whose tokens are counted."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +40,28 @@ class Text:
     """How both are known."""
 
 
-def text_of(corpus: CorpusConfig, codes: tuple[str, ...], architecture: str) -> Text:
+def text_of(corpus: CorpusConfig, codes: tuple[str, ...], counter: TokenCounter) -> Text:
     """The corpus where it is on this machine; else what its preset says, and guesses.
 
     Args:
         codes: the languages that are read.
-        architecture: of the model, whose vocabulary decides how many bytes a token has.
+        counter: of the model's tokens.
     """
-    each = _BYTES_PER_TOKEN.get(architecture, _BYTES_PER_TOKEN_ELSEWHERE)
     if isinstance(corpus, FilesCorpus):
-        return _text_here(corpus, codes, each)
+        return _text_here(corpus, codes, counter)
     known = [size for size in (corpus.sentences if isinstance(corpus, HubCorpus) else None, corpus.max_sentences) if size]
     count = min(known, default=_SENTENCES)
-    tokens = _BYTES_PER_SENTENCE / each
+    tokens = _BYTES_PER_SENTENCE / counter.bytes_per_token
     how = f"{count} sentences {'by conf/corpus/' if known else '(a guess)'} of {tokens:.0f} tokens in each language (a guess)"
     return Text(count, tokens, how)
 
 
 @cache
-def _text_here(corpus: FilesCorpus, codes: tuple[str, ...], bytes_per_token: float) -> Text:
+def _text_here(corpus: FilesCorpus, codes: tuple[str, ...], counter: TokenCounter) -> Text:
     found = load_corpus(corpus, codes)
-    mean = sum(len(text.encode()) for texts in found.texts.values() for text in texts) / (len(found.ids) * len(codes))
-    return Text(
-        len(found.ids), mean / bytes_per_token, f"{len(found.ids)} sentences of {mean:.0f} bytes; {bytes_per_token:g} bytes a token (a guess)"
-    )
+    places = sample_places(found.ids, _SAMPLED)
+    tokens = sum(sum(counter.count([texts[place] for place in places])) for texts in found.texts.values()) / (len(places) * len(codes))
+    return Text(len(found.ids), tokens, f"{len(found.ids)} sentences of about {tokens:.0f} tokens, {counter.how}")
 
 
 def share_of(splits: Splits, split: str) -> float:
@@ -78,6 +77,8 @@ class SaeSetSizes:
     width: int
     how: str
     """How the width is known."""
+    dense: bool = False
+    """SAEs without thresholds: their gradient is computed over all latents."""
     random: bool = False
     """Random SAEs read the base model only, and no reconstruction of theirs is spliced in."""
 
@@ -95,6 +96,7 @@ class Inputs(Generic[C]):
     """The measuring ones first; none in an evaluation that keeps no activations."""
     layers: int
     """Number of measured layers."""
+    counter: TokenCounter
 
     @property
     def bytes_per_number(self) -> int:
@@ -133,8 +135,9 @@ def inputs_of(config: C) -> Inputs[C] | None:
             if sae_set is None:
                 return None
             sae_sets.append(sae_set)
-    text = text_of(config.corpus, config.languages.all, model.architecture)
-    return Inputs(config, model, how, text, tuple(sae_sets), layers)
+    counter = counter_of(config.model, model.architecture)
+    text = text_of(config.corpus, config.languages.all, counter)
+    return Inputs(config, model, how, text, tuple(sae_sets), layers, counter)
 
 
 def _sae_sets(config: JobConfig, saes: SaeConfig, d_model: int) -> Iterator[SaeSetSizes | None]:
@@ -145,14 +148,21 @@ def _sae_sets(config: JobConfig, saes: SaeConfig, d_model: int) -> Iterator[SaeS
         if width is None:
             yield None
             continue
-        yield SaeSetSizes(name, width, how)
+        dense = read_settings(spec, spec.id_of(0 if isinstance(spec.id, str) else next(iter(spec.id)))).get("architecture", "jumprelu") != "jumprelu"
+        yield SaeSetSizes(name, width, how, dense)
         if name == "measuring" and isinstance(config, AnalyzeConfig) and "random_sae" in config.measures.parts:
             yield from (SaeSetSizes(f"random {draw}", width, how, random=True) for draw in range(1, config.measures.random_sae.draws + 1))
 
 
-def layers_in_loss(inputs: Inputs[TrainConfig]) -> tuple[int, int, int]:
-    """Number of layers in the loss, how often a target's residuals are encoded in each, and how often decoded."""
-    gap = inputs.config.loss.gap
+def layers_in_loss(inputs: Inputs[TrainConfig]) -> tuple[int, int]:
+    """Number of layers in the loss, and the dense products with an encoder that each needs for a target's residuals, with those of the gradient.
+
+    Gap and fit terms share one product, and their gradient is that of the active latents alone. The hinge is about all latents.
+    """
+    loss, gap = inputs.config.loss, inputs.config.loss.gap
     layers = inputs.layers if gap.layers == "all" else len(gap.layers)
-    fit = int(inputs.config.loss.retention.fit > 0)
-    return layers, int(gap.weight > 0 and gap.objective in ENCODING_OBJECTIVES) + fit, fit
+    fit, encodes = loss.retention.fit > 0, gap.weight > 0 and gap.objective in ENCODING_OBJECTIVES
+    if encodes and gap.objective == "hinge":
+        return layers, 2 + fit
+    apart = fit and encodes and gap.gradient == "straight_through" and not gap.norm_matched
+    return layers, 2 if apart else int(fit or encodes)

@@ -11,9 +11,11 @@ from lingact.activations.feature_stats import LAYER_SUMS
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
 from lingact.config.training import LoraAdapter, VeraAdapter
 from lingact.planning.inputs import LONGEST, Inputs, Number, SaeSetSizes, Text, layers_in_loss, share_of
-from lingact.planning.work import OPTION_TOKENS, PROMPT_TOKENS
+from lingact.planning.questions import OPTION_TOKENS, PROMPT_TOKENS
 
 EXACT, ESTIMATE = "counted", "estimated"
+ACTIVE = 100
+"""Active latents of a token: a guess."""
 _Measuring = Inputs[TrainConfig] | Inputs[AnalyzeConfig]
 _Any = _Measuring | Inputs[EvalConfig]
 
@@ -169,6 +171,13 @@ def _latents(inputs: _Measuring, tokens: Number) -> Need:
     return Need(f"latents of {tokens:,.0f} tokens, a layer at a time", tokens * widest * 5 * 4)
 
 
+def _kept_latents(inputs: Inputs[TrainConfig], places: Number) -> Need:
+    """What the gradient needs of each token and layer: the active latents, for the gap and the fit term; of SAEs without thresholds all latents."""
+    sae_set = inputs.sae_sets[0]
+    each = sae_set.width * 20 if sae_set.dense or inputs.config.loss.gap.objective == "hinge" else min(ACTIVE, sae_set.width) * 2 * 40
+    return Need(f"latents kept for the gradient, at {places:,.0f} places", places * each)
+
+
 def _residuals(inputs: _Measuring, tokens: Number, variants: int) -> Need:
     """In the model's precision and in float32, of every layer."""
     kept = min(variants, 2) * inputs.bytes_per_number + variants * 4
@@ -233,14 +242,13 @@ def _step(inputs: Inputs[TrainConfig], text: Text) -> list[Need]:
     """Padded tokens of one language that are read at once."""
     languages = 1 if trainer.micro_batch else len(config.lang) + 1
     target = 1 if trainer.micro_batch else len(config.lang)
-    layers, encoded, _ = layers_in_loss(inputs)
+    layers, products = layers_in_loss(inputs)
     needs = [
         Need(f"activations of {model.layers} blocks, {languages * read:,.0f} tokens", languages * read * _kept_of_blocks(inputs, longest)),
         Need(f"residuals of {layers} layers in the loss", languages * read * layers * model.d_model * 4 * 4),
     ]
-    if encoded:
-        kept = 8 * layers * encoded + 12
-        needs.append(Need(f"latents of {layers} layers in the loss", target * read * inputs.sae_sets[0].width * kept))
+    if products:
+        needs += [_latents(inputs, target * read), _kept_latents(inputs, target * read * layers)]
     with_logits = bool(retention.kl or retention.lm or retention.limit) + len(config.lang) * bool(retention.target_kl or config.loss.target_lm)
     if with_logits:
         needs.append(_logits(inputs, read * config.loss.predicted_share, 2 * number + 20))

@@ -31,7 +31,7 @@ def begin(config: JobConfig) -> None:
     plan = make_plan(config)
     if plan is None:
         return
-    hardware = look(config.device, {config.model.dtype, "float32"})
+    hardware = look(config.device, {config.model.dtype, "float32"}, (found[0].d_model, found[0].d_mlp))
     lacking = hardware.lacks(plan.memory)
     if lacking:
         raise UserError("\n".join([*_refusal(lacking, hardware, plan), *(f"  {line}" for line in advice(config, hardware)), _ANYWAY]))
@@ -74,8 +74,10 @@ def print_plan(config: JobConfig) -> None:
             f"(hf download {config.model.name} config.json), and give sae.measuring.width"
         )
         return
+    found = sizes_of(config.model)
+    assert found is not None
     try:
-        hardware = look(config.device, {config.model.dtype, "float32"})
+        hardware = look(config.device, {config.model.dtype, "float32"}, (found[0].d_model, found[0].d_mlp))
     except UserError as error:
         note(str(error))
         hardware = None
@@ -89,8 +91,8 @@ def print_plan(config: JobConfig) -> None:
     if hardware is not None:
         verdicts = [_verdict(what, *sizes) for what, sizes in hardware.needed(memory).items()]
         show(verdicts, title=f"On {hardware.name}, at the peak ({memory.largest_phase})")
-        share = f"{UTILISATION[hardware.kind]:.0%} of the speed of a large matrix product here"
-        note(f"about {_duration(_seconds(plan, hardware, config))} in all, at {share} (a guess)")
+        share = f"{UTILISATION[hardware.kind]:.0%} of the speed of a matrix product here, as measured now"
+        note(f"about {_duration(_seconds(plan, hardware, config))} in all, at {share}")
     note(f"tokens: {plan.text}")
     if hardware is not None and hardware.lacks(memory):
         note("these overrides need less (with the peak that is left): " + "; ".join(advice(config, hardware)))

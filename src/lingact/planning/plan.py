@@ -11,7 +11,8 @@ from lingact.models.sizes import sizes_of
 from lingact.planning.hardware import Hardware
 from lingact.planning.inputs import inputs_of, text_of
 from lingact.planning.memory import Memory, memory_of_analysis, memory_of_evaluation, memory_of_training
-from lingact.planning.work import ITEMS, OPTION_TOKENS, OPTIONS, PROMPT_TOKENS, Pass, passes_of_analysis, passes_of_evaluation, passes_of_training
+from lingact.planning.questions import questions_of
+from lingact.planning.work import Pass, passes_of_analysis, passes_of_evaluation, passes_of_training
 
 GB = 1e9
 Value = str | int | bool | tuple[int, ...] | None
@@ -48,7 +49,7 @@ def _plan_of_training(config: TrainConfig) -> Plan | None:
     inputs = inputs_of(config)
     if inputs is None:
         return None
-    training = text_of(config.train_corpus or config.corpus, (*config.lang, config.languages.reference), inputs.model.architecture)
+    training = text_of(config.train_corpus or config.corpus, (*config.lang, config.languages.reference), inputs.counter)
     how = inputs.text.how if config.train_corpus is None else f"{inputs.text.how}; to train on: {training.how}"
     return Plan(memory_of_training(inputs, training), passes_of_training(inputs, training), how)
 
@@ -57,8 +58,8 @@ def _plan_of_evaluation(config: EvalConfig) -> Plan | None:
     inputs = inputs_of(config)
     if inputs is None:
         return None
-    how = f"{inputs.text.how}; {config.tasks.limit or ITEMS} items of {PROMPT_TOKENS} tokens with {OPTIONS} options of {OPTION_TOKENS} (a guess)"
-    return Plan(memory_of_evaluation(inputs), passes_of_evaluation(inputs), how)
+    questions = questions_of(config, inputs.counter)
+    return Plan(memory_of_evaluation(inputs), passes_of_evaluation(inputs, questions), f"{inputs.text.how}; {questions.how}")
 
 
 # --- what would need less ---------------------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
 from lingact.planning.inputs import Inputs, Number, Text, layers_in_loss, share_of
+from lingact.planning.questions import Questions
 
-ITEMS, OPTIONS, PROMPT_TOKENS, OPTION_TOKENS = 1000, 4, 80, 10
-"""Of a benchmark in one language: guesses."""
 _Measuring = Inputs[TrainConfig] | Inputs[AnalyzeConfig]
 
 
@@ -75,16 +74,13 @@ def passes_of_training(inputs: Inputs[TrainConfig], training: Text) -> list[Pass
     ]
 
 
-def passes_of_evaluation(inputs: Inputs[EvalConfig]) -> list[Pass]:
+def passes_of_evaluation(inputs: Inputs[EvalConfig], questions: Questions) -> list[Pass]:
     """The passes that `workflows.evaluate` makes: over questions and text, by the base model and each adapter."""
     config = inputs.config
     codes, models = len(config.languages.all), 1 + len(config.adapter)
-    items = (config.tasks.limit or ITEMS) * (len(config.tasks.benchmarks) + len(config.tasks.own))
-    # Each prompt is read once, and logits are those of the options' tokens.
-    each = PROMPT_TOKENS + OPTIONS * OPTION_TOKENS
-    asked = items * codes * each * models
-    watched = _work_of_saes(inputs, items * codes * PROMPT_TOKENS, models) / 2  # encoders only
-    passes = [Pass("questions", asked, inputs.forward(asked, predicted=OPTIONS * OPTION_TOKENS / each), watched)]
+    read, scored = models * (questions.prompts + questions.further), models * questions.scored
+    watched = _work_of_saes(inputs, questions.prompts, models) / 2  # encoders only
+    passes = [Pass("questions", read, inputs.forward(read, predicted=scored / max(1, read)), watched)]
     if config.text_split is not None:
         read = inputs.text.sentences * share_of(config.corpus.splits, config.text_split) * inputs.text.tokens * codes * models
         passes.append(Pass("text", read, inputs.forward(read, predicted=1.0)))
@@ -102,7 +98,8 @@ def _work_of_saes(inputs: _Measuring | Inputs[EvalConfig], tokens: Number, varia
 
 
 def _work_of_loss(inputs: Inputs[TrainConfig], tokens: Number) -> Number:
-    """The measuring SAEs on the targets' tokens, forward and backward."""
-    layers, encoded, decoded = layers_in_loss(inputs)
+    """The measuring SAEs on the targets' tokens. In parts the forward pass is made twice."""
+    layers, products = layers_in_loss(inputs)
     targets = tokens * len(inputs.config.lang) / (len(inputs.config.lang) + 1)
-    return targets * layers * (encoded + decoded) * 2 * 2 * inputs.model.d_model * inputs.sae_sets[0].width
+    times = 2 if inputs.config.trainer.micro_batch is not None else 1
+    return targets * layers * products * times * 2 * inputs.model.d_model * inputs.sae_sets[0].width

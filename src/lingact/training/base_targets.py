@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lingact.activations.features import kept_residuals, token_activation
+from lingact.activations.features import kept_residuals
 from lingact.activations.functional import fvu, kl_over_top, top_part
 from lingact.activations.passes import ACTIVE_SHARE, dtype_of
 from lingact.data.tokens import TokenBatch, Window
@@ -247,12 +247,13 @@ def _add(found: Reference, lm: LanguageModel, dictionaries: Dictionaries, batch:
     sentence = batch.kept_sentence
     found.tokens.index_add_(0, sentence, torch.ones_like(sentence))
     for row, (layer, dictionary) in enumerate(dictionaries.items()):
-        x, features = residuals[layer], dictionary.encode(residuals[layer])
+        x = residuals[layer]
+        before, features = dictionary.folded_before_and_after(x)
         found.residual[row].index_add_(0, sentence, x.cpu())
         found.norm[row].index_add_(0, sentence, x.norm(dim=-1).cpu())
-        found.total[row].index_add_(0, sentence, token_activation(features).cpu())
+        found.total[row].index_add_(0, sentence, features.sum(dim=-1).cpu())
         found.firing[row].add_((features > 0).sum(dim=0).cpu())
-        found.pre[row].add_(dictionary.folded_pre_activations(x).sum(dim=0).cpu())
+        found.pre[row].add_(before.sum(dim=0).cpu())
         if found.profile:
             found.profile[row].index_add_(0, sentence, features.cpu())
 
@@ -320,7 +321,7 @@ def compute_anchor(lm: LanguageModel, dictionaries: Dictionaries, texts: Sequenc
             residuals, _ = kept_residuals(lm, batch, layers)
             sentence = batch.kept_sentence
             x = torch.stack([residuals[layer] for layer in layers], dim=1)
-            wrong = torch.stack([residuals[layer] - d.decode(d.encode(residuals[layer])) for layer, d in dictionaries.items()], dim=1)
+            wrong = torch.stack([residuals[layer] - d.decode_active(d.active(residuals[layer])) for layer, d in dictionaries.items()], dim=1)
             for sums, values in ((error, wrong.square().sum(dim=-1)), (square, x.square().sum(dim=-1)), (residual, x)):
                 sums.index_add_(0, sentence, values.cpu())
             own = x.norm(dim=-1).cpu()

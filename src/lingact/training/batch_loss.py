@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
-from lingact.activations.features import encode, kept_residuals, rescaled, token_activation
+from lingact.activations.features import factor_to, kept_residuals
 from lingact.activations.functional import (
     activation_gap,
     fit_loss,
@@ -26,6 +26,7 @@ from lingact.activations.functional import (
 )
 from lingact.config.training import LossConfig
 from lingact.data.tokens import TokenBatch
+from lingact.models.active_latents import ActiveLatents
 from lingact.models.adapters import base_behaviour
 from lingact.models.lm import LanguageModel
 from lingact.models.next_tokens import NextTokens, Remembered
@@ -149,14 +150,17 @@ class BatchLoss:
         residuals, predictions = kept_residuals(self.lm, batch, layers, predict=loss.target_lm > 0 or retention.target_kl > 0)
         means: Means = {}
         with self._full_precision():
+            factors = self._norm_matching(code, batch, residuals) if gap.weight > 0 and gap.norm_matched else None
+            for_gap, for_fit = self._active(residuals, factors)
             if gap.weight > 0:
-                means["gap"] = self.gap_means(batch, self._norm_matched(code, batch, residuals) if gap.norm_matched else residuals, sentences)
+                rescaled = {layer: x * factors[layer][:, None] for layer, x in residuals.items()} if factors is not None else residuals
+                means["gap"] = self.gap_means(batch, rescaled, for_gap, sentences)
             if predictions is not None:
                 means |= self._prediction_means(code, batch, predictions, kl=retention.target_kl > 0, lm=loss.target_lm > 0)
             if retention.norm > 0:
                 means["norm"] = self._norm_means(code, batch, residuals)
             if retention.fit > 0:
-                means |= self._fit_means(residuals)
+                means |= self._fit_means(residuals, for_fit)
         return means
 
     def _reference_means(self, code: str, batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Means:  # noqa: ARG002 (the signature of `_target_means`)
@@ -171,28 +175,30 @@ class BatchLoss:
             if predictions is not None:
                 means |= self._prediction_means(code, batch, predictions, kl=kl, lm=retention.lm > 0)
             if retention.activation > 0:
-                own = [token_activation(dictionary.encode(residuals[layer])) for layer, dictionary in self.dictionaries.items()]
-                means["activation"] = Mean.of(torch.stack(own, dim=1))
+                own = [dictionary.active(residuals[layer]) for layer, dictionary in self.dictionaries.items()]
+                means["activation"] = Mean.of(_token_activations(own))
             if retention.norm > 0:
                 means["norm"] = self._norm_means(code, batch, residuals)
         return means
 
-    def gap_means(self, batch: TokenBatch, residuals: Residuals, sentences: Int[Tensor, " sentence"]) -> Mean:
+    def gap_means(self, batch: TokenBatch, residuals: Residuals, active: list[ActiveLatents], sentences: Int[Tensor, " sentence"]) -> Mean:
         """The mean that the gap term of a target language is computed from.
 
         Args:
             batch: a part of its text.
             residuals: residuals of the kept tokens after each layer of the loss, with gradient; rescaled if the loss is norm-matched.
+            active: their active latents; none if the objective encodes nothing.
             sentences: the sentences of the whole batch.
         """
         gap = self.loss.gap
         match gap.objective:
             case "activation":
-                return self._pooled(torch.stack([token_activation(features) for features in self._features(residuals)], dim=1), batch)
+                return self._pooled(_token_activations(active), batch)
             case "norm":
                 return self._pooled(torch.stack([residuals[layer].norm(dim=-1) for layer in self.layers], dim=1), batch)
             case "profile":
-                return Mean.of(torch.cat(self._features(residuals), dim=1))
+                profile = torch.cat([own.totals() for own in active]).float()
+                return Mean(profile, torch.tensor(float(active[0].tokens), device=profile.device))
             case "hinge":
                 chosen = [latents.to(self.layer_weights.device) for latents in self.targets.active]
                 goals = [mean.to(self.layer_weights.device)[at] for mean, at in zip(self.targets.mean_pre(), chosen, strict=True)]
@@ -204,9 +210,29 @@ class BatchLoss:
             case "diffmean":
                 return Mean.of(torch.stack([residuals[layer] for layer in self.layers], dim=1))
 
-    def _features(self, residuals: Residuals) -> list[Float[Tensor, "token d_sae"]]:
-        bandwidth = self.loss.gap.bandwidth if self.loss.gap.gradient == "straight_through" else None
-        return [encode(dictionary, residuals[layer], straight_through=bandwidth) for layer, dictionary in self.dictionaries.items()]
+    def _active(self, residuals: Residuals, factors: dict[int, Tensor] | None) -> tuple[list[ActiveLatents], list[ActiveLatents]]:
+        """The active latents of each layer for the gap term and for the fit term, where these need them, from one encoding where that is possible.
+
+        Args:
+            factors: layer -> what the tokens' residuals are multiplied with for the gap term; None: nothing.
+        """
+        gap, fit = self.loss.gap, self.loss.retention.fit > 0
+        encodes = gap.weight > 0 and gap.objective in ("activation", "profile")
+        bandwidth = gap.bandwidth if gap.gradient == "straight_through" else None
+        for_gap, for_fit = [], []
+        for layer, dictionary in self.dictionaries.items() if encodes or fit else ():
+            x = residuals[layer]
+            if encodes and fit and factors is not None:
+                own, matched = dictionary.active_and_scaled(x, factors[layer], bandwidth=bandwidth)
+            else:
+                own = dictionary.active(x) if fit else None
+                if factors is None and bandwidth is None and own is not None:
+                    matched = own
+                else:
+                    matched = dictionary.active(x if factors is None else x * factors[layer][:, None], bandwidth=bandwidth) if encodes else None
+            for_gap += [matched] if encodes else []
+            for_fit += [own] if fit else []
+        return for_gap, for_fit
 
     def _pooled(self, values: Float[Tensor, "token layer"], batch: TokenBatch) -> Mean:
         """Mean over tokens, or over sentences of the mean within each. A sentence that occurs twice counts twice."""
@@ -216,9 +242,9 @@ class BatchLoss:
         sums = torch.zeros(int(batch.first.sum()), values.shape[1], device=values.device).index_add(0, occurrence, values)
         return Mean.of(sums / torch.bincount(occurrence, minlength=len(sums))[:, None])
 
-    def _norm_matched(self, code: str, batch: TokenBatch, residuals: Residuals) -> Residuals:
+    def _norm_matching(self, code: str, batch: TokenBatch, residuals: Residuals) -> dict[int, Float[Tensor, " token"]]:
         norms = self.anchors[code].norms(batch).to(self.layer_weights.device)
-        return {layer: rescaled(x, norms[:, row]) for row, (layer, x) in enumerate(residuals.items())}
+        return {layer: factor_to(x, norms[:, row]) for row, (layer, x) in enumerate(residuals.items())}
 
     def _prediction_means(self, code: str, batch: TokenBatch, predictions: NextTokens, *, kl: bool, lm: bool) -> Means:
         """Means over all positions, from those that were drawn: a sum over these, divided by their share, has the whole sum as its expectation."""
@@ -254,10 +280,10 @@ class BatchLoss:
         ratios = [squared_log_ratio(residuals[layer].norm(dim=-1), base[:, row]) for row, layer in enumerate(self.layers)]
         return Mean.of(torch.stack(ratios, dim=1))
 
-    def _fit_means(self, residuals: Residuals) -> Means:
+    def _fit_means(self, residuals: Residuals, active: list[ActiveLatents]) -> Means:
         """Mean squared error of the SAEs, mean squared norm and mean residual, from which FVU is computed."""
         x = torch.stack([residuals[layer] for layer in self.layers], dim=1)
-        guess = torch.stack([d.decode(d.encode(residuals[layer])) for layer, d in self.dictionaries.items()], dim=1)
+        guess = torch.stack([d.decode_active(own) for d, own in zip(self.dictionaries.values(), active, strict=True)], dim=1)
         values = {"error": (x - guess).square().sum(dim=-1), "square": x.square().sum(dim=-1), "mean": x}
         return {f"fit/{name}": Mean.of(value) for name, value in values.items()}
 
@@ -314,6 +340,11 @@ class BatchLoss:
                 return pooled_contrast(own.unbind(dim=1), goals, weights, temperature=gap.temperature)
             case "diffmean":
                 return mean_gap(own, targets.mean().to(own.device), weights)
+
+
+def _token_activations(active: list[ActiveLatents]) -> Float[Tensor, "token layer"]:
+    """Total activation of each token: the sum over latents."""
+    return torch.stack([own.sums(own.value) for own in active], dim=1).float()
 
 
 def _sentence_means(values: Float[Tensor, "token ..."], batch: TokenBatch, sentences: Int[Tensor, " sentence"]) -> Mean:
