@@ -14,7 +14,7 @@ from pydantic import ValidationError, create_model
 from lingact.cli.compose import expand_sweep, first_line, folder_key, names_fixed_folder, names_folder, parse_overrides, try_compose
 from lingact.cli.run_folders import run_folder_problems, sweep_folder_problem
 from lingact.config.data import CORPUS_FORMATS, FilesCorpus
-from lingact.config.jobs import SCHEMAS, JobConfig, Processes, TrackingConfig, TrainConfig
+from lingact.config.jobs import SCHEMAS, JobConfig, Processes, SaesConfig, TrackingConfig, TrainConfig
 from lingact.config.tasks import OwnTask, TasksConfig
 from lingact.config.training import TrainerConfig
 from lingact.config.validation import validate_config
@@ -215,8 +215,14 @@ def _launcher_problems(composed: DictConfig, config: JobConfig) -> list[str]:
     return [f"{key}: a job needs {processes} processes and this launcher starts {tasks}; leave hydra/launcher out, or use {advice}"]
 
 
+_ONE = Processes(devices=1, nodes=1)
+"""SAEs are trained in one process."""
+
+
 def processes_of(config: JobConfig) -> tuple[str, TrainerConfig | Processes]:
     """The key prefix of the section that has the number of processes, and the section."""
+    if isinstance(config, SaesConfig):
+        return "", _ONE
     return ("trainer.", config.trainer) if isinstance(config, TrainConfig) else ("", config)
 
 

@@ -35,6 +35,7 @@ _COMMANDS = {
     "train": _Command("train an adapter that closes the activation gap of chosen languages", partial(_job, "train")),
     "analyze": _Command("measure how strongly a model's features respond to each language", partial(_job, "analyze")),
     "eval": _Command("score benchmarks in each language, base model against adapters", partial(_job, "eval")),
+    "saes": _Command("train SAEs of your own, with the languages of their text as a setting", partial(_job, "saes")),
     "share": _Command("push an adapter to the Hugging Face hub, with a model card", _share),
 }
 

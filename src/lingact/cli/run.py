@@ -28,7 +28,12 @@ from lingact.runtime.program import command, repeatable
 if TYPE_CHECKING:
     from lingact.planning.plan import Plan
 
-_WORKFLOWS = {"train": "lingact.workflows.train", "analyze": "lingact.workflows.analyze", "eval": "lingact.workflows.evaluate"}
+_WORKFLOWS = {
+    "train": "lingact.workflows.train",
+    "analyze": "lingact.workflows.analyze",
+    "eval": "lingact.workflows.evaluate",
+    "saes": "lingact.workflows.saes",
+}
 
 
 def adopt_environment() -> None:
@@ -142,6 +147,8 @@ def _interruption_message(job: str, config: JobConfig, folder: Path, kept: str) 
             return f"Interrupted at step {steps} of {config.trainer.steps}; kept: {steps} step{'s' if steps > 1 else ''}."
         kept = f"only the cached base-model outputs ('{config.cache}')" if config.cache else "nothing (cache=null)"
         return f"Interrupted before the first step; kept: {kept}."
+    if job == "saes":
+        return f"Interrupted; kept: {kept or measured}."
     if job == "analyze":
         return f"Interrupted; kept: {measured}."
     return f"Interrupted; kept: {kept or 'the answers to every finished task'}."

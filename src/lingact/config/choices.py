@@ -5,11 +5,15 @@ from collections.abc import Collection, Sequence
 from lingact.config.jobs import AnalyzeConfig, TrainConfig
 from lingact.config.measures import Statistics
 from lingact.config.model import SaeConfig
+from lingact.config.saes import SaeTraining
 from lingact.errors import UserError
 
 
-def chosen_layers(config: SaeConfig, block_count: int) -> tuple[int, ...]:
-    """The layers to measure.
+def chosen_layers(config: SaeConfig | SaeTraining, block_count: int, key: str = "sae.layers") -> tuple[int, ...]:
+    """The layers to measure, or to train SAEs for.
+
+    Args:
+        key: that messages name.
 
     Raises:
         UserError: a layer that the model does not have.
@@ -18,7 +22,7 @@ def chosen_layers(config: SaeConfig, block_count: int) -> tuple[int, ...]:
         return tuple(range(block_count))
     beyond = [layer for layer in config.layers if layer >= block_count]
     if beyond:
-        raise UserError(f"sae.layers: {beyond} out of range; the model has layers 0 to {block_count - 1}")
+        raise UserError(f"{key}: {beyond} out of range; the model has layers 0 to {block_count - 1}")
     return tuple(sorted(config.layers))
 
 

@@ -1,4 +1,4 @@
-"""The schemas of the three jobs."""
+"""The schemas of the jobs."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,8 @@ from lingact.config.data import CorpusConfig, LanguagesConfig, PairsCorpus, refu
 from lingact.config.limits import Confidence, Count, Device, Place, Power, Processors, Resamples, Seed, Text, Whole
 from lingact.config.measures import MeasuresConfig, Statistics, enough_resamples
 from lingact.config.model import ModelConfig, SaeConfig
+from lingact.config.saes import NAME as SET_NAME
+from lingact.config.saes import SaeMix, SaeQuality, SaeTraining, TextConfig
 from lingact.config.tasks import ContaminationConfig, TasksConfig
 from lingact.config.training import LossConfig, OptimConfig, PeftConfig, TrainerConfig
 from lingact.hub.wandb_limits import NAME, TAG, name_problem
@@ -47,7 +49,7 @@ part of a run's configuration."""
 
 
 class Seeded(ConfigSection):
-    """What all three jobs share."""
+    """What all jobs share."""
 
     plan: Plan = "check"
     seed: Seed
@@ -256,5 +258,47 @@ class EvalConfig(Processes, Seeded):
         return split
 
 
-JobConfig = TrainConfig | AnalyzeConfig | EvalConfig
-SCHEMAS: dict[str, type[TrainConfig] | type[AnalyzeConfig] | type[EvalConfig]] = {"train": TrainConfig, "analyze": AnalyzeConfig, "eval": EvalConfig}
+class SaesConfig(Seeded):
+    """lingact saes: train SAEs of one's own."""
+
+    batch_tokens: Count
+    """Padded tokens per forward pass."""
+    model: ModelConfig
+    text: TextConfig
+    sets: dict[Annotated[str, Field(pattern=SET_NAME)], SaeMix] | None
+    """Name -> languages of the text that the set is trained on. None: one set, `equal`."""
+    saes: SaeTraining
+    quality: SaeQuality
+    resamples: Resamples
+    confidence: Confidence
+    tracking: TrackingConfig
+
+    _enough_resamples = field_validator("confidence")(enough_resamples)
+
+    @field_validator("sets")
+    @classmethod
+    def _some_set(cls, sets: dict[str, SaeMix] | None) -> dict[str, SaeMix] | None:
+        if sets is not None and not sets:
+            raise ValueError("no set given; name one, such as {equal: {mix: equal}}, or leave the key out")
+        return sets
+
+    @field_validator("saes")
+    @classmethod
+    def _room_for_active_latents(cls, saes: SaeTraining, info: FieldsBefore) -> SaeTraining:
+        for name, mix in (info.data.get("sets") or {"equal": SaeMix(mix="equal")}).items():
+            width, k = mix.width or saes.width, mix.k or saes.k
+            if k >= width:
+                raise ValueError(f"set '{name}' would have {k} active latents (k) of {width} (width); give a smaller k, or more latents")
+        return saes
+
+    @property
+    def seeded_sets(self) -> dict[str, SaeMix]:
+        """The sets, each with its seed."""
+        sets = self.sets or {"equal": SaeMix(mix="equal")}
+        return {name: mix.model_copy(update={"seed": self.seed if mix.seed is None else mix.seed}) for name, mix in sets.items()}
+
+
+JobConfig = TrainConfig | AnalyzeConfig | EvalConfig | SaesConfig
+SCHEMAS: dict[str, type[TrainConfig] | type[AnalyzeConfig] | type[EvalConfig] | type[SaesConfig]] = {
+    "train": TrainConfig, "analyze": AnalyzeConfig, "eval": EvalConfig, "saes": SaesConfig
+}  # fmt: skip

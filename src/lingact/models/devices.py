@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingact.config.jobs import JobConfig, TrainConfig
+from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
 from lingact.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def check_devices(config: JobConfig) -> None:
     Raises:
         UserError: with the devices that there are.
     """
-    key, asked, precision = "devices", config.devices if not isinstance(config, TrainConfig) else 1, ""
+    key, asked, precision = "devices", config.devices if isinstance(config, (AnalyzeConfig, EvalConfig)) else 1, ""
     if isinstance(config, TrainConfig):
         key, asked, precision = "trainer.devices", config.trainer.devices, config.trainer.precision
     on_cuda = config.device.startswith("cuda")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from lingact.config.choices import check_causal, check_ranges, chosen_layers, loss_layers, substitutes
-from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
+from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, SaesConfig, TrainConfig
 from lingact.config.model import SaeConfig
 from lingact.errors import UserError
 from lingact.models.adapter_places import check_blocks
@@ -57,6 +57,11 @@ def problems(config: JobConfig, *, here: bool) -> list[str]:
     facts = found.of(lambda: facts_of(config.model)) or Facts()
     found.of(lambda: check_context(config.model, facts))
     found.of(lambda: check_attention(config.model, facts))
+    if isinstance(config, SaesConfig):
+        if facts.layers is not None:
+            blocks = facts.layers
+            found.of(lambda: chosen_layers(config.saes, blocks, "saes.layers"))
+        return found.lines
     if config.sae is not None:
         layers = _check_saes(config.sae, facts, found)
         if layers is not None and not isinstance(config, EvalConfig):

@@ -6,12 +6,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
+from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, SaesConfig, TrainConfig
 from lingact.models.sizes import sizes_of
 from lingact.planning.hardware import Hardware
 from lingact.planning.inputs import inputs_of, text_of
 from lingact.planning.memory import Memory, memory_of_analysis, memory_of_evaluation, memory_of_training
 from lingact.planning.questions import questions_of
+from lingact.planning.saes import memory_of_saes, passes_of_saes
 from lingact.planning.work import Pass, passes_of_analysis, passes_of_evaluation, passes_of_training
 
 GB = 1e9
@@ -37,12 +38,23 @@ def make_plan(config: JobConfig) -> Plan | None:
     """
     if isinstance(config, EvalConfig):
         return _plan_of_evaluation(config)
+    if isinstance(config, SaesConfig):
+        return _plan_of_saes(config)
     return _plan_of_training(config) if isinstance(config, TrainConfig) else _plan_of_analysis(config)
 
 
 def _plan_of_analysis(config: AnalyzeConfig) -> Plan | None:
     inputs = inputs_of(config)
     return None if inputs is None else Plan(memory_of_analysis(inputs), passes_of_analysis(inputs), inputs.text.how)
+
+
+def _plan_of_saes(config: SaesConfig) -> Plan | None:
+    found = sizes_of(config.model)
+    if found is None:
+        return None
+    model, how = found
+    text = f"{config.saes.tokens:,} of each set, {config.quality.tokens:,} held out"
+    return Plan(memory_of_saes(config, model, how), passes_of_saes(config, model), text)
 
 
 def _plan_of_training(config: TrainConfig) -> Plan | None:
@@ -105,6 +117,11 @@ def _smaller(config: JobConfig) -> Iterator[tuple[str, Value]]:
         if config.tasks.batch_size not in ("auto", 1):
             yield "tasks.batch_size", 1
         return
+    found = sizes_of(config.model)
+    blocks = tuple(range(found[0].layers if found else 0))
+    if isinstance(config, SaesConfig):
+        yield from _smaller_saes(config, blocks)
+        return
     if isinstance(config, TrainConfig):
         if config.trainer.micro_batch != 1:
             yield "trainer.micro_batch", 1
@@ -114,10 +131,18 @@ def _smaller(config: JobConfig) -> Iterator[tuple[str, Value]]:
         yield "measures.random_sae.draws", 1
     if config.sae.heldout is not None:
         yield "sae.heldout", None
-    found = sizes_of(config.model)
-    layers = tuple(range(found[0].layers if found else 0)) if config.sae.layers == "all" else config.sae.layers
+    layers = blocks if config.sae.layers == "all" else config.sae.layers
     if len(layers) > 4:
         yield "sae.layers", layers[:: max(2, len(layers) // 6)]
+
+
+def _smaller_saes(config: SaesConfig, blocks: tuple[int, ...]) -> Iterator[tuple[str, Value]]:
+    if config.saes.buffer_tokens > 4 * config.saes.batch_tokens:
+        yield "saes.buffer_tokens", 4 * config.saes.batch_tokens
+    yield "saes.width", max(2 * config.saes.k, config.saes.width // 4)
+    layers = blocks if config.saes.layers == "all" else config.saes.layers
+    if len(layers) > 4:
+        yield "saes.layers", layers[:: max(2, len(layers) // 6)]
 
 
 def _with(node: M, key: str, value: Value) -> M:

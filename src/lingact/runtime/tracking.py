@@ -50,7 +50,7 @@ STATUSES = ("running", "complete", "interrupted", "failed")
 """Values of a manifest's `status`."""
 _PARTS = ("tables", "figures", "stats", "stats/contexts", *RENAMED_FOLDERS, *RENAMED_FOLDERS.values(), "checkpoints", "answers", "samples", "results")
 """Subfolders of a run folder that files are written to."""
-RUN_FILES = {"config.yaml", "manifest.json", "summary.json", "report.html", "wandb", "adapter", *_PARTS}
+RUN_FILES = {"config.yaml", "manifest.json", "summary.json", "report.html", "card.md", "wandb", "adapter", "sae", *_PARTS}
 """Names in a run folder that belong to the run. Any others belong to the user."""
 
 

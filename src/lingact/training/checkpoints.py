@@ -1,8 +1,6 @@
 """Checkpoints of a training run, and a record of its end. Files are complete or do not exist; those of other runs are refused."""
 
 import contextlib
-import hashlib
-import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +13,13 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from lingact.errors import UserError
-from lingact.files.atomic import full_disk, write_atomically, write_json
+from lingact.files.atomic import full_disk, write_json
 from lingact.files.records import read_json_object
 from lingact.models.finite import describe, nonfinite
 from lingact.runtime import interrupts
 from lingact.runtime.compat.lightning import checkpoint_of
 from lingact.runtime.program import program
+from lingact.runtime.tensor_files import load_tensors, save_tensors
 from lingact.runtime.tracking import differences
 
 CHECKPOINTS = "checkpoints"
@@ -29,7 +28,6 @@ _LAST, _TRAINED = "last.ckpt", "trained.json"
 _HEADER = "lingact"
 _FINITE_PARTS = ("state_dict", "optimizer_states")
 """Parts of a checkpoint that have to be finite. Callbacks may start with infinite scores."""
-_DIGEST = hashlib.sha256().digest_size
 
 
 class RunCheckpoints(TorchCheckpointIO):
@@ -37,8 +35,7 @@ class RunCheckpoints(TorchCheckpointIO):
 
     Lightning itself writes into the system's temporary folder and moves the file, which is a copy if that is another disk.
 
-    A file is what `torch.save` writes, followed by its sha256, because torch does not notice most damage. `torch.load` can still read it. One
-    checkpoint is enough: only a fault of the disk can damage it, and without it the run starts over with the same result.
+    A file is one of `tensor_files`. One is enough: only a fault of the disk can damage it, and without it the run starts over with the same result.
 
     Args:
         header: what the run depends on (`Run.header`). It is compared because checkpoints contain only the adapter and are not loaded strictly:
@@ -55,11 +52,7 @@ class RunCheckpoints(TorchCheckpointIO):
         Raises:
             OSError: naming the file. The earlier checkpoint is still there.
         """
-        content = io.BytesIO()
-        torch.save(checkpoint | {_HEADER: self.header}, content)
-        # Not `getbuffer`: its view would live on in the traceback of a full disk, and a buffer with a view cannot be closed.
-        content.write(hashlib.sha256(content.getvalue()).digest())
-        write_atomically(Path(path), content.getvalue())
+        save_tensors(checkpoint | {_HEADER: self.header}, Path(path))
 
     def load_checkpoint(self, path: str | Path, map_location: Callable | str | None = "cpu", weights_only: bool | None = True) -> dict[str, Any]:  # noqa: ARG002
         """Read tensors and plain values, never code, whatever `weights_only` says.
@@ -67,23 +60,15 @@ class RunCheckpoints(TorchCheckpointIO):
         Raises:
             UserError: it is truncated, damaged or of another run.
         """
-        saved = _undamaged(Path(path))
+        checkpoint = load_tensors(Path(path), map_location)
         what_to_do = "restore the right one, or delete it: the run then starts over, with the same result"
-        if saved is None:
+        if checkpoint is None:
             raise UserError(f"'{path}' is truncated, damaged or not a checkpoint of {program('train')}; {what_to_do}")
-        checkpoint = torch.load(io.BytesIO(saved), map_location=map_location, weights_only=True)
         if different := differences(checkpoint[_HEADER], self.header):
             raise UserError(f"'{path}' is a checkpoint of another run ({'; '.join(different)}); {what_to_do}")
         if spoiled := nonfinite(_tensors({name: checkpoint.get(name) for name in _FINITE_PARTS})):
             raise UserError(f"'{path}': {describe(spoiled)}; training cannot continue from there. Delete it: the run then starts over")
         return checkpoint
-
-
-def _undamaged(path: Path) -> memoryview | None:
-    """What `torch.save` has written; None if the digest does not match."""
-    content = memoryview(path.read_bytes())
-    saved, digest = content[:-_DIGEST], content[-_DIGEST:]
-    return saved if hashlib.sha256(saved).digest() == digest else None
 
 
 def _tensors(node: object, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -200,8 +185,8 @@ class CheckpointCallback(pl.Callback):
 def steps_kept(folder: Path) -> int:
     """Steps in a run's checkpoint; 0 if there is none, or it is damaged."""
     path = last_checkpoint(folder)
-    saved = _undamaged(path) if path.is_file() else None
-    return 0 if saved is None else torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)["global_step"]
+    saved = load_tensors(path) if path.is_file() else None
+    return 0 if saved is None else saved["global_step"]
 
 
 # --- the end of training --------------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,97 @@
+"""SAEs of one's own: the text that they are trained on, how its languages are mixed, and how they are trained."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from lingact.config.base import Code, ConfigSection, FieldsBefore
+from lingact.config.limits import Count, Factor, Layers, Place, Real, Seed, Share, Text
+
+NAME = r"^[A-Za-z0-9][\w-]{0,63}$"
+"""Names of sets: a folder is named after each."""
+
+
+class TextConfig(ConfigSection):
+    """Running text: JSONL files, or plain text with a paragraph a line; each may be compressed (.gz, .xz)."""
+
+    path: Place
+    """A file, or a folder of files."""
+    text: Text
+    """Column of the text."""
+    language: Text
+    """Column of the language code. Files without it are named by the language: `ml.jsonl.xz`."""
+    source: Text
+    """Column that says where a text comes from. A language's sources are drawn on in equal parts, as far as they go."""
+    document: Text
+    """Column of the document that a text belongs to. Without it each text is a document."""
+    heldout: Annotated[Share, Field(lt=1)]
+    """Share of the documents that no SAE is trained on."""
+    epochs: Count
+    """How often a text may be read at most, where a language has too little."""
+
+
+class SaeMix(ConfigSection):
+    """A set of SAEs, one for each layer."""
+
+    mix: dict[Code, Annotated[Real, Field(gt=0, le=1)]] | Literal["equal"]
+    """Share of each language in the tokens; equal: the same for each language of the text."""
+    seed: Seed | None = None
+    """Of the initial weights and the order of the tokens. None: the seed of the run."""
+    width: Count | None = None
+    """None: as in `saes`."""
+    k: Count | None = None
+    """None: as in `saes`."""
+
+    @field_validator("mix")
+    @classmethod
+    def _a_whole(cls, mix: dict[str, float] | str) -> dict[str, float] | str:
+        if isinstance(mix, dict) and not math.isclose(sum(mix.values()), 1, abs_tol=1e-6):
+            raise ValueError(f"the shares add up to {sum(mix.values()):g}; they have to add up to 1, as in {{en: 0.6, hi: 0.4}}")
+        return mix
+
+
+class SaeTraining(ConfigSection):
+    """How SAEs are trained. All sets have it in common, so that they differ in what `sets` says alone."""
+
+    layers: Layers
+    """The SAE of layer l reads the output of block l."""
+    architecture: Literal["batchtopk", "topk", "jumprelu", "standard"]
+    """batchtopk SAEs are saved as JumpReLU SAEs."""
+    width: Annotated[Count, Field(ge=2)]
+    """Latents of an SAE."""
+    k: Count
+    """Active latents of a token, on average (batchtopk) or exactly (topk)."""
+    sparsity: Factor
+    """Weight of the sparsity penalty (jumprelu: L0, standard: L1)."""
+    tokens: Annotated[Count, Field(ge=1000)]
+    """Tokens that each set is trained on."""
+    batch_tokens: Annotated[Count, Field(ge=16)]
+    """Tokens of an optimiser step."""
+    buffer_tokens: Count
+    """Tokens that are shuffled together, held in memory for each set and layer."""
+    context: Annotated[Count, Field(ge=8)]
+    """Tokens of a window, BOS included. Texts of a language follow each other in it."""
+    lr: Annotated[Real, Field(gt=0, le=1)]
+    centred: bool
+    """Begin with the mean residual as decoder bias, and scale inputs by the mean norm of what is left. False: by the mean norm of the residual."""
+    dead_after: Count
+    """Steps without firing after which a latent counts as dead in the auxiliary loss."""
+    checkpoint_minutes: Annotated[Real, Field(gt=0, le=10_000)]
+    """Minutes between checkpoints."""
+
+    @field_validator("buffer_tokens")
+    @classmethod
+    def _holds_batches(cls, buffer: int, info: FieldsBefore) -> int:
+        if buffer < 4 * info.data.get("batch_tokens", 0):
+            raise ValueError(f"it is {buffer}; to shuffle, it has to hold at least four batches ({4 * info.data['batch_tokens']} tokens)")
+        return buffer
+
+
+class SaeQuality(ConfigSection):
+    """How SAEs are judged on held-out text."""
+
+    tokens: Annotated[Count, Field(ge=1000)]
+    """Held-out tokens, in equal shares of the languages of the text."""
+    spliced_tokens: Count
+    """Tokens of each language into which reconstructions are spliced."""

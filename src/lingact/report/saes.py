@@ -1,0 +1,61 @@
+"""The report of a run that trained SAEs, and the card that goes with them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from lingact.config.jobs import SaesConfig
+from lingact.report.page import Section, run_facts, write_report
+
+
+def fit_rows(fit: pd.DataFrame) -> list[dict[str, object]]:
+    """One row per language with the mean FVU of each set over its layers."""
+    means = fit[fit["quantity"] == "fvu"].groupby(["language", "sae_set"], sort=False)["estimate"].mean().unstack("sae_set")
+    return [{"language": str(code), **{str(name): f"{value:.3f}" for name, value in row.items()}} for code, row in means.iterrows()]
+
+
+def latent_rows(latents: pd.DataFrame) -> list[dict[str, object]]:
+    """One row per set and layer."""
+    shares = ("dead", "rare", "one_language")
+    return [{str(name): f"{value:.3f}" if name in shares else value for name, value in row.items()} for row in latents.to_dict("records")]
+
+
+def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFrame]) -> Path:
+    """Write the page. Returns its path."""
+    fit, latents = tables["fit"], tables["latents"]
+    mean = fit[fit["quantity"] == "fvu"].groupby("sae_set", sort=False)["estimate"].mean()
+    dead = latents.groupby("sae_set", sort=False)["dead"].mean()
+    each = "; ".join(f"{name}: FVU {mean[name]:.3f}, {dead[name]:.1%} of the latents dead" for name in mean.index)
+    lead = f"SAEs of {len(mean)} set{'s' if len(mean) > 1 else ''}, {config.saes.tokens:,} tokens each. Means over languages and layers: {each}."
+    shown = {
+        "Fraction of variance unexplained, mean over layers": pd.DataFrame(fit_rows(fit)),
+        "By set, language and layer": fit,
+        "Cross-entropy with reconstructions in place of the residual": tables["recovered"],
+    }
+    sections = [
+        Section("Fit by language", {}, shown),
+        Section("Latents", {}, {"Dead, rare and single-language latents": latents}),
+        Section("Text", {}, {"Tokens that each set was trained on": tables["text"]}),
+    ]
+    reading = [
+        "All quality figures are of held-out documents, with intervals over documents. FVU is about each language's own mean residual.",
+        "A latent is dead if it fires on none of the held-out tokens of all languages together, and rare if on fewer than one in ten thousand.",
+        "The text of languages may differ in its kind (news, stories, documentation), so that differences of fit between languages may be of that.",
+    ]
+    return write_report(folder, "SAEs by language", lead, sections, run_facts(folder), reading=reading)
+
+
+def card(config: SaesConfig, tables: Mapping[str, pd.DataFrame]) -> str:
+    """`card.md`: what the SAEs are, what they were trained on, and how well they fit."""
+    saes, text = config.saes, tables["text"]
+    lines = [f"# SAEs for {config.model.name}", "", f"{saes.architecture}, {saes.tokens:,} tokens each, windows of {saes.context} tokens.", ""]
+    for name, mix in config.seeded_sets.items():
+        own = text[text["sae_set"] == name].groupby("language", sort=False)["tokens"].sum()
+        shares = ", ".join(f"{code} {tokens / own.sum():.1%}" for code, tokens in own.items())
+        lines += [f"## {name}", "", f"Width {mix.width or saes.width}, k {mix.k or saes.k}, seed {mix.seed}. Text: {shares}.", ""]
+        lines += [f"    SAE.load_from_disk('{name}/layer_<n>')", ""]
+    lines += ["## Held-out fit (FVU, mean over layers)", "", "| language | " + " | ".join(config.seeded_sets) + " |"]
+    lines.append("|---" * (1 + len(config.seeded_sets)) + "|")
+    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in fit_rows(tables["fit"])]
+    return "\n".join(lines) + "\n"

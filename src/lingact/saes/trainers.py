@@ -1,0 +1,172 @@
+"""The SAEs of one set while they are trained: sae-lens's own trainer for each layer, and their common buffer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from lingact.config.saes import SaeMix, SaeTraining
+from lingact.errors import UserError
+from lingact.files.atomic import write_json
+from lingact.saes.buffer import Residuals, ShuffleBuffer
+
+_LR_AT_END = 0.1
+"""Of the learning rate."""
+_THRESHOLD_LR = 0.02
+"""Of the moving average that becomes the threshold of a batch-top-k SAE."""
+_WARM_UP, _DECAY = 20, 3
+"""Steps are divided by these."""
+
+
+class SetTrainer:
+    """One set in training.
+
+    Args:
+        training: what all sets have in common.
+        mix: of the set; its seed is given.
+        centres: mean residual and mean norm of a sample, by layer.
+        metadata: what the SAEs' files say of model and text; `{layer}` in the hook's name is filled in.
+    """
+
+    def __init__(
+        self, training: SaeTraining, mix: SaeMix, centres: dict[int, tuple[Float[Tensor, " d_model"], float]], metadata: dict[str, Any], device: str
+    ) -> None:
+        assert mix.seed is not None
+        self.steps = training.tokens // training.batch_tokens
+        self.done = 0
+        self._buffer = ShuffleBuffer(training.buffer_tokens, training.batch_tokens, mix.seed)
+        self.trainers: dict[int, SAETrainer[Any, Any]] = {}
+        for layer, (centre, norm) in centres.items():
+            torch.manual_seed(mix.seed * 1000 + layer)
+            sae = _new_sae(training, mix, len(centre), metadata | {"hook_name": f"blocks.{layer}.hook_resid_post"}, device)
+            trainer = SAETrainer(cfg=_trainer_config(training, self.steps, device), sae=sae, data_provider=iter(()))
+            scale = len(centre) ** 0.5 / norm
+            trainer.activation_scaler.scaling_factor = scale
+            if training.centred:
+                sae.b_dec.data.copy_(centre * scale)
+            self.trainers[layer] = trainer
+
+    def add(self, residuals: Residuals) -> None:
+        """Train on these residuals as soon as the buffer is full. What comes after the last step is left unread."""
+        if self.done < self.steps:
+            for batch in self._buffer.add(residuals):
+                self._step(batch)
+
+    def finish(self) -> None:
+        """Train on what is left in the buffer.
+
+        Raises:
+            AssertionError: the text was too short.
+        """
+        if self.done < self.steps:
+            for batch in self._buffer.rest():
+                self._step(batch)
+        assert self.done == self.steps, f"{self.done} of {self.steps} steps"
+
+    def _step(self, batch: Residuals) -> None:
+        if self.done == self.steps:
+            return
+        for column, trainer in enumerate(self.trainers.values()):
+            trainer.maybe_reset_sparsity()
+            loss = trainer.step(batch[:, column]).loss
+            if not loss.isfinite():
+                raise UserError(
+                    f"the loss of the SAE of layer {list(self.trainers)[column]} is not finite at step {self.done}; give a smaller saes.lr"
+                )
+            trainer.n_training_steps += 1
+        self.done += 1
+
+    def save(self, folder: Path) -> None:
+        """Write the SAEs, `layer_<n>`, for use: scaling is folded in, batch-top-k becomes JumpReLU. They cannot be trained further."""
+        for layer, trainer in self.trainers.items():
+            assert trainer.activation_scaler.scaling_factor is not None
+            trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+            trainer.activation_scaler.scaling_factor = None
+            trainer.set_final_sae_metadata()
+            unfinished = folder / f".layer_{layer}.unfinished"
+            trainer.sae.save_inference_model(unfinished)
+            # sae-lens writes the keys in an order that differs from process to process.
+            write_json(unfinished / "cfg.json", dict(sorted(json.loads((unfinished / "cfg.json").read_text(encoding="utf-8")).items())))
+            unfinished.replace(folder / f"layer_{layer}")
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs to go on from here."""
+        return {"done": self.done, "buffer": self._buffer.state(), "layers": {layer: _state_of(each) for layer, each in self.trainers.items()}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.done = state["done"]
+        self._buffer.load(state["buffer"])
+        for layer, trainer in self.trainers.items():
+            _load_into(trainer, state["layers"][layer])
+
+
+def _new_sae(training: SaeTraining, mix: SaeMix, d_in: int, metadata: dict[str, Any], device: str) -> Any:
+    width, k = mix.width or training.width, mix.k or training.k
+    if k >= width:
+        raise UserError(f"saes.k: {k} active latents of {width}; k has to be smaller than the width")
+    given: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": width,
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "expected_average_only_in",
+        "metadata": SAEMetadata(**metadata),
+        "device": device,
+    }
+    own: dict[str, tuple[Any, Any, dict[str, float]]] = {
+        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {"k": k, "topk_threshold_lr": _THRESHOLD_LR}),
+        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig, {"k": k}),
+        "jumprelu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, {"l0_coefficient": training.sparsity}),
+        "standard": (StandardTrainingSAE, StandardTrainingSAEConfig, {"l1_coefficient": training.sparsity}),
+    }
+    sae, settings, further = own[training.architecture]
+    return sae(settings(**given, **further))
+
+
+def _trainer_config(training: SaeTraining, steps: int, device: str) -> SAETrainerConfig:
+    return SAETrainerConfig(
+        total_training_samples=steps * training.batch_tokens,
+        train_batch_size_samples=training.batch_tokens,
+        lr=training.lr,
+        lr_end=training.lr * _LR_AT_END,
+        lr_warm_up_steps=steps // _WARM_UP,
+        lr_decay_steps=steps // _DECAY,
+        dead_feature_window=training.dead_after,
+        device=device,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+
+
+_COUNTS = ("n_training_samples", "n_training_steps", "n_frac_active_samples", "started_fine_tuning")
+_TENSORS = ("act_freq_scores", "n_forward_passes_since_fired")
+
+
+def _state_of(trainer: SAETrainer[Any, Any]) -> dict[str, Any]:
+    """As sae-lens's `save_trainer_state`, with the weights, in memory."""
+    return {
+        "sae": trainer.sae.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "lr_scheduler": trainer.lr_scheduler.state_dict(),
+        "coefficients": {name: each.state_dict() for name, each in trainer.coefficient_schedulers.items()},
+        **{name: getattr(trainer, name) for name in (*_COUNTS, *_TENSORS)},
+    }
+
+
+def _load_into(trainer: SAETrainer[Any, Any], state: dict[str, Any]) -> None:
+    trainer.sae.load_state_dict(state["sae"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+    for name, scheduler in trainer.coefficient_schedulers.items():
+        scheduler.load_state_dict(state["coefficients"][name])
+    for name in (*_COUNTS, *_TENSORS):
+        setattr(trainer, name, state[name])

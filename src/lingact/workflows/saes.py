@@ -1,0 +1,139 @@
+"""lingact saes: train sets of SAEs that differ in the languages of their text, and judge them in each language."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from lingact.config.choices import chosen_layers
+from lingact.config.jobs import SaesConfig
+from lingact.config.model import SaeSet
+from lingact.files.atomic import write_atomically
+from lingact.files.folders import make_folders
+from lingact.models.lm import LanguageModel, load_model
+from lingact.models.sae import Dictionaries, load_dictionaries
+from lingact.report import saes as report
+from lingact.runtime.terminal import show
+from lingact.runtime.tracking import Run, open_run
+from lingact.saes.engine import Reader, train_sets
+from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
+from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, summary_of
+from lingact.saes.text import RunningText, read_running_text
+from lingact.saes.windows import packed
+
+SETS = "sae"
+"""Folder of the sets in the run's."""
+
+
+def run(config: SaesConfig, folder: Path) -> float | None:
+    """Train, save and judge the SAEs, and write tables and a report into the run folder.
+
+    Returns:
+        The mean FVU over sets, languages and layers.
+
+    Raises:
+        UserError: the text is missing, damaged or too short, or the model is missing. All is checked before training.
+    """
+    with open_run("saes", config, config.tracking, folder) as run:
+        text = read_running_text(config.text)
+        lm = load_model(config.model, config.device)
+        layers = chosen_layers(config.saes, len(lm.blocks), "saes.layers")
+        run.identify(model=lm.identity, text={"path": str(config.text.path), "sha256": text.sha256})
+        windows, read = _windows(config, text, lm)
+        schedule = _schedule(config, windows)
+        each = config.quality.tokens // len(text.heldout or text.training)
+        corpora = heldout_corpora(text.heldout, lm, each)
+        _train(config, run, Reader(lm, layers, windows, schedule, config.saes.context, config.batch_tokens))
+        sae_sets, identity = _load(config, lm, layers, folder)
+        judge = Judge(lm, sae_sets, config.batch_tokens, identity | {"model": lm.identity["sha256"], "text": text.sha256}, folder / "stats")
+        measured = judge.fit(corpora)
+        intervals = Intervals(config.resamples, config.confidence, config.seed)
+        tables = {
+            "text": _text_table(config, schedule, windows, read),
+            "fit": fit_table(measured, intervals),
+            "latents": latents_table(measured),
+            "recovered": judge.recovered(heldout_corpora(text.heldout, lm, config.quality.spliced_tokens), intervals),
+        }
+        return _write(run, config, tables)
+
+
+def _windows(config: SaesConfig, text: RunningText, lm: LanguageModel) -> tuple[dict[str, Rows], dict[str, dict[str, int]]]:
+    """Language -> its windows, as many as any set needs, and language -> source -> tokens."""
+    room = config.saes.context - len(lm.tokens.prefix)
+    needed = most_windows(config.seeded_sets, tuple(text.training), _windows_of_a_set(config, room))
+    windows: dict[str, Rows] = {}
+    sources: dict[str, dict[str, int]] = {}
+    for code, documents in text.training.items():
+        windows[code], sources[code] = packed(documents, lm.tokens, room=room, at_most=max(1, needed[code]), seed=config.seed)
+    return windows, sources
+
+
+def _windows_of_a_set(config: SaesConfig, room: int) -> int:
+    """So many that all steps are made, although special tokens in the text do not count and a last batch may stay incomplete."""
+    return -(-(config.saes.tokens + 2 * config.saes.batch_tokens) // room)
+
+
+def _schedule(config: SaesConfig, windows: Mapping[str, Rows]) -> Schedule:
+    available, room = {code: len(rows) for code, rows in windows.items()}, next(iter(windows.values())).shape[1]
+    count = _windows_of_a_set(config, room)
+    return make_schedule(config.seeded_sets, available, windows=count, epochs=config.text.epochs, seed=config.seed, window_tokens=room)
+
+
+def _train(config: SaesConfig, run: Run, reader: Reader) -> None:
+    """Train and save the SAEs, unless they are there already."""
+    place = run.folder / SETS
+    if all((place / name / f"layer_{layer}" / "cfg.json").is_file() for name in config.seeded_sets for layer in reader.layers):
+        return
+    lm = reader.lm
+    metadata = {
+        "model_name": lm.identity["name"],
+        "prepend_bos": bool(lm.tokens.prefix),
+        "context_size": config.saes.context,
+        "model_from_pretrained_kwargs": {},
+    }
+    trained = train_sets(reader, config.seeded_sets, config.saes, metadata=metadata, header=run.header, folder=run.folder / "checkpoints")
+    for name, trainer in trained.items():
+        make_folders(place / name)
+        trainer.save(place / name)
+
+
+def _load(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...], folder: Path) -> tuple[dict[str, Dictionaries], dict[str, str]]:
+    """The saved sets, as any job reads them, and their hashes."""
+    sae_sets, identity = {}, {}
+    for name in config.seeded_sets:
+        spec = SaeSet(release=str((folder / SETS / name).absolute()), id="layer_{layer}")
+        sae_sets[name], found = load_dictionaries(spec, layers, lm)
+        identity[f"sae/{name}"] = str(found["sha256"])
+    return sae_sets, identity
+
+
+def _text_table(config: SaesConfig, schedule: Schedule, windows: Mapping[str, Rows], sources: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """One row per set, language and source: tokens that were read, and their share."""
+    rows = []
+    for column, name in enumerate(config.seeded_sets):
+        chosen = schedule.language[schedule.member[:, column]]
+        for place, code in enumerate(schedule.codes):
+            tokens = int((chosen == place).sum()) * windows[code].shape[1]
+            whole = max(1, sum(sources[code].values()))
+            rows += [
+                {"sae_set": name, "language": code, "source": source, "tokens": round(tokens * part / whole), "share": tokens * part / whole}
+                for source, part in sources[code].items()
+                if tokens
+            ]
+    frame = pd.DataFrame(rows)
+    return frame.assign(share=frame["share"] / frame.groupby("sae_set")["tokens"].transform("sum"))
+
+
+def _write(run: Run, config: SaesConfig, tables: dict[str, pd.DataFrame]) -> float:
+    """Tables, summary, card and report; the result is printed."""
+    for name, frame in tables.items():
+        run.table(name, frame)
+    summary = summary_of(tables["fit"], tables["latents"])
+    objective = float(tables["fit"].query("quantity == 'fvu'")["estimate"].mean())
+    run.summary(summary | {"objective": objective})
+    write_atomically(run.folder / "card.md", report.card(config, tables))
+    show(report.fit_rows(tables["fit"]), title="Fraction of variance unexplained on held-out text, mean over layers")
+    show(report.latent_rows(tables["latents"]), title="Latents, all languages together")
+    written = report.write_saes(run.folder, config, tables)
+    show([{"run folder": str(run.folder), "SAEs": str(run.folder / SETS), "report": str(written)}])
+    return objective
