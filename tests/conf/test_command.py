@@ -52,12 +52,12 @@ def test_help_names_every_command_and_loads_no_library(tmp_path: Path) -> None:
     )
     *text, loaded = python("-c", code, cwd=tmp_path).stdout.splitlines()
     assert loaded == "[]"
-    assert [line.split()[1] for line in text if line.startswith("  lingact ")] == ["train", "analyze", "eval", "share"]
+    assert [line.split()[1] for line in text if line.startswith("  lingact ")] == ["train", "analyze", "eval", "saes", "share"]
 
 
 def test_an_unknown_command_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.dispatch(["trian"]) == 2
-    assert capsys.readouterr().err == "lingact:\n  no command 'trian'; did you mean 'train'? (commands: train, analyze, eval, share)\n"
+    assert capsys.readouterr().err == "lingact:\n  no command 'trian'; did you mean 'train'? (commands: train, analyze, eval, saes, share)\n"
 
 
 def test_the_script_is_declared() -> None:

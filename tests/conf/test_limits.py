@@ -25,7 +25,7 @@ from tests.helpers.paths import CONF
 
 @functools.cache
 def composed(job: str, *groups: str) -> Any:
-    needed = ["lang=ml"] if job == "train" else []
+    needed = {"train": ["lang=ml"], "saes": ["text.path=somewhere"]}.get(job, [])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(job, overrides=[*needed, *groups])
 

@@ -32,7 +32,7 @@ NEEDED = {
 
 def composed(job: str, *overrides: str) -> ConfigSection:
     """The judged configuration of a job."""
-    needed = [["lang=ml"], []][job != "train"]
+    needed = {"train": ["lang=ml"], "saes": ["text.path=somewhere"]}.get(job, [])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return validate_config(SCHEMAS[job], compose(job, overrides=[*needed, *overrides]))
 

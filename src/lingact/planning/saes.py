@@ -42,6 +42,6 @@ def passes_of_saes(config: SaesConfig, model: ModelSizes) -> list[Pass]:
     each = 2 * model.d_model * width * layers  # a product of the encoder or of the decoder
     judged = config.quality.tokens
     return [
-        Pass("training", read, read * model.forward(saes.context), saes.tokens * 6 * each),
-        Pass("judging", judged, judged * model.forward(saes.context), judged * 2 * each),
+        Pass("training", read, read * model.forward(float(saes.context)), saes.tokens * 6 * each),
+        Pass("judging", judged, judged * model.forward(float(saes.context)), judged * 2 * each),
     ]

@@ -73,7 +73,7 @@ class Judge:
 
 
 def heldout_corpora(documents: Mapping[str, Sequence[Document]], lm: LanguageModel, tokens: int) -> dict[str, ParallelCorpus]:
-    """Of each language so many documents that they have about `tokens` tokens, or all.
+    """Of each language so many documents that they have about `tokens` tokens, or all; at least two.
 
     Raises:
         UserError: a language has fewer than two held-out documents.
@@ -84,7 +84,7 @@ def heldout_corpora(documents: Mapping[str, Sequence[Document]], lm: LanguageMod
         names: list[str] = []
         count = 0
         for number, document in enumerate(own):
-            if count >= tokens:
+            if count >= tokens and number >= _FEWEST:
                 break
             texts += document.texts
             names += [f"{code}-{number}"] * len(document.texts)

@@ -6,8 +6,8 @@ import json
 import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from lingact.catalogue.languages import LANGUAGES
 from lingact.config.saes import TextConfig
@@ -125,7 +125,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{file} cannot be read ({error}); it is truncated or damaged") from None
 
 
-def _decoded(stream: BinaryIO | gzip.GzipFile | lzma.LZMAFile, file: Path) -> Iterator[tuple[int, str]]:
+def _decoded(stream: BufferedIOBase, file: Path) -> Iterator[tuple[int, str]]:
     number = 0
     while line := stream.readline(_LINE_BYTES + 1):
         number += 1

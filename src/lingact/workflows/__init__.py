@@ -1,1 +1,1 @@
-"""The three jobs: analyze, train, evaluate."""
+"""The jobs: analyze, train, evaluate, saes."""

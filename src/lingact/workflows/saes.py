@@ -41,8 +41,9 @@ def run(config: SaesConfig, folder: Path) -> float | None:
         run.identify(model=lm.identity, text={"path": str(config.text.path), "sha256": text.sha256})
         windows, read = _windows(config, text, lm)
         schedule = _schedule(config, windows)
-        each = config.quality.tokens // len(text.heldout or text.training)
-        corpora = heldout_corpora(text.heldout, lm, each)
+        heldout = {code: text.heldout.get(code, []) for code in text.training}
+        corpora = heldout_corpora(heldout, lm, config.quality.tokens // len(heldout))
+        spliced = heldout_corpora(heldout, lm, config.quality.spliced_tokens)
         _train(config, run, Reader(lm, layers, windows, schedule, config.saes.context, config.batch_tokens))
         sae_sets, identity = _load(config, lm, layers, folder)
         judge = Judge(lm, sae_sets, config.batch_tokens, identity | {"model": lm.identity["sha256"], "text": text.sha256}, folder / "stats")
@@ -52,7 +53,7 @@ def run(config: SaesConfig, folder: Path) -> float | None:
             "text": _text_table(config, schedule, windows, read),
             "fit": fit_table(measured, intervals),
             "latents": latents_table(measured),
-            "recovered": judge.recovered(heldout_corpora(text.heldout, lm, config.quality.spliced_tokens), intervals),
+            "recovered": judge.recovered(spliced, intervals),
         }
         return _write(run, config, tables)
 

@@ -1,0 +1,149 @@
+"""lingact saes from its command line on the small toy model: what it leaves, what others read of it, mistakes, kills."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sae_lens import SAE
+
+from lingact.cli import main as cli
+from lingact.saes.engine import Reader
+from tests.helpers.paths import CONF
+from tests.helpers.processes import Start, killed_at, launch
+
+SETS = "sets={a: {mix: {en: .6, hi: .4}}, b: {mix: equal, width: 24}}"
+SMALL = (
+    *("saes.width=32", "saes.k=4", "saes.tokens=6000", "saes.batch_tokens=128", "saes.buffer_tokens=512", "saes.context=32", "saes.layers=[0,2]"),
+    *("quality.tokens=1000", "quality.spliced_tokens=100", "resamples=200", "tracking=none", "text.epochs=20", "batch_tokens=512"),
+)
+
+
+@pytest.fixture(scope="module")
+def text(small_toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English, Hindi and Malayalam, a document for every three sentences."""
+    rows = [json.loads(line) for line in (small_toy_model / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    lines = [
+        json.dumps({"language": code, "text": row[code], "source": "toy", "document": place // 3}, ensure_ascii=False)
+        for place, row in enumerate(rows)
+        for code in ("en", "hi", "ml")
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def given(small_toy_model: Path, text: Path) -> list[str]:
+    return [f"model.name={small_toy_model}/model", f"text.path={text}", SETS, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def made(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saes") / "run"
+    assert cli.main("saes", CONF, [*given, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def found(folder: Path) -> dict[str, bytes]:
+    """All that a run found."""
+    files = [folder / "summary.json", *sorted((folder / "tables").iterdir()), *sorted((folder / "sae").rglob("*.*"))]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+
+
+def test_what_it_leaves(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = json.loads((made / "summary.json").read_text())
+    for name in ("a", "b"):
+        for layer in (0, 2):
+            assert 0 <= summary[f"dead/{name}/{layer}"] <= 1
+            for code in ("en", "hi", "ml"):
+                assert summary[f"fvu/{name}/{code}/{layer}"] > 0
+                assert summary[f"l0/{name}/{code}/{layer}"] > 0
+    fit = pd.read_csv(made / "tables" / "fit.csv")
+    assert (fit["lo"] <= fit["estimate"]).all()
+    assert (fit["documents"] >= 2).all()
+    assert fit["estimate"].notna().all()
+    shares = pd.read_csv(made / "tables" / "text.csv").groupby(["sae_set", "language"])["share"].sum()
+    assert shares["a", "en"] == pytest.approx(0.6, abs=0.01)
+    assert ("a", "ml") not in shares.index
+    assert shares["b"].tolist() == pytest.approx([1 / 3] * 3, abs=0.01)
+    recovered = pd.read_csv(made / "tables" / "recovered.csv")
+    assert set(recovered["language"]) == {"en", "hi", "ml"}
+    card = (made / "card.md").read_text()
+    assert "Width 24, k 4, seed 0. Text: en 33.3%, hi 33.3%, ml 33.3%." in card
+    assert "SAEs by language" in (made / "report.html").read_text()
+    assert cli.main("saes", CONF, [f"resume={made}"]) == 0
+    assert "is complete; nothing to do" in capsys.readouterr().out
+
+
+def test_sae_lens_and_the_other_jobs_read_the_sets(made: Path, start: Start, small_toy_model: Path, tmp_path: Path) -> None:
+    sae = SAE.load_from_disk(made / "sae" / "b" / "layer_2")
+    assert (sae.cfg.architecture(), sae.cfg.d_sae) == ("jumprelu", 24)
+    assert sae.cfg.metadata.model_name == f"{small_toy_model}/model"
+    sets = [f"sae.measuring.release={made}/sae/a", f"sae.heldout.release={made}/sae/b", "sae.layers=[0,2]"]
+    assert start("analyze", tmp_path / "run", *sets, "languages.high=[]", "languages.low=[hi]", "tracking=none") == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("sets={a: {mix: {en: .6, hi: .5}}}", "the shares add up to 1.1"),
+        ("sets={a: {mix: {en: .6, zh: .4}}}", "the text has no zh; it has en, hi, ml"),
+        ("sets={a/b: {mix: equal}}", "sets"),
+        ("sets={}", "no set given"),
+        ("saes.layers=[3]", "saes.layers: [3] out of range; the model has layers 0 to 2"),
+        ("saes.k=32", "set 'a' would have 32 active latents (k) of 32 (width)"),
+        ("text.path=nowhere", "text.path: 'nowhere' does not exist"),
+        ("saes.tokens=600000", "text: too little text: en has"),
+        ("saes.buffer_tokens=100", "saes.buffer_tokens: it is 100; to shuffle, it has to hold at least four batches (512 tokens)"),
+        ("saes.architecture=gated", "saes.architecture"),
+    ],
+)
+def test_mistakes(changed: str, told: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = changed.partition("=")[0]
+    kept = [text for text in given if text.partition("=")[0] != key]
+    assert cli.main("saes", CONF, [*kept, changed, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_is_shown(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main("saes", CONF, [*given, "plan=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 SAEs with gradients and Adam's two moments" in printed
+    assert "training" in printed
+
+
+def test_a_kill_changes_nothing(given: list[str], made: Path, tmp_path: Path) -> None:
+    first = [*given, "saes.checkpoint_minutes=1e-6", f"hydra.run.dir={tmp_path / 'run'}"]
+    again: Callable[[], list[str]] = lambda: [f"resume={tmp_path / 'run'}"] if (tmp_path / "run" / "config.yaml").exists() else first  # noqa: E731
+    for count in (5, 6):
+        assert killed_at(count, Reader, "read", lambda: cli.main("saes", CONF, again())) == -signal.SIGKILL
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert cli.main("saes", CONF, again()) == 0
+    assert found(tmp_path / "run") == found(made)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_kills_at_random_moments_change_nothing(given: list[str], made: Path, tmp_path: Path) -> None:
+    """Five kills, or as many as LINGACT_KILLS says."""
+    command = [sys.executable, "-m", "lingact.saes"]
+    first = [*given, "saes.checkpoint_minutes=1e-6", f"hydra.run.dir={tmp_path / 'run'}"]
+    moments = random.Random(1)
+    for _ in range(int(os.environ.get("LINGACT_KILLS", "5"))):
+        arguments = [f"resume={tmp_path / 'run'}"] if (tmp_path / "run" / "config.yaml").exists() else first
+        process, end = launch([*command, *arguments], tmp_path / "log"), time.monotonic() + moments.uniform(8, 25)
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() in (-signal.SIGKILL, 0)
+    arguments = [f"resume={tmp_path / 'run'}"] if (tmp_path / "run" / "config.yaml").exists() else first
+    assert launch([*command, *arguments], tmp_path / "log").wait() == 0
+    assert found(tmp_path / "run") == found(made)

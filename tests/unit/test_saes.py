@@ -1,0 +1,324 @@
+"""SAEs of one's own: text, mix, windows, buffer, and training that can be interrupted."""
+
+import gzip
+import json
+import lzma
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+from sae_lens.training.sae_trainer import SAETrainer
+
+from lingact.config.saes import SaeMix, SaeTraining, TextConfig
+from lingact.errors import UserError
+from lingact.models.lm import LanguageModel
+from lingact.saes import trainers as module
+from lingact.saes.buffer import ShuffleBuffer
+from lingact.saes.engine import CHECKPOINT, Reader, train_sets
+from lingact.saes.mix import Schedule, make_schedule, most_windows
+from lingact.saes.quality import heldout_corpora
+from lingact.saes.text import Document, read_running_text
+from lingact.saes.trainers import SetTrainer
+from lingact.saes.windows import packed
+
+COLUMNS = {"text": "text", "language": "language", "source": "source", "document": "document"}
+
+
+def text_config(path: Path, **changes: Any) -> TextConfig:
+    return TextConfig.model_validate({"path": path, "heldout": 0.2, "epochs": 1, **COLUMNS, **changes})
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+ROWS = [{"language": code, "text": f"{code} {number} text", "source": "ab"[number % 2]} for code in ("en", "ml") for number in range(50)]
+
+
+# --- text ------------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "pack"), [("t.jsonl", bytes), ("t.jsonl.gz", gzip.compress), ("t.jsonl.xz", lzma.compress)])
+def test_text_is_read_and_documents_are_held_out(tmp_path: Path, name: str, pack: Any) -> None:
+    (tmp_path / name).write_bytes(pack(jsonl(ROWS)))
+    found = read_running_text(text_config(tmp_path / name))
+    for code in ("en", "ml"):
+        whole = Counter(text for side in (found.training, found.heldout) for document in side[code] for text in document.texts)
+        assert whole == Counter(row["text"] for row in ROWS if row["language"] == code)
+        assert 3 <= len(found.heldout[code]) <= 20
+    grown = [*ROWS, {"language": "en", "text": "one more", "source": "a"}]
+    (tmp_path / "grown.jsonl").write_bytes(jsonl(grown))
+    more = read_running_text(text_config(tmp_path / "grown.jsonl"))
+    assert set(found.heldout["en"]) <= set(more.heldout["en"]), "what was held out stays so"
+    assert more.sha256 != found.sha256
+
+
+def test_texts_of_a_document_stay_together_and_files_may_name_the_language(tmp_path: Path) -> None:
+    (tmp_path / "ml.jsonl").write_bytes(jsonl([{"text": f"t{n}", "document": n // 5} for n in range(100)]))
+    (tmp_path / "hi.txt").write_text("".join(f"line {n}\n\n" for n in range(30)))
+    found = read_running_text(text_config(tmp_path))
+    assert set(found.training) == {"hi", "ml"}
+    documents = [*found.training["ml"], *found.heldout["ml"]]
+    assert sorted(document.texts for document in documents) == sorted(tuple(f"t{5 * n + k}" for k in range(5)) for n in range(20))
+    assert len(found.training["hi"]) + len(found.heldout["hi"]) == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("t.jsonl", b"", "has no text"),
+        ("t.jsonl", b'{"text": "a"}\n', "no language"),
+        ("t.jsonl", b'{"text": "a", "language": "tlh"}\n', "'tlh' is not a language code"),
+        ("t.jsonl", b'{"language": "en"}\n', r"line 1: no text in the column 'text' \(text.text\); columns: language"),
+        ("t.jsonl", b'{"language": "en", "text": "  "}\n', "line 1: the text is empty"),
+        ("t.jsonl", b'{"language": "en", "text": 5}\n', "no text in the column"),
+        ("t.jsonl", b'{"language": "en", "text": "a\n', "line 1: not JSON"),
+        ("t.jsonl", b"[1]\n", "not an object"),
+        ("en.txt", b"a\nb\0c\n", "line 2: a NUL byte"),
+        ("en.txt", b"x" * 10_000_000, "line 1: longer than 1,000,000 bytes"),
+        ("en.txt", b"a\n\xff\n", "line 2: not UTF-8"),
+        ("en.txt.gz", b"nothing", "cannot be read"),
+        ("en.txt.xz", lzma.compress(b"a\n" * 1000)[:-9], "cannot be read"),
+        ("t.csv", b"a", "ends neither in .jsonl nor in .txt"),
+    ],
+)  # fmt: skip
+def test_text_that_is_none_is_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        read_running_text(text_config(tmp_path / name))
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist; name a file"):
+        read_running_text(text_config(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no .jsonl or .txt file"):
+        read_running_text(text_config(tmp_path / "empty"))
+
+
+# --- mix -------------------------------------------------------------------------------------------------------------------------------------------
+
+MIXES = {"some": SaeMix(mix={"en": 0.6, "hi": 0.4}, seed=0), "equal": SaeMix(mix="equal", seed=0), "english": SaeMix(mix={"en": 1.0}, seed=0)}
+
+
+def schedule(windows: int = 1000) -> Schedule:
+    return make_schedule(MIXES, {"en": 2000, "hi": 600, "ml": 400}, windows=windows, epochs=1, window_tokens=10, seed=3)
+
+
+def test_each_set_gets_its_languages_evenly_over_its_training() -> None:
+    found = schedule()
+    shares = [{"en": 600, "hi": 400}, {"en": 333, "hi": 333, "ml": 333}, {"en": 1000}]
+    for column, wanted in enumerate(shares):
+        mine = found.language[found.member[:, column]]
+        assert {found.codes[place]: count for place, count in Counter(mine.tolist()).items()} == wanted
+        # A tenth of the training has about a tenth of every language.
+        for part in np.array_split(mine, 10):
+            for code, count in wanted.items():
+                assert abs((part == found.codes.index(code)).sum() - count / 10) <= 0.25 * count / 10 + 3
+
+
+def test_text_that_sets_share_comes_in_one_order_and_is_read_once() -> None:
+    found = schedule()
+    assert len(set(zip(found.language.tolist(), found.window.tolist(), strict=True))) == len(found.window)
+    assert most_windows(MIXES, found.codes, 1000) == {"en": 1000, "hi": 400, "ml": 333}
+    assert len(found.window) == 1000 + 400 + 333
+    english = found.language == found.codes.index("en")
+    assert found.member[english, 2].all()
+    assert (np.diff(found.window[english]) == 1).all(), "the windows of a language come in their own order"
+
+
+def test_too_little_text_is_told_with_figures() -> None:
+    told = r"ml has 400 tokens to train on, and 3,330 are wanted \(text.epochs=9 would read them so often\)"
+    with pytest.raises(UserError, match=told):
+        make_schedule(MIXES, {"en": 2000, "hi": 600, "ml": 40}, windows=1000, epochs=1, window_tokens=10, seed=3)
+    assert make_schedule(MIXES, {"en": 2000, "hi": 600, "ml": 40}, windows=1000, epochs=9, window_tokens=10, seed=3).window.max() == 999
+    with pytest.raises(UserError, match="the text has no hi; it has en"):
+        make_schedule({"a": MIXES["some"]}, {"en": 2000}, windows=10, epochs=1, window_tokens=10, seed=3)
+
+
+def test_shares_have_to_add_up() -> None:
+    with pytest.raises(ValueError, match=r"the shares add up to 1.1; they have to add up to 1"):
+        SaeMix(mix={"en": 0.6, "hi": 0.5})
+    with pytest.raises(ValueError, match="klingon"):
+        SaeMix(mix={"klingon": 1.0})
+
+
+# --- windows and buffer ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_sources_give_in_equal_parts(lm: LanguageModel) -> None:
+    documents = [Document((f"{source}{number:03}" * 3,), source) for source, count in (("a", 400), ("b", 100), ("c", 5)) for number in range(count)]
+    rows, by_source = packed(documents, lm.tokens, room=15, at_most=100, seed=0)
+    assert rows.shape == (100, 15)
+    assert by_source["c"] == 5 * 13, "all that it has"
+    assert abs(by_source["a"] - by_source["b"]) <= 26
+    assert sum(by_source.values()) == 1500
+    again, _ = packed(documents, lm.tokens, room=15, at_most=50, seed=0)
+    assert (again == rows[:50]).all(), "fewer windows are the first of more"
+    assert not (packed(documents, lm.tokens, room=15, at_most=50, seed=1)[0] == again).all()
+
+
+def test_a_buffer_gives_each_residual_once_and_mixed() -> None:
+    buffer = ShuffleBuffer(40, 8, seed=0)
+    given = torch.arange(200.0)[:, None, None]
+    batches = [batch for part in given.split(7) for batch in buffer.add(part)]
+    assert len(buffer) < 40 + 8
+    batches += buffer.rest()
+    assert all(len(batch) == 8 for batch in batches)
+    found = torch.cat(batches).flatten().tolist()
+    assert sorted(found) == list(range(200))
+    distances = [abs(place - value) for place, value in enumerate(found)]
+    assert max(distances) > 15, "not in order"
+    assert sum(distances) / len(distances) < 40, "nor from anywhere"
+
+
+# --- training --------------------------------------------------------------------------------------------------------------------------------------
+
+TRAINING = SaeTraining(
+    layers=(0, 2), architecture="batchtopk", width=48, k=4, sparsity=1.0, tokens=4000, batch_tokens=64, buffer_tokens=256, context=16, lr=1e-3,
+    centred=True, dead_after=10, checkpoint_minutes=10,
+)  # fmt: skip
+SETS = {"some": SaeMix(mix={"en": 0.75, "hi": 0.25}, seed=0), "equal": SaeMix(mix="equal", seed=0), "other": SaeMix(mix="equal", seed=1, width=32)}
+
+
+def reader_of(lm: LanguageModel, layers: tuple[int, ...] = (0, 2)) -> Reader:
+    random = np.random.default_rng(0)
+    room = TRAINING.context - 1
+    # Languages that use different bytes.
+    windows = {"en": random.integers(60, 110, (300, room)).astype(np.int32), "hi": random.integers(140, 200, (300, room)).astype(np.int32)}
+    count = -(-(TRAINING.tokens + 128) // room)
+    made = make_schedule(SETS, {code: len(rows) for code, rows in windows.items()}, windows=count, epochs=1, window_tokens=room, seed=0)
+    return Reader(lm, layers, windows, made, TRAINING.context, 64)
+
+
+def trained(lm: LanguageModel, folder: Path, reader: Reader | None = None, training: SaeTraining = TRAINING) -> dict[str, torch.Tensor]:
+    """All weights, as they were saved."""
+    metadata = {"model_name": "tiny", "prepend_bos": True, "context_size": 16}
+    found = train_sets(reader or reader_of(lm), SETS, training, metadata=metadata, header={"text": "1"}, folder=folder / "checkpoints")
+    weights = {}
+    for name, trainer in found.items():
+        (folder / name).mkdir(parents=True)
+        trainer.save(folder / name)
+        for layer in (0, 2):
+            sae = SAE.load_from_disk(folder / name / f"layer_{layer}")
+            assert sae.cfg.metadata.hook_name == f"blocks.{layer}.hook_resid_post"
+            weights |= {f"{name}/{layer}/{key}": value for key, value in sae.state_dict().items()}
+    return weights
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "topk", "jumprelu", "standard"])
+def test_every_architecture_is_trained_and_loads(architecture: str, lm: LanguageModel, tmp_path: Path) -> None:
+    training = TRAINING.model_copy(update={"architecture": architecture, "tokens": 1000, "sparsity": 0.01})
+    weights = trained(lm, tmp_path, training=training)
+    assert all(value.isfinite().all() for value in weights.values())
+    kind = SAE.load_from_disk(tmp_path / "equal" / "layer_2").cfg.architecture()
+    assert kind == {"batchtopk": "jumprelu"}.get(architecture, architecture)
+    assert weights["other/2/W_enc"].shape == (32, 32)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(lm, tmp_path / "whole")
+    real, reads = Reader.read, [0]
+    for stop in (7, 31, 60):
+
+        def read(self: Reader, places: Any, stop: int = stop) -> Any:
+            reads[0] += 1
+            if reads[0] == stop:
+                raise KeyboardInterrupt
+            return real(self, places)
+
+        monkeypatch.setattr(Reader, "read", read)
+        with pytest.raises(KeyboardInterrupt, match="forward passes, with all that was trained on them"):
+            trained(lm, tmp_path / "parts")
+    monkeypatch.setattr(Reader, "read", real)
+    torch.manual_seed(99)  # whatever else has been drawn
+    parts = trained(lm, tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reader, "read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trained(lm, tmp_path)
+    given = {"metadata": {}, "folder": tmp_path / "checkpoints"}
+    with pytest.raises(UserError, match="is a checkpoint of another run"):
+        train_sets(reader_of(lm), SETS, TRAINING, header={"text": "2"}, **given)
+    path = tmp_path / "checkpoints" / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="truncated, damaged or not a checkpoint of SAEs; restore the right one, or delete it"):
+        train_sets(reader_of(lm), SETS, TRAINING, header={"text": "1"}, **given)
+
+
+def test_paired_sets_begin_alike(lm: LanguageModel) -> None:
+    centres = reader_of(lm).centres(centred=True)
+    made = {name: SetTrainer(TRAINING, mix, centres, {}, "cpu") for name, mix in SETS.items()}
+    weights = {name: trainer.trainers[2].sae.state_dict() for name, trainer in made.items()}
+    assert all(torch.equal(weights["some"][key], weights["equal"][key]) for key in weights["some"])
+    assert weights["other"]["W_enc"].shape != weights["equal"]["W_enc"].shape
+    assert not torch.equal(made["some"].trainers[0].sae.W_enc, made["some"].trainers[2].sae.W_enc)
+
+
+def test_steps_are_those_of_sae_lens(lm: LanguageModel) -> None:
+    """The same batches through sae-lens's own loop."""
+    centres = reader_of(lm).centres(centred=True)
+    random = torch.Generator().manual_seed(0)
+    batches = [3 * torch.randn(64, 2, 32, generator=random) + centres[2][0] for _ in range(TRAINING.tokens // 64)]
+    ours = SetTrainer(TRAINING.model_copy(update={"buffer_tokens": 64}), SETS["some"], centres, {}, "cpu")
+    ours._buffer = ShuffleBuffer(64, 64, 0)
+    for batch in batches:
+        ours._step(batch)
+    fresh = SetTrainer(TRAINING, SETS["some"], centres, {}, "cpu").trainers[2]
+    theirs = SAETrainer(cfg=fresh.cfg, sae=fresh.sae, data_provider=iter([batch[:, 1] for batch in batches]))
+    theirs.activation_scaler.scaling_factor = fresh.activation_scaler.scaling_factor
+    expected = theirs.fit()
+    found = ours.trainers[2]
+    assert found.activation_scaler.scaling_factor is not None
+    found.sae.fold_activation_norm_scaling_factor(found.activation_scaler.scaling_factor)
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in found.sae.state_dict().items())
+
+
+def test_huge_residuals_are_centred_and_scaled(lm: LanguageModel) -> None:
+    handle = lm.blocks[2].register_forward_hook(lambda _m, _i, output: output * 1000 + 20_000)
+    centre, norm = reader_of(lm).centres(centred=True)[2]
+    _, plain = reader_of(lm).centres(centred=False)[2]
+    handle.remove()
+    assert centre.mean() == pytest.approx(20_000, rel=0.1)
+    assert norm < plain / 5
+
+
+def test_residuals_that_are_not_finite_stop_the_training(lm: LanguageModel, tmp_path: Path) -> None:
+    handle = lm.blocks[2].register_forward_hook(lambda _m, _i, output: output * float("inf"))
+    with pytest.raises(UserError, match=r"residuals behind the layers \[2\] are not finite in float32"):
+        trained(lm, tmp_path)
+    handle.remove()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LR_AT_END", float("nan"))
+    real = SAETrainer.step
+
+    def step(self: Any, batch: torch.Tensor) -> Any:
+        found = real(self, batch)
+        found.loss = found.loss * float("nan")
+        return found
+
+    monkeypatch.setattr(SAETrainer, "step", step)
+    with pytest.raises(UserError, match=r"the loss of the SAE of layer 0 is not finite at step 0; give a smaller saes.lr"):
+        trained(lm, tmp_path)
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_held_out_text_is_as_long_as_asked_for(lm: LanguageModel) -> None:
+    documents = {"en": [Document(("a" * 9, "b" * 9), "")] * 50}
+    found = heldout_corpora(documents, lm, 100)["en"]
+    assert len(found.ids) == 10, "two texts of ten tokens each a document"
+    assert found.documents == tuple(f"en-{place // 2}" for place in range(10))
+    with pytest.raises(UserError, match=r"en has 1 held-out documents; give more text, or a larger text.heldout"):
+        heldout_corpora({"en": documents["en"][:1]}, lm, 100)
