@@ -16,11 +16,12 @@ from sae_lens.training.sae_trainer import SAETrainer
 from lingact.config.saes import SaeMix, SaeTraining, TextConfig
 from lingact.errors import UserError
 from lingact.models.lm import LanguageModel
+from lingact.models.sae import Dictionary
 from lingact.saes import trainers as module
 from lingact.saes.buffer import ShuffleBuffer
 from lingact.saes.engine import CHECKPOINT, Reader, train_sets
 from lingact.saes.mix import Schedule, make_schedule, most_windows
-from lingact.saes.quality import heldout_corpora
+from lingact.saes.quality import heldout_corpora, overlap_table
 from lingact.saes.text import Document, read_running_text
 from lingact.saes.trainers import SetTrainer
 from lingact.saes.windows import packed
@@ -210,13 +211,13 @@ def trained(lm: LanguageModel, folder: Path, reader: Reader | None = None, train
     return weights
 
 
-@pytest.mark.parametrize("architecture", ["batchtopk", "topk", "jumprelu", "standard"])
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "topk", "jumprelu", "standard"])
 def test_every_architecture_is_trained_and_loads(architecture: str, lm: LanguageModel, tmp_path: Path) -> None:
     training = TRAINING.model_copy(update={"architecture": architecture, "tokens": 1000, "sparsity": 0.01})
     weights = trained(lm, tmp_path, training=training)
     assert all(value.isfinite().all() for value in weights.values())
     kind = SAE.load_from_disk(tmp_path / "equal" / "layer_2").cfg.architecture()
-    assert kind == {"batchtopk": "jumprelu"}.get(architecture, architecture)
+    assert kind == {"batchtopk": "jumprelu", "matryoshka": "jumprelu"}.get(architecture, architecture)
     assert weights["other/2/W_enc"].shape == (32, 32)
 
 
@@ -322,3 +323,18 @@ def test_held_out_text_is_as_long_as_asked_for(lm: LanguageModel) -> None:
     assert found.documents == tuple(f"en-{place // 2}" for place in range(10))
     with pytest.raises(UserError, match=r"en has 1 held-out documents; give more text, or a larger text.heldout"):
         heldout_corpora({"en": documents["en"][:1]}, lm, 100)
+
+
+def test_overlap_is_that_of_the_nearest_direction(make_sae: Any) -> None:
+    one, other = make_sae(0, width=6), make_sae(0, width=6)
+    other.W_dec.data = -3 * one.W_dec.data[torch.tensor([5, 4, 3, 2, 1, 0])]
+    other.W_dec.data[:3] *= -1  # the opposite direction is another one
+    found = overlap_table({"a": {0: Dictionary(one, 0)}, "b": {0: Dictionary(other, 0)}})
+    assert found[["set_a", "set_b", "layer"]].to_dict("records") == [
+        {"set_a": "a", "set_b": "b", "layer": 0},
+        {"set_a": "b", "set_b": "a", "layer": 0},
+    ]
+    assert (found["shared"] == 0.5).all()
+    assert (found["mean_cosine"] > 0.5).all()
+    assert (found["mean_cosine"] < 0.9).all()
+    assert overlap_table({"a": {0: Dictionary(one, 0)}}).empty

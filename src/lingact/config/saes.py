@@ -56,12 +56,12 @@ class SaeTraining(ConfigSection):
 
     layers: Layers
     """The SAE of layer l reads the output of block l."""
-    architecture: Literal["batchtopk", "topk", "jumprelu", "standard"]
-    """batchtopk SAEs are saved as JumpReLU SAEs."""
+    architecture: Literal["batchtopk", "matryoshka", "topk", "jumprelu", "standard"]
+    """batchtopk and matryoshka (nested dictionaries of a quarter, a half and all latents) are saved as JumpReLU SAEs."""
     width: Annotated[Count, Field(ge=2)]
     """Latents of an SAE."""
     k: Count
-    """Active latents of a token, on average (batchtopk) or exactly (topk)."""
+    """Active latents of a token, on average (batchtopk, matryoshka) or exactly (topk)."""
     sparsity: Factor
     """Weight of the sparsity penalty (jumprelu: L0, standard: L1)."""
     tokens: Annotated[Count, Field(ge=1000)]

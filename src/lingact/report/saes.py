@@ -33,9 +33,10 @@ def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFra
         "By set, language and layer": fit,
         "Cross-entropy with reconstructions in place of the residual": tables["recovered"],
     }
+    overlap = {"Overlap of decoder directions, by the nearest one (shared: cosine of at least .7)": tables["overlap"]} if "overlap" in tables else {}
     sections = [
         Section("Fit by language", {}, shown),
-        Section("Latents", {}, {"Dead, rare and single-language latents": latents}),
+        Section("Latents", {}, {"Dead, rare and single-language latents": latents, **overlap}),
         Section("Text", {}, {"Tokens that each set was trained on": tables["text"]}),
     ]
     reading = [

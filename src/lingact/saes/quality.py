@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lingact.activations.feature_stats import FeatureStats
 from lingact.activations.interventions import spliced_losses
@@ -22,6 +24,9 @@ from lingact.statistics.bootstrap import interval
 
 RARE = 1e-4
 """A latent is rare if it fires on fewer of the held-out tokens."""
+SHARED = 0.7
+"""Cosine from which on two latents are said to have one direction."""
+_ROWS_AT_ONCE = 4096
 _FEWEST = 2
 """Documents, without which there is no interval."""
 
@@ -131,6 +136,21 @@ def latents_table(measured: Mapping[str, Measurement]) -> pd.DataFrame:
                 {"sae_set": sae_set, "layer": layer, "latents": len(total), "tokens": tokens}
                 | {name: float(chosen.mean()) for name, chosen in shares.items()}
             )
+    return pd.DataFrame(rows)
+
+
+def overlap_table(sae_sets: Mapping[str, Dictionaries]) -> pd.DataFrame:
+    """One row per ordered pair of sets and layer: how near the nearest decoder direction of set_b is to each of set_a.
+
+    `mean_cosine`: mean over latents of the largest cosine. `shared`: share of the latents for which it is at least `SHARED`.
+    """
+    rows = []
+    for set_a, set_b in permutations(sae_sets, 2):
+        for layer, dictionary in sae_sets[set_a].items():
+            a, b = (torch.nn.functional.normalize(each.sae.W_dec, dim=-1) for each in (dictionary, sae_sets[set_b][layer]))
+            nearest = torch.cat([(part @ b.T).amax(dim=1) for part in a.split(_ROWS_AT_ONCE)])
+            measured = {"mean_cosine": float(nearest.mean()), "shared": float((nearest >= SHARED).float().mean())}
+            rows.append({"set_a": set_a, "set_b": set_b, "layer": layer} | measured)
     return pd.DataFrame(rows)
 
 

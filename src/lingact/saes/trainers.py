@@ -9,6 +9,7 @@ from jaxtyping import Float
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
@@ -123,8 +124,13 @@ def _new_sae(training: SaeTraining, mix: SaeMix, d_in: int, metadata: dict[str, 
         "metadata": SAEMetadata(**metadata),
         "device": device,
     }
-    own: dict[str, tuple[Any, Any, dict[str, float]]] = {
+    own: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {"k": k, "topk_threshold_lr": _THRESHOLD_LR}),
+        "matryoshka": (
+            MatryoshkaBatchTopKTrainingSAE,
+            MatryoshkaBatchTopKTrainingSAEConfig,
+            {"k": k, "topk_threshold_lr": _THRESHOLD_LR, "matryoshka_widths": [max(k, width // 4), max(k, width // 2), width]},
+        ),
         "topk": (TopKTrainingSAE, TopKTrainingSAEConfig, {"k": k}),
         "jumprelu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, {"l0_coefficient": training.sparsity}),
         "standard": (StandardTrainingSAE, StandardTrainingSAEConfig, {"l1_coefficient": training.sparsity}),

@@ -17,7 +17,7 @@ from lingact.runtime.terminal import show
 from lingact.runtime.tracking import Run, open_run
 from lingact.saes.engine import Reader, train_sets
 from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
-from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, summary_of
+from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, overlap_table, summary_of
 from lingact.saes.text import RunningText, read_running_text
 from lingact.saes.windows import packed
 
@@ -55,6 +55,8 @@ def run(config: SaesConfig, folder: Path) -> float | None:
             "latents": latents_table(measured),
             "recovered": judge.recovered(spliced, intervals),
         }
+        if len(sae_sets) > 1:
+            tables["overlap"] = overlap_table(sae_sets)
         return _write(run, config, tables)
 
 
