@@ -51,8 +51,10 @@ def requirement(extra: str) -> str:
 
 def command_line() -> str:
     """The command as the user gave it, for the manifest."""
-    name = Path(sys.argv[0]).name
-    return shlex.join(_Started.line or ["lingact" if name == "__main__.py" else name, *sys.argv[1:]])
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":  # python -m lingact, python -m lingact.saes
+        return shlex.join(_Started.line or [*dict.fromkeys(("lingact", started.parent.name)), *sys.argv[1:]])
+    return shlex.join(_Started.line or [started.name, *sys.argv[1:]])
 
 
 def repeatable() -> bool:
