@@ -24,6 +24,7 @@ NEEDED = {
     "corpus/files": ("corpus.path=somewhere",),
     "corpus/opus_100": ("languages.high=[]", "languages.low=[ml]"),
     "corpus/tatoeba": ("languages.high=[]", "languages.low=[ml]"),
+    "sae/own": ("sae.measuring.release=somewhere",),
     "tasks/files": ("tasks.own.mine.path='quiz_{lang}.jsonl'",),
     "tasks/lm_eval": ("tasks.own.mine.folder=somewhere", "tasks.own.mine.task='quiz_{lang}'"),
 }

@@ -67,7 +67,7 @@ def model_config(preset: str) -> ModelConfig:
 
 def test_every_model_has_saes_and_every_count_is_checked() -> None:
     assert set(MEASURED.values()) == set(PUBLISHED) == set(MODELS)
-    assert set(MEASURED) | {"microworld"} == {path.stem for path in CONF.glob("sae/*.yaml")}
+    assert set(MEASURED) | {"microworld", "own"} == {path.stem for path in CONF.glob("sae/*.yaml")}
 
 
 @pytest.mark.parametrize("preset", MODELS)

@@ -16,7 +16,7 @@ from sae_lens import SAE
 from lingact.cli import main as cli
 from lingact.saes.engine import Reader
 from tests.helpers.paths import CONF
-from tests.helpers.processes import Start, killed_at, launch
+from tests.helpers.processes import killed_at, launch
 
 SETS = "sets={a: {mix: {en: .6, hi: .4}}, b: {mix: equal, width: 24}}"
 SMALL = (
@@ -82,12 +82,14 @@ def test_what_it_leaves(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is complete; nothing to do" in capsys.readouterr().out
 
 
-def test_sae_lens_and_the_other_jobs_read_the_sets(made: Path, start: Start, small_toy_model: Path, tmp_path: Path) -> None:
+def test_sae_lens_and_the_other_jobs_read_the_sets(made: Path, arguments: Callable[..., list[str]], small_toy_model: Path, tmp_path: Path) -> None:
     sae = SAE.load_from_disk(made / "sae" / "b" / "layer_2")
     assert (sae.cfg.architecture(), sae.cfg.d_sae) == ("jumprelu", 24)
     assert sae.cfg.metadata.model_name == f"{small_toy_model}/model"
-    sets = [f"sae.measuring.release={made}/sae/a", f"sae.heldout.release={made}/sae/b", "sae.layers=[0,2]"]
-    assert start("analyze", tmp_path / "run", *sets, "languages.high=[]", "languages.low=[hi]", "tracking=none") == 0
+    folder = tmp_path / "run"
+    given = [text for text in arguments("analyze", folder) if not text.startswith("sae.")]
+    given += ["sae=own", f"sae.measuring.release={made}/sae/a", "sae.layers=[0,2]", "languages.high=[]", "languages.low=[hi]", "tracking=none"]
+    assert cli.main("analyze", CONF, given) == 0
 
 
 @pytest.mark.parametrize(

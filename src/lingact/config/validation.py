@@ -25,6 +25,7 @@ _HOW_TO_GIVE = {
     "tasks.own.mine.path": "write for instance \"tasks.own.mine.path='quiz_{lang}.jsonl'\", with both quotes",
     "tasks.own.mine.folder": "write tasks.own.mine.folder=FOLDER, with your lm-eval task files",
     "tasks.own.mine.task": "write for instance \"tasks.own.mine.task='quiz_{lang}'\", with both quotes",
+    "sae.measuring.release": "write sae.measuring.release=FOLDER, with the SAEs in layer_<n>",
     "text.path": "write text.path=FILE (.jsonl or .txt, also .gz or .xz), or a folder of them",
     "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",
     "train_corpus.path": "write train_corpus.path=FILE, or train_corpus.path=FOLDER with one <code>.txt per language",
