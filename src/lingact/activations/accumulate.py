@@ -32,6 +32,28 @@ def count_tokens(stats: FeatureStats, batch: TokenBatch, partial: Bool[Tensor, "
     np.add.at(stats.partial, kept, partial[batch.ids[batch.keep]].numpy())
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of a batch belong, on the device of their residuals."""
+
+    sentence: Int[np.ndarray, " token"]
+    """Of each kept token; on the host."""
+    half: Int[Tensor, " window"]
+    row: Int[Tensor, " token"]
+    """Window of each kept token."""
+    first: Bool[Tensor, " window"]
+
+    @classmethod
+    def of(cls, stats: FeatureStats, batch: TokenBatch, device: torch.device) -> "_Places":
+        half = torch.from_numpy(stats.halves)[batch.sentence.cpu()].to(device)
+        return cls(batch.kept_sentence.cpu().numpy(), half, batch.kept_row.to(device), batch.first.to(device))
+
+
+BY_TOKEN = ("activation", "l0", "l2", "top_k", "norm", "square", "error")
+"""Sums of a sentence that `add_layer` adds to, in the order in which they leave the device."""
+_BY_LATENT = ("firing", "profile", "fired")
+
+
 def add_layer(
     stats: FeatureStats,
     layer: int,
@@ -40,8 +62,15 @@ def add_layer(
     reconstruction: Float[Tensor, "token d_model"],
     batch: TokenBatch,
 ) -> None:
-    """Add one layer's kept tokens of a batch. All sums leave the device together."""
-    row, place = stats.layers.index(layer), batch.kept_sentence.cpu().numpy()
+    """Add one layer's kept tokens of a batch."""
+    places = _Places.of(stats, batch, x.device)
+    _add_sums(stats, layer, _to_host(_layer_sums(stats, x, active, reconstruction, places)), places)
+
+
+def _layer_sums(
+    stats: FeatureStats, x: Float[Tensor, "token d_model"], active: ActiveLatents, reconstruction: Float[Tensor, "token d_model"], places: _Places
+) -> list[Tensor]:
+    """What a layer adds, on the device: `BY_TOKEN`, the sum of the residuals, and `_BY_LATENT` of both halves."""
     exact = x.double()
     by_token = {
         "activation": active.sums(active.value),
@@ -52,45 +81,45 @@ def add_layer(
         "square": exact.square().sum(dim=-1),
         "error": (exact - reconstruction.double()).square().sum(dim=-1),
     }
-    for name, values in zip(by_token, torch.stack(list(by_token.values())).cpu().numpy(), strict=True):
-        _add(getattr(stats, name), row, place, values)
-    stats.residual[row] += settled(exact.sum(dim=0).cpu().numpy())
-    _add_latents(stats, row, active, batch)
-
-
-def _add_latents(stats: FeatureStats, row: int, active: ActiveLatents, batch: TokenBatch) -> None:
-    """Add to the sums per latent, each sentence to its half."""
     token, latent, width = active.token, active.latent, active.width
-    row_half = torch.from_numpy(stats.halves)[batch.sentence.cpu()].to(latent.device)
-    kept_row = batch.kept_row.to(latent.device)
-    bins = row_half[kept_row][token] * width + latent
-    stats.firing[row] += torch.bincount(bins, minlength=2 * width).view(2, width).cpu().numpy()
-    values = torch.bincount(bins, weights=active.value.double(), minlength=2 * width)
-    stats.profile[row] += settled(values.view(2, width).cpu().numpy())
-    first = batch.first.to(latent.device)
-    seen = torch.zeros(len(first) * width, dtype=torch.bool, device=latent.device)
-    seen[kept_row[token] * width + latent] = True
-    by_window = seen.view(-1, width) & first[:, None]
-    for half in (DISCOVERY, CONFIRMATION):
-        stats.fired[row][half] += by_window[row_half == half].sum(dim=0).cpu().numpy()
+    bins = places.half[places.row][token] * width + latent
+    firing = torch.bincount(bins, minlength=2 * width)
+    profile = torch.bincount(bins, weights=active.value.double(), minlength=2 * width)
+    seen = torch.zeros(len(places.first) * width, dtype=torch.bool, device=latent.device)
+    seen[places.row[token] * width + latent] = True
+    by_window = seen.view(-1, width) & places.first[:, None]
+    # A product with the halves' marks, so that no number has to be known on the host.
+    fired = [(by_window & (places.half == half)[:, None]).sum(dim=0) for half in (DISCOVERY, CONFIRMATION)]
+    halves = [firing.view(2, width), profile.view(2, width), torch.stack(fired)]
+    return [torch.stack([by_token[name] for name in BY_TOKEN]), exact.sum(dim=0), *halves]
 
 
-def add_by_reference(
-    stats: FeatureStats,
-    layer: int,
-    active: ActiveLatents,
-    matched: ActiveLatents,
-    of_reference: Bool[Tensor, " d_sae"],
-    batch: TokenBatch,
-) -> None:
+def _to_host(tensors: list[Tensor]) -> list[np.ndarray]:
+    """The tensors in float64, which holds counts exactly, in one transfer."""
+    whole = torch.cat([tensor.double().flatten() for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
+    return [part.reshape(tensor.shape) for part, tensor in zip(np.split(whole, ends), tensors, strict=True)]
+
+
+def _add_sums(stats: FeatureStats, layer: int, sums: list[np.ndarray], places: _Places) -> None:
+    """Add what `_layer_sums` found."""
+    row = stats.layers.index(layer)
+    by_token, residual, firing, profile, fired = sums
+    for name, values in zip(BY_TOKEN, by_token, strict=True):
+        _add(getattr(stats, name), row, places.sentence, values)
+    stats.residual[row] += settled(residual)
+    stats.firing[row] += firing.astype(stats.firing[row].dtype)
+    stats.profile[row] += settled(profile)
+    stats.fired[row] += fired.astype(stats.fired[row].dtype)
+
+
+def _add_by_reference(stats: FeatureStats, layer: int, sums: np.ndarray, places: _Places) -> None:
     """Add the activation over the reference's latents, and that of residuals rescaled to the reference's norm."""
     assert stats.reference_active is not None
     assert stats.norm_matched is not None
-    row, place = stats.layers.index(layer), batch.kept_sentence.cpu().numpy()
-    among = active.sums(active.value * of_reference[active.latent])
-    own, all_latents = torch.stack([among, matched.sums(matched.value)]).cpu().numpy()
-    _add(stats.reference_active, row, place, own)
-    _add(stats.norm_matched, row, place, all_latents)
+    row = stats.layers.index(layer)
+    for target, values in zip((stats.reference_active, stats.norm_matched), sums, strict=True):
+        _add(target, row, places.sentence, values)
 
 
 def _add(target: np.ndarray, row: int, place: np.ndarray, values: np.ndarray) -> None:
@@ -117,7 +146,9 @@ def add_batch(
     batch: TokenBatch,
     reference_statistics: ReferenceStatistics | None = None,
 ) -> None:
-    """Encode, decode and add the kept residuals of a batch, all layers."""
+    """Encode, decode and add the kept residuals of a batch. The sums of all layers leave the device together."""
+    places = _Places.of(stats, batch, next(iter(residuals.values())).device)
+    pending: list[Tensor] = []
     with torch.no_grad():
         for layer, dictionary in dictionaries.items():
             x = residuals[layer]
@@ -125,8 +156,14 @@ def add_batch(
                 active = dictionary.active(x)
             else:
                 active, matched = dictionary.active_and_scaled(x, factor_to(x, reference_statistics.norm[layer]))
-                add_by_reference(stats, layer, active, matched, reference_statistics.active[stats.header["sae_set"]][layer].to(x.device), batch)
-            add_layer(stats, layer, x, active, dictionary.decode_active(active), batch)
+                of_reference = reference_statistics.active[stats.header["sae_set"]][layer].to(x.device)
+                pending.append(torch.stack([active.sums(active.value * of_reference[active.latent]), matched.sums(matched.value)]))
+            pending += _layer_sums(stats, x, active, dictionary.decode_active(active), places)
+    found = iter(_to_host(pending))
+    for layer in dictionaries:
+        if reference_statistics is not None:
+            _add_by_reference(stats, layer, next(found), places)
+        _add_sums(stats, layer, [next(found) for _ in range(2 + len(_BY_LATENT))], places)
 
 
 def add_vectors(vectors: SentenceVectors, residuals: dict[int, Float[Tensor, "token d_model"]], batch: TokenBatch) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from lingact.cli.checks import processes_of, read_config
 from lingact.cli.compose import first_line, folder_key
 from lingact.cli.run_folders import START_FILES, is_complete, names_in, run_folder_problems
-from lingact.config.jobs import JobConfig, TrainConfig
+from lingact.config.jobs import AnalyzeConfig, JobConfig, TrainConfig
 from lingact.errors import UserError, out_of_memory
 from lingact.files.atomic import full_disk
 from lingact.files.folders import TEMPORARY, TOKEN, folder_lock, remove_empty, still_locked
@@ -179,7 +179,11 @@ def _run_workflow(job: str, config: JobConfig, folder: Path) -> float | None:
     """
     if first_process():
         from lingact.models.devices import check_devices
-        from lingact.planning.messages import begin  # as late as the workflow: it imports the same libraries
+        from lingact.models.model_files import read_ahead
+
+        if not (isinstance(config, AnalyzeConfig) and (config.stats or config.compare)):
+            read_ahead(config.model)
+        from lingact.planning.messages import begin  # imports the libraries that the workflow needs
 
         check_devices(config)
         begin(config)

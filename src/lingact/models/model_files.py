@@ -5,6 +5,7 @@ config.json with the published values that sizes follow from.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,6 +97,22 @@ def file_here(model: ModelConfig, name: str) -> Path | None:
     except HFValidationError:  # a path that does not exist
         return None
     return Path(cached) if isinstance(cached, str) else None
+
+
+def read_ahead(model: ModelConfig) -> None:
+    """Ask the system to read the weights that are on this machine, which goes on while libraries are imported. Nothing is read where it cannot."""
+    config = file_here(model, _CONFIG)
+    if config is None or not hasattr(os, "posix_fadvise"):  # macOS and Windows have none
+        return
+    for path in config.parent.glob("*.safetensors"):
+        try:
+            number = os.open(path, os.O_RDONLY)
+        except OSError:  # loading says why
+            continue
+        try:
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(number)
 
 
 def check_folder(config: ModelConfig) -> None:
