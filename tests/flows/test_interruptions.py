@@ -15,6 +15,7 @@ from lingact.activations import passes
 from lingact.cli import main as cli
 from lingact.evaluation import answers
 from lingact.evaluation.scorer import Scorer
+from lingact.runtime import tensor_files
 from lingact.training import base_targets, checkpoints
 from lingact.training.batch_loss import BatchLoss
 from lingact.training.module import GapModule
@@ -98,7 +99,7 @@ def test_training_is_interrupted_at_any_point_and_goes_on_bit_for_bit(
         assert resume(folder) == 130
     assert last_line(capsys) == "Interrupted at step 5 of 7; kept: 5 steps." + goes_on
     # And again while that is being saved.
-    with signalled(signal.SIGINT, GapModule, "training_step", 2), signalled(signal.SIGUSR2, checkpoints, "write_atomically", 1):
+    with signalled(signal.SIGINT, GapModule, "training_step", 2), signalled(signal.SIGUSR2, tensor_files, "write_atomically", 1):
         assert resume(folder) == 130
     assert last_line(capsys) == "Interrupted at step 6 of 7; kept: 6 steps." + goes_on
     # Behind the last step.

@@ -173,7 +173,7 @@ def limited(real: Callable[..., Any], call: int, count: int) -> Callable[..., An
 @pytest.mark.parametrize(
     ("where", "call", "said"),
     [
-        ("lingact.training.checkpoints.write_atomically", 2, "'{folder}/checkpoints/last.ckpt' could not be written: File too large"),
+        ("lingact.runtime.tensor_files.write_atomically", 2, "'{folder}/checkpoints/last.ckpt' could not be written: File too large"),
         pytest.param("lingact.workflows.train.save_adapter", 1, "could not be written", marks=pytest.mark.slow),
         pytest.param("lingact.files.states.write_atomically", 3, "could not be written: File too large", marks=pytest.mark.slow),
     ],
