@@ -145,6 +145,24 @@ def test_active_latents_have_the_gradient_of_all_of_them(kind: str, bandwidth: f
     assert found[0][1].abs().max() > 1
 
 
+def test_an_sae_of_a_class_of_its_own_keeps_the_surrogate_gradient(make_sae: MakeSae, x: Tensor) -> None:
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE
+
+    class Own(JumpReLUSAE):
+        """Read by its own `encode`."""
+
+    plain = make_sae(1)
+    own = Own(plain.cfg)
+    own.load_state_dict(plain.state_dict())
+    gradients = []
+    for sae in (plain, own):
+        given = x.clone().requires_grad_(True)
+        active = Dictionary(sae, 1).active(given, bandwidth=0.5)
+        active.sums(active.value).sum().backward()
+        gradients.append(given.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_where_nothing_is_active_sums_are_zero(make_sae: MakeSae) -> None:
     sae = make_sae(1)
     sae.threshold.data[:] = 1e9

@@ -15,6 +15,7 @@ from lingact.cli.compose import expand_sweep, first_line, folder_key, names_fixe
 from lingact.cli.run_folders import run_folder_problems, sweep_folder_problem
 from lingact.config.data import CORPUS_FORMATS, FilesCorpus
 from lingact.config.jobs import SCHEMAS, JobConfig, Processes, SaesConfig, TrackingConfig, TrainConfig
+from lingact.config.saes import TextConfig
 from lingact.config.tasks import OwnTask, TasksConfig
 from lingact.config.training import TrainerConfig
 from lingact.config.validation import validate_config
@@ -50,7 +51,7 @@ def read_config(job: str, composed: DictConfig, sweep_folder: Path | None) -> Jo
 
 def _missing_files(job: str, composed: DictConfig) -> Iterator[str]:
     """Files, folders and keys that the configuration needs and this machine lacks. Sections that are not valid are skipped."""
-    for name in ("tracking", "corpus", "train_corpus", "tasks"):
+    for name in ("tracking", "corpus", "train_corpus", "tasks", "text"):
         if name not in SCHEMAS[job].model_fields or not OmegaConf.is_config(composed.get(name)):
             continue
         field = SCHEMAS[job].model_fields[name]
@@ -67,6 +68,8 @@ def _missing_files(job: str, composed: DictConfig) -> Iterator[str]:
                     yield from (f"tracking: {line}" for line in str(error).split("\n"))
             case FilesCorpus(path=path) if str(path) != "???" and not is_there(path):
                 yield f"{name}.path: '{path}' does not exist; name {CORPUS_FORMATS} (options: conf/corpus/)"
+            case TextConfig(path=path) if str(path) != "???" and not is_there(path):
+                yield f"{name}.path: '{path}' does not exist; name a file (.jsonl or .txt, also .gz or .xz) or a folder of them"
             case TasksConfig(own=own):
                 folders = {key: benchmark.folder for key, benchmark in own.items() if isinstance(benchmark, OwnTask)}
                 for key, folder in folders.items():

@@ -71,7 +71,10 @@ class Dictionary:
         """
         sae = self.sae
         if type(sae) is not JumpReLUSAE or self.threshold is None:
-            features = self.encode(x) if bandwidth is None else self.encode_straight_through(x, bandwidth)
+            if bandwidth is not None:  # latents in the window have the value 0, too
+                features = self.encode_straight_through(x, bandwidth)
+                return ActiveLatents.of(features, torch.ones_like(features, dtype=torch.bool), None)
+            features = self.encode(x)
             return ActiveLatents.of(features, (features <= 0).logical_not_(), None)
         read = sae.process_sae_in(x)
         with torch.no_grad():

@@ -24,7 +24,7 @@ from lingact.saes.mix import Rows, Schedule
 from lingact.saes.trainers import SetTrainer
 
 CHECKPOINT = "last.ckpt"
-_CALIBRATED_ON = 32
+CALIBRATED_ON = 32
 """Windows of each language from which inputs are centred and scaled, the same for all sets."""
 Places = Int[np.ndarray, " place"]
 """Places in a schedule."""
@@ -64,7 +64,7 @@ class Reader:
     def centres(self, *, centred: bool) -> dict[int, tuple[Float[Tensor, " d_model"], float]]:
         """Of each layer the mean residual over a sample of all languages in equal parts, and the mean norm about it, or about zero."""
         size = max(1, self.batch_tokens // self.context)
-        rows = [row.tolist() for own in self.windows.values() for row in own[:_CALIBRATED_ON]]
+        rows = [row.tolist() for own in self.windows.values() for row in own[:CALIBRATED_ON]]
         sample = torch.cat([self._residuals(rows[start : start + size])[0] for start in range(0, len(rows), size)])
         centre = sample.double().mean(dim=0).float()
         norms = (sample - centre if centred else sample).norm(dim=-1).mean(dim=0)

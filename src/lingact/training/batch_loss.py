@@ -99,6 +99,11 @@ class BatchLoss:
         return tuple(self.dictionaries)
 
     @property
+    def _encodes(self) -> bool:
+        """Whether the gap term starts from active latents alone."""
+        return self.loss.gap.weight > 0 and self.loss.gap.objective in ("activation", "profile")
+
+    @property
     def reaches_all(self) -> bool:
         """Whether every adapter weight gets a gradient in every step, because the loss uses logits or the output of the last block."""
         retention = self.loss.retention
@@ -153,8 +158,8 @@ class BatchLoss:
             factors = self._norm_matching(code, batch, residuals) if gap.weight > 0 and gap.norm_matched else None
             for_gap, for_fit = self._active(residuals, factors)
             if gap.weight > 0:
-                rescaled = {layer: x * factors[layer][:, None] for layer, x in residuals.items()} if factors is not None else residuals
-                means["gap"] = self.gap_means(batch, rescaled, for_gap, sentences)
+                read = residuals if factors is None or self._encodes else {layer: x * factors[layer][:, None] for layer, x in residuals.items()}
+                means["gap"] = self.gap_means(batch, read, for_gap, sentences)
             if predictions is not None:
                 means |= self._prediction_means(code, batch, predictions, kl=retention.target_kl > 0, lm=loss.target_lm > 0)
             if retention.norm > 0:
@@ -217,7 +222,7 @@ class BatchLoss:
             factors: layer -> what the tokens' residuals are multiplied with for the gap term; None: nothing.
         """
         gap, fit = self.loss.gap, self.loss.retention.fit > 0
-        encodes = gap.weight > 0 and gap.objective in ("activation", "profile")
+        encodes = self._encodes
         bandwidth = gap.bandwidth if gap.gradient == "straight_through" else None
         for_gap, for_fit = [], []
         for layer, dictionary in self.dictionaries.items() if encodes or fit else ():

@@ -15,7 +15,7 @@ from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.report import saes as report
 from lingact.runtime.terminal import show
 from lingact.runtime.tracking import Run, open_run
-from lingact.saes.engine import Reader, train_sets
+from lingact.saes.engine import CALIBRATED_ON, Reader, train_sets
 from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
 from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, overlap_table, summary_of
 from lingact.saes.text import RunningText, read_running_text
@@ -67,7 +67,7 @@ def _windows(config: SaesConfig, text: RunningText, lm: LanguageModel) -> tuple[
     windows: dict[str, Rows] = {}
     sources: dict[str, dict[str, int]] = {}
     for code, documents in text.training.items():
-        windows[code], sources[code] = packed(documents, lm.tokens, room=room, at_most=max(1, needed[code]), seed=config.seed)
+        windows[code], sources[code] = packed(documents, lm.tokens, room=room, at_most=max(CALIBRATED_ON, needed[code]), seed=config.seed)
     return windows, sources
 
 
@@ -111,7 +111,7 @@ def _load(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...], folder
 
 
 def _text_table(config: SaesConfig, schedule: Schedule, windows: Mapping[str, Rows], sources: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
-    """One row per set, language and source: tokens that were read, and their share."""
+    """One row per set, language and source: tokens in the set's windows, and their share. Sources are counted over all windows of a language."""
     rows = []
     for column, name in enumerate(config.seeded_sets):
         chosen = schedule.language[schedule.member[:, column]]
