@@ -14,6 +14,7 @@ import pytest
 from sae_lens import SAE
 
 from lingact.cli import main as cli
+from lingact.saes import trainers
 from lingact.saes.engine import Reader
 from tests.helpers.paths import CONF
 from tests.helpers.processes import killed_at, launch
@@ -120,6 +121,18 @@ def test_the_plan_is_shown(given: list[str], capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert "4 SAEs with gradients and Adam's two moments" in printed
     assert "training" in printed
+
+
+def test_a_kill_while_the_sets_are_written_changes_nothing(given: list[str], made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = [*given, "saes.checkpoint_minutes=1e-6", f"hydra.run.dir={folder}"]
+    # The second file of the second SAE is missing.
+    assert killed_at(2, trainers, "write_json", lambda: cli.main("saes", CONF, first)) == -signal.SIGKILL
+    assert [path.name for path in sorted((folder / "sae").rglob("*layer_*"))] == [".layer_2.unfinished", "layer_0"]
+    assert cli.main("saes", CONF, [f"resume={folder}"]) == 0
+    assert found(folder) == found(made)
+    assert not list((folder / "sae").rglob(".*"))
+    assert not list((folder / "checkpoints").iterdir()), "it is no longer needed, and large"
 
 
 def test_a_kill_changes_nothing(given: list[str], made: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The SAEs of one set while they are trained: sae-lens's own trainer for each layer, and their common buffer."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,23 @@ class SetTrainer:
         self.done += 1
 
     def save(self, folder: Path) -> None:
-        """Write the SAEs, `layer_<n>`, for use: scaling is folded in, batch-top-k becomes JumpReLU. They cannot be trained further."""
+        """Write the SAEs, `layer_<n>`, for use: scaling is folded in, batch-top-k becomes JumpReLU. They cannot be trained further.
+
+        Those that an interrupted run has written stay: they are the same.
+        """
         for layer, trainer in self.trainers.items():
             assert trainer.activation_scaler.scaling_factor is not None
             trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
             trainer.activation_scaler.scaling_factor = None
             trainer.set_final_sae_metadata()
-            unfinished = folder / f".layer_{layer}.unfinished"
+            place, unfinished = folder / f"layer_{layer}", folder / f".layer_{layer}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if place.exists():
+                continue
             trainer.sae.save_inference_model(unfinished)
             # sae-lens writes the keys in an order that differs from process to process.
             write_json(unfinished / "cfg.json", dict(sorted(json.loads((unfinished / "cfg.json").read_text(encoding="utf-8")).items())))
-            unfinished.replace(folder / f"layer_{layer}")
+            unfinished.replace(place)
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on from here."""

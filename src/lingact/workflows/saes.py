@@ -15,14 +15,14 @@ from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.report import saes as report
 from lingact.runtime.terminal import show
 from lingact.runtime.tracking import Run, open_run
-from lingact.saes.engine import CALIBRATED_ON, Reader, train_sets
+from lingact.saes.engine import CALIBRATED_ON, CHECKPOINT, Reader, train_sets
 from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
 from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, overlap_table, summary_of
 from lingact.saes.text import RunningText, read_running_text
 from lingact.saes.windows import packed
 
-SETS = "sae"
-"""Folder of the sets in the run's."""
+SETS, CHECKPOINTS = "sae", "checkpoints"
+"""Folders in the run's."""
 
 
 def run(config: SaesConfig, folder: Path) -> float | None:
@@ -94,10 +94,11 @@ def _train(config: SaesConfig, run: Run, reader: Reader) -> None:
         "context_size": config.saes.context,
         "model_from_pretrained_kwargs": {},
     }
-    trained = train_sets(reader, config.seeded_sets, config.saes, metadata=metadata, header=run.header, folder=run.folder / "checkpoints")
+    trained = train_sets(reader, config.seeded_sets, config.saes, metadata=metadata, header=run.header, folder=run.folder / CHECKPOINTS)
     for name, trainer in trained.items():
         make_folders(place / name)
         trainer.save(place / name)
+    (run.folder / CHECKPOINTS / CHECKPOINT).unlink(missing_ok=True)  # several times as large as the SAEs
 
 
 def _load(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...], folder: Path) -> tuple[dict[str, Dictionaries], dict[str, str]]:
