@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import SAE
+from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
 
 from lingact.config.saes import SaeMix, SaeTraining, TextConfig
@@ -24,6 +25,7 @@ from lingact.saes.mix import Schedule, make_schedule, most_windows
 from lingact.saes.quality import heldout_corpora, overlap_table
 from lingact.saes.text import Document, read_running_text
 from lingact.saes.trainers import SetTrainer
+from lingact.saes.whitening import partly_whitened
 from lingact.saes.windows import packed
 
 COLUMNS = {"text": "text", "language": "language", "source": "source", "document": "document"}
@@ -181,7 +183,7 @@ def test_a_buffer_gives_each_residual_once_and_mixed() -> None:
 
 TRAINING = SaeTraining(
     layers=(0, 2), architecture="batchtopk", width=48, k=4, sparsity=1.0, tokens=4000, batch_tokens=64, buffer_tokens=256, context=16, lr=1e-3,
-    centred=True, dead_after=10, checkpoint_minutes=10,
+    whitening=0.5, dead_after=10, checkpoint_minutes=10,
 )  # fmt: skip
 SETS = {"some": SaeMix(mix={"en": 0.75, "hi": 0.25}, seed=0), "equal": SaeMix(mix="equal", seed=0), "other": SaeMix(mix="equal", seed=1, width=32)}
 
@@ -255,41 +257,59 @@ def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: 
         train_sets(reader_of(lm), SETS, TRAINING, header={"text": "1"}, **given)
 
 
+def inputs_of(reader: Reader, power: float = 0.5) -> dict[int, ActivationWhitening]:
+    sample = reader.sample()
+    return {layer: partly_whitened(sample[:, column], power) for column, layer in enumerate(reader.layers)}
+
+
 def test_paired_sets_begin_alike(lm: LanguageModel) -> None:
-    centres = reader_of(lm).centres(centred=True)
-    made = {name: SetTrainer(TRAINING, mix, centres, {}, "cpu") for name, mix in SETS.items()}
+    inputs = inputs_of(reader_of(lm))
+    made = {name: SetTrainer(TRAINING, mix, inputs, {}, "cpu") for name, mix in SETS.items()}
     weights = {name: trainer.trainers[2].sae.state_dict() for name, trainer in made.items()}
     assert all(torch.equal(weights["some"][key], weights["equal"][key]) for key in weights["some"])
     assert weights["other"]["W_enc"].shape != weights["equal"]["W_enc"].shape
     assert not torch.equal(made["some"].trainers[0].sae.W_enc, made["some"].trainers[2].sae.W_enc)
 
 
-def test_steps_are_those_of_sae_lens(lm: LanguageModel) -> None:
+def test_steps_are_those_of_sae_lens(lm: LanguageModel, tmp_path: Path) -> None:
     """The same batches through sae-lens's own loop."""
-    centres = reader_of(lm).centres(centred=True)
+    inputs = inputs_of(reader_of(lm))
     random = torch.Generator().manual_seed(0)
-    batches = [3 * torch.randn(64, 2, 32, generator=random) + centres[2][0] for _ in range(TRAINING.tokens // 64)]
-    ours = SetTrainer(TRAINING.model_copy(update={"buffer_tokens": 64}), SETS["some"], centres, {}, "cpu")
+    batches = [3 * torch.randn(64, 2, 32, generator=random) + inputs[2].mean.float() for _ in range(TRAINING.tokens // 64)]
+    ours = SetTrainer(TRAINING.model_copy(update={"buffer_tokens": 64}), SETS["some"], inputs, {}, "cpu")
     ours._buffer = ShuffleBuffer(64, 64, 0)
     for batch in batches:
         ours._step(batch)
-    fresh = SetTrainer(TRAINING, SETS["some"], centres, {}, "cpu").trainers[2]
+    fresh = SetTrainer(TRAINING, SETS["some"], inputs, {}, "cpu").trainers[2]
     theirs = SAETrainer(cfg=fresh.cfg, sae=fresh.sae, data_provider=iter([batch[:, 1] for batch in batches]))
-    theirs.activation_scaler.scaling_factor = fresh.activation_scaler.scaling_factor
+    theirs.activation_scaler.whitening = inputs[2]
     expected = theirs.fit()
-    found = ours.trainers[2]
-    assert found.activation_scaler.scaling_factor is not None
-    found.sae.fold_activation_norm_scaling_factor(found.activation_scaler.scaling_factor)
-    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in found.sae.state_dict().items())
+    ours.save(tmp_path)
+    theirs_saved = tmp_path / "theirs"
+    expected.save_inference_model(theirs_saved)
+    found, theirs_loaded = (SAE.load_from_disk(folder).state_dict() for folder in (tmp_path / "layer_2", theirs_saved))
+    assert found.keys() == theirs_loaded.keys()
+    assert all(torch.equal(value, theirs_loaded[name]) for name, value in found.items())
 
 
-def test_huge_residuals_are_centred_and_scaled(lm: LanguageModel) -> None:
-    handle = lm.blocks[2].register_forward_hook(lambda _m, _i, output: output * 1000 + 20_000)
-    centre, norm = reader_of(lm).centres(centred=True)[2]
-    _, plain = reader_of(lm).centres(centred=False)[2]
-    handle.remove()
-    assert centre.mean() == pytest.approx(20_000, rel=0.1)
-    assert norm < plain / 5
+@pytest.mark.parametrize(("power", "spread"), [(0.0, 1e6), (0.5, 1e3), (1.0, 1.0)])
+def test_whitening_evens_variances_out_as_far_as_asked(power: float, spread: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(8, 8, generator=random, dtype=torch.float64)).Q
+    sample = (torch.randn(4000, 8, generator=random, dtype=torch.float64) * torch.logspace(0, 3, 8)) @ turned + 20_000
+    found = partly_whitened(sample, power)
+    scaled = (sample - found.mean) @ found.matrix
+    variances = torch.linalg.eigvalsh(torch.cov(scaled.T))
+    assert float(variances[-1] / variances[0]) == pytest.approx(spread, rel=0.2)
+    assert float(scaled.norm(dim=-1).mean()) == pytest.approx(8**0.5)
+    assert torch.allclose(scaled @ found.inverse_matrix + found.mean, sample)
+
+
+def test_a_direction_without_variance_stays_finite() -> None:
+    sample = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    sample[:, 3] = 7
+    found = partly_whitened(sample, 1.0)
+    assert ((sample - found.mean) @ found.matrix).isfinite().all()
 
 
 def test_residuals_that_are_not_finite_stop_the_training(lm: LanguageModel, tmp_path: Path) -> None:

@@ -73,8 +73,9 @@ class SaeTraining(ConfigSection):
     context: Annotated[Count, Field(ge=8)]
     """Tokens of a window, BOS included. Texts of a language follow each other in it."""
     lr: Annotated[Real, Field(gt=0, le=1)]
-    centred: bool
-    """Begin with the mean residual as decoder bias, and scale inputs by the mean norm of what is left. False: by the mean norm of the residual."""
+    whitening: Annotated[Real, Field(ge=0, le=1)]
+    """How far the variances of the directions are evened out before training: C^(-whitening/2) (x - mean), C the covariance. 0: inputs are centred
+    and scaled; 1: fully whitened. It is folded into the weights afterwards."""
     dead_after: Count
     """Steps without firing after which a latent counts as dead in the auxiliary loss."""
     checkpoint_minutes: Annotated[Real, Field(gt=0, le=10_000)]

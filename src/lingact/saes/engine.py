@@ -22,10 +22,11 @@ from lingact.runtime import interrupts
 from lingact.runtime.tensor_files import load_tensors, save_tensors
 from lingact.saes.mix import Rows, Schedule
 from lingact.saes.trainers import SetTrainer
+from lingact.saes.whitening import partly_whitened
 
 CHECKPOINT = "last.ckpt"
 CALIBRATED_ON = 32
-"""Windows of each language from which inputs are centred and scaled, the same for all sets."""
+"""Windows of each language from which the scaling of inputs comes, the same for all sets."""
 Places = Int[np.ndarray, " place"]
 """Places in a schedule."""
 
@@ -61,14 +62,11 @@ class Reader:
         return self._residuals([rows[self.schedule.window[place] % len(rows)].tolist() for rows, place in zip(own, places, strict=True)])
 
     @torch.no_grad()
-    def centres(self, *, centred: bool) -> dict[int, tuple[Float[Tensor, " d_model"], float]]:
-        """Of each layer the mean residual over a sample of all languages in equal parts, and the mean norm about it, or about zero."""
+    def sample(self) -> Float[Tensor, "token layer d_model"]:
+        """Residuals of all languages in equal parts."""
         size = max(1, self.batch_tokens // self.context)
         rows = [row.tolist() for own in self.windows.values() for row in own[:CALIBRATED_ON]]
-        sample = torch.cat([self._residuals(rows[start : start + size])[0] for start in range(0, len(rows), size)])
-        centre = sample.double().mean(dim=0).float()
-        norms = (sample - centre if centred else sample).norm(dim=-1).mean(dim=0)
-        return {layer: (centre[column], float(norms[column])) for column, layer in enumerate(self.layers)}
+        return torch.cat([self._residuals(rows[start : start + size])[0] for start in range(0, len(rows), size)])
 
     def _residuals(self, rows: list[list[int]]) -> tuple[Float[Tensor, "token layer d_model"], Int[Tensor, " token"]]:
         lm = self.lm
@@ -97,8 +95,9 @@ def train_sets(
         UserError: residuals or a loss are not finite, or the checkpoint is of another training.
         KeyboardInterrupt: a checkpoint has been written.
     """
-    centres = reader.centres(centred=training.centred)
-    trainers = {name: SetTrainer(training, mix, centres, dict(metadata), str(reader.lm.device)) for name, mix in sets.items()}
+    sample = reader.sample()
+    inputs = {layer: partly_whitened(sample[:, column], training.whitening) for column, layer in enumerate(reader.layers)}
+    trainers = {name: SetTrainer(training, mix, inputs, dict(metadata), str(reader.lm.device)) for name, mix in sets.items()}
     path, passes = folder / CHECKPOINT, reader.passes
     done = _load(path, trainers, dict(header)) if path.is_file() else 0
     with tqdm(total=sum(map(len, passes)) * reader.context, unit="tok", unit_scale=True, desc="SAEs", leave=False, dynamic_ncols=True) as bar:

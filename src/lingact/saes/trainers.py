@@ -2,11 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
@@ -14,8 +14,8 @@ from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSA
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
-from torch import Tensor
 
 from lingact.config.saes import SaeMix, SaeTraining
 from lingact.errors import UserError
@@ -36,26 +36,21 @@ class SetTrainer:
     Args:
         training: what all sets have in common.
         mix: of the set; its seed is given.
-        centres: mean residual and mean norm of a sample, by layer.
+        inputs: how inputs are scaled, by layer.
         metadata: what the SAEs' files say of model and text; `{layer}` in the hook's name is filled in.
     """
 
-    def __init__(
-        self, training: SaeTraining, mix: SaeMix, centres: dict[int, tuple[Float[Tensor, " d_model"], float]], metadata: dict[str, Any], device: str
-    ) -> None:
+    def __init__(self, training: SaeTraining, mix: SaeMix, inputs: Mapping[int, ActivationWhitening], metadata: dict[str, Any], device: str) -> None:
         assert mix.seed is not None
         self.steps = training.tokens // training.batch_tokens
         self.done = 0
         self._buffer = ShuffleBuffer(training.buffer_tokens, training.batch_tokens, mix.seed)
         self.trainers: dict[int, SAETrainer[Any, Any]] = {}
-        for layer, (centre, norm) in centres.items():
+        for layer, whitening in inputs.items():
             torch.manual_seed(mix.seed * 1000 + layer)
-            sae = _new_sae(training, mix, len(centre), metadata | {"hook_name": f"blocks.{layer}.hook_resid_post"}, device)
+            sae = _new_sae(training, mix, len(whitening.mean), metadata | {"hook_name": f"blocks.{layer}.hook_resid_post"}, device)
             trainer = SAETrainer(cfg=_trainer_config(training, self.steps, device), sae=sae, data_provider=iter(()))
-            scale = len(centre) ** 0.5 / norm
-            trainer.activation_scaler.scaling_factor = scale
-            if training.centred:
-                sae.b_dec.data.copy_(centre * scale)
+            trainer.activation_scaler.whitening = whitening
             self.trainers[layer] = trainer
 
     def add(self, residuals: Residuals) -> None:
@@ -94,9 +89,10 @@ class SetTrainer:
         Those that an interrupted run has written stay: they are the same.
         """
         for layer, trainer in self.trainers.items():
-            assert trainer.activation_scaler.scaling_factor is not None
-            trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-            trainer.activation_scaler.scaling_factor = None
+            whitening = trainer.activation_scaler.whitening
+            assert whitening is not None
+            trainer.sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
+            trainer.activation_scaler.whitening = None
             trainer.set_final_sae_metadata()
             place, unfinished = folder / f"layer_{layer}", folder / f".layer_{layer}.unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -127,7 +123,7 @@ def _new_sae(training: SaeTraining, mix: SaeMix, d_in: int, metadata: dict[str, 
         "d_in": d_in,
         "d_sae": width,
         "apply_b_dec_to_input": True,
-        "normalize_activations": "expected_average_only_in",
+        "normalize_activations": "covariance_whitening",
         "metadata": SAEMetadata(**metadata),
         "device": device,
     }
