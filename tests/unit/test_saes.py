@@ -155,14 +155,16 @@ def test_shares_have_to_add_up() -> None:
 
 def test_sources_give_in_equal_parts(lm: LanguageModel) -> None:
     documents = [Document((f"{source}{number:03}" * 3,), source) for source, count in (("a", 400), ("b", 100), ("c", 5)) for number in range(count)]
-    rows, by_source = packed(documents, lm.tokens, room=15, at_most=100, seed=0)
-    assert rows.shape == (100, 15)
+    found = packed(documents, lm.tokens, room=15, at_most=100, seed=0)
+    assert found.rows.shape == (100, 15)
+    by_source = dict(zip(found.sources, found.by_source.sum(axis=0).tolist(), strict=True))
     assert by_source["c"] == 5 * 13, "all that it has"
     assert abs(by_source["a"] - by_source["b"]) <= 26
-    assert sum(by_source.values()) == 1500
-    again, _ = packed(documents, lm.tokens, room=15, at_most=50, seed=0)
-    assert (again == rows[:50]).all(), "fewer windows are the first of more"
-    assert not (packed(documents, lm.tokens, room=15, at_most=50, seed=1)[0] == again).all()
+    assert (found.by_source.sum(axis=1) == 15).all()
+    again = packed(documents, lm.tokens, room=15, at_most=50, seed=0)
+    assert (again.rows == found.rows[:50]).all(), "fewer windows are the first of more"
+    assert (again.by_source == found.by_source[:50, : len(again.sources)]).all()
+    assert not (packed(documents, lm.tokens, room=15, at_most=50, seed=1).rows == again.rows).all()
 
 
 def test_a_buffer_gives_each_residual_once_and_mixed() -> None:

@@ -122,6 +122,24 @@ def _add_by_reference(stats: FeatureStats, layer: int, sums: np.ndarray, places:
         _add(target, row, places.sentence, values)
 
 
+def _sums_without(
+    excluded: Bool[np.ndarray, " d_model"], x: Float[Tensor, "token d_model"], reconstruction: Float[Tensor, "token d_model"]
+) -> Float[Tensor, "2 token"]:
+    """Squared norm and squared error of each token over the dimensions that are not excluded."""
+    kept = torch.from_numpy(~excluded).to(x.device).double()
+    exact = x.double()
+    return torch.stack([exact.square() @ kept, (exact - reconstruction.double()).square() @ kept])
+
+
+def _add_without(stats: FeatureStats, layer: int, sums: np.ndarray, places: _Places) -> None:
+    """Add what `_sums_without` found."""
+    assert stats.square_without is not None
+    assert stats.error_without is not None
+    row = stats.layers.index(layer)
+    for target, values in zip((stats.square_without, stats.error_without), sums, strict=True):
+        _add(target, row, places.sentence, values)
+
+
 def _add(target: np.ndarray, row: int, place: np.ndarray, values: np.ndarray) -> None:
     np.add.at(target[row], place, settled(values).astype(target.dtype))
 
@@ -158,11 +176,16 @@ def add_batch(
                 active, matched = dictionary.active_and_scaled(x, factor_to(x, reference_statistics.norm[layer]))
                 of_reference = reference_statistics.active[stats.header["sae_set"]][layer].to(x.device)
                 pending.append(torch.stack([active.sums(active.value * of_reference[active.latent]), matched.sums(matched.value)]))
-            pending += _layer_sums(stats, x, active, dictionary.decode_active(active), places)
+            reconstruction = dictionary.decode_active(active)
+            if stats.excluded is not None:
+                pending.append(_sums_without(stats.excluded[stats.layers.index(layer)], x, reconstruction))
+            pending += _layer_sums(stats, x, active, reconstruction, places)
     found = iter(_to_host(pending))
     for layer in dictionaries:
         if reference_statistics is not None:
             _add_by_reference(stats, layer, next(found), places)
+        if stats.excluded is not None:
+            _add_without(stats, layer, next(found), places)
         _add_sums(stats, layer, [next(found) for _ in range(2 + len(_BY_LATENT))], places)
 
 

@@ -3,11 +3,13 @@
 Numerators and denominators are kept per sentence and divided once, in `measures` and `tables`. Counters are int64, sums float64.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.text import word_count
@@ -19,8 +21,8 @@ DISCOVERY, CONFIRMATION = 0, 1
 """The halves of the sentences (`ParallelCorpus.halves`): what is found on one is confirmed on the other."""
 LAYER_SUMS = ("activation", "l0", "l2", "top_k", "norm", "square", "error")
 """The sums of every layer and sentence that are always kept."""
-GIVEN = ("bytes", "words")
-"""Known from the text, not summed."""
+GIVEN = ("bytes", "words", "excluded")
+"""Known beforehand, not summed."""
 _PER_LATENT = ("firing", "profile", "fired")
 
 
@@ -75,6 +77,12 @@ class FeatureStats:
     """`activation` over the latents of `ReferenceStatistics.active` only."""
     norm_matched: Float[np.ndarray, "layer sentence"] | None = None
     """`activation` of residuals rescaled to `ReferenceStatistics.norm`."""
+    excluded: Bool[np.ndarray, "layer d_model"] | None = None
+    """Dimensions that `square_without` and `error_without` leave out."""
+    square_without: Float[np.ndarray, "layer sentence"] | None = None
+    """`square` over the other dimensions."""
+    error_without: Float[np.ndarray, "layer sentence"] | None = None
+    """`error` over the other dimensions."""
     nll: Float[np.ndarray, " sentence"] | None = None
     """Sum of next-token cross-entropies in nats, where logits were computed."""
     kl: Float[np.ndarray, " sentence"] | None = None
@@ -97,6 +105,7 @@ class FeatureStats:
         *,
         language_model: bool = False,
         reference_statistics: bool = False,
+        excluded: Mapping[int, Bool[Tensor, " d_model"]] | None = None,
         top_k_size: int = 10,
     ) -> "FeatureStats":
         """Zeros for every sentence of the corpus.
@@ -106,6 +115,7 @@ class FeatureStats:
             widths: layer -> number of latents of its SAE.
             language_model: make room for next-token cross-entropies and divergences.
             reference_statistics: make room for the measures by the reference language.
+            excluded: layer -> dimensions to leave out; make room for the sums without them.
         """
         layers, count = tuple(widths), len(corpus.ids)
 
@@ -136,6 +146,9 @@ class FeatureStats:
             fired=[np.zeros((2, width), np.int64) for width in widths.values()],
             reference_active=sums() if reference_statistics else None,
             norm_matched=sums() if reference_statistics else None,
+            excluded=np.stack([excluded[layer].cpu().numpy() for layer in layers]) if excluded else None,
+            square_without=sums() if excluded else None,
+            error_without=sums() if excluded else None,
             nll=np.zeros(count) if language_model else None,
             kl=np.zeros(count) if language_model else None,
             predicted=np.zeros(count, np.int64) if language_model else None,

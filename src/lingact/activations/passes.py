@@ -1,6 +1,6 @@
 """One pass over aligned text: every layer, every set of SAEs, base and adapter side by side, into streaming statistics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,6 +43,8 @@ class Wanted:
     """Cross-entropies, and KL(base || adapter); needs the logits."""
     reference_statistics: ReferenceStatistics | None = None
     """Measures by the reference language."""
+    excluded: Mapping[int, Bool[Tensor, " d_model"]] | None = None
+    """Layer -> dimensions without which squared norms and errors are summed once more."""
     base_alone: frozenset[str] = frozenset()
     """Sets of SAEs that see the base model alone, whatever else is measured."""
     vectors: int = 0
@@ -154,6 +157,7 @@ def _empty(lm: LanguageModel, sae_sets: dict[str, Dictionaries], corpus: Paralle
             lm.d_model,
             language_model=wanted.language_model and variant != NORM_MATCHED,
             reference_statistics=wanted.reference_statistics is not None,
+            excluded=wanted.excluded,
             top_k_size=wanted.top_k,
         )
         for code in corpus.texts

@@ -102,6 +102,14 @@ def _fvu(stats: FeatureStats) -> Ratio:
     return Ratio(stats.error, stats.square - centre * stats.tokens, _every(stats))
 
 
+def _fvu_without_largest(stats: FeatureStats) -> Ratio:
+    assert stats.excluded is not None
+    assert stats.square_without is not None
+    assert stats.error_without is not None
+    centre = np.square(np.where(stats.excluded, 0.0, stats.residual) / stats.tokens.sum()).sum(axis=1, keepdims=True)
+    return Ratio(stats.error_without, stats.square_without - centre * stats.tokens, _every(stats))
+
+
 MEASURES: dict[str, Measure] = {
     "mean": lambda s: _per_token(s.activation, s),
     "mean_active": lambda s: Ratio(s.activation, s.l0, _every(s)),
@@ -132,7 +140,9 @@ characters, and how well the model predicts the sentence."""
 
 LAYER_CONFOUNDS: dict[str, Measure] = {
     "fvu": _fvu,
+    "fvu_without_largest": _fvu_without_largest,
     "l0": MEASURES["l0"],
     "residual_norm": lambda s: _per_token(s.norm, s),
 }
-"""The same for each layer: fraction of variance unexplained by the SAE, active latents and residual norm per token."""
+"""The same for each layer: fraction of variance unexplained by the SAE, of all dimensions and without those of largest variance (if the statistics
+have them), active latents and residual norm per token."""

@@ -228,7 +228,7 @@ def confound_table(stats: StatsByLanguage, settings: Statistics, seed: int) -> p
     frames = []
     for code, s in stats.items():
         for quantity in (*CONFOUNDS, *LAYER_CONFOUNDS):
-            if quantity == "bits_per_sentence" and s.nll is None:
+            if (quantity == "bits_per_sentence" and s.nll is None) or (quantity == "fvu_without_largest" and s.excluded is None):
                 continue
             estimate, low, high = interval(value(s, quantity, weights, "token"), settings.confidence, resampling.clusters)
             layers = pd.array(s.layers if quantity in LAYER_CONFOUNDS else [None], dtype="Int64")

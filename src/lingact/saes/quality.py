@@ -2,19 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from lingact.activations.feature_stats import FeatureStats
 from lingact.activations.interventions import spliced_losses
 from lingact.activations.measurement import BASE, Measurement
 from lingact.activations.passes import Wanted, measure
+from lingact.activations.random_saes import pooled_sample
 from lingact.analysis.effects import spliced_table
-from lingact.analysis.measures import value
+from lingact.analysis.measures import Draws, value
+from lingact.config.saes import SaeMix
 from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
 from lingact.models.lm import LanguageModel
@@ -26,6 +31,10 @@ RARE = 1e-4
 """A latent is rare if it fires on fewer of the held-out tokens."""
 SHARED = 0.7
 """Cosine from which on two latents are said to have one direction."""
+LARGEST = 0.01
+"""Share of the dimensions, those of largest variance, without which the fit is given once more: they hold most of the variance of large models."""
+_SAMPLE_TOKENS = 8192
+"""Tokens of all languages from which the variances of dimensions are taken."""
 _ROWS_AT_ONCE = 4096
 _FEWEST = 2
 """Documents, without which there is no interval."""
@@ -54,6 +63,7 @@ class Judge:
 
     def fit(self, corpora: Mapping[str, ParallelCorpus]) -> dict[str, Measurement]:
         """Statistics of each language."""
+        excluded = self._largest_dimensions(corpora)
         return {
             code: measure(
                 self.lm,
@@ -61,11 +71,22 @@ class Judge:
                 corpus,
                 batch_tokens=self.batch_tokens,
                 identity=self.identity,
-                wanted=Wanted(title=f"held-out {code}"),
+                wanted=Wanted(title=f"held-out {code}", excluded=excluded),
                 folder=self.folder / code,
             )
             for code, corpus in corpora.items()
         }
+
+    def _largest_dimensions(self, corpora: Mapping[str, ParallelCorpus]) -> dict[int, Bool[Tensor, " d_model"]]:
+        """Of each layer the `LARGEST` share of the dimensions with the largest variance over all languages, at least one."""
+        layers, share = tuple(next(iter(self.sae_sets.values()))), _SAMPLE_TOKENS // len(corpora)
+        samples = [pooled_sample(self.lm, corpus, layers, tokens=share, batch_tokens=self.batch_tokens) for corpus in corpora.values()]
+        found = {}
+        for layer in layers:
+            variance = torch.cat([sample[layer] for sample in samples]).double().var(dim=0)
+            largest = variance.topk(max(1, round(LARGEST * len(variance)))).indices
+            found[layer] = torch.zeros(len(variance), dtype=torch.bool).index_fill_(0, largest, value=True)
+        return found
 
     def recovered(self, corpora: Mapping[str, ParallelCorpus], intervals: Intervals) -> pd.DataFrame:
         """How much of the cross-entropy is kept when a reconstruction takes the residual's place, by language: `effects.spliced_table`."""
@@ -102,20 +123,70 @@ def heldout_corpora(documents: Mapping[str, Sequence[Document]], lm: LanguageMod
 
 
 def fit_table(measured: Mapping[str, Measurement], intervals: Intervals) -> pd.DataFrame:
-    """One row per set, language, layer and quantity (`fvu`, `explained_variance`, `l0`), with intervals over documents."""
+    """One row per set, language, layer and quantity, with intervals over documents.
+
+    Quantities: `fvu`, `explained_variance` (1 - FVU), both about the language's mean residual; the same with `_without_largest`, over all dimensions
+    but the 1 % of largest variance; `l0`, active latents of a token.
+    """
     rows = []
     for code, found in measured.items():
         for sae_set in found.sae_sets:
             stats = found.of(sae_set, BASE)[code]
-            resampling = stats.resampling(None)
-            weights = resampling.weights(intervals.resamples, intervals.seed)
-            fvu, l0 = (value(stats, measure, weights, "token") for measure in ("fvu", "l0"))
-            for quantity, draws in (("fvu", fvu), ("explained_variance", 1 - fvu), ("l0", l0)):
-                for column, layer in enumerate(stats.layers):
-                    estimate, low, high = interval(draws[:, column], intervals.confidence, resampling.clusters)
-                    place = {"sae_set": sae_set, "language": code, "layer": layer, "quantity": quantity}
-                    rows.append(place | {"estimate": estimate, "lo": low, "hi": high, "documents": resampling.clusters})
+            fvu, without, l0 = (_draws(stats, measure, intervals) for measure in ("fvu", "fvu_without_largest", "l0"))
+            quantities = {"fvu": fvu, "explained_variance": 1 - fvu, "fvu_without_largest": without, "l0": l0}
+            quantities["explained_variance_without_largest"] = 1 - without
+            for quantity, draws in quantities.items():
+                place = {"sae_set": sae_set, "language": code, "quantity": quantity}
+                rows += [place | row for row in _estimates(stats, draws, intervals)]
+    columns = ["sae_set", "language", "layer", "quantity", "estimate", "lo", "hi", "documents"]
+    return pd.DataFrame(rows)[columns]
+
+
+def mix_effects_table(measured: Mapping[str, Measurement], sets: Mapping[str, SaeMix], intervals: Intervals) -> pd.DataFrame:
+    """One row per pair of mixes, language and layer: FVU with `mix_a` minus FVU with `mix_b`, the mean over their SAE seeds.
+
+    Sets of one mix, width and k are its seeds; a mix is named by the first of them. `seed_spread` is the largest difference between two seeds of one
+    of the two mixes, and `beyond_seeds` says whether the interval over documents excludes 0 and the effect is larger than that. Both are missing
+    where a mix has one seed: then nobody knows whether a difference is of the mix or of chance.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, mix in sets.items():
+        alike = next((first for first in groups if _same_mix(sets[first], mix)), name)
+        groups.setdefault(alike, []).append(name)
+    rows = []
+    for code, found in measured.items():
+        stats = {name: found.of(name, BASE)[code] for name in sets}
+        fvu = {name: _draws(each, "fvu", intervals) for name, each in stats.items()}
+        for mix_a, mix_b in combinations(groups, 2):
+            if (sets[mix_a].width, sets[mix_a].k) != (sets[mix_b].width, sets[mix_b].k):
+                continue
+            own = [np.stack([fvu[name] for name in groups[mix]]) for mix in (mix_a, mix_b)]
+            seeds = min(map(len, own))
+            spread = np.max([np.ptp(draws[:, 0], axis=0) for draws in own], axis=0)
+            for column, row in enumerate(_estimates(stats[mix_a], own[0].mean(axis=0) - own[1].mean(axis=0), intervals)):
+                beyond = (row["lo"] > 0 or row["hi"] < 0) and abs(row["estimate"]) > spread[column]
+                known = {"seed_spread": spread[column], "beyond_seeds": beyond} if seeds > 1 else {"seed_spread": None, "beyond_seeds": None}
+                rows.append({"mix_a": mix_a, "mix_b": mix_b, "language": code, "quantity": "fvu", "seeds": seeds} | row | known)
     return pd.DataFrame(rows)
+
+
+def _same_mix(one: SaeMix, other: SaeMix) -> bool:
+    return (one.mix, one.width, one.k) == (other.mix, other.width, other.k)
+
+
+def _draws(stats: FeatureStats, measure: str, intervals: Intervals) -> Draws:
+    """The measure in the sample (row 0) and in resamples of the documents, the same for every set."""
+    return value(stats, measure, stats.resampling(None).weights(intervals.resamples, intervals.seed), "token")
+
+
+def _estimates(stats: FeatureStats, draws: Draws, intervals: Intervals) -> list[dict[str, Any]]:
+    """One row per layer."""
+    documents = stats.resampling(None).clusters
+    found = (interval(draws[:, column], intervals.confidence, documents) for column in range(len(stats.layers)))
+    return [
+        {"layer": layer, "estimate": float(estimate), "lo": float(low), "hi": float(high), "documents": documents}
+        for layer, (estimate, low, high) in zip(stats.layers, found, strict=True)
+    ]
 
 
 def latents_table(measured: Mapping[str, Measurement]) -> pd.DataFrame:

@@ -1,8 +1,10 @@
 """Pack texts into windows of equal length, a language at a time, its sources in equal parts."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from lingact.data.tokens import Tokens
 from lingact.saes.mix import Rows
@@ -11,8 +13,19 @@ from lingact.saes.text import Document
 _TEXTS_AT_ONCE = 500
 
 
-def packed(documents: Sequence[Document], tokens: Tokens, *, room: int, at_most: int, seed: int) -> tuple[Rows, dict[str, int]]:
-    """Windows without BOS, one text after the other, and how many tokens each source gives.
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one language."""
+
+    rows: Rows
+    """Without BOS."""
+    sources: tuple[str, ...]
+    by_source: Int[np.ndarray, "window source"]
+    """Tokens of each source in each window."""
+
+
+def packed(documents: Sequence[Document], tokens: Tokens, *, room: int, at_most: int, seed: int) -> Windows:
+    """Windows with one text after the other.
 
     Args:
         documents: of one language.
@@ -21,15 +34,16 @@ def packed(documents: Sequence[Document], tokens: Tokens, *, room: int, at_most:
         seed: of the order of the documents.
     """
     rows: list[int] = []
-    by_source: dict[str, int] = {}
+    origin: list[str] = []
     for source, ids in _interleaved(documents, tokens, seed):
-        take = ids[: at_most * room - len(rows)]
-        rows += take
-        by_source[source] = by_source.get(source, 0) + len(take)
+        rows += ids
+        origin += [source] * len(ids)
         if len(rows) >= at_most * room:
             break
-    count = len(rows) // room
-    return np.array(rows[: count * room], dtype=np.int32).reshape(count, room), by_source
+    count = min(at_most, len(rows) // room)
+    names, places = np.unique(np.array(origin[: count * room], dtype=object).astype(str), return_inverse=True)
+    by_source = (places.reshape(count, room, 1) == np.arange(len(names))).sum(axis=1)
+    return Windows(np.array(rows[: count * room], dtype=np.int32).reshape(count, room), tuple(map(str, names)), by_source)
 
 
 def _interleaved(documents: Sequence[Document], tokens: Tokens, seed: int) -> Iterator[tuple[str, list[int]]]:

@@ -17,9 +17,9 @@ from lingact.runtime.terminal import show
 from lingact.runtime.tracking import Run, open_run
 from lingact.saes.engine import CALIBRATED_ON, CHECKPOINT, Reader, train_sets
 from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
-from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, overlap_table, summary_of
+from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, mix_effects_table, overlap_table, summary_of
 from lingact.saes.text import RunningText, read_running_text
-from lingact.saes.windows import packed
+from lingact.saes.windows import Windows, packed
 
 SETS, CHECKPOINTS = "sae", "checkpoints"
 """Folders in the run's."""
@@ -39,36 +39,37 @@ def run(config: SaesConfig, folder: Path) -> float | None:
         lm = load_model(config.model, config.device)
         layers = chosen_layers(config.saes, len(lm.blocks), "saes.layers")
         run.identify(model=lm.identity, text={"path": str(config.text.path), "sha256": text.sha256})
-        windows, read = _windows(config, text, lm)
-        schedule = _schedule(config, windows)
+        windows = _windows(config, text, lm)
+        rows = {code: own.rows for code, own in windows.items()}
+        schedule = _schedule(config, rows)
         heldout = {code: text.heldout.get(code, []) for code in text.training}
         corpora = heldout_corpora(heldout, lm, config.quality.tokens // len(heldout))
         spliced = heldout_corpora(heldout, lm, config.quality.spliced_tokens)
-        _train(config, run, Reader(lm, layers, windows, schedule, config.saes.context, config.batch_tokens))
+        _train(config, run, Reader(lm, layers, rows, schedule, config.saes.context, config.batch_tokens))
         sae_sets, identity = _load(config, lm, layers, folder)
         judge = Judge(lm, sae_sets, config.batch_tokens, identity | {"model": lm.identity["sha256"], "text": text.sha256}, folder / "stats")
         measured = judge.fit(corpora)
         intervals = Intervals(config.resamples, config.confidence, config.seed)
         tables = {
-            "text": _text_table(config, schedule, windows, read),
+            "text": _text_table(config, schedule, windows),
             "fit": fit_table(measured, intervals),
             "latents": latents_table(measured),
             "recovered": judge.recovered(spliced, intervals),
         }
         if len(sae_sets) > 1:
-            tables["overlap"] = overlap_table(sae_sets)
+            effects = mix_effects_table(measured, config.seeded_sets, intervals)
+            tables |= {"overlap": overlap_table(sae_sets)} | ({} if effects.empty else {"mix_effects": effects})
         return _write(run, config, tables)
 
 
-def _windows(config: SaesConfig, text: RunningText, lm: LanguageModel) -> tuple[dict[str, Rows], dict[str, dict[str, int]]]:
-    """Language -> its windows, as many as any set needs, and language -> source -> tokens."""
+def _windows(config: SaesConfig, text: RunningText, lm: LanguageModel) -> dict[str, Windows]:
+    """Language -> its windows, as many as any set needs."""
     room = config.saes.context - len(lm.tokens.prefix)
     needed = most_windows(config.seeded_sets, tuple(text.training), _windows_of_a_set(config, room))
-    windows: dict[str, Rows] = {}
-    sources: dict[str, dict[str, int]] = {}
-    for code, documents in text.training.items():
-        windows[code], sources[code] = packed(documents, lm.tokens, room=room, at_most=max(CALIBRATED_ON, needed[code]), seed=config.seed)
-    return windows, sources
+    return {
+        code: packed(documents, lm.tokens, room=room, at_most=max(CALIBRATED_ON, needed[code]), seed=config.seed)
+        for code, documents in text.training.items()
+    }
 
 
 def _windows_of_a_set(config: SaesConfig, room: int) -> int:
@@ -111,21 +112,22 @@ def _load(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...], folder
     return sae_sets, identity
 
 
-def _text_table(config: SaesConfig, schedule: Schedule, windows: Mapping[str, Rows], sources: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
-    """One row per set, language and source: tokens in the set's windows, and their share. Sources are counted over all windows of a language."""
+def _text_table(config: SaesConfig, schedule: Schedule, windows: Mapping[str, Windows]) -> pd.DataFrame:
+    """One row per set, language and source: tokens in the set's windows, and their share."""
     rows = []
     for column, name in enumerate(config.seeded_sets):
-        chosen = schedule.language[schedule.member[:, column]]
+        member = schedule.member[:, column]
         for place, code in enumerate(schedule.codes):
-            tokens = int((chosen == place).sum()) * windows[code].shape[1]
-            whole = max(1, sum(sources[code].values()))
+            own = windows[code]
+            chosen = schedule.window[member & (schedule.language == place)] % max(1, len(own.rows))
+            by_source = own.by_source[chosen].sum(axis=0)
             rows += [
-                {"sae_set": name, "language": code, "source": source, "tokens": round(tokens * part / whole), "share": tokens * part / whole}
-                for source, part in sources[code].items()
+                {"sae_set": name, "language": code, "source": source, "tokens": int(tokens)}
+                for source, tokens in zip(own.sources, by_source, strict=True)
                 if tokens
             ]
     frame = pd.DataFrame(rows)
-    return frame.assign(share=frame["share"] / frame.groupby("sae_set")["tokens"].transform("sum"))
+    return frame.assign(share=frame["tokens"] / frame.groupby("sae_set")["tokens"].transform("sum"))
 
 
 def _write(run: Run, config: SaesConfig, tables: dict[str, pd.DataFrame]) -> float:
