@@ -230,11 +230,11 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp
     real, reads = Reader.read, [0]
     for stop in (7, 31, 60):
 
-        def read(self: Reader, places: Any, stop: int = stop) -> Any:
+        def read(self: Reader, places: Any, stop: int = stop, **given: Any) -> Any:
             reads[0] += 1
             if reads[0] == stop:
                 raise KeyboardInterrupt
-            return real(self, places)
+            return real(self, places, **given)
 
         monkeypatch.setattr(Reader, "read", read)
         with pytest.raises(KeyboardInterrupt, match="forward passes, with all that was trained on them"):
@@ -247,7 +247,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp
 
 
 def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reader, "read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Reader, "read", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         trained(lm, tmp_path)
     given = {"metadata": {}, "folder": tmp_path / "checkpoints"}

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.text import word_count
@@ -105,7 +104,7 @@ class FeatureStats:
         *,
         language_model: bool = False,
         reference_statistics: bool = False,
-        excluded: Mapping[int, Bool[Tensor, " d_model"]] | None = None,
+        excluded: Mapping[int, Bool[np.ndarray, " d_model"]] | None = None,
         top_k_size: int = 10,
     ) -> "FeatureStats":
         """Zeros for every sentence of the corpus.
@@ -146,7 +145,7 @@ class FeatureStats:
             fired=[np.zeros((2, width), np.int64) for width in widths.values()],
             reference_active=sums() if reference_statistics else None,
             norm_matched=sums() if reference_statistics else None,
-            excluded=np.stack([excluded[layer].cpu().numpy() for layer in layers]) if excluded else None,
+            excluded=np.stack([excluded[layer] for layer in layers]) if excluded else None,
             square_without=sums() if excluded else None,
             error_without=sums() if excluded else None,
             nll=np.zeros(count) if language_model else None,

@@ -43,7 +43,7 @@ class Wanted:
     """Cross-entropies, and KL(base || adapter); needs the logits."""
     reference_statistics: ReferenceStatistics | None = None
     """Measures by the reference language."""
-    excluded: Mapping[int, Bool[Tensor, " d_model"]] | None = None
+    excluded: Mapping[int, Bool[np.ndarray, " d_model"]] | None = None
     """Layer -> dimensions without which squared norms and errors are summed once more."""
     base_alone: frozenset[str] = frozenset()
     """Sets of SAEs that see the base model alone, whatever else is measured."""

@@ -13,6 +13,7 @@ from pydantic import ValidationError, create_model
 
 from lingact.cli.compose import expand_sweep, first_line, folder_key, names_fixed_folder, names_folder, parse_overrides, try_compose
 from lingact.cli.run_folders import run_folder_problems, sweep_folder_problem
+from lingact.config.continued import OF_INIT, with_init
 from lingact.config.data import CORPUS_FORMATS, FilesCorpus
 from lingact.config.jobs import SCHEMAS, JobConfig, Processes, SaesConfig, TrackingConfig, TrainConfig
 from lingact.config.saes import TextConfig
@@ -46,7 +47,8 @@ def read_config(job: str, composed: DictConfig, sweep_folder: Path | None) -> Jo
         composed.pop("hydra", None)
     if sweep_folder is not None and OmegaConf.is_dict(composed.get("tracking")) and composed.tracking.get("group") is None:
         composed.tracking.group = shortened(sweep_folder.absolute().name)
-    return validate_config(SCHEMAS[job], composed)
+    config = validate_config(SCHEMAS[job], composed)
+    return with_init(config) if isinstance(config, SaesConfig) else config
 
 
 def _missing_files(job: str, composed: DictConfig) -> Iterator[str]:
@@ -79,7 +81,7 @@ def _missing_files(job: str, composed: DictConfig) -> Iterator[str]:
 
 def _check_job(job: str, overrides: list[str], sweep_folder: Path | None) -> _CheckedJob:
     composed, refused = try_compose(job, overrides)
-    problems = list(refused.values())
+    problems = [*refused.values(), *_taken_from_init(composed, overrides)]
     config = None
     try:
         config = read_config(job, composed, sweep_folder)
@@ -96,6 +98,15 @@ def _check_job(job: str, overrides: list[str], sweep_folder: Path | None) -> _Ch
         launcher = str(composed.hydra.launcher._target_).rpartition(".")[2]
         problems += before_loading(config, here=launcher == "BasicLauncher")
     return _CheckedJob(composed, None if problems else config, problems)
+
+
+def _taken_from_init(composed: DictConfig, overrides: list[str]) -> Iterator[str]:
+    """What a command may not say with `init`, because the SAEs that are trained further decide it."""
+    if composed.get("init") is None:
+        return
+    keys = ["sets", *(f"saes.{key}" for key in OF_INIT)]
+    for key in [key for key in keys if any(text.lstrip("+~").partition("=")[0] == key for text in overrides)]:
+        yield f"{key}: with init= it comes from the run that made the SAEs; leave it out"
 
 
 def _side_effects(composed: DictConfig) -> Iterator[str]:

@@ -269,6 +269,10 @@ class SaesConfig(Seeded):
     """Name -> languages of the text that the set is trained on. None: one set, `equal`."""
     saes: SaeTraining
     quality: SaeQuality
+    init: Place | None = None
+    """Run folder of `lingact saes`, or a set in it: its SAEs are trained further. None: new ones."""
+    adapter: Text | None = None
+    """With `init`: the SAEs are trained further on the model with this adapter, and once more on the base model with the same tokens."""
     resamples: Resamples
     confidence: Confidence
     tracking: TrackingConfig
@@ -290,6 +294,13 @@ class SaesConfig(Seeded):
             if k >= width:
                 raise ValueError(f"set '{name}' would have {k} active latents (k) of {width} (width); give a smaller k, or more latents")
         return saes
+
+    @field_validator("adapter")
+    @classmethod
+    def _something_to_refit(cls, adapter: str | None, info: FieldsBefore) -> str | None:
+        if adapter is not None and info.data.get("init") is None:
+            raise ValueError("SAEs are refitted to an adapter, so that there have to be some; give init=FOLDER, a run of lingact saes")
+        return adapter
 
     @property
     def seeded_sets(self) -> dict[str, SaeMix]:

@@ -81,7 +81,7 @@ def _adapters(config: JobConfig) -> list[str]:
     """The adapters to load, those of a sweep one by one."""
     if isinstance(config, EvalConfig):
         return expand_adapters(config.adapter)
-    return [config.adapter] if isinstance(config, AnalyzeConfig) and config.adapter is not None else []
+    return [config.adapter] if isinstance(config, AnalyzeConfig | SaesConfig) and config.adapter is not None else []
 
 
 def _check_saes(config: SaeConfig, facts: Facts, found: _Findings) -> tuple[int, ...] | None:

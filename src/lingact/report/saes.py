@@ -8,17 +8,41 @@ import pandas as pd
 from lingact.config.jobs import SaesConfig
 from lingact.report.page import Section, run_facts, write_report
 
+_EFFECTS = "Mixes compared: FVU of the first minus FVU of the second"
+_OF_EFFECTS = (
+    "An effect of the mix is the mean over SAE seeds. It is claimed (`beyond_seeds`) only where its interval excludes 0 and it is larger than any "
+    "difference between two seeds of one mix (`seed_spread`). With one seed of a mix nobody knows, and both stay empty."
+)
+_REFIT = (
+    "How much smaller the gap is after tuning, reference and target on the same model. `unchanged`: by the SAEs as they were. `continued`: by SAEs "
+    "that were trained further on the base model. `refit`: the base model by these, the adapted one by SAEs that were trained further on it with "
+    "the same tokens. What the first two see and the last one does not is in the dictionary."
+)
+
 
 def fit_rows(fit: pd.DataFrame) -> list[dict[str, object]]:
     """One row per language with the mean FVU of each set over its layers."""
-    means = fit[fit["quantity"] == "fvu"].groupby(["language", "sae_set"], sort=False)["estimate"].mean().unstack("sae_set")
+    own = fit[fit["quantity"] == "fvu"].assign(sae_set=_labels(fit))
+    means = own.groupby(["language", "sae_set"], sort=False)["estimate"].mean().unstack("sae_set")
     return [{"language": str(code), **{str(name): f"{value:.3f}" for name, value in row.items()}} for code, row in means.iterrows()]
+
+
+def refit_rows(refit: pd.DataFrame) -> list[dict[str, object]]:
+    """One row per set and language: how much smaller the gap is after tuning, mean over layers, by each choice of SAEs."""
+    closed = refit[refit["quantity"] == "closed"].groupby(["sae_set", "language", "saes"], sort=False)["estimate"].mean().unstack("saes")
+    return [{str(name): cell for name, cell in row.items()} for row in closed.map("{:+.3f}".format).reset_index().to_dict("records")]
 
 
 def latent_rows(latents: pd.DataFrame) -> list[dict[str, object]]:
     """One row per set and layer."""
     shares = ("dead", "rare", "one_language")
     return [{str(name): f"{value:.3f}" if name in shares else value for name, value in row.items()} for row in latents.to_dict("records")]
+
+
+def _labels(frame: pd.DataFrame) -> pd.Series:
+    """The set; where it is judged on two models, with the model."""
+    twice = frame.groupby("sae_set")["model"].transform("nunique") > 1
+    return frame["sae_set"].where(~twice, frame["sae_set"] + " on " + frame["model"])
 
 
 def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFrame]) -> Path:
@@ -33,12 +57,16 @@ def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFra
         "By set, language and layer": fit,
         "Cross-entropy with reconstructions in place of the residual": tables["recovered"],
     }
+    effects = {_EFFECTS: tables["mix_effects"]} if "mix_effects" in tables else {}
     overlap = {"Overlap of decoder directions, by the nearest one (shared: cosine of at least .7)": tables["overlap"]} if "overlap" in tables else {}
     sections = [
-        Section("Fit by language", {}, shown),
+        Section("Fit by language", {}, shown | effects, _OF_EFFECTS if effects else ""),
         Section("Latents", {}, {"Dead, rare and single-language latents": latents, **overlap}),
         Section("Text", {}, {"Tokens that each set was trained on": tables["text"]}),
     ]
+    if "refit" in tables:
+        refit = {"Gap closed, mean over layers": pd.DataFrame(refit_rows(tables["refit"])), "By set, SAEs, language and layer": tables["refit"]}
+        sections.insert(0, Section("Refitted to the adapter", {}, refit, _REFIT))
     reading = [
         "All quality figures are of held-out documents, with intervals over documents. FVU is about each language's own mean residual.",
         "A latent is dead if it fires on none of the held-out tokens of all languages together, and rare if on fewer than one in ten thousand.",

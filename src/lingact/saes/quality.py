@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool
-from torch import Tensor
 
 from lingact.activations.feature_stats import FeatureStats
 from lingact.activations.interventions import spliced_losses
-from lingact.activations.measurement import BASE, Measurement
+from lingact.activations.measurement import ADAPTER, BASE, Measurement
 from lingact.activations.passes import Wanted, measure
 from lingact.activations.random_saes import pooled_sample
 from lingact.analysis.effects import spliced_table
@@ -22,6 +21,7 @@ from lingact.analysis.measures import Draws, value
 from lingact.config.saes import SaeMix
 from lingact.data.corpus import ParallelCorpus
 from lingact.errors import UserError
+from lingact.models.adapters import base_behaviour
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionaries
 from lingact.saes.text import Document
@@ -38,6 +38,10 @@ _SAMPLE_TOKENS = 8192
 _ROWS_AT_ONCE = 4096
 _FEWEST = 2
 """Documents, without which there is no interval."""
+
+
+View = tuple[str, str]
+"""A set of SAEs, and the model (`measurement.BASE`, or `ADAPTER`) on which it is judged."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ class Judge:
     """Hashes of model, SAEs and text."""
     folder: Path
     """Passes are stored there, so that an interrupted run goes on."""
+    refit: frozenset[str] = frozenset()
+    """Sets that were refitted to the adapter that the model carries: they are judged on the adapted model. Empty: the model has no adapter."""
+
+    @property
+    def views(self) -> list[View]:
+        """The sets, each on its own model; where there are refitted ones, the others that they come from on both."""
+        unchanged = [name for name in self.sae_sets if {f"{name}_base", f"{name}_adapted"} <= set(self.sae_sets)]
+        own = [(name, ADAPTER if name in self.refit else BASE) for name in self.sae_sets]
+        return [*own, *((name, ADAPTER) for name in unchanged)]
 
     def fit(self, corpora: Mapping[str, ParallelCorpus]) -> dict[str, Measurement]:
         """Statistics of each language."""
@@ -71,31 +84,38 @@ class Judge:
                 corpus,
                 batch_tokens=self.batch_tokens,
                 identity=self.identity,
-                wanted=Wanted(title=f"held-out {code}", excluded=excluded),
+                wanted=Wanted(title=f"held-out {code}", excluded=excluded, adapter=bool(self.refit)),
                 folder=self.folder / code,
             )
             for code, corpus in corpora.items()
         }
 
-    def _largest_dimensions(self, corpora: Mapping[str, ParallelCorpus]) -> dict[int, Bool[Tensor, " d_model"]]:
+    def _largest_dimensions(self, corpora: Mapping[str, ParallelCorpus]) -> dict[int, Bool[np.ndarray, " d_model"]]:
         """Of each layer the `LARGEST` share of the dimensions with the largest variance over all languages, at least one."""
         layers, share = tuple(next(iter(self.sae_sets.values()))), _SAMPLE_TOKENS // len(corpora)
-        samples = [pooled_sample(self.lm, corpus, layers, tokens=share, batch_tokens=self.batch_tokens) for corpus in corpora.values()]
+        with base_behaviour(self.lm.model):
+            samples = [pooled_sample(self.lm, corpus, layers, tokens=share, batch_tokens=self.batch_tokens) for corpus in corpora.values()]
         found = {}
         for layer in layers:
-            variance = torch.cat([sample[layer] for sample in samples]).double().var(dim=0)
-            largest = variance.topk(max(1, round(LARGEST * len(variance)))).indices
-            found[layer] = torch.zeros(len(variance), dtype=torch.bool).index_fill_(0, largest, value=True)
+            variance = torch.cat([sample[layer] for sample in samples]).double().var(dim=0).numpy()
+            found[layer] = np.isin(np.arange(len(variance)), np.argsort(-variance)[: max(1, round(LARGEST * len(variance)))])
         return found
 
     def recovered(self, corpora: Mapping[str, ParallelCorpus], intervals: Intervals) -> pd.DataFrame:
         """How much of the cross-entropy is kept when a reconstruction takes the residual's place, by language: `effects.spliced_table`."""
+        on_base = {name: own for name, own in self.sae_sets.items() if name not in self.refit}
         frames = []
         for code, corpus in corpora.items():
-            path = self.folder / code / "spliced.safetensors"
-            losses = spliced_losses(self.lm, self.sae_sets, corpus, batch_tokens=self.batch_tokens, header=self.identity, path=path)
-            frames.append(spliced_table(losses, corpus.resampling(None), **asdict(intervals)))
+            with base_behaviour(self.lm.model):
+                frames.append(self._spliced(on_base, corpus, self.folder / code / "spliced.safetensors", intervals))
+            if self.refit:
+                refitted = {name: self.sae_sets[name] for name in sorted(self.refit)}
+                frames.append(self._spliced(refitted, corpus, self.folder / code / "spliced_adapter.safetensors", intervals))
         return pd.concat(frames, ignore_index=True)
+
+    def _spliced(self, sae_sets: dict[str, Dictionaries], corpus: ParallelCorpus, path: Path, intervals: Intervals) -> pd.DataFrame:
+        losses = spliced_losses(self.lm, sae_sets, corpus, batch_tokens=self.batch_tokens, header=self.identity, path=path)
+        return spliced_table(losses, corpus.resampling(None), **asdict(intervals))
 
 
 def heldout_corpora(documents: Mapping[str, Sequence[Document]], lm: LanguageModel, tokens: int) -> dict[str, ParallelCorpus]:
@@ -122,23 +142,23 @@ def heldout_corpora(documents: Mapping[str, Sequence[Document]], lm: LanguageMod
     return found
 
 
-def fit_table(measured: Mapping[str, Measurement], intervals: Intervals) -> pd.DataFrame:
-    """One row per set, language, layer and quantity, with intervals over documents.
+def fit_table(measured: Mapping[str, Measurement], views: Sequence[View], intervals: Intervals) -> pd.DataFrame:
+    """One row per set and model, language, layer and quantity, with intervals over documents.
 
     Quantities: `fvu`, `explained_variance` (1 - FVU), both about the language's mean residual; the same with `_without_largest`, over all dimensions
     but the 1 % of largest variance; `l0`, active latents of a token.
     """
     rows = []
     for code, found in measured.items():
-        for sae_set in found.sae_sets:
-            stats = found.of(sae_set, BASE)[code]
+        for sae_set, model in views:
+            stats = found.of(sae_set, model)[code]
             fvu, without, l0 = (_draws(stats, measure, intervals) for measure in ("fvu", "fvu_without_largest", "l0"))
             quantities = {"fvu": fvu, "explained_variance": 1 - fvu, "fvu_without_largest": without, "l0": l0}
             quantities["explained_variance_without_largest"] = 1 - without
             for quantity, draws in quantities.items():
-                place = {"sae_set": sae_set, "language": code, "quantity": quantity}
+                place = {"sae_set": sae_set, "model": model, "language": code, "quantity": quantity}
                 rows += [place | row for row in _estimates(stats, draws, intervals)]
-    columns = ["sae_set", "language", "layer", "quantity", "estimate", "lo", "hi", "documents"]
+    columns = ["sae_set", "model", "language", "layer", "quantity", "estimate", "lo", "hi", "documents"]
     return pd.DataFrame(rows)[columns]
 
 
@@ -189,22 +209,21 @@ def _estimates(stats: FeatureStats, draws: Draws, intervals: Intervals) -> list[
     ]
 
 
-def latents_table(measured: Mapping[str, Measurement]) -> pd.DataFrame:
-    """One row per set and layer, on the held-out tokens of all languages together.
+def latents_table(measured: Mapping[str, Measurement], views: Sequence[View]) -> pd.DataFrame:
+    """One row per set, model and layer, on the held-out tokens of all languages together.
 
     Shares of the latents that never fire (`dead`), that fire on fewer than `RARE` of the tokens, and that fire in one language alone.
     """
     rows = []
-    first = next(iter(measured.values()))
-    for sae_set in first.sae_sets:
-        by_language: list[FeatureStats] = [found.of(sae_set, BASE)[code] for code, found in measured.items()]
+    for sae_set, model in views:
+        by_language: list[FeatureStats] = [found.of(sae_set, model)[code] for code, found in measured.items()]
         tokens = sum(int(stats.tokens.sum()) for stats in by_language)
         for column, layer in enumerate(by_language[0].layers):
             fired = np.stack([stats.firing[column].sum(axis=0) for stats in by_language])
             total = fired.sum(axis=0)
             shares = {"dead": total == 0, "rare": total < RARE * tokens, "one_language": (fired > 0).sum(axis=0) == 1}
             rows.append(
-                {"sae_set": sae_set, "layer": layer, "latents": len(total), "tokens": tokens}
+                {"sae_set": sae_set, "model": model, "layer": layer, "latents": len(total), "tokens": tokens}
                 | {name: float(chosen.mean()) for name, chosen in shares.items()}
             )
     return pd.DataFrame(rows)
@@ -226,7 +245,7 @@ def overlap_table(sae_sets: Mapping[str, Dictionaries]) -> pd.DataFrame:
 
 
 def summary_of(fit: pd.DataFrame, latents: pd.DataFrame) -> dict[str, float]:
-    """`fvu/<set>/<language>/<layer>`, `l0/...` and `dead/<set>/<layer>`."""
-    wanted = fit[fit["quantity"].isin(["fvu", "l0"])]
+    """`fvu/<set>/<language>/<layer>`, `l0/...` and `dead/<set>/<layer>`, of each set on its own model."""
+    wanted = fit[fit["quantity"].isin(["fvu", "l0"])].drop_duplicates(["sae_set", "language", "layer", "quantity"])
     found = {f"{row['quantity']}/{row['sae_set']}/{row['language']}/{row['layer']}": row["estimate"] for row in wanted.to_dict("records")}
-    return found | {f"dead/{row['sae_set']}/{row['layer']}": row["dead"] for row in latents.to_dict("records")}
+    return found | {f"dead/{row['sae_set']}/{row['layer']}": row["dead"] for row in latents.drop_duplicates(["sae_set", "layer"]).to_dict("records")}

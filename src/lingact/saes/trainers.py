@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
@@ -21,6 +22,7 @@ from lingact.config.saes import SaeMix, SaeTraining
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
 from lingact.saes.buffer import Residuals, ShuffleBuffer
+from lingact.saes.continuation import start_from
 
 _LR_AT_END = 0.1
 """Of the learning rate."""
@@ -37,10 +39,19 @@ class SetTrainer:
         training: what all sets have in common.
         mix: of the set; its seed is given.
         inputs: how inputs are scaled, by layer.
-        metadata: what the SAEs' files say of model and text; `{layer}` in the hook's name is filled in.
+        metadata: what the SAEs' files say of model and text.
+        init: saved SAEs to begin with, by layer; None: new ones.
     """
 
-    def __init__(self, training: SaeTraining, mix: SaeMix, inputs: Mapping[int, ActivationWhitening], metadata: dict[str, Any], device: str) -> None:
+    def __init__(
+        self,
+        training: SaeTraining,
+        mix: SaeMix,
+        inputs: Mapping[int, ActivationWhitening],
+        metadata: dict[str, Any],
+        device: str,
+        init: Mapping[int, SAE[Any]] | None = None,
+    ) -> None:
         assert mix.seed is not None
         self.steps = training.tokens // training.batch_tokens
         self.done = 0
@@ -49,6 +60,8 @@ class SetTrainer:
         for layer, whitening in inputs.items():
             torch.manual_seed(mix.seed * 1000 + layer)
             sae = _new_sae(training, mix, len(whitening.mean), metadata | {"hook_name": f"blocks.{layer}.hook_resid_post"}, device)
+            if init is not None:
+                start_from(init[layer], sae, whitening)
             trainer = SAETrainer(cfg=_trainer_config(training, self.steps, device), sae=sae, data_provider=iter(()))
             trainer.activation_scaler.whitening = whitening
             self.trainers[layer] = trainer

@@ -5,24 +5,33 @@ from pathlib import Path
 
 import pandas as pd
 
+from lingact.activations.passes import Wanted, measure
 from lingact.config.choices import chosen_layers
-from lingact.config.jobs import SaesConfig
+from lingact.config.continued import SETS, folder_of_set
+from lingact.config.jobs import SaesConfig, TrainConfig
 from lingact.config.model import SaeSet
+from lingact.config.validation import validate
+from lingact.data.corpus import ParallelCorpus
+from lingact.data.sources import load_corpus
 from lingact.files.atomic import write_atomically
 from lingact.files.folders import make_folders
+from lingact.models.adapter_hashes import adapter_hash
+from lingact.models.adapter_sources import find_adapter, training_of
+from lingact.models.adapters import load_adapter
 from lingact.models.lm import LanguageModel, load_model
 from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.report import saes as report
 from lingact.runtime.terminal import show
 from lingact.runtime.tracking import Run, open_run
-from lingact.saes.engine import CALIBRATED_ON, CHECKPOINT, Reader, train_sets
+from lingact.saes.engine import CALIBRATED_ON, CHECKPOINT, Reader, Start, train_sets, trained_names
 from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
 from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, mix_effects_table, overlap_table, summary_of
+from lingact.saes.refit import refit_summary, refit_table
 from lingact.saes.text import RunningText, read_running_text
 from lingact.saes.windows import Windows, packed
 
-SETS, CHECKPOINTS = "sae", "checkpoints"
-"""Folders in the run's."""
+CHECKPOINTS = "checkpoints"
+"""A folder in the run's."""
 
 
 def run(config: SaesConfig, folder: Path) -> float | None:
@@ -38,27 +47,38 @@ def run(config: SaesConfig, folder: Path) -> float | None:
         text = read_running_text(config.text)
         lm = load_model(config.model, config.device)
         layers = chosen_layers(config.saes, len(lm.blocks), "saes.layers")
+        identity = {"model": lm.identity["sha256"], "text": text.sha256}
         run.identify(model=lm.identity, text={"path": str(config.text.path), "sha256": text.sha256})
+        if config.adapter is not None:
+            lm.model = load_adapter(lm.model, config.adapter, base_sha256=lm.identity["sha256"])
+            identity["adapter"] = adapter_hash(lm.model)
+            run.identify(adapter={"name": config.adapter, "sha256": identity["adapter"]})
         windows = _windows(config, text, lm)
         rows = {code: own.rows for code, own in windows.items()}
         schedule = _schedule(config, rows)
         heldout = {code: text.heldout.get(code, []) for code in text.training}
         corpora = heldout_corpora(heldout, lm, config.quality.tokens // len(heldout))
         spliced = heldout_corpora(heldout, lm, config.quality.spliced_tokens)
+        training = _training_of_adapter(config)
         _train(config, run, Reader(lm, layers, rows, schedule, config.saes.context, config.batch_tokens))
-        sae_sets, identity = _load(config, lm, layers, folder)
-        judge = Judge(lm, sae_sets, config.batch_tokens, identity | {"model": lm.identity["sha256"], "text": text.sha256}, folder / "stats")
+        sae_sets, hashes = _load(config, lm, layers, folder)
+        identity |= hashes
+        refitted = frozenset(name for name in sae_sets if config.adapter is not None and name.endswith("_adapted"))
+        judge = Judge(lm, sae_sets, config.batch_tokens, identity, folder / "stats", refitted)
         measured = judge.fit(corpora)
         intervals = Intervals(config.resamples, config.confidence, config.seed)
         tables = {
             "text": _text_table(config, schedule, windows),
-            "fit": fit_table(measured, intervals),
-            "latents": latents_table(measured),
+            "fit": fit_table(measured, judge.views, intervals),
+            "latents": latents_table(measured, judge.views),
             "recovered": judge.recovered(spliced, intervals),
         }
         if len(sae_sets) > 1:
-            effects = mix_effects_table(measured, config.seeded_sets, intervals)
-            tables |= {"overlap": overlap_table(sae_sets)} | ({} if effects.empty else {"mix_effects": effects})
+            tables["overlap"] = overlap_table(sae_sets)
+        if config.adapter is None and not (effects := mix_effects_table(measured, config.seeded_sets, intervals)).empty:
+            tables["mix_effects"] = effects
+        if training is not None:
+            tables["refit"] = _refit_table(config, judge, *training, intervals)
         return _write(run, config, tables)
 
 
@@ -86,7 +106,7 @@ def _schedule(config: SaesConfig, windows: Mapping[str, Rows]) -> Schedule:
 def _train(config: SaesConfig, run: Run, reader: Reader) -> None:
     """Train and save the SAEs, unless they are there already."""
     place = run.folder / SETS
-    if all((place / name / f"layer_{layer}" / "cfg.json").is_file() for name in config.seeded_sets for layer in reader.layers):
+    if all((place / name / f"layer_{layer}" / "cfg.json").is_file() for name in _trained(config) for layer in reader.layers):
         return
     lm = reader.lm
     metadata = {
@@ -95,21 +115,66 @@ def _train(config: SaesConfig, run: Run, reader: Reader) -> None:
         "context_size": config.saes.context,
         "model_from_pretrained_kwargs": {},
     }
-    trained = train_sets(reader, config.seeded_sets, config.saes, metadata=metadata, header=run.header, folder=run.folder / CHECKPOINTS)
-    for name, trainer in trained.items():
+    checkpoints = run.folder / CHECKPOINTS
+    given = {"metadata": metadata, "header": run.header, "folder": checkpoints, "start": _start(config, lm, reader.layers)}
+    for name, trainer in train_sets(reader, config.seeded_sets, config.saes, **given).items():
         make_folders(place / name)
         trainer.save(place / name)
-    (run.folder / CHECKPOINTS / CHECKPOINT).unlink(missing_ok=True)  # several times as large as the SAEs
+    (checkpoints / CHECKPOINT).unlink(missing_ok=True)  # several times as large as the SAEs
+
+
+def _start(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...]) -> Start | None:
+    """The SAEs of `init`."""
+    if config.init is None:
+        return None
+    saes = {}
+    for name in config.seeded_sets:
+        dictionaries, _ = load_dictionaries(_set_in(folder_of_set(config, name)), layers, lm)
+        saes[name] = {layer: dictionary.sae for layer, dictionary in dictionaries.items()}
+    return Start(saes, refit=config.adapter is not None)
+
+
+def _trained(config: SaesConfig) -> list[str]:
+    """The names of the sets that the run leaves."""
+    return [trained for name in config.seeded_sets for trained in trained_names(name, refit=config.adapter is not None)]
+
+
+def _set_in(folder: Path) -> SaeSet:
+    return SaeSet(release=str(folder.absolute()), id="layer_{layer}")
 
 
 def _load(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...], folder: Path) -> tuple[dict[str, Dictionaries], dict[str, str]]:
-    """The saved sets, as any job reads them, and their hashes."""
+    """The saved sets, as any job reads them, and their hashes; with an adapter also those that they come from."""
+    places = {name: folder / SETS / name for name in _trained(config)}
+    if config.adapter is not None:
+        places = {name: folder_of_set(config, name) for name in config.seeded_sets} | places
     sae_sets, identity = {}, {}
-    for name in config.seeded_sets:
-        spec = SaeSet(release=str((folder / SETS / name).absolute()), id="layer_{layer}")
-        sae_sets[name], found = load_dictionaries(spec, layers, lm)
+    for name, place in places.items():
+        sae_sets[name], found = load_dictionaries(_set_in(place), layers, lm)
         identity[f"sae/{name}"] = str(found["sha256"])
     return sae_sets, identity
+
+
+def _training_of_adapter(config: SaesConfig) -> tuple[TrainConfig, ParallelCorpus] | None:
+    """How the adapter was trained, with the sentences on which the training was judged. None: no adapter, or its training is not known.
+
+    Raises:
+        UserError: the corpus is no longer there.
+    """
+    training = None if config.adapter is None else training_of(find_adapter(config.adapter))
+    if training is None:
+        return None
+    known = {name: value for name, value in training.items() if name in TrainConfig.model_fields}
+    found = validate(TrainConfig, known)
+    return found, load_corpus(found.corpus, (found.languages.reference, *found.lang)).split(found.split, found.corpus.splits)
+
+
+def _refit_table(config: SaesConfig, judge: Judge, training: TrainConfig, corpus: ParallelCorpus, intervals: Intervals) -> pd.DataFrame:
+    """The gaps of the adapter's targets, each model with its own SAEs, on the sentences on which the training was judged."""
+    identity, wanted = judge.identity | {"sentences": corpus.sha256}, Wanted(title="refitted", adapter=True)
+    given = {"batch_tokens": config.batch_tokens, "identity": identity, "wanted": wanted, "folder": judge.folder / "refit"}
+    measured = measure(judge.lm, judge.sae_sets, corpus, **given)
+    return refit_table(measured, list(config.seeded_sets), training.languages.reference, training.lang, intervals)
 
 
 def _text_table(config: SaesConfig, schedule: Schedule, windows: Mapping[str, Windows]) -> pd.DataFrame:
@@ -136,6 +201,9 @@ def _write(run: Run, config: SaesConfig, tables: dict[str, pd.DataFrame]) -> flo
         run.table(name, frame)
     summary = summary_of(tables["fit"], tables["latents"])
     objective = float(tables["fit"].query("quantity == 'fvu'")["estimate"].mean())
+    if "refit" in tables:
+        summary |= refit_summary(tables["refit"])
+        show(report.refit_rows(tables["refit"]), title="Gap closed by the adapter, mean over layers, by the SAEs that measure it")
     run.summary(summary | {"objective": objective})
     write_atomically(run.folder / "card.md", report.card(config, tables))
     show(report.fit_rows(tables["fit"]), title="Fraction of variance unexplained on held-out text, mean over layers")
