@@ -17,7 +17,7 @@ from lingact.cli import main as cli
 from lingact.saes import trainers
 from lingact.saes.engine import Reader
 from tests.helpers.paths import CONF
-from tests.helpers.processes import killed_at, launch
+from tests.helpers.processes import Start, killed_at, launch
 
 SETS = "sets={a: {mix: {en: .6, hi: .4}}, b: {mix: equal, width: 24}}"
 SMALL = (
@@ -91,6 +91,50 @@ def test_sae_lens_and_the_other_jobs_read_the_sets(made: Path, arguments: Callab
     given = [text for text in arguments("analyze", folder) if not text.startswith("sae.")]
     given += ["sae=own", f"sae.measuring.release={made}/sae/a", "sae.layers=[0,2]", "languages.high=[]", "languages.low=[hi]", "tracking=none"]
     assert cli.main("analyze", CONF, given) == 0
+
+
+def test_refitting_to_an_adapter(made: Path, start: Start, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["lang=hi", "languages.high=[]", "languages.low=[hi]", "tracking=none"]
+    assert start("train", tmp_path / "train", *chosen) == 0
+    kept = [text for text in given if text.partition("=")[0] not in ("sets", "saes.width", "saes.k", "saes.layers", "saes.context")]
+    kept += [f"adapter={tmp_path}/train", "saes.tokens=3000"]
+    folder = tmp_path / "refit"
+    capsys.readouterr()
+    assert cli.main("saes", CONF, [*kept, f"init={made}/sae/b", f"hydra.run.dir={folder}"]) == 0
+    assert "Gap closed by the adapter" in capsys.readouterr().out
+    assert sorted(path.name for path in (folder / "sae").iterdir()) == ["b_adapted", "b_base"]
+    assert SAE.load_from_disk(folder / "sae" / "b_adapted" / "layer_2").cfg.d_sae == 24
+    refit = pd.read_csv(folder / "tables" / "refit.csv")
+    cells = refit.set_index(["saes", "quantity", "layer"])["estimate"]
+    assert set(refit["language"]) == {"hi"}
+    for saes in ("unchanged", "continued", "refit"):
+        for layer in (0, 2):
+            assert cells[saes, "closed", layer] == pytest.approx(cells[saes, "before", layer] - cells[saes, "after", layer])
+    assert cells["continued", "before", 2] == cells["refit", "before", 2], "both see the base model by the same SAEs"
+    assert cells["continued", "after", 2] != cells["refit", "after", 2]
+    assert json.loads((folder / "summary.json").read_text())["refit/b/hi/2"] == pytest.approx(cells["refit", "closed", 2])
+    fit = pd.read_csv(folder / "tables" / "fit.csv")
+    assert set(zip(fit["sae_set"], fit["model"], strict=True)) == {("b", "base"), ("b", "adapter"), ("b_base", "base"), ("b_adapted", "adapter")}
+    assert "Refitted to the adapter" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["init=nowhere"], "init: 'nowhere' is neither a run folder of lingact saes nor a set in one"),
+        (["adapter=nowhere"], "adapter: SAEs are refitted to an adapter, so that there have to be some; give init=FOLDER"),
+        (["init={made}", "saes.width=64"], "saes.width: with init= it comes from the run that made the SAEs; leave it out"),
+        (["init={made}", "adapter=nowhere"], "adapter: there is no folder 'nowhere'"),
+    ],
+)
+def test_mistakes_of_refitting(
+    changed: list[str], told: str, made: Path, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = [text for text in given if text.partition("=")[0] not in ("sets", "saes.width", "saes.k", "saes.layers", "saes.context")]
+    own = [text.replace("{made}", str(made)) for text in changed]
+    assert cli.main("saes", CONF, [*kept, *own, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
 
 from lingact.config.saes import SaeMix, SaeTraining, TextConfig
+from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
+from lingact.models.adapters import attach_adapter
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionary
 from lingact.saes import trainers as module
 from lingact.saes.buffer import ShuffleBuffer
-from lingact.saes.engine import CHECKPOINT, Reader, train_sets
+from lingact.saes.engine import CHECKPOINT, Reader, Start, train_sets
 from lingact.saes.mix import Schedule, make_schedule, most_windows
 from lingact.saes.quality import heldout_corpora, overlap_table
 from lingact.saes.text import Document, read_running_text
@@ -333,6 +335,59 @@ def test_a_loss_that_is_not_finite_stops_the_training(lm: LanguageModel, tmp_pat
     monkeypatch.setattr(SAETrainer, "step", step)
     with pytest.raises(UserError, match=r"the loss of the SAE of layer 0 is not finite at step 0; give a smaller saes.lr"):
         trained(lm, tmp_path)
+
+
+# --- training further ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "topk", "jumprelu", "standard"])
+def test_training_further_begins_with_the_saved_features(architecture: str, lm: LanguageModel, tmp_path: Path) -> None:
+    training = TRAINING.model_copy(update={"architecture": architecture, "tokens": 2000, "sparsity": 0.01})
+    trained(lm, tmp_path, training=training)
+    saved = {layer: SAE.load_from_disk(tmp_path / "equal" / f"layer_{layer}") for layer in (0, 2)}
+    reader = reader_of(lm)
+    inputs = inputs_of(reader, power=1.0)  # another one than that of the training
+    again = SetTrainer(training, SETS["equal"], inputs, {}, "cpu", saved)
+    residuals = reader.read(reader.passes[0])[0]
+    for column, layer in enumerate((0, 2)):
+        x = residuals[:, column]
+        sae, scaler = again.trainers[layer].sae, again.trainers[layer].activation_scaler
+        z = scaler.scale(x)
+        pre = sae.encode_with_hidden_pre(z)[1]
+        norms = (saved[layer].W_dec.double() @ inputs[layer].matrix).norm(dim=-1).float()
+        raw = (x - saved[layer].b_dec) @ saved[layer].W_enc + saved[layer].b_enc
+        assert torch.allclose(pre, raw * norms, rtol=1e-3, atol=1e-4)
+        ours = scaler.unscale(sae.decode(torch.relu(pre)))
+        theirs = torch.relu(raw) @ saved[layer].W_dec + saved[layer].b_dec
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+        if architecture == "jumprelu":
+            assert torch.allclose(sae.threshold, saved[layer].threshold * norms, rtol=1e-4)
+
+
+def test_refitting_to_an_adapter_that_changes_nothing_changes_nothing(lm: LanguageModel, tmp_path: Path) -> None:
+    trained(lm, tmp_path)
+    saved = {name: {layer: SAE.load_from_disk(tmp_path / name / f"layer_{layer}") for layer in (0, 2)} for name in SETS}
+    places: dict[str, Any] = {"targets": ("q_proj", "down_proj"), "layers": "all"}
+    peft = LoraAdapter(kind="lora", r=2, alpha=4, dropout=0.0, use_rslora=False, use_dora=False, init="default", **places)
+    lm.model = attach_adapter(lm.model, lm.blocks, peft, 0)
+
+    def refitted(folder: str) -> dict[str, torch.Tensor]:
+        given = {"metadata": {}, "header": {}, "folder": tmp_path / folder, "start": Start(saved, refit=True)}
+        found = train_sets(reader_of(lm), SETS, TRAINING, **given)
+        assert list(found) == [f"{name}_{model}" for name in SETS for model in ("base", "adapted")]
+        return {name: trainer.trainers[2].sae.W_dec.detach() for name, trainer in found.items()}
+
+    first = refitted("first")
+    begun = SetTrainer(TRAINING, SETS["equal"], inputs_of(reader_of(lm), TRAINING.whitening), {}, "cpu", saved["equal"]).trainers[2].sae.W_dec
+    assert not torch.equal(first["equal_base"], begun), "it was trained further"
+    assert all(torch.equal(first[f"{name}_base"], first[f"{name}_adapted"]) for name in SETS)
+    with torch.no_grad():
+        for name, value in lm.model.named_parameters():
+            if "lora_B" in name:
+                value.fill_(0.05)
+    second = refitted("second")
+    assert all(torch.equal(first[f"{name}_base"], second[f"{name}_base"]) for name in SETS), "the base model is the same"
+    assert not any(torch.equal(second[f"{name}_base"], second[f"{name}_adapted"]) for name in SETS)
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------------------------------------
