@@ -1,4 +1,4 @@
-"""Time the jobs of lingact against what a user would do instead: python -m benchmarks analysis|evaluation|text|training|start|slopes.
+"""Time the jobs of lingact against what a user would do instead: python -m benchmarks analysis|evaluation|text|training|saes|start|slopes.
 
 All ways use the same model, SAEs, texts and questions, and take turns. `floor` is no alternative, but the arithmetic that no way can avoid. Without
 --model and --data the embedded toy model, text and items are used. The default size takes about three minutes, --full that of the published tables.
@@ -11,13 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import analysis, bits, evaluation, planned, slopes, start, steps
+from benchmarks import analysis, bits, evaluation, planned, saes, slopes, start, steps
 from benchmarks.setting import BATCH_TOKENS, LANGUAGES, Setting, load, text
 from benchmarks.ways import Measured, measure_ways
 from lingact.files.atomic import write_atomically
 from lingact.runtime.terminal import note, show
 
-JOBS: dict[str, Any] = {"analysis": analysis, "evaluation": evaluation, "text": bits, "training": steps, "start": start, "slopes": slopes}
+JOBS: dict[str, Any] = {
+    "analysis": analysis,
+    "evaluation": evaluation,
+    "text": bits,
+    "training": steps,
+    "saes": saes,
+    "start": start,
+    "slopes": slopes,
+}
 
 
 def main() -> None:
@@ -63,13 +71,15 @@ def described(job: str, setting: Setting) -> str:
         return f"analysis, {slopes.SENTENCES} sentences in three languages; one of its sizes made larger"
     if job == "evaluation":
         return f"{setting.items} items of each benchmark in {', '.join(LANGUAGES)}"
+    if job == "saes":
+        return f"{len(saes.SETS)} mixes at three layers, {setting.width} latents, {saes.tokens_of(setting):,} tokens each"
     lm = load(setting)
     if job == "training":
         count = steps.tokens(lm, text(replace(setting, sentences=steps.SENTENCES)))
         return f"{count} tokens in {' and '.join(steps.CODES)}, SAEs of {setting.width} after two layers"
     count = sum(lm.tokens.count(texts) for texts in text(setting).texts.values())
-    saes = f", SAEs of {setting.width} after {len(lm.blocks)} layers" if job == "analysis" else ""
-    return f"{count} tokens in {', '.join(LANGUAGES)}, batches of {BATCH_TOKENS}{saes}"
+    beside = f", SAEs of {setting.width} after {len(lm.blocks)} layers" if job == "analysis" else ""
+    return f"{count} tokens in {', '.join(LANGUAGES)}, batches of {BATCH_TOKENS}{beside}"
 
 
 def scaled(found: dict[str, Measured], factors: dict[str, int]) -> dict[str, Measured]:
