@@ -426,3 +426,39 @@ def test_what_the_model_lacks_is_refused_before_measuring(
     assert start("analyze", tmp_path / "run", *FEW, *causal, override) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_difference_is_attributed_to_norm_and_dictionary(start: Start, small_toy_model: Path, tmp_path: Path) -> None:
+    sets = f"attribution=[{small_toy_model}/sae,{small_toy_model}/sae_heldout]"
+    chosen = ["languages.high=[]", "languages.low=[hi,ml]", "tracking=none", sets]
+    assert start("analyze", tmp_path / "run", *chosen) == 0
+    table = pd.read_csv(tmp_path / "run" / "tables" / "attribution.csv")
+    columns = ["language", "layer", "measure", "set_a", "set_b", "part", "order", "estimate", "lo", "hi", "documents"]
+    assert list(table.columns[: len(columns)]) == columns
+    assert set(table["part"]) == {"norm", "dictionary", "remainder", "total"}
+    gaps = pd.read_csv(tmp_path / "run" / "tables" / "gap_by_layer.csv").set_index(["name", "layer"])["gap"]
+    total = table[(table["part"] == "total") & (table["measure"] == "mean") & (table["order"] == "mean")].set_index(["language", "layer"])
+    for place, estimate in total["estimate"].items():
+        assert np.exp(estimate) == pytest.approx(1 - gaps[place], rel=1e-6), "set A is the measuring set"
+    norms = pd.read_csv(tmp_path / "run" / "tables" / "norms.csv")
+    assert (norms.loc[norms["language"] == "en", "ratio"] == 1).all()
+    assert "Attribution to norm and dictionary" in (tmp_path / "run" / "report.html").read_text()
+    # From the saved sums alone.
+    assert start("analyze", tmp_path / "again", f"stats=[{tmp_path}/run]", "tracking=none") == 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "tables" / "attribution.csv"), table)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("[{sae}]", "attribution: 1 given; name two folders of SAEs, attribution=[SET_A,SET_B]"),
+        ("[{sae},{sae}]", "attribution: named twice"),
+        ("[{sae},nowhere]", "nowhere"),
+    ],
+)
+def test_mistakes_of_attribution(
+    given: str, told: str, start: Start, small_toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("analyze", tmp_path / "run", f"attribution={given.replace('{sae}', f'{small_toy_model}/sae')}") == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()

@@ -14,8 +14,8 @@ from lingact.errors import UserError
 from lingact.files.states import load_state
 
 
-def _finished(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Header and arrays that `_summed` saved when it was through."""
+def finished(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Header and arrays that a pass saved when it was through."""
     header, arrays, (done, steps) = load_state(path)
     if done < steps:
         raise UserError(f"'{path}' holds {done} of {steps} steps; let the run that wrote it finish, with resume=<its folder>")
@@ -23,7 +23,12 @@ def _finished(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
 
 @contextmanager
-def _of_this_kind(path: Path) -> Iterator[None]:
+def of_this_kind(path: Path) -> Iterator[None]:
+    """Turn the errors of a file with other contents into a user's mistake.
+
+    Raises:
+        UserError: the message names the file.
+    """
     try:
         yield
     except (LookupError, TypeError, ValueError) as error:
@@ -54,8 +59,8 @@ class SplicedLosses:
         Raises:
             UserError: the file is not there, damaged, of something else or not finished.
         """
-        header, arrays = _finished(path)
-        with _of_this_kind(path):
+        header, arrays = finished(path)
+        with of_this_kind(path):
             return cls.from_arrays(tuple(json.loads(header["layers"])), json.loads(header["sae_sets"]), header["order"].split(), arrays)
 
     @classmethod
@@ -113,8 +118,8 @@ class CausalLosses:
         Raises:
             UserError: the file is not there, damaged, of something else or not finished.
         """
-        header, arrays = _finished(path)
-        with _of_this_kind(path):
+        header, arrays = finished(path)
+        with of_this_kind(path):
             return cls.from_arrays(tuple(Arm(*arm) for arm in json.loads(header["arms"])), header["order"].split(), arrays)
 
     @classmethod

@@ -1,6 +1,7 @@
 """The one path from text to residuals, used by analysis without gradient and by training with it; and what changes their norms."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lingact.data.tokens import TokenBatch
@@ -28,3 +29,14 @@ def rescaled(x: Float[Tensor, "token d_model"], norms: Float[Tensor, " token"]) 
 def factor_to(x: Float[Tensor, "token d_model"], norm: float | Float[Tensor, " token"]) -> Float[Tensor, " token"]:
     """What each token has to be multiplied with to have this norm, which removes differences in norm between languages."""
     return norm / x.norm(dim=-1).clamp_min(1e-12)
+
+
+LARGEST = 0.01
+"""Share of the dimensions, those of largest variance, without which norms and fit are given once more: they hold most of what large models have."""
+
+
+def largest_dimensions(x: Float[Tensor, "token d_model"]) -> Bool[Tensor, " d_model"]:
+    """The `LARGEST` share of the dimensions by their variance over these tokens, at least one."""
+    variance = x.double().var(dim=0)
+    chosen = variance.topk(max(1, round(LARGEST * len(variance)))).indices
+    return torch.zeros(len(variance), dtype=torch.bool).index_fill_(0, chosen.cpu(), value=True)

@@ -1,6 +1,7 @@
 """Which of the available layers, latents and languages a configuration chooses."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from lingact.config.jobs import AnalyzeConfig, TrainConfig
 from lingact.config.measures import Statistics
@@ -94,3 +95,14 @@ def substitutes(config: TrainConfig) -> dict[str, str]:
             )
         found[code] = free[0]
     return found
+
+
+def set_names(mixes: Sequence[Sequence[Path]]) -> dict[Path, str]:
+    """A name for each folder of SAEs: its own, with those of the folders above it as far as that tells them apart."""
+    folders = [folder for mix in mixes for folder in mix]
+    paths = {folder: folder.absolute().parts for folder in folders}
+    for depth in range(1, max(map(len, paths.values())) + 1):
+        names = {folder: "/".join(part for part in paths[folder][-depth:] if part != "sae") for folder in folders}
+        if len(set(names.values())) == len(folders):
+            return names
+    raise AssertionError("a folder is named twice")

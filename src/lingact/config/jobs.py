@@ -122,6 +122,11 @@ def _read_shard(value: object) -> object:
     return value
 
 
+def _read_mixes(value: object) -> object:
+    """Each mix as a list of folders, one for each SAE seed."""
+    return [as_list(mix) for mix in value] if isinstance(value, (list, tuple)) else value
+
+
 class AnalyzeConfig(Processes, Job):
     """analyze.py."""
 
@@ -135,6 +140,8 @@ class AnalyzeConfig(Processes, Job):
     """Runs whose statistics are used instead of measuring."""
     compare: Annotated[tuple[Place, ...], BeforeValidator(as_list)]
     """Two runs: before and after. Or trained runs and sweeps of them: their recipes against each other."""
+    attribution: Annotated[tuple[tuple[Place, ...], ...], BeforeValidator(_read_mixes)] = ()
+    """Two folders of SAEs, or two lists of them (SAE seeds of one mix): activation is split into norm, dictionary and remainder. Empty: it is not."""
     shard: Annotated[
         tuple[Whole, Annotated[Count, Field(le=100_000)]], BeforeValidator(_read_shard), PlainSerializer(lambda shard: f"{shard[0] + 1}/{shard[1]}")
     ]
@@ -147,12 +154,25 @@ class AnalyzeConfig(Processes, Job):
             raise ValueError("1 given; name two runs, compare=[BEFORE,AFTER], or several training runs or a training sweep to compare their recipes")
         return runs
 
+    @field_validator("attribution")
+    @classmethod
+    def _two_mixes(cls, mixes: tuple[tuple[Path, ...], ...]) -> tuple[tuple[Path, ...], ...]:
+        if mixes and (len(mixes) != 2 or not all(mixes)):
+            raise ValueError(f"{len(mixes)} given; name two folders of SAEs, attribution=[SET_A,SET_B], or two lists of them, [[A0,A1],[B0,B1]]")
+        folders = [folder for mix in mixes for folder in mix]
+        twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
+        if twice:
+            raise ValueError(f"named twice: {', '.join(twice)}; an SAE set is compared with another one")
+        return mixes
+
     @field_validator("shard")
     @classmethod
     def _core_only(cls, shard: tuple[int, int], info: FieldsBefore) -> tuple[int, int]:
         if shard[0] >= shard[1]:
             raise ValueError(f"there is no shard {shard[0] + 1} of {shard[1]}; write for instance shard=2/4 for the second of four")
         measures = info.data.get("measures")
+        if shard != (0, 1) and info.data.get("attribution"):
+            raise ValueError("shards cannot be attributed; leave attribution out, or measure the whole text at once")
         if shard != (0, 1) and measures is not None and measures.parts:
             raise ValueError(f"shards cannot measure further parts, but these were requested: {', '.join(measures.parts)}; use measures=core")
         return shard

@@ -1,6 +1,7 @@
 """The model and its SAEs."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -67,6 +68,11 @@ class SaeSet(ConfigSection):
         if layer not in self.id:
             raise UserError(f"sae: no id for layer {layer} (given: {', '.join(map(str, self.id))}); add it, or name the layers in sae.layers")
         return self.id[layer]
+
+
+def sae_set_in(folder: Path) -> SaeSet:
+    """The set that `lingact saes` leaves in a folder: `layer_<n>` for each layer."""
+    return SaeSet(release=str(folder.absolute()), id="layer_{layer}")
 
 
 class SaeConfig(ConfigSection):

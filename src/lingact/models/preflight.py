@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from lingact.config.choices import check_causal, check_ranges, chosen_layers, loss_layers, substitutes
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, SaesConfig, TrainConfig
-from lingact.config.model import SaeConfig
+from lingact.config.model import SaeConfig, SaeSet, sae_set_in
 from lingact.errors import UserError
 from lingact.models.adapter_places import check_blocks
 from lingact.models.adapter_sources import expand_adapters, find_adapter, lies_elsewhere
@@ -63,7 +63,8 @@ def problems(config: JobConfig, *, here: bool) -> list[str]:
             found.of(lambda: chosen_layers(config.saes, blocks, "saes.layers"))
         return found.lines
     if config.sae is not None:
-        layers = _check_saes(config.sae, facts, found)
+        named = [folder for mix in config.attribution for folder in mix] if isinstance(config, AnalyzeConfig) else []
+        layers = _check_saes(config.sae, [sae_set_in(folder) for folder in named], facts, found)
         if layers is not None and not isinstance(config, EvalConfig):
             found.of(lambda: check_ranges(layers, config.statistics))
             found.of(lambda: _check_layers_named(config, layers))
@@ -84,15 +85,15 @@ def _adapters(config: JobConfig) -> list[str]:
     return [config.adapter] if isinstance(config, AnalyzeConfig | SaesConfig) and config.adapter is not None else []
 
 
-def _check_saes(config: SaeConfig, facts: Facts, found: _Findings) -> tuple[int, ...] | None:
-    """Check the SAEs of the measured layers; None where these are not known."""
+def _check_saes(config: SaeConfig, others: list[SaeSet], facts: Facts, found: _Findings) -> tuple[int, ...] | None:
+    """Check the SAEs of the measured layers, also those of other sets; None where these are not known."""
     if facts.layers is not None:
         blocks = facts.layers
         layers = found.of(lambda: chosen_layers(config, blocks))
     else:
         layers = None if config.layers == "all" else tuple(sorted(config.layers))
     if layers is not None:
-        for spec in (config.measuring, config.heldout):
+        for spec in (config.measuring, config.heldout, *others):
             if spec is not None:
                 found.of(lambda spec=spec: check_saes(spec, layers, facts.d_model))
     return layers
@@ -127,7 +128,8 @@ def check_analysis(config: AnalyzeConfig) -> None:
         raise UserError(
             f"languages: there is nothing to compare '{config.languages.reference}' with; name languages in languages.high or languages.low"
         )
-    ignored = [name for name, given in (("adapter", config.adapter), ("scores", config.scores if config.compare else None)) if given]
+    not_used = (("adapter", config.adapter), ("scores", config.scores if config.compare else None), ("attribution", config.attribution))
+    ignored = [name for name, given in not_used if given]
     if (config.compare or config.stats) and ignored:
         raise UserError(f"{', '.join(ignored)}: not used with {'compare' if config.compare else 'stats'}=, which needs no model; leave it out")
     # The statistics of a sweep are in its jobs' folders, which are looked up when they are compared.

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool
 
 from lingact.activations.feature_stats import FeatureStats
+from lingact.activations.features import largest_dimensions
 from lingact.activations.interventions import spliced_losses
 from lingact.activations.measurement import ADAPTER, BASE, Measurement
 from lingact.activations.passes import Wanted, measure
@@ -31,8 +32,6 @@ RARE = 1e-4
 """A latent is rare if it fires on fewer of the held-out tokens."""
 SHARED = 0.7
 """Cosine from which on two latents are said to have one direction."""
-LARGEST = 0.01
-"""Share of the dimensions, those of largest variance, without which the fit is given once more: they hold most of the variance of large models."""
 _SAMPLE_TOKENS = 8192
 """Tokens of all languages from which the variances of dimensions are taken."""
 _ROWS_AT_ONCE = 4096
@@ -91,15 +90,11 @@ class Judge:
         }
 
     def _largest_dimensions(self, corpora: Mapping[str, ParallelCorpus]) -> dict[int, Bool[np.ndarray, " d_model"]]:
-        """Of each layer the `LARGEST` share of the dimensions with the largest variance over all languages, at least one."""
+        """Of each layer the dimensions of largest variance over all languages."""
         layers, share = tuple(next(iter(self.sae_sets.values()))), _SAMPLE_TOKENS // len(corpora)
         with base_behaviour(self.lm.model):
             samples = [pooled_sample(self.lm, corpus, layers, tokens=share, batch_tokens=self.batch_tokens) for corpus in corpora.values()]
-        found = {}
-        for layer in layers:
-            variance = torch.cat([sample[layer] for sample in samples]).double().var(dim=0).numpy()
-            found[layer] = np.isin(np.arange(len(variance)), np.argsort(-variance)[: max(1, round(LARGEST * len(variance)))])
-        return found
+        return {layer: largest_dimensions(torch.cat([sample[layer] for sample in samples])).numpy() for layer in layers}
 
     def recovered(self, corpora: Mapping[str, ParallelCorpus], intervals: Intervals) -> pd.DataFrame:
         """How much of the cross-entropy is kept when a reconstruction takes the residual's place, by language: `effects.spliced_table`."""

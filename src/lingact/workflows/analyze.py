@@ -24,6 +24,7 @@ from lingact.files.records import read_run_config
 from lingact.models.adapter_sources import expand_adapters, find_adapter
 from lingact.models.preflight import check_analysis
 from lingact.report.analysis_result import AnalysisResult, ReportSettings
+from lingact.report.attribution import attribution_result
 from lingact.report.changes import change_result
 from lingact.report.confounds import confound_result
 from lingact.report.controls import control_result, random_gap_result
@@ -145,6 +146,8 @@ def analysis_results(config: AnalyzeConfig, seen: Observations, scores: pd.DataF
     if seen.features is not None:
         cards = (seen.contexts or [], seen.links or {}, measures.features.cards)
         yield feature_result(seen.features, cards, stats, settings, criteria(measures.features))
+    if seen.attribution is not None:
+        yield attribution_result(seen.attribution, first, settings)
     if seen.causal is not None:
         places = causal_places(config, first.sentence_ids, first.halves)
         yield causal_result(seen.causal, settings.resampling(stats, places), measures.causal.mode, settings, after=seen.causal_after)

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from lingact.activations.attribution import attributed
+from lingact.activations.attribution_sums import AttributionSums
 from lingact.activations.contexts import Context, load_contexts, neuronpedia_url, random_token_rates, save_contexts, strongest_contexts
 from lingact.activations.edited_losses import NAMED, Arm, CausalLosses, Kind, SplicedLosses
 from lingact.activations.feature_stats import CONFIRMATION, DISCOVERY, FeatureStats
@@ -20,9 +22,10 @@ from lingact.analysis.language_features import Criteria, chosen_latents, find_fe
 from lingact.analysis.measures import available
 from lingact.analysis.similarity import diffmean_directions
 from lingact.analysis.tables import named_ranges
-from lingact.config.choices import check_causal
+from lingact.config.choices import check_causal, set_names
 from lingact.config.jobs import AnalyzeConfig
 from lingact.config.measures import FeaturesConfig
+from lingact.config.model import sae_set_in
 from lingact.data.corpus import ParallelCorpus, sample_places
 from lingact.data.sources import load_corpus
 from lingact.errors import UserError
@@ -33,13 +36,14 @@ from lingact.files.states import load_state
 from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapters import base_behaviour, load_adapter
 from lingact.models.lm import LanguageModel
-from lingact.models.sae import Dictionaries
+from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.runtime.distributed import broadcast, process_group, rank
 from lingact.runtime.tracking import Run
 from lingact.statistics.bootstrap import Resampling
 from lingact.workflows.setup import MEASURING, Components, set_up
 
 _NAMES = {"random_rates": "random_tokens.safetensors", "spliced": "spliced.safetensors", "causal": "causal.safetensors", "contexts": "contexts.json"}
+_ATTRIBUTION = "attribution"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Observations:
     spliced_after: SplicedLosses | None = None
     """`spliced` and `causal` for the adapted model; None without an adapter."""
     causal_after: CausalLosses | None = None
+    attribution: AttributionSums | None = None
 
 
 def observe(run: Run, config: AnalyzeConfig) -> Observations:
@@ -137,7 +142,19 @@ def _further(
             save_contexts(folder / _NAMES["contexts"], contexts)  # written last: if it is there, the links are, too
     seen = Observations(measured, features, contexts, links)
     spliced, causal = _edited(config, lm, sae_sets, corpus, seen, folder)
-    return replace(seen, spliced=spliced, causal=causal)
+    return replace(seen, spliced=spliced, causal=causal, attribution=_attributed(config, lm, corpus, measured, folder))
+
+
+def _attributed(config: AnalyzeConfig, lm: LanguageModel, corpus: ParallelCorpus, measured: Measurement, folder: Path) -> AttributionSums | None:
+    """The sums for attribution, by the SAE sets that it names; None without it."""
+    if not config.attribution:
+        return None
+    layers, header, names = next(iter(measured.stats.values())).layers, _identity(measured), set_names(config.attribution)
+    loaded = {place: load_dictionaries(sae_set_in(place), layers, lm) for place in names}
+    header |= {f"sae/attribution/{names[place]}": str(found["sha256"]) for place, (_, found) in loaded.items()}
+    set_a, set_b = ({names[place]: loaded[place][0] for place in mix} for mix in config.attribution)
+    given = {"batch_tokens": config.batch_tokens, "header": header, "folder": folder / _ATTRIBUTION}
+    return attributed(lm, (set_a, set_b), corpus, config.languages.reference, **given)
 
 
 def _reference_folder(stats: Path) -> Path:
@@ -342,6 +359,7 @@ def stored_observations(folders: tuple[Path, ...], config: AnalyzeConfig) -> Obs
         features = found_features(measured, config, _stored_rates(folder))
         contexts = load_contexts(folder / _NAMES["contexts"])
         links = _links(folder / "links.json")
+    attribution = AttributionSums.load(folder / _ATTRIBUTION) if (folder / _ATTRIBUTION).is_dir() else None
     after = {name: folder / f"{name}_{ADAPTER}.safetensors" for name in ("spliced", "causal")}
     # Runs of versions that did not edit the adapted model's residual stream do not have them.
     there = {name for name, path in after.items() if name in parts and path.is_file()}
@@ -354,6 +372,7 @@ def stored_observations(folders: tuple[Path, ...], config: AnalyzeConfig) -> Obs
         CausalLosses.load(folder / _NAMES["causal"]) if "causal" in parts else None,
         SplicedLosses.load(after["spliced"]) if "spliced" in there else None,
         CausalLosses.load(after["causal"]) if "causal" in there else None,
+        attribution,
     )
 
 

@@ -9,7 +9,7 @@ from lingact.activations.passes import Wanted, measure
 from lingact.config.choices import chosen_layers
 from lingact.config.continued import SETS, folder_of_set
 from lingact.config.jobs import SaesConfig, TrainConfig
-from lingact.config.model import SaeSet
+from lingact.config.model import sae_set_in
 from lingact.config.validation import validate
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.sources import load_corpus
@@ -129,7 +129,7 @@ def _start(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...]) -> St
         return None
     saes = {}
     for name in config.seeded_sets:
-        dictionaries, _ = load_dictionaries(_set_in(folder_of_set(config, name)), layers, lm)
+        dictionaries, _ = load_dictionaries(sae_set_in(folder_of_set(config, name)), layers, lm)
         saes[name] = {layer: dictionary.sae for layer, dictionary in dictionaries.items()}
     return Start(saes, refit=config.adapter is not None)
 
@@ -139,10 +139,6 @@ def _trained(config: SaesConfig) -> list[str]:
     return [trained for name in config.seeded_sets for trained in trained_names(name, refit=config.adapter is not None)]
 
 
-def _set_in(folder: Path) -> SaeSet:
-    return SaeSet(release=str(folder.absolute()), id="layer_{layer}")
-
-
 def _load(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...], folder: Path) -> tuple[dict[str, Dictionaries], dict[str, str]]:
     """The saved sets, as any job reads them, and their hashes; with an adapter also those that they come from."""
     places = {name: folder / SETS / name for name in _trained(config)}
@@ -150,7 +146,7 @@ def _load(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...], folder
         places = {name: folder_of_set(config, name) for name in config.seeded_sets} | places
     sae_sets, identity = {}, {}
     for name, place in places.items():
-        sae_sets[name], found = load_dictionaries(_set_in(place), layers, lm)
+        sae_sets[name], found = load_dictionaries(sae_set_in(place), layers, lm)
         identity[f"sae/{name}"] = str(found["sha256"])
     return sae_sets, identity
 
