@@ -89,8 +89,9 @@ def test_sae_lens_and_the_other_jobs_read_the_sets(made: Path, arguments: Callab
     assert sae.cfg.metadata.model_name == f"{small_toy_model}/model"
     folder = tmp_path / "run"
     given = [text for text in arguments("analyze", folder) if not text.startswith("sae.")]
-    given += ["sae=own", f"sae.measuring.release={made}/sae/a", "sae.layers=[0,2]", "languages.high=[]", "languages.low=[hi]", "tracking=none"]
+    given += [f"sae={made}/sae/a", "languages.high=[]", "languages.low=[hi]", "tracking=none"]
     assert cli.main("analyze", CONF, given) == 0
+    assert set(pd.read_csv(folder / "tables" / "gap_by_layer.csv")["layer"]) == {0, 2}
 
 
 def test_refitting_to_an_adapter(made: Path, start: Start, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

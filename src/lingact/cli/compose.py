@@ -180,6 +180,12 @@ def expand_sweep(parsed: list[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices.values())]
 
 
+def quoted(path: Path) -> str:
+    """The path as a value in Hydra's grammar."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def _key(override: Override) -> str:
     """`corpus`, or where an option goes into another section `corpus@train_corpus`."""
     return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group

@@ -24,11 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 from lingact import __version__
 from lingact.cli.checks import check_jobs, read_config
 from lingact.cli.command import leave
-from lingact.cli.compose import compose, composing, first_line, groups_below, multirun_of, names_folder, options_of, try_compose
+from lingact.cli.compose import compose, composing, first_line, groups_below, multirun_of, names_folder, options_of, quoted, try_compose
 from lingact.cli.options import own_options, package_options
 from lingact.cli.resume import resume
 from lingact.cli.run import adopt_environment, print_plans, run_or_skip, silenced, task
 from lingact.cli.run_folders import sweep_folder_problem
+from lingact.cli.sae_folders import with_sae_folders
 from lingact.errors import UserError
 from lingact.files.folders import claim, folder_lock, make_folders, remove_empty
 from lingact.report.sweep import write_tables
@@ -180,6 +181,7 @@ def _show(job: str, parser: ArgumentParser, arguments: Namespace, folders: Seque
     if arguments.hydra_help:
         hydra.hydra_help(config_name=None, args_parser=parser, args=Namespace(overrides=[]))
         return
+    overrides = with_sae_folders(job, overrides)
     composed, refused = try_compose(job, overrides)
     if refused:
         raise UserError("\n".join(refused.values()))
@@ -271,7 +273,7 @@ def _run(job: str, given: list[str], multirun: bool) -> Path | None:
         UserError: the message has a line for each problem.
     """
     resumed = [text.removeprefix("resume=") for text in given if text.startswith("resume=")]
-    overrides = [text for text in given if not text.startswith("resume=")]
+    overrides = with_sae_folders(job, [text for text in given if not text.startswith("resume=")])
     asked, swept = multirun_of(job, overrides)
     multirun = multirun or asked
     if multirun and "RANK" in os.environ:
@@ -300,7 +302,7 @@ def _single(job: str, folder: Path, made: list[Path], overrides: list[str]) -> P
     Args:
         made: the folders that were made for it, which are removed if the job is refused.
     """
-    returned = composer().run(config_name=job, task_function=task, overrides=[*overrides, f"hydra.run.dir={_quoted(folder)}"]).return_value
+    returned = composer().run(config_name=job, task_function=task, overrides=[*overrides, f"hydra.run.dir={quoted(folder)}"]).return_value
     if isinstance(returned, UserError):
         remove_empty(made)
         raise returned
@@ -318,7 +320,7 @@ def _sweep(job: str, folder: Path, overrides: list[str]) -> Path:
             raise UserError(problem)
         try:
             composer().multirun(
-                config_name=job, task_function=task, overrides=[*overrides, f"hydra.sweep.dir={_quoted(folder)}", "hydra.mode=MULTIRUN"]
+                config_name=job, task_function=task, overrides=[*overrides, f"hydra.sweep.dir={quoted(folder)}", "hydra.mode=MULTIRUN"]
             )
         finally:
             write_tables(folder)
@@ -326,12 +328,6 @@ def _sweep(job: str, folder: Path, overrides: list[str]) -> Path:
     if problems:
         raise UserError("\n".join(problems))
     return folder
-
-
-def _quoted(folder: Path) -> str:
-    """The folder as a value in Hydra's grammar."""
-    escaped = str(folder).replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _join_run(job: str, overrides: list[str], resumed: list[str]) -> None:
