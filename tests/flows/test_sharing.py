@@ -1,6 +1,7 @@
 """An adapter is pushed to a hub on this machine and comes back as it was; and what goes wrong on the way."""
 
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -9,12 +10,15 @@ from pathlib import Path
 import huggingface_hub
 import pandas as pd
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard, constants
 from packaging.version import Version
+from sae_lens import SAE
 
 from lingact.cli import main as cli
 from lingact.cli import share as sharing
+from lingact.cli.share_paths import shareable
 from lingact.config.base import asset
 from lingact.errors import UserError
 from lingact.files.atomic import write_json
@@ -278,7 +282,7 @@ def test_places_are_left_out_and_the_packages_files_are_found_again() -> None:
         "note": ["~/x/y", "C:\\Users\\jane\\z", "../up", "a/b", 3, None],
     }
     known = {"sae": {"measuring": {"sha256": "1" * 64}, "heldout": {"sha256": "2" * 64}}, "corpus": {"sha256": "3" * 64}}
-    assert sharing.shareable(config, known) == {
+    assert shareable(config, known) == {
         "sae": {
             "measuring": {"release": "${asset:microworld/sae}", "id": "layer_{layer}"},
             "heldout": {"release": "saes (not shared, sha256 222222222222)", "id": "a/b"},
@@ -288,3 +292,65 @@ def test_places_are_left_out_and_the_packages_files_are_found_again() -> None:
         "lang": ["ml"],
         "note": ["y (not shared)", "z (not shared)", "up (not shared)", "a/b", 3, None],
     }
+
+
+# --- SAEs ------------------------------------------------------------------------------------------------------------------------------------------
+
+SAES = (
+    *("saes.width=24", "saes.k=4", "saes.tokens=2000", "saes.batch_tokens=128", "saes.buffer_tokens=512", "saes.context=32", "saes.layers=[0,2]"),
+    *("quality.tokens=1000", "quality.spliced_tokens=100", "resamples=200", "tracking=none", "text.epochs=20", "batch_tokens=512"),
+    "sets={english: {mix: {en: .9, hi: .1}}, equal: {mix: equal}}",
+)
+
+
+@pytest.fixture(scope="module")
+def sae_run(small_toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saes")
+    rows = [json.loads(line) for line in (small_toy_model / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    for code in ("en", "hi"):
+        (folder / f"{code}.txt").write_text("\n".join(row[code] for row in rows) + "\n", encoding="utf-8")
+    given = [f"model.name={small_toy_model}/model", f"text.path={folder}", *SAES, f"hydra.run.dir={folder}/run"]
+    assert cli.main("saes", CONF, given) == 0
+    return folder / "run"
+
+
+def test_sets_that_are_pushed_come_back(sae_run: Path, server: HubServer, share: Callable[..., str], start: Start, tmp_path: Path) -> None:
+    run = shutil.copytree(sae_run, tmp_path / "run")
+    assert share(run).endswith(f"pushed: {server.url}/{NAME}/commit/{COMMIT}")
+    ((_, files),) = server.commits
+    saes = {f"{name}/layer_{layer}/{file}" for name in ("english", "equal") for layer in (0, 2) for file in ("cfg.json", "sae_weights.safetensors")}
+    assert set(files) == saes | {"README.md", "config.yaml", "manifest.json"}
+    folder = Path(huggingface_hub.snapshot_download(NAME))
+    x = torch.randn(50, 32)
+    for name in ("english", "equal"):
+        here, there = (SAE.load_from_disk(place / name / "layer_2") for place in (run / "sae", folder))
+        assert torch.equal(here.encode(x), there.encode(x))
+        assert there.cfg.metadata.model_name == BASE
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.license, card.data.base_model) == ("mit", BASE)
+    assert re.search(r"en 9\d\.\d%, hi \d", card.text)
+    told = "".join((folder / name).read_text() for name in files if not name.endswith(".safetensors"))
+    assert str(tmp_path) not in told
+    assert str(sae_run.parent) not in told
+    few = ["languages.high=[]", "languages.low=[hi]", "tracking=none", "sae.layers=[0,2]", "sae.heldout=null"]
+    from_hub = [f"sae.measuring.release={NAME}", "'sae.measuring.id=equal/layer_{layer}'"]
+    for place, given in (("here", [f"sae.measuring.release={run}/sae/equal"]), ("there", from_hub)):
+        assert start("analyze", tmp_path / place, *few, *given) == 0
+    first, second = (pd.read_csv(tmp_path / place / "tables" / "gap_by_layer.csv") for place in ("here", "there"))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_one_set_is_pushed(sae_run: Path, share: Callable[..., str], tmp_path: Path) -> None:
+    run = shutil.copytree(sae_run, tmp_path / "run")
+    share(run, "--dry-run", "--set=equal")
+    assert {path.name for path in (run / "hub").iterdir()} == {"equal", "README.md", "config.yaml", "manifest.json"}
+    assert "english" not in (run / "hub" / "README.md").read_text()
+    assert share(run, "--set=other") == f"--set: '{run}' has no set other; it has english, equal"
+    assert share(run, f"--eval={run}") == "--eval: is for adapters; leave it out"
+    assert share(run, "--dry-run", base="").startswith("the base model is the folder")
+    shutil.rmtree(run / "sae")
+    assert "has no SAEs, or they were removed" in share(run)
+
+
+def test_sets_are_chosen_of_saes_alone(trained: Path, share: Callable[..., str]) -> None:
+    assert share(trained, "--set=equal") == "--set: is for runs of lingact saes; leave it out"

@@ -183,6 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] in ("file", "lfsFile")]
             for file in files:
                 content = base64.b64decode(file["content"]) if "content" in file else self.hub.uploaded[file["oid"]]
+                (folder / file["path"]).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file["path"]).write_bytes(content)
             self.hub.commits.append((name, sorted(file["path"] for file in files)))
             self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True})

@@ -1,4 +1,4 @@
-"""Share an adapter on the Hugging Face hub: its files, its training configuration, and a card that says what was measured and what was not.
+"""Share an adapter or SAEs on the Hugging Face hub: their files, their configuration, and a card that says what was measured and what was not.
 
 `lingact share RUN owner/name` writes the files into `RUN/hub/`, where they can be read first (`--dry-run`), and pushes them in one commit.
 """
@@ -9,14 +9,14 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lingact.catalogue.licences import licence_of
-from lingact.config.base import asset
+from lingact.cli import share_saes
+from lingact.cli.share_paths import shareable
 from lingact.config.jobs import SCHEMAS
 from lingact.config.validation import validate
 from lingact.errors import UserError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 _SENT = (WEIGHTS, SETTINGS, IDENTITY, "manifest.json", "config.yaml", "README.md")
-"""The files that are pushed. Other files in the folder are not."""
+"""The files that are pushed with an adapter. Other files in the folder are not."""
 _OF_ANY_PAGE = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
 """Files that a repository may have before something is pushed to it."""
 _MANIFEST = ("job", "status", "started", "seed", "git", "versions", "hardware", "identity", "wall_seconds", "peak_memory_bytes")
@@ -43,11 +43,15 @@ def main(arguments: list[str]) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="lingact share",
-        description="Push the adapter of a finished training run to the Hugging Face hub, with a model card.",
-        epilog="It needs a token with write permission, from `hf auth login`. Others load the adapter by its name: lingact eval adapter=owner/name",
+        description="Push the adapter of a finished training run, or SAEs of one's own, to the Hugging Face hub, with a card.",
+        epilog="It needs a token with write permission, from `hf auth login`. Others load an adapter by its name: lingact eval adapter=owner/name. "
+        "The card of SAEs says how to load these.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of lingact train; the pushed files are in its folder hub/ afterwards")
-    parser.add_argument("name", metavar="owner/name", help="the adapter's name on the hub")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="run folder of lingact train or saes; the pushed files are in its folder hub/ afterwards"
+    )
+    parser.add_argument("name", metavar="owner/name", help="its name on the hub")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME", help="of a run of lingact saes: only this set (may be repeated)")
     parser.add_argument("--eval", type=Path, metavar="RUN", help="run folder of lingact eval whose results for this adapter go into the card")
     parser.add_argument(
         "--license", metavar="ID", help="the hub's name of the base model's licence (gemma, apache-2.0, ...), if lingact does not know it"
@@ -58,7 +62,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="write everything into RUN/hub/ and push nothing")
     given = parser.parse_args(arguments)
     try:
-        folder, aside = write_package(given.run, given.name, evaluation=given.eval, licence=given.license, base_model=given.base_model)
+        terms = {"licence": given.license, "base_model": given.base_model}
+        if read_manifest(given.run)["job"] == "saes":
+            if given.eval is not None:
+                raise UserError("--eval: is for adapters; leave it out")
+            folder, aside = write_sae_package(given.run, given.name, sets=given.set, **terms)
+        else:
+            if given.set:
+                raise UserError("--set: is for runs of lingact saes; leave it out")
+            folder, aside = write_package(given.run, given.name, evaluation=given.eval, **terms)
         sys.stdout.write(f"written: {folder} (the card is README.md)\n")
         if aside is not None:
             sys.stdout.write(f"kept: {aside} (what was there before)\n")
@@ -126,6 +138,30 @@ def write_package(run: Path, name: str, *, evaluation: Path | None, licence: str
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def write_sae_package(run: Path, name: str, *, sets: list[str], licence: str | None, base_model: str | None) -> tuple[Path, Path | None]:
+    """As `write_package`, for a run of `lingact saes`.
+
+    Args:
+        sets: to push; none: all.
+    """
+    _refuse_no_name(name)
+    config, manifest = _finished(run, "saes")
+    chosen = share_saes.chosen_sets(run, sets)
+    base = _base_model(config.model.name, base_model)
+    terms = _licence(base, licence)
+    public = {key: manifest[key] for key in _MANIFEST}
+    public["identity"] = manifest["identity"] | {"model": manifest["identity"]["model"] | {"name": base}}
+    folder = run / "hub"
+    with folder_lock(run):
+        unfinished = temporary_beside(folder)
+        unfinished.mkdir()
+        try:
+            share_saes.write_sets(run, unfinished, chosen, config, public, base, terms)
+            return folder, put_in_place(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def _refuse_no_name(name: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -186,32 +222,6 @@ def _adapter_sha256(run: Path) -> str:
         raise UserError(f"'{index}' does not say which adapter was measured, so --eval cannot be checked; put it back, or leave --eval out") from None
 
 
-def shareable(node: Any, known: Mapping[str, Any], key: str = "") -> Any:
-    """A configuration or identity without paths on this machine.
-
-    Files of the package are named as in `conf/`, `${asset:...}`, so that other machines find them. Of other paths only the last part is kept,
-    followed by words that make it an invalid path, and a hash that distinguishes files of the same name.
-
-    Args:
-        known: identity of the contents of the section.
-        key: name of the value; a `path` is always local.
-    """
-    if isinstance(node, Mapping):
-        below = {name: known[name] if isinstance(known.get(name), Mapping) else known for name in node}
-        return {name: shareable(value, below[name], str(name)) for name, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [shareable(value, known) for value in node]
-    if not isinstance(node, str):
-        return node
-    carried = asset("")
-    if node.startswith(carried):
-        return f"${{asset:{node.removeprefix(carried).lstrip('/')}}}"
-    if key == "path" or re.match(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]", node):
-        sha256 = f", sha256 {known['sha256'][:12]}" if "sha256" in known else ""
-        return f"{PureWindowsPath(node).name} (not shared{sha256})"  # takes both kinds of slashes
-    return node
-
-
 # --- pushing -------------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +252,11 @@ def push(folder: Path, name: str, *, private: bool, replace: bool) -> str:
             _refuse_others(there, folder, private=private, replace=replace)
         hub.create_repo(name, private=private or None, exist_ok=True)
         # `upload_folder` may push several commits, and somebody who loads in between would get only some of the files.
-        files = [CommitOperationAdd(path.name, path) for path in sorted(folder / name for name in _SENT)]
-        commit = hub.create_commit(name, files, commit_message="Adapter trained with lingact", parent_commit=there.sha if there else None)
+        adapter = (folder / WEIGHTS).is_file()
+        sent = [folder / name for name in _SENT] if adapter else [path for path in folder.rglob("*") if path.is_file()]
+        files = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in sorted(sent)]
+        message = f"{'Adapter' if adapter else 'SAEs'} trained with lingact"
+        commit = hub.create_commit(name, files, commit_message=message, parent_commit=there.sha if there else None)
     except (HTTPError, OSError, RuntimeError) as error:
         raise _not_taken(name, error) from error
     return str(commit.commit_url)
@@ -254,12 +267,12 @@ def _refuse_others(there: "ModelInfo", folder: Path, *, private: bool, replace: 
     if private and not there.private:
         raise UserError(f"'{there.id}' already exists and is public; make it private on its page, or leave --private out")
     files = {file.rfilename: file for file in there.siblings or ()}
-    own = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    held = files[WEIGHTS].lfs if WEIGHTS in files else None
-    if not replace and files.keys() - _OF_ANY_PAGE and (held is None or held.sha256 != own):
+    own = next(path for path in sorted(folder.rglob("*.safetensors")))
+    held = files[name].lfs if (name := own.relative_to(folder).as_posix()) in files else None
+    if not replace and files.keys() - _OF_ANY_PAGE and (held is None or held.sha256 != hashlib.sha256(own.read_bytes()).hexdigest()):
         raise UserError(
             f"'{there.id}' already exists with other contents ({', '.join(sorted(files.keys() - _OF_ANY_PAGE)[:4])}); choose another name, or "
-            "write --replace to push this adapter in its place"
+            "write --replace to push this in its place"
         )
 
 

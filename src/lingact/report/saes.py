@@ -1,12 +1,15 @@
 """The report of a run that trained SAEs, and the card that goes with them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
+from lingact.catalogue.licences import notice_of
 from lingact.config.jobs import SaesConfig
 from lingact.report.page import Section, run_facts, write_report
+from lingact.report.phrases import markdown_table
 
 _EFFECTS = "Mixes compared: FVU of the first minus FVU of the second"
 _OF_EFFECTS = (
@@ -75,16 +78,54 @@ def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFra
     return write_report(folder, "SAEs by language", lead, sections, run_facts(folder), reading=reading)
 
 
-def card(config: SaesConfig, tables: Mapping[str, pd.DataFrame]) -> str:
-    """`card.md`: what the SAEs are, what they were trained on, and how well they fit."""
-    saes, text = config.saes, tables["text"]
-    lines = [f"# SAEs for {config.model.name}", "", f"{saes.architecture}, {saes.tokens:,} tokens each, windows of {saes.context} tokens.", ""]
-    for name, mix in config.seeded_sets.items():
-        own = text[text["sae_set"] == name].groupby("language", sort=False)["tokens"].sum()
+def card(config: SaesConfig, tables: Mapping[str, pd.DataFrame], sets: Sequence[str] | None = None, model: str | None = None) -> str:
+    """`card.md`: what the SAEs are, what they were trained on, and how well they fit.
+
+    Args:
+        sets: to describe; None: all.
+        model: its name; None: as in the configuration.
+    """
+    saes, text, fit = config.saes, tables["text"], tables["fit"]
+    fit = fit if sets is None else fit[fit["sae_set"].isin(sets)]
+    lines = [f"# SAEs for {model or config.model.name}", ""]
+    lines += [f"{saes.architecture}, {saes.tokens:,} tokens each, windows of {saes.context} tokens.", ""]
+    for name, origin in _origins(config, fit).items():
+        mix = config.seeded_sets[origin]
+        own = text[text["sae_set"] == origin].groupby("language", sort=False)["tokens"].sum()
         shares = ", ".join(f"{code} {tokens / own.sum():.1%}" for code, tokens in own.items())
         lines += [f"## {name}", "", f"Width {mix.width or saes.width}, k {mix.k or saes.k}, seed {mix.seed}. Text: {shares}.", ""]
         lines += [f"    SAE.load_from_disk('{name}/layer_<n>')", ""]
-    lines += ["## Held-out fit (FVU, mean over layers)", "", "| language | " + " | ".join(config.seeded_sets) + " |"]
-    lines.append("|---" * (1 + len(config.seeded_sets)) + "|")
-    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in fit_rows(tables["fit"])]
-    return "\n".join(lines) + "\n"
+    lines += ["## Held-out fit (FVU, mean over layers)", "", markdown_table(pd.DataFrame(fit_rows(fit)))]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _origins(config: SaesConfig, fit: pd.DataFrame) -> dict[str, str]:
+    """The sets of the run -> the set whose text each was trained on; refitted ones come from another set."""
+    found = {}
+    for name in dict.fromkeys(fit["sae_set"]):
+        origin = name.removesuffix("_base").removesuffix("_adapted") if config.adapter is not None else name
+        if config.adapter is None or origin != name:
+            found[name] = origin
+    return found
+
+
+def shared_card(config: SaesConfig, tables: Mapping[str, pd.DataFrame], sets: Sequence[str], base: str, licence: str) -> str:
+    """The card of sets on the hub: front matter, what each set was trained on, its fit in each language, and the terms.
+
+    Args:
+        sets: that are shared.
+        base: the base model on the hub.
+        licence: of the base model, by its name on the hub.
+    """
+    fit = tables["fit"][tables["fit"]["sae_set"].isin(sets)]
+    codes = list(dict.fromkeys(str(code).partition("_")[0] for code in fit["language"]))
+    front = {"license": licence, "base_model": base, "library_name": "saelens", "language": codes, "tags": ["sparse-autoencoder", "lingact"]}
+    latents = tables["latents"][tables["latents"]["sae_set"].isin(sets)]
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{card(config, tables, sets, base)}",
+        f"## By layer\n\n{markdown_table(pd.DataFrame(latent_rows(latents)))}",
+        "A latent is dead if it fires on none of the held-out tokens of all languages together. FVU is about each language's own mean residual.",
+        f"Load a set in lingact: `lingact analyze sae=own sae.measuring.release=owner/name 'sae.measuring.id={sets[0]}/layer_{{layer}}'`",
+        notice_of(licence) or f"The licence of {base} ({licence}) applies.",
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -26,8 +26,8 @@ from lingact.saes.continuation import start_from
 
 _LR_AT_END = 0.1
 """Of the learning rate."""
-_THRESHOLD_LR = 0.02
-"""Of the moving average that becomes the threshold of a batch-top-k SAE."""
+_THRESHOLD_LR, _SETTLED = 0.02, 10
+"""Of the moving average that becomes the threshold of a batch-top-k SAE; where steps are few, so high that it settles this many times over."""
 _WARM_UP, _DECAY = 20, 3
 """Steps are divided by these."""
 
@@ -132,6 +132,7 @@ def _new_sae(training: SaeTraining, mix: SaeMix, d_in: int, metadata: dict[str, 
     width, k = mix.width or training.width, mix.k or training.k
     if k >= width:
         raise UserError(f"saes.k: {k} active latents of {width}; k has to be smaller than the width")
+    threshold_lr = min(1.0, max(_THRESHOLD_LR, _SETTLED * training.batch_tokens / training.tokens))
     given: dict[str, Any] = {
         "d_in": d_in,
         "d_sae": width,
@@ -141,11 +142,11 @@ def _new_sae(training: SaeTraining, mix: SaeMix, d_in: int, metadata: dict[str, 
         "device": device,
     }
     own: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {"k": k, "topk_threshold_lr": _THRESHOLD_LR}),
+        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {"k": k, "topk_threshold_lr": threshold_lr}),
         "matryoshka": (
             MatryoshkaBatchTopKTrainingSAE,
             MatryoshkaBatchTopKTrainingSAEConfig,
-            {"k": k, "topk_threshold_lr": _THRESHOLD_LR, "matryoshka_widths": [max(k, width // 4), max(k, width // 2), width]},
+            {"k": k, "topk_threshold_lr": threshold_lr, "matryoshka_widths": [max(k, width // 4), max(k, width // 2), width]},
         ),
         "topk": (TopKTrainingSAE, TopKTrainingSAEConfig, {"k": k}),
         "jumprelu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, {"l0_coefficient": training.sparsity}),
