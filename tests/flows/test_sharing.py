@@ -333,7 +333,7 @@ def test_sets_that_are_pushed_come_back(sae_run: Path, server: HubServer, share:
     assert str(tmp_path) not in told
     assert str(sae_run.parent) not in told
     few = ["languages.high=[]", "languages.low=[hi]", "tracking=none", "sae.layers=[0,2]", "sae.heldout=null"]
-    from_hub = [f"sae.measuring.release={NAME}", "'sae.measuring.id=equal/layer_{layer}'"]
+    from_hub = [f"sae.measuring.release={NAME}", "sae.measuring.id='equal/layer_{layer}'"]
     for place, given in (("here", [f"sae.measuring.release={run}/sae/equal"]), ("there", from_hub)):
         assert start("analyze", tmp_path / place, *few, *given) == 0
     first, second = (pd.read_csv(tmp_path / place / "tables" / "gap_by_layer.csv") for place in ("here", "there"))

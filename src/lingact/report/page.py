@@ -17,6 +17,9 @@ from lingact.statistics.bootstrap import Resampling
 _LONG = 30
 """Tables with more rows than this are folded."""
 _CAPTIONS = {
+    "fit": "Fraction of variance unexplained (FVU) by layer and language, a panel for each set.",
+    "dead": "Share of latents that fire on none of the held-out tokens.",
+    "attribution": "Log ratio of activation to the reference, split into norm, dictionary and remainder (bars); the line is their sum.",
     "gap_heatmap_random": "Gap of each language at each layer by SAEs with random directions, mean over the draws.",
     "gap_heatmap": "Gap of each language at each layer; the reference is the zero of the scale.",
     "gap_groups": "Gap of the language groups over the layers.",

@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import yaml
 
 from lingact.catalogue.licences import notice_of
 from lingact.config.jobs import SaesConfig
+from lingact.figures.saes import dead_curves, fit_heatmap
 from lingact.report.page import Section, run_facts, write_report
 from lingact.report.phrases import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _EFFECTS = "Mixes compared: FVU of the first minus FVU of the second"
 _OF_EFFECTS = (
@@ -48,8 +53,19 @@ def _labels(frame: pd.DataFrame) -> pd.Series:
     return frame["sae_set"].where(~twice, frame["sae_set"] + " on " + frame["model"])
 
 
-def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFrame]) -> Path:
-    """Write the page. Returns its path."""
+def sae_figures(tables: Mapping[str, pd.DataFrame]) -> "dict[str, Figure]":
+    """The figures of the page by file name."""
+    fit, latents = tables["fit"], tables["latents"]
+    fvu = fit[fit["quantity"] == "fvu"]
+    return {"fit": fit_heatmap(fvu.assign(label=_labels(fvu))), "dead": dead_curves(latents.assign(label=_labels(latents)))}
+
+
+def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> Path:
+    """Write the page. Returns its path.
+
+    Args:
+        figures: the files of `sae_figures`.
+    """
     fit, latents = tables["fit"], tables["latents"]
     mean = fit[fit["quantity"] == "fvu"].groupby("sae_set", sort=False)["estimate"].mean()
     dead = latents.groupby("sae_set", sort=False)["dead"].mean()
@@ -63,8 +79,8 @@ def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFra
     effects = {_EFFECTS: tables["mix_effects"]} if "mix_effects" in tables else {}
     overlap = {"Overlap of decoder directions, by the nearest one (shared: cosine of at least .7)": tables["overlap"]} if "overlap" in tables else {}
     sections = [
-        Section("Fit by language", {}, shown | effects, _OF_EFFECTS if effects else ""),
-        Section("Latents", {}, {"Dead, rare and single-language latents": latents, **overlap}),
+        Section("Fit by language", {"fit": figures["fit"]}, shown | effects, _OF_EFFECTS if effects else ""),
+        Section("Latents", {"dead": figures["dead"]}, {"Dead, rare and single-language latents": latents, **overlap}),
         Section("Text", {}, {"Tokens that each set was trained on": tables["text"]}),
     ]
     if "refit" in tables:
@@ -125,7 +141,7 @@ def shared_card(config: SaesConfig, tables: Mapping[str, pd.DataFrame], sets: Se
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{card(config, tables, sets, base)}",
         f"## By layer\n\n{markdown_table(pd.DataFrame(latent_rows(latents)))}",
         "A latent is dead if it fires on none of the held-out tokens of all languages together. FVU is about each language's own mean residual.",
-        f"Load a set in lingact: `lingact analyze sae=own sae.measuring.release=owner/name 'sae.measuring.id={sets[0]}/layer_{{layer}}'`",
+        f"Load a set in lingact: `lingact analyze sae=own sae.measuring.release=owner/name \"sae.measuring.id='{sets[0]}/layer_{{layer}}'\"`",
         notice_of(licence) or f"The licence of {base} ({licence}) applies.",
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -204,15 +204,20 @@ class Run:
             self.tracker.summary.update(finite)
         return finite
 
-    def artifact(self, parts: Sequence[str], kind: str, files: Iterable[Path]) -> None:
-        """Log files as a W&B artifact. Its name is made from the parts."""
+    def artifact(self, parts: Sequence[str], kind: str, files: Iterable[Path], below: Path | None = None) -> None:
+        """Log files as a W&B artifact. Its name is made from the parts.
+
+        Args:
+            below: the folder from which files are named; None: each by its own name.
+        """
         import wandb
 
         with surviving_tracking(), _staging_in(self.folder):
             artifact = wandb.Artifact(artifact_name(*parts), type=kind)
             for file in files:  # `add_dir` would print a message
                 # Mutable files would be copied into the user's home until they are uploaded.
-                artifact.add_file(str(file.absolute()), name=file.name, policy="immutable")
+                name = file.name if below is None else file.relative_to(below).as_posix()
+                artifact.add_file(str(file.absolute()), name=name, policy="immutable")
             self.tracker.log_artifact(artifact)
 
     def close(self, status: str, seconds: float) -> None:

@@ -204,6 +204,9 @@ def _write(run: Run, config: SaesConfig, tables: dict[str, pd.DataFrame]) -> flo
     write_atomically(run.folder / "card.md", report.card(config, tables))
     show(report.fit_rows(tables["fit"]), title="Fraction of variance unexplained on held-out text, mean over layers")
     show(report.latent_rows(tables["latents"]), title="Latents, all languages together")
-    written = report.write_saes(run.folder, config, tables)
+    figures = {name: run.figure(name, figure) for name, figure in report.sae_figures(tables).items()}
+    for name in _trained(config):
+        run.artifact(("saes", name), "saes", sorted((run.folder / SETS / name).rglob("*.*")), below=run.folder / SETS / name)
+    written = report.write_saes(run.folder, config, tables, figures)
     show([{"run folder": str(run.folder), "SAEs": str(run.folder / SETS), "report": str(written)}])
     return objective
