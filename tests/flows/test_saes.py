@@ -185,9 +185,29 @@ def test_a_kill_changes_nothing(given: list[str], made: Path, tmp_path: Path) ->
     again: Callable[[], list[str]] = lambda: [f"resume={tmp_path / 'run'}"] if (tmp_path / "run" / "config.yaml").exists() else first  # noqa: E731
     for count in (5, 6):
         assert killed_at(count, Reader, "read", lambda: cli.main("saes", CONF, again())) == -signal.SIGKILL
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert list((tmp_path / "run" / "checkpoints").glob("passes_*.process_1_of_1.ckpt"))
     assert cli.main("saes", CONF, again()) == 0
     assert found(tmp_path / "run") == found(made)
+
+
+def test_two_processes_find_the_same(given: list[str], made: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lingact.saes", *given, "devices=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert launch(command, tmp_path / "log").wait() == 0
+    assert found(tmp_path / "run") == found(made)
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_interrupted_go_on_to_the_same(given: list[str], made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = launch([sys.executable, "-m", "lingact.saes", *given, "devices=2", f"hydra.run.dir={folder}"], tmp_path / "log")
+    while process.poll() is None and not (folder / "checkpoints").is_dir():
+        if "SAEs:" in (tmp_path / "log").read_text():
+            process.send_signal(signal.SIGTERM)
+            break
+        time.sleep(0.01)
+    assert process.wait() in (130, 0)
+    assert launch([sys.executable, "-m", "lingact.saes", f"resume={folder}"], tmp_path / "log").wait() == 0
+    assert found(folder) == found(made)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from lingact.errors import UserError
 from lingact.models.adapters import attach_adapter
 from lingact.models.lm import LanguageModel
 from lingact.models.sae import Dictionary
+from lingact.runtime import interrupts
 from lingact.saes import trainers as module
 from lingact.saes.buffer import ShuffleBuffer
-from lingact.saes.engine import CHECKPOINT, Reader, Start, train_sets
+from lingact.saes.engine import Reader, Start, train_sets
 from lingact.saes.mix import Schedule, make_schedule, most_windows
 from lingact.saes.quality import heldout_corpora, overlap_table
 from lingact.saes.text import Document, read_running_text
@@ -235,7 +237,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp
         def read(self: Reader, places: Any, stop: int = stop, **given: Any) -> Any:
             reads[0] += 1
             if reads[0] == stop:
-                raise KeyboardInterrupt
+                monkeypatch.setattr(interrupts._State, "arrived", signal.SIGINT)
             return real(self, places, **given)
 
         monkeypatch.setattr(Reader, "read", read)
@@ -249,13 +251,25 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp
 
 
 def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reader, "read", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        trained(lm, tmp_path)
+    real = Reader.read
+
+    def read(self: Reader, places: Any, **given: Any) -> Any:
+        monkeypatch.setattr(interrupts._State, "arrived", signal.SIGINT)
+        return real(self, places, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reader, "read", read)
+        with pytest.raises(KeyboardInterrupt):
+            trained(lm, tmp_path)
     given = {"metadata": {}, "folder": tmp_path / "checkpoints"}
     with pytest.raises(UserError, match="is a checkpoint of another run"):
         train_sets(reader_of(lm), SETS, TRAINING, header={"text": "2"}, **given)
-    path = tmp_path / "checkpoints" / CHECKPOINT
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    assert path.name == "passes_1.process_1_of_1.ckpt"
+    path.rename(path.with_name("passes_1.process_1_of_3.ckpt"))
+    with pytest.raises(UserError, match=r"has checkpoints of 3 processes; go on with devices=3, or restore"):
+        train_sets(reader_of(lm), SETS, TRAINING, header={"text": "1"}, **given)
+    path.with_name("passes_1.process_1_of_3.ckpt").rename(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="truncated, damaged or not a checkpoint of SAEs; restore the right one, or delete it"):
         train_sets(reader_of(lm), SETS, TRAINING, header={"text": "1"}, **given)

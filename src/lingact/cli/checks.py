@@ -229,14 +229,8 @@ def _launcher_problems(composed: DictConfig, config: JobConfig) -> list[str]:
     return [f"{key}: a job needs {processes} processes and this launcher starts {tasks}; leave hydra/launcher out, or use {advice}"]
 
 
-_ONE = Processes(devices=1, nodes=1)
-"""SAEs are trained in one process."""
-
-
 def processes_of(config: JobConfig) -> tuple[str, TrainerConfig | Processes]:
     """The key prefix of the section that has the number of processes, and the section."""
-    if isinstance(config, SaesConfig):
-        return "", _ONE
     return ("trainer.", config.trainer) if isinstance(config, TrainConfig) else ("", config)
 
 

@@ -278,7 +278,7 @@ class EvalConfig(Processes, Seeded):
         return split
 
 
-class SaesConfig(Seeded):
+class SaesConfig(Processes, Seeded):
     """lingact saes: train SAEs of one's own."""
 
     batch_tokens: Count

@@ -48,15 +48,15 @@ def world() -> int:
 # --- collectives ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def broadcast(value: T) -> T:
-    """The value of the first process, in all processes. The values of the others are ignored."""
+def broadcast(value: T, source: int = 0) -> T:
+    """The value of one process, in all processes. The values of the others are ignored."""
     from torch import distributed
 
     if world() == 1:
         return value
     _wait()
     values = [value]
-    distributed.broadcast_object_list(values, src=0)
+    distributed.broadcast_object_list(values, src=source)
     return values[0]
 
 

@@ -1,8 +1,9 @@
 """Train several sets of SAEs at once: one forward pass feeds all layers and all sets."""
 
+import itertools
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,19 @@ from lingact.models.adapters import base_behaviour
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
 from lingact.runtime import interrupts
-from lingact.runtime.tensor_files import load_tensors, save_tensors
+from lingact.runtime.distributed import all_gather, broadcast, rank, world
+from lingact.saes.checkpoints import Checkpoints
 from lingact.saes.mix import Rows, Schedule
 from lingact.saes.trainers import SetTrainer
 from lingact.saes.whitening import partly_whitened
 
-CHECKPOINT = "last.ckpt"
 CALIBRATED_ON = 32
 """Windows of each language from which the scaling of inputs comes, the same for all sets."""
 Places = Int[np.ndarray, " place"]
 """Places in a schedule."""
+Residuals = Float[Tensor, "token layer d_model"]
+Row = Int[Tensor, " token"]
+"""Which of the places each token comes from."""
 
 
 @dataclass(frozen=True)
@@ -128,32 +132,38 @@ def train_sets(
     sample = reader.sample()
     inputs = {layer: partly_whitened(sample[:, column], training.whitening) for column, layer in enumerate(reader.layers)}
     trainers: dict[str, SetTrainer] = {}
-    routes: dict[str, tuple[int, bool]] = {}
+    routes: dict[str, _Route] = {}
+    number = itertools.count()
     for column, (name, mix) in enumerate(sets.items()):
         for trained, adapted in trained_names(name, refit=start is not None and start.refit).items():
             saved = start.saes[name] if start is not None else None
-            trainers[trained] = SetTrainer(training, mix, inputs, dict(metadata), str(reader.lm.device), saved)
-            routes[trained] = (column, adapted)
-    path, passes = folder / CHECKPOINT, reader.passes
-    done = _load(path, trainers, dict(header)) if path.is_file() else 0
+            # SAEs take turns, so that each process has as many.
+            own = [layer for layer in reader.layers if next(number) % world() == rank()]
+            chosen = {layer: inputs[layer] for layer in own}
+            trainers[trained] = SetTrainer(training, mix, chosen, dict(metadata), str(reader.lm.device), saved)
+            routes[trained] = _Route(column, adapted, [reader.layers.index(layer) for layer in own])
+    checkpoints, passes = Checkpoints(folder, dict(header)), reader.passes
+    done = checkpoints.load(trainers)
     with tqdm(total=sum(map(len, passes)) * reader.context, unit="tok", unit_scale=True, desc="SAEs", leave=False, dynamic_ncols=True) as bar:
         bar.update(sum(map(len, passes[:done])) * reader.context)
         bar.unpause()
         written = time.monotonic()
-        try:
-            while done < len(passes):
-                with interrupts.deferred():  # no pass is half done
-                    _feed(reader, passes[done], trainers, routes)
-                    done += 1
-                    if time.monotonic() - written > 60 * training.checkpoint_minutes:
-                        _save(path, trainers, dict(header), done)
-                        written = time.monotonic()
-                bar.update(len(passes[done - 1]) * reader.context)
-        except KeyboardInterrupt:
-            _save(path, trainers, dict(header), done)
-            raise KeyboardInterrupt(f"{done} of {len(passes)} forward passes, with all that was trained on them") from None
-    for trainer in trainers.values():
-        trainer.finish()
+        stopped = False
+        while done < len(passes) and not stopped:
+            turn = passes[done : done + world()]
+            with suppress(KeyboardInterrupt), interrupts.deferred():  # no pass is half done
+                _feed(reader, turn, trainers, routes)
+                done += len(turn)
+                stopped = any(all_gather(interrupts.pending()))
+                if stopped or broadcast(time.monotonic() - written > 60 * training.checkpoint_minutes):
+                    checkpoints.save(trainers, done)
+                    written = time.monotonic()
+            bar.update(sum(map(len, turn)) * reader.context)
+    if stopped:
+        raise KeyboardInterrupt(f"{done} of {len(passes)} forward passes, with all that was trained on them")
+    for name, trainer in trainers.items():
+        if routes[name].layers:
+            trainer.finish()
     return trainers
 
 
@@ -162,27 +172,39 @@ def trained_names(name: str, *, refit: bool) -> dict[str, bool]:
     return {f"{name}_base": False, f"{name}_adapted": True} if refit else {name: False}
 
 
-def _feed(reader: Reader, places: Places, trainers: Mapping[str, SetTrainer], routes: Mapping[str, tuple[int, bool]]) -> None:
-    for adapted in sorted({adapted for _, adapted in routes.values()}):
-        residuals, row = reader.read(places, adapted=adapted)
-        member = torch.from_numpy(reader.schedule.member[places])[row].to(residuals.device)
-        for name, (column, on_adapted) in routes.items():
-            if on_adapted == adapted:
-                trainers[name].add(residuals[member[:, column]])
+@dataclass(frozen=True)
+class _Route:
+    """Which residuals a set is trained on."""
+
+    column: int
+    """Of the schedule."""
+    adapted: bool
+    layers: list[int]
+    """Places of the layers whose SAEs this process trains."""
 
 
-def _save(path: Path, trainers: Mapping[str, SetTrainer], header: dict[str, str], done: int) -> None:
-    save_tensors({"header": header, "done": done, "sets": {name: trainer.state() for name, trainer in trainers.items()}}, path)
+def _feed(reader: Reader, turn: list[Places], trainers: Mapping[str, SetTrainer], routes: Mapping[str, _Route]) -> None:
+    """Read a pass in each process, and train on all of them in their order."""
+    for adapted in sorted({route.adapted for route in routes.values()}):
+        own = reader.read(turn[rank()], adapted=adapted) if rank() < len(turn) else None
+        for source, places in enumerate(turn):
+            residuals, row = _from_process(source, own, reader.lm.device)
+            member = torch.from_numpy(reader.schedule.member[places])[row.cpu()].to(residuals.device)
+            for name, route in routes.items():
+                if route.adapted == adapted and route.layers:
+                    trainers[name].add(residuals[member[:, route.column]][:, route.layers])
 
 
-def _load(path: Path, trainers: Mapping[str, SetTrainer], header: dict[str, str]) -> int:
-    """The number of passes that the checkpoint includes."""
-    state = load_tensors(path)
-    what_to_do = "restore the right one, or delete it: the run then starts over, with the same result"
-    if state is None:
-        raise UserError(f"'{path}' is truncated, damaged or not a checkpoint of SAEs; {what_to_do}")
-    if state["header"] != header:
-        raise UserError(f"'{path}' is a checkpoint of another run; {what_to_do}")
-    for name, trainer in trainers.items():
-        trainer.load(state["sets"][name])
-    return state["done"]
+def _from_process(source: int, own: tuple[Residuals, Row] | None, device: torch.device) -> tuple[Residuals, Row]:
+    """What a process has read, in every process."""
+    if world() == 1:
+        assert own is not None
+        return own
+    shape = broadcast(tuple(own[0].shape) if own is not None and rank() == source else None, source=source)
+    assert shape is not None
+    mine = own if rank() == source else None
+    residuals = torch.empty(shape) if mine is None else mine[0].float().cpu().contiguous()
+    row = torch.empty(shape[0], dtype=torch.int64) if mine is None else mine[1].long().cpu().contiguous()
+    torch.distributed.broadcast(residuals, src=source)
+    torch.distributed.broadcast(row, src=source)
+    return residuals.to(device), row.to(device)

@@ -21,9 +21,11 @@ from lingact.models.adapters import load_adapter
 from lingact.models.lm import LanguageModel, load_model
 from lingact.models.sae import Dictionaries, load_dictionaries
 from lingact.report import saes as report
+from lingact.runtime.distributed import all_gather, broadcast, process_group
 from lingact.runtime.terminal import show
 from lingact.runtime.tracking import Run, open_run
-from lingact.saes.engine import CALIBRATED_ON, CHECKPOINT, Reader, Start, train_sets, trained_names
+from lingact.saes.checkpoints import Checkpoints
+from lingact.saes.engine import CALIBRATED_ON, Reader, Start, train_sets, trained_names
 from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
 from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, mix_effects_table, overlap_table, summary_of
 from lingact.saes.refit import refit_summary, refit_table
@@ -60,26 +62,39 @@ def run(config: SaesConfig, folder: Path) -> float | None:
         corpora = heldout_corpora(heldout, lm, config.quality.tokens // len(heldout))
         spliced = heldout_corpora(heldout, lm, config.quality.spliced_tokens)
         training = _training_of_adapter(config)
-        _train(config, run, Reader(lm, layers, rows, schedule, config.saes.context, config.batch_tokens))
-        sae_sets, hashes = _load(config, lm, layers, folder)
-        identity |= hashes
-        refitted = frozenset(name for name in sae_sets if config.adapter is not None and name.endswith("_adapted"))
-        judge = Judge(lm, sae_sets, config.batch_tokens, identity, folder / "stats", refitted)
-        measured = judge.fit(corpora)
-        intervals = Intervals(config.resamples, config.confidence, config.seed)
-        tables = {
-            "text": _text_table(config, schedule, windows),
-            "fit": fit_table(measured, judge.views, intervals),
-            "latents": latents_table(measured, judge.views),
-            "recovered": judge.recovered(spliced, intervals),
-        }
-        if len(sae_sets) > 1:
-            tables["overlap"] = overlap_table(sae_sets)
-        if config.adapter is None and not (effects := mix_effects_table(measured, config.seeded_sets, intervals)).empty:
-            tables["mix_effects"] = effects
-        if training is not None:
-            tables["refit"] = _refit_table(config, judge, *training, intervals)
-        return _write(run, config, tables)
+        with process_group(config.devices, config.nodes):
+            place = broadcast(run.folder)
+            _train(config, run, Reader(lm, layers, rows, schedule, config.saes.context, config.batch_tokens), place)
+            sae_sets, hashes = _load(config, lm, layers, place)
+            refitted = frozenset(name for name in sae_sets if config.adapter is not None and name.endswith("_adapted"))
+            judge = Judge(lm, sae_sets, config.batch_tokens, identity | hashes, place / "stats", refitted)
+            intervals = Intervals(config.resamples, config.confidence, config.seed)
+            tables = {"text": _text_table(config, schedule, windows)} | _judged(config, judge, corpora, spliced, intervals)
+            if training is not None:
+                tables["refit"] = _refit_table(config, judge, *training, intervals)
+        return _write(run, config, tables) if run.first else None
+
+
+def _judged(
+    config: SaesConfig, judge: Judge, corpora: Mapping[str, ParallelCorpus], spliced: Mapping[str, ParallelCorpus], intervals: Intervals
+) -> dict[str, pd.DataFrame]:
+    """The tables of quality.
+
+    Args:
+        corpora: held-out text by language.
+        spliced: that into which reconstructions are spliced.
+    """
+    measured = judge.fit(corpora)
+    tables = {
+        "fit": fit_table(measured, judge.views, intervals),
+        "latents": latents_table(measured, judge.views),
+        "recovered": judge.recovered(spliced, intervals),
+    }
+    if len(judge.sae_sets) > 1:
+        tables["overlap"] = overlap_table(judge.sae_sets)
+    if config.adapter is None and not (effects := mix_effects_table(measured, config.seeded_sets, intervals)).empty:
+        tables["mix_effects"] = effects
+    return tables
 
 
 def _windows(config: SaesConfig, text: RunningText, lm: LanguageModel) -> dict[str, Windows]:
@@ -103,9 +118,13 @@ def _schedule(config: SaesConfig, windows: Mapping[str, Rows]) -> Schedule:
     return make_schedule(config.seeded_sets, available, windows=count, epochs=config.text.epochs, seed=config.seed, window_tokens=room)
 
 
-def _train(config: SaesConfig, run: Run, reader: Reader) -> None:
-    """Train and save the SAEs, unless they are there already."""
-    place = run.folder / SETS
+def _train(config: SaesConfig, run: Run, reader: Reader, folder: Path) -> None:
+    """Train and save the SAEs, unless they are there already.
+
+    Args:
+        folder: of the run, the same in all processes.
+    """
+    place = folder / SETS
     if all((place / name / f"layer_{layer}" / "cfg.json").is_file() for name in _trained(config) for layer in reader.layers):
         return
     lm = reader.lm
@@ -115,12 +134,14 @@ def _train(config: SaesConfig, run: Run, reader: Reader) -> None:
         "context_size": config.saes.context,
         "model_from_pretrained_kwargs": {},
     }
-    checkpoints = run.folder / CHECKPOINTS
-    given = {"metadata": metadata, "header": run.header, "folder": checkpoints, "start": _start(config, lm, reader.layers)}
+    header = broadcast(run.header)
+    given = {"metadata": metadata, "header": header, "folder": folder / CHECKPOINTS, "start": _start(config, lm, reader.layers)}
     for name, trainer in train_sets(reader, config.seeded_sets, config.saes, **given).items():
         make_folders(place / name)
         trainer.save(place / name)
-    (checkpoints / CHECKPOINT).unlink(missing_ok=True)  # several times as large as the SAEs
+    all_gather(None)  # all SAEs are there
+    if run.first:
+        Checkpoints(folder / CHECKPOINTS, header).remove()
 
 
 def _start(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...]) -> Start | None:
