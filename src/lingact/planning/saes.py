@@ -17,12 +17,12 @@ def layers_of(config: SaesConfig, model: ModelSizes) -> int:
 def memory_of_saes(config: SaesConfig, model: ModelSizes, how: str) -> Memory:
     """The memory that `workflows.saes` needs."""
     saes, layers, number = config.saes, layers_of(config, model), 4 if config.model.dtype == "float32" else 2
-    widths = [mix.width or saes.width for mix in config.seeded_sets.values()]
-    weights = _PARAMETERS * model.d_model * sum(widths) * layers
+    widths = _widths(config)
+    weights = _PARAMETERS * model.d_model * sum(widths) * layers / config.devices
     always = [
         Need(f"model, {model.weights / 1e6:,.0f} M weights in {config.model.dtype}", model.weights * number, f"{EXACT} from {how}"),
-        Need(f"{len(widths) * layers} SAEs with gradients and Adam's two moments", 4 * 4 * weights),
-        Need("buffers", 2 * len(widths) * layers * saes.buffer_tokens * model.d_model * 4),
+        Need(f"{-(-len(widths) * layers // config.devices)} SAEs with gradients and Adam's two moments", 4 * 4 * weights),
+        Need("buffers", 2 * len(widths) * layers * saes.buffer_tokens * model.d_model * 4 / config.devices),
     ]
     step = Need("latents of a step, one SAE at a time", saes.batch_tokens * max(widths) * 4 * 6)
     read = Need("residuals of a pass, with a block of the model", config.batch_tokens * model.d_model * 4 * (2 * layers + 8))
@@ -37,11 +37,17 @@ def passes_of_saes(config: SaesConfig, model: ModelSizes) -> list[Pass]:
     for mix in sets.values():
         for code, share in mix.mix.items() if isinstance(mix.mix, dict) else [("all", 1.0)]:
             most[code] = max(most.get(code, 0.0), share)
-    read = saes.tokens * min(len(sets), sum(most.values()))
-    width = sum(mix.width or saes.width for mix in sets.values())
+    times = 1 if config.adapter is None else 2
+    read = times * saes.tokens * min(len(sets), sum(most.values()))
+    width = sum(_widths(config))
     each = 2 * model.d_model * width * layers  # a product of the encoder or of the decoder
     judged = config.quality.tokens
     return [
         Pass("training", read, read * model.forward(float(saes.context)), saes.tokens * 6 * each),
-        Pass("judging", judged, judged * model.forward(float(saes.context)), judged * 2 * each),
+        Pass("judging", judged, times * judged * model.forward(float(saes.context)), times * judged * 2 * each),
     ]
+
+
+def _widths(config: SaesConfig) -> list[int]:
+    """Latents of each set that is trained: with an adapter each set is, on the base model and on the adapted one."""
+    return [mix.width or config.saes.width for mix in config.seeded_sets.values() for _ in range(1 if config.adapter is None else 2)]
