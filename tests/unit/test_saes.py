@@ -15,12 +15,13 @@ from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
 
+from lingact.config.model import sae_set_in
 from lingact.config.saes import SaeMix, SaeTraining, TextConfig
 from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
 from lingact.models.adapters import attach_adapter
 from lingact.models.lm import LanguageModel
-from lingact.models.sae import Dictionary
+from lingact.models.sae import Dictionary, load_dictionaries
 from lingact.runtime import interrupts
 from lingact.saes import trainers as module
 from lingact.saes.buffer import ShuffleBuffer
@@ -227,6 +228,17 @@ def test_every_architecture_is_trained_and_loads(architecture: str, lm: Language
     kind = SAE.load_from_disk(tmp_path / "equal" / "layer_2").cfg.architecture()
     assert kind == {"batchtopk": "jumprelu", "matryoshka": "jumprelu"}.get(architecture, architecture)
     assert weights["other/2/W_enc"].shape == (32, 32)
+    # lingact's features are sae-lens's, folded with the decoder's norms.
+    reader = reader_of(lm)
+    residuals = reader.read(reader.passes[0])[0]
+    dictionaries, _ = load_dictionaries(sae_set_in(tmp_path / "equal"), (0, 2), lm)
+    for column, layer in enumerate((0, 2)):
+        sae = SAE.load_from_disk(tmp_path / "equal" / f"layer_{layer}")
+        for x in (residuals[:, column], torch.randn(50, 32, generator=torch.Generator().manual_seed(0))):
+            expected = sae.encode(x)
+            assert (expected > 0).any()
+            assert torch.allclose(dictionaries[layer].encode(x), expected * sae.W_dec.norm(dim=-1), rtol=1e-4, atol=1e-5)
+            assert torch.allclose(dictionaries[layer].decode(dictionaries[layer].encode(x)), sae.decode(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
