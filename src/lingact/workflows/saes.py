@@ -50,7 +50,7 @@ def run(config: SaesConfig, folder: Path) -> float | None:
         lm = load_model(config.model, config.device)
         layers = chosen_layers(config.saes, len(lm.blocks), "saes.layers")
         identity = {"model": lm.identity["sha256"], "text": text.sha256}
-        run.identify(model=lm.identity, text={"path": str(config.text.path), "sha256": text.sha256})
+        run.identify(model=lm.identity, text={"name": text.name, "sha256": text.sha256})
         if config.adapter is not None:
             lm.model = load_adapter(lm.model, config.adapter, base_sha256=lm.identity["sha256"])
             identity["adapter"] = adapter_hash(lm.model)
