@@ -306,7 +306,9 @@ def test_running_text_is_streamed(refused: str, tmp_path: Path, process: Process
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     if refused:
-        assert found.startswith("text 'wikimedia/wikipedia' (CC BY-SA 3.0 and GFDL) cannot be loaded: it is only available to those who accept its terms")
+        assert found.startswith(
+            "text 'wikimedia/wikipedia' (CC BY-SA 3.0 and GFDL) cannot be loaded: it is only available to those who accept its terms"
+        )
         return
     assert set(found) == {"en", "ml"}
     for code, texts in found.items():

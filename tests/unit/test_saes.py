@@ -309,6 +309,15 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_progress_is_told(lm: LanguageModel, tmp_path: Path) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+    train_sets(reader_of(lm), SETS, TRAINING, metadata={}, header={}, folder=tmp_path, log=lambda step, values: told.append((step, values)))
+    assert [step for step, _ in told] == list(range(10, 10 * len(told) + 1, 10))
+    first, last = told[1][1], told[-1][1]
+    assert set(last) == {f"{what}/{name}/{layer}" for what in ("loss", "dead") for name in SETS for layer in (0, 2)}
+    assert all(last[key] < first[key] for key in last if key.startswith("loss"))
+
+
 def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Reader.read
 
