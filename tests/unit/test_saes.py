@@ -16,6 +16,8 @@ from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
 
+from lingact.activations.features import kept_residuals, largest_dimensions
+from lingact.activations.measurement import Measurement
 from lingact.config.model import sae_set_in
 from lingact.config.saes import FilesText, HubText, SaeMix, SaeTraining
 from lingact.config.training import LoraAdapter
@@ -28,7 +30,7 @@ from lingact.saes import trainers as module
 from lingact.saes.buffer import ShuffleBuffer
 from lingact.saes.engine import Reader, Start, train_sets
 from lingact.saes.mix import Schedule, make_schedule, most_windows
-from lingact.saes.quality import heldout_corpora, overlap_table
+from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, mix_effects_table, overlap_table
 from lingact.saes.text import Document, read_running_text
 from lingact.saes.trainers import SetTrainer
 from lingact.saes.whitening import partly_whitened
@@ -497,3 +499,62 @@ def test_overlap_is_that_of_the_nearest_direction(make_sae: Any) -> None:
     assert (found["mean_cosine"] > 0.5).all()
     assert (found["mean_cosine"] < 0.9).all()
     assert overlap_table({"a": {0: Dictionary(one, 0)}}).empty
+
+
+SEEDED = {
+    "a0": SaeMix(mix={"en": 0.9, "hi": 0.1}, seed=0), "a1": SaeMix(mix={"en": 0.9, "hi": 0.1}, seed=1),
+    "b0": SaeMix(mix="equal", seed=0), "b1": SaeMix(mix="equal", seed=1), "other": SaeMix(mix="equal", seed=0, width=24),
+}  # fmt: skip
+INTERVALS = Intervals(resamples=200, confidence=0.95, seed=0)
+
+
+@pytest.fixture
+def judged(lm: LanguageModel, make_sae: Any, tmp_path: Path) -> tuple[Judge, dict[str, Any], dict[str, Measurement]]:
+    sae_sets = {
+        name: {0: Dictionary(make_sae(number, width=24 if name == "other" else 48, hook="blocks.0.hook_resid_post"), 0)}
+        for number, name in enumerate(SEEDED)
+    }
+    documents = {
+        code: [Document(tuple(f"{letter * (3 + number)} {line}" for line in range(3)), "") for number in range(6)]
+        for code, letter in (("en", "a"), ("hi", "z"))
+    }
+    corpora = heldout_corpora(documents, lm, 1000)
+    judge = Judge(lm, sae_sets, 64, {"model": "0"}, tmp_path / "stats")
+    return judge, corpora, judge.fit(corpora)
+
+
+def test_fit_without_the_largest_dimensions(judged: tuple[Judge, dict[str, Any], dict[str, Measurement]]) -> None:
+    judge, corpora, measured = judged
+    found = fit_table(measured, judge.views, INTERVALS).set_index(["sae_set", "language", "quantity"])["estimate"]
+    residuals = {code: all_residuals(judge.lm, list(corpus.texts[code])) for code, corpus in corpora.items()}
+    excluded = largest_dimensions(torch.cat(list(residuals.values())))
+    assert excluded.sum() == 1
+    for name, dictionaries in judge.sae_sets.items():
+        for code, x in residuals.items():
+            error, centred = x - dictionaries[0].decode(dictionaries[0].encode(x)), x - x.mean(dim=0)
+            for quantity, kept in (("fvu", torch.ones(32, dtype=torch.bool)), ("fvu_without_largest", ~excluded)):
+                expected = float(error[:, kept].square().sum() / centred[:, kept].square().sum())
+                assert found[name, code, quantity] == pytest.approx(expected, rel=1e-4)
+                assert found[name, code, quantity.replace("fvu", "explained_variance")] == pytest.approx(1 - expected, rel=1e-3, abs=1e-4)
+
+
+def all_residuals(lm: LanguageModel, texts: list[str]) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([kept_residuals(lm, batch, (0,))[0][0] for batch in lm.tokens.batches(lm.tokens.windows(texts), 64)])
+
+
+def test_mixes_are_compared_beside_their_seeds(judged: tuple[Judge, dict[str, Any], dict[str, Measurement]]) -> None:
+    judge, _, measured = judged
+    fvu = fit_table(measured, judge.views, INTERVALS).query("quantity == 'fvu'").set_index(["sae_set", "language"])["estimate"]
+    table = mix_effects_table(measured, SEEDED, INTERVALS)
+    assert set(zip(table["mix_a"], table["mix_b"], strict=True)) == {("a0", "b0")}, "sets of another width are no pair"
+    for row in table.to_dict("records"):
+        a0, a1, b0, b1 = (fvu[name, row["language"]] for name in ("a0", "a1", "b0", "b1"))
+        assert row["estimate"] == pytest.approx((a0 + a1 - b0 - b1) / 2)
+        assert row["seed_spread"] == pytest.approx(max(abs(a0 - a1), abs(b0 - b1)))
+        sure = (row["lo"] > 0 or row["hi"] < 0) and abs(row["estimate"]) > row["seed_spread"]
+        assert row["beyond_seeds"] == sure
+    one = {name: mix for name, mix in SEEDED.items() if name != "b1"}
+    table = mix_effects_table(measured, one, INTERVALS)
+    assert table["beyond_seeds"].isna().all()
+    assert table["seed_spread"].isna().all()

@@ -30,6 +30,17 @@ def with_init(config: SaesConfig) -> SaesConfig:
     return config.model_copy(update={"sets": sets, "saes": config.saes.model_copy(update=shape)})
 
 
+def trained_names(name: str, *, refit: bool) -> dict[str, bool]:
+    """The names under which a set is trained, and whether that is on the adapted model."""
+    return {f"{name}_base": False, f"{name}_adapted": True} if refit else {name: False}
+
+
+def trained_sets(config: SaesConfig) -> dict[str, tuple[str, bool]]:
+    """The sets that a run leaves -> the set of the configuration that each is of, and whether it is trained on the adapted model."""
+    refit = config.adapter is not None
+    return {trained: (name, adapted) for name in config.seeded_sets for trained, adapted in trained_names(name, refit=refit).items()}
+
+
 def folder_of_set(config: SaesConfig, name: str) -> Path:
     """The folder with the SAEs of a set of `init`."""
     assert config.init is not None

@@ -1,6 +1,7 @@
 """Memory and passes of training SAEs."""
 
 from lingact.config.jobs import SaesConfig
+from lingact.config.saes import FilesText
 from lingact.models.sizes import ModelSizes
 from lingact.planning.memory import EXACT, Memory, Need
 from lingact.planning.work import Pass
@@ -42,10 +43,20 @@ def passes_of_saes(config: SaesConfig, model: ModelSizes) -> list[Pass]:
     width = sum(_widths(config))
     each = 2 * model.d_model * width * layers  # a product of the encoder or of the decoder
     judged = config.quality.tokens
+    # Every language's tokens once as they are, and at each layer with zeros and with the reconstruction of each set; with logits.
+    conditions = times + layers * (times + len(_widths(config)))
+    spliced = config.quality.spliced_tokens * _languages(config) * conditions
     return [
         Pass("training", read, read * model.forward(float(saes.context)), saes.tokens * 6 * each),
         Pass("judging", judged, times * judged * model.forward(float(saes.context)), times * judged * 2 * each),
+        Pass("splicing", spliced, spliced * (model.forward(float(saes.context)) + model.logit_work)),
     ]
+
+
+def _languages(config: SaesConfig) -> int:
+    """The languages of the text, as far as the configuration names them."""
+    named = {code for mix in config.seeded_sets.values() if isinstance(mix.mix, dict) for code in mix.mix}
+    return max(1, len(named if isinstance(config.text, FilesText) else config.text.languages))
 
 
 def _widths(config: SaesConfig) -> list[int]:

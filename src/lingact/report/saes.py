@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 
 from lingact.catalogue.licences import notice_of
+from lingact.config.continued import trained_sets
 from lingact.config.jobs import SaesConfig
 from lingact.figures.saes import dead_curves, fit_heatmap
 from lingact.report.page import Section, run_facts, write_report
@@ -105,7 +106,9 @@ def card(config: SaesConfig, tables: Mapping[str, pd.DataFrame], sets: Sequence[
     fit = fit if sets is None else fit[fit["sae_set"].isin(sets)]
     lines = [f"# SAEs for {model or config.model.name}", ""]
     lines += [f"{saes.architecture}, {saes.tokens:,} tokens each, windows of {saes.context} tokens.", ""]
-    for name, origin in _origins(config, fit).items():
+    for name, (origin, _) in trained_sets(config).items():
+        if name not in set(fit["sae_set"]):
+            continue
         mix = config.seeded_sets[origin]
         own = text[text["sae_set"] == origin].groupby("language", sort=False)["tokens"].sum()
         shares = ", ".join(f"{code} {tokens / own.sum():.1%}" for code, tokens in own.items())
@@ -113,16 +116,6 @@ def card(config: SaesConfig, tables: Mapping[str, pd.DataFrame], sets: Sequence[
         lines += [f"    SAE.load_from_disk('{name}/layer_<n>')", ""]
     lines += ["## Held-out fit (FVU, mean over layers)", "", markdown_table(pd.DataFrame(fit_rows(fit)))]
     return "\n".join(lines).strip() + "\n"
-
-
-def _origins(config: SaesConfig, fit: pd.DataFrame) -> dict[str, str]:
-    """The sets of the run -> the set whose text each was trained on; refitted ones come from another set."""
-    found = {}
-    for name in dict.fromkeys(fit["sae_set"]):
-        origin = name.removesuffix("_base").removesuffix("_adapted") if config.adapter is not None else name
-        if config.adapter is None or origin != name:
-            found[name] = origin
-    return found
 
 
 def shared_card(config: SaesConfig, tables: Mapping[str, pd.DataFrame], sets: Sequence[str], base: str, licence: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lingact.activations.features import kept_residuals
+from lingact.config.continued import trained_names
 from lingact.config.saes import SaeMix, SaeTraining
 from lingact.data.tokens import Window
 from lingact.errors import UserError
@@ -181,11 +182,6 @@ def train_sets(  # noqa: PLR0913 (what is trained, on what, where it is kept and
         if routes[name].layers:
             trainer.finish()
     return trainers
-
-
-def trained_names(name: str, *, refit: bool) -> dict[str, bool]:
-    """The names under which a set is trained, and whether that is on the adapted model."""
-    return {f"{name}_base": False, f"{name}_adapted": True} if refit else {name: False}
 
 
 def _progress(trainers: Mapping[str, SetTrainer]) -> dict[str, float]:

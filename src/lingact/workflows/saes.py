@@ -7,7 +7,7 @@ import pandas as pd
 
 from lingact.activations.passes import Wanted, measure
 from lingact.config.choices import chosen_layers
-from lingact.config.continued import SETS, folder_of_set
+from lingact.config.continued import SETS, folder_of_set, trained_sets
 from lingact.config.jobs import SaesConfig, TrainConfig
 from lingact.config.model import sae_set_in
 from lingact.config.validation import validate
@@ -25,7 +25,7 @@ from lingact.runtime.distributed import all_gather, broadcast, process_group
 from lingact.runtime.terminal import show
 from lingact.runtime.tracking import Run, open_run
 from lingact.saes.checkpoints import Checkpoints
-from lingact.saes.engine import Reader, Start, calibration_windows, train_sets, trained_names
+from lingact.saes.engine import Reader, Start, calibration_windows, train_sets
 from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
 from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, mix_effects_table, overlap_table, summary_of
 from lingact.saes.refit import refit_summary, refit_table
@@ -66,7 +66,7 @@ def run(config: SaesConfig, folder: Path) -> float | None:
             place = broadcast(run.folder)
             _train(config, run, Reader(lm, layers, rows, schedule, config.saes.context, config.batch_tokens), place)
             sae_sets, hashes = _load(config, lm, layers, place)
-            refitted = frozenset(name for name in sae_sets if config.adapter is not None and name.endswith("_adapted"))
+            refitted = frozenset(name for name, (_, adapted) in trained_sets(config).items() if adapted)
             judge = Judge(lm, sae_sets, config.batch_tokens, identity | hashes, place / "stats", refitted)
             intervals = Intervals(config.resamples, config.confidence, config.seed)
             tables = {"text": _text_table(config, schedule, windows)} | _judged(config, judge, corpora, spliced, intervals)
@@ -125,7 +125,7 @@ def _train(config: SaesConfig, run: Run, reader: Reader, folder: Path) -> None:
         folder: of the run, the same in all processes.
     """
     place = folder / SETS
-    if all((place / name / f"layer_{layer}" / "cfg.json").is_file() for name in _trained(config) for layer in reader.layers):
+    if all((place / name / f"layer_{layer}" / "cfg.json").is_file() for name in trained_sets(config) for layer in reader.layers):
         return
     lm = reader.lm
     metadata = {
@@ -155,14 +155,9 @@ def _start(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...]) -> St
     return Start(saes, refit=config.adapter is not None)
 
 
-def _trained(config: SaesConfig) -> list[str]:
-    """The names of the sets that the run leaves."""
-    return [trained for name in config.seeded_sets for trained in trained_names(name, refit=config.adapter is not None)]
-
-
 def _load(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...], folder: Path) -> tuple[dict[str, Dictionaries], dict[str, str]]:
     """The saved sets, as any job reads them, and their hashes; with an adapter also those that they come from."""
-    places = {name: folder / SETS / name for name in _trained(config)}
+    places = {name: folder / SETS / name for name in trained_sets(config)}
     if config.adapter is not None:
         places = {name: folder_of_set(config, name) for name in config.seeded_sets} | places
     sae_sets, identity = {}, {}
@@ -226,7 +221,7 @@ def _write(run: Run, config: SaesConfig, tables: dict[str, pd.DataFrame]) -> flo
     show(report.fit_rows(tables["fit"]), title="Fraction of variance unexplained on held-out text, mean over layers")
     show(report.latent_rows(tables["latents"]), title="Latents, all languages together")
     figures = {name: run.figure(name, figure) for name, figure in report.sae_figures(tables).items()}
-    for name in _trained(config):
+    for name in trained_sets(config):
         run.artifact(("saes", name), "saes", sorted((run.folder / SETS / name).rglob("*.*")), below=run.folder / SETS / name)
     written = report.write_saes(run.folder, config, tables, figures)
     show([{"run folder": str(run.folder), "SAEs": str(run.folder / SETS), "report": str(written)}])
