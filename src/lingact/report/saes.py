@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 _EFFECTS = "Mixes compared: FVU of the first minus FVU of the second"
 _OF_EFFECTS = (
-    "An effect of the mix is the mean over SAE seeds. It is claimed (`beyond_seeds`) only where its interval excludes 0 and it is larger than any "
-    "difference between two seeds of one mix (`seed_spread`). With one seed of a mix nobody knows, and both stay empty."
+    "An effect of the mix is the mean over SAE seeds. It is claimed (beyond_seeds) only where its interval excludes 0 and it is larger than any "
+    "difference between two seeds of one mix (seed_spread). With one seed of a mix nobody knows, and both stay empty."
 )
 _REFIT = (
-    "How much smaller the gap is after tuning, reference and target on the same model. `unchanged`: by the SAEs as they were. `continued`: by SAEs "
-    "that were trained further on the base model. `refit`: the base model by these, the adapted one by SAEs that were trained further on it with "
+    "How much smaller the gap is after tuning, reference and target on the same model. Unchanged: by the SAEs as they were. Continued: by SAEs "
+    "that were trained further on the base model. Refit: the base model by these, the adapted one by SAEs that were trained further on it with "
     "the same tokens. What the first two see and the last one does not is in the dictionary."
 )
 

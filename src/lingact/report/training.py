@@ -17,6 +17,10 @@ Frames = Mapping[str, pd.DataFrame]
 """The tidy tables of `changes`, by name."""
 _WORSE = 0.2
 """Mean repetition is mentioned if it is this far above the base model's."""
+_DICTIONARY = (
+    "The SAEs are those of the base model, and an adapter may move features out of their sight. lingact saes init=RUN adapter=RUN shows how much of "
+    "the change is the dictionary's: it refits SAEs to the adapted model, beside the same ones trained as much on the base model (refit.csv)."
+)
 
 
 def train_rows(frames: Frames, codes: Sequence[str]) -> list[dict[str, str]]:
@@ -285,4 +289,5 @@ def write_training(folder: Path, config: TrainConfig, pages: Sequence[Section], 
     title = f"Closing the activation gap of {', '.join(map(name_of, config.lang))}"
     lead = "\n\n".join(page.text for page in pages if page.text)
     facts = measured_facts(folder, config, identity, resampling)
-    return write_report(folder, title, lead, [replace(page, text="") for page in pages], facts, reading=reading_gaps(config.statistics, resampling))
+    reading = [*reading_gaps(config.statistics, resampling), _DICTIONARY]
+    return write_report(folder, title, lead, [replace(page, text="") for page in pages], facts, reading=reading)
