@@ -75,7 +75,7 @@ def sums(lm: LanguageModel, corpus: ParallelCorpus, monkeypatch: pytest.MonkeyPa
     def of(set_a: dict[str, Dictionaries], set_b: dict[str, Dictionaries]) -> AttributionSums:
         given = {"batch_tokens": 64, "header": {"model": "planted"}, "folder": tmp_path / "sums"}
         found = attributed(lm, (set_a, set_b), corpus, "en", **given)
-        again = AttributionSums.load(tmp_path / "sums")
+        again = AttributionSums.load(tmp_path / "sums", NORM_OF)
         assert all(np.array_equal(found.activation[code], again.activation[code]) for code in NORM_OF)
         assert (found.set_a, found.layers) == (again.set_a, again.layers)
         return found
