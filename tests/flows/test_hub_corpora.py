@@ -280,3 +280,38 @@ def test_no_hub_and_nothing_downloaded(process: Process) -> None:
         licence = yaml.safe_load((CONF / "corpus" / f"{name}.yaml").read_text())["licence"]
         assert f"({licence}) cannot be loaded: cannot reach {address}, and it was not downloaded before. Connect once" in found["problem"]
         assert found["slept"] < 1, "no retries"
+
+
+STREAM = """
+import json, sys, yaml
+from lingact.config.saes import HubText
+from lingact.errors import UserError
+from lingact.saes.text import read_running_text
+try:
+    given = yaml.safe_load(open(sys.argv[1])) | {"languages": ["en", "ml"], "characters": 300}
+    found = read_running_text(HubText.model_validate(given))
+    print(json.dumps({code: [text for document in own for text in document.texts] for code, own in found.training.items()}))
+except UserError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize("refused", ["", "gated"])
+def test_running_text_is_streamed(refused: str, tmp_path: Path, process: Process) -> None:
+    rows = {code: [{"id": str(number), "text": f"{code} {number:03} article"} for number in range(300)] for code in ("en", "ml")}
+    hub.write_dataset(tmp_path / "hub" / "wikimedia/wikipedia", {f"20231101.{code}": {"train": own} for code, own in rows.items()}, "parquet")
+    with serving(tmp_path / "hub") as server:
+        server.refuses = {"wikimedia/wikipedia": refused} if refused else {}
+        done = process(server.url, "-c", STREAM, str(CONF / "text" / "hub.yaml"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    if refused:
+        assert found.startswith(
+            "text 'wikimedia/wikipedia' (CC BY-SA 3.0 and GFDL) cannot be loaded: it is only available to those who accept its terms"
+        )
+        return
+    assert set(found) == {"en", "ml"}
+    for code, texts in found.items():
+        first = [row["text"] for row in rows[code]][:22]
+        assert set(texts) <= set(first), "no more than 300 characters"
+        assert len(texts) >= 10, "the others are held out"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import random
 import signal
 import sys
@@ -16,6 +17,7 @@ from sae_lens import SAE
 from lingact.cli import main as cli
 from lingact.saes import trainers
 from lingact.saes.engine import Reader
+from tests.helpers.disk import limited
 from tests.helpers.paths import CONF
 from tests.helpers.processes import Start, killed_at, launch
 
@@ -166,6 +168,30 @@ def test_the_plan_is_shown(given: list[str], capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert "4 SAEs with gradients and Adam's two moments" in printed
     assert "training" in printed
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "said"),
+    [
+        ("lingact.runtime.tensor_files.write_atomically", 2, "checkpoints/passes_2.process_1_of_1.ckpt' could not be written: File too large"),
+        ("sae_lens.saes.batchtopk_sae.BatchTopKTrainingSAE.save_inference_model", 2, ""),
+    ],
+    ids=["checkpoint", "SAE"],
+)
+def test_a_full_disk_loses_nothing(
+    where: str, call: int, said: str, given: list[str], made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    owner, _, name = where.rpartition(".")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, limited(getattr(pkgutil.resolve_name(owner), name), call, 2000))
+        assert cli.main("saes", CONF, [*given, "saes.checkpoint_minutes=1e-6", f"hydra.run.dir={folder}"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert said in message
+    assert "what was saved before is intact. Free some space, then: " in message
+    assert message.endswith(f"resume={folder}")
+    assert cli.main("saes", CONF, [f"resume={folder}"]) == 0
+    assert found(folder) == found(made)
 
 
 def test_a_kill_while_the_sets_are_written_changes_nothing(given: list[str], made: Path, tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from lingact.cli import main as cli
 from lingact.evaluation import tasks
 from lingact.models import adapter_sources
 from lingact.workflows import analyze, evaluate, train
+from tests.helpers.disk import limited
 from tests.helpers.paths import CONF, ROOT
 from tests.helpers.processes import Start, killed_at, launch
 from tests.helpers.tiers import first_of
@@ -146,28 +146,6 @@ def test_sigterm_while_measuring_interrupts(start: Start, undisturbed: Path, tmp
 
 
 # --- no space ------------------------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def files_of_at_most(count: int) -> Iterator[None]:
-    """A limit on the size of files, which a write meets as it meets a full disk: in the middle."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def limited(real: Callable[..., Any], call: int, count: int) -> Callable[..., Any]:
-    """The function; during the given call of it files cannot be larger than so many bytes."""
-    calls = iter(range(1, 1000))
-
-    def function(*given: Any, **more: Any) -> Any:
-        with files_of_at_most(count if next(calls) == call else resource.RLIM_INFINITY):
-            return real(*given, **more)
-
-    return function
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,16 @@ SOURCE = ROOT / "src" / "lingact"
 ARCHITECTURE, CONTRIBUTING, GLOSSARY = (
     (ROOT / page).read_text(encoding="utf-8") for page in ("docs/architecture.md", "CONTRIBUTING.md", "docs/glossary.md")
 )
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md", "docs/paper.md", "docs/models.md", "benchmarks/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/glossary.md",
+    "docs/paper.md",
+    "docs/models.md",
+    "docs/saes.md",
+    "benchmarks/README.md",
+)
 
 Imports = dict[str, set[str]]
 """Package -> packages that any of its modules imports."""

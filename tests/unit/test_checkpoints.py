@@ -1,10 +1,7 @@
 """Checkpoints and files that are whole or not there."""
 
 import errno
-import resource
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,9 @@ from torch.utils.data import DataLoader
 from lingact.errors import UserError
 from lingact.files.atomic import full_disk, write_atomically
 from lingact.training.checkpoints import CheckpointCallback, LastStep, RunCheckpoints
+from tests.helpers.disk import files_of_at_most
 
 HEADER = {"configuration": "a" * 64, "corpus": "b" * 64}
-
-
-@contextmanager
-def files_of_at_most(count: int) -> Iterator[None]:
-    """A limit on the size of files, which a write meets as it meets a full disk: in the middle."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

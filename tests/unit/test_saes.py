@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -15,12 +16,13 @@ from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
 
-from lingact.config.saes import SaeMix, SaeTraining, TextConfig
+from lingact.config.model import sae_set_in
+from lingact.config.saes import FilesText, HubText, SaeMix, SaeTraining
 from lingact.config.training import LoraAdapter
 from lingact.errors import UserError
 from lingact.models.adapters import attach_adapter
 from lingact.models.lm import LanguageModel
-from lingact.models.sae import Dictionary
+from lingact.models.sae import Dictionary, load_dictionaries
 from lingact.runtime import interrupts
 from lingact.saes import trainers as module
 from lingact.saes.buffer import ShuffleBuffer
@@ -31,12 +33,13 @@ from lingact.saes.text import Document, read_running_text
 from lingact.saes.trainers import SetTrainer
 from lingact.saes.whitening import partly_whitened
 from lingact.saes.windows import packed
+from tests.helpers import hub
 
 COLUMNS = {"text": "text", "language": "language", "source": "source", "document": "document"}
 
 
-def text_config(path: Path, **changes: Any) -> TextConfig:
-    return TextConfig.model_validate({"path": path, "heldout": 0.2, "epochs": 1, **COLUMNS, **changes})
+def text_config(path: Path, **changes: Any) -> FilesText:
+    return FilesText.model_validate({"kind": "files", "path": path, "heldout": 0.2, "epochs": 1, **COLUMNS, **changes})
 
 
 def jsonl(rows: list[dict[str, Any]]) -> bytes:
@@ -105,6 +108,51 @@ def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no .jsonl or .txt file"):
         read_running_text(text_config(tmp_path / "empty"))
+
+
+def hub_text(**changes: Any) -> HubText:
+    given = {"kind": "hub", "dataset": "a/b", "revision": None, "licence": "x", "split": "train", "subset": "2023.{language}", "characters": 400}
+    columns = {name: COLUMNS[name] for name in ("text", "source", "document")}
+    return HubText.model_validate(given | columns | {"languages": ["en", "ml"], "heldout": 0.2, "epochs": 1} | changes)
+
+
+@pytest.fixture
+def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    parts = {}
+    for code in ("en", "ml"):
+        rows = [{"text": f"{code} {number:04} text " * 2 if number else " ", "document": str(number // 2)} for number in range(200)]
+        parts[f"2023.{code}"] = {"train": rows}
+    hub.write_dataset(tmp_path / "a/b", parts, "jsonl")
+
+
+def test_text_of_a_data_set_is_read_as_far_as_it_is_wanted(data_set: None) -> None:
+    found = read_running_text(hub_text())
+    assert set(found.training) == {"en", "ml"}
+    for code in ("en", "ml"):
+        texts = [text for document in (*found.training[code], *found.heldout[code]) for text in document.texts]
+        assert 400 <= sum(map(len, texts)) < 400 + 30
+        assert min(texts) == f"{code} 0001 text " * 2, "an empty row is left out"
+    assert {len(document.texts) for document in found.training["en"]} <= {1, 2}
+    assert read_running_text(hub_text(characters=800)).sha256 != found.sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"languages": ["en", "hi"]}, r"text 'a/b' \(x\) has nothing for hi: no configuration '2023.hi'. Leave hi out, or choose another text"),
+        ({"text": "body"}, r"has no column body in '2023.en' \(there: .*text.*\)"),
+    ],
+)
+def test_a_data_set_that_does_not_fit_is_refused(changes: dict[str, Any], told: str, data_set: None) -> None:
+    with pytest.raises(UserError, match=told):
+        read_running_text(hub_text(**changes))
+
+
+def test_a_subset_names_the_language() -> None:
+    with pytest.raises(ValueError, match=r"'train' has no \{language\}"):
+        hub_text(subset="train")
 
 
 # --- mix -------------------------------------------------------------------------------------------------------------------------------------------
@@ -227,6 +275,17 @@ def test_every_architecture_is_trained_and_loads(architecture: str, lm: Language
     kind = SAE.load_from_disk(tmp_path / "equal" / "layer_2").cfg.architecture()
     assert kind == {"batchtopk": "jumprelu", "matryoshka": "jumprelu"}.get(architecture, architecture)
     assert weights["other/2/W_enc"].shape == (32, 32)
+    # lingact's features are sae-lens's, folded with the decoder's norms.
+    reader = reader_of(lm)
+    residuals = reader.read(reader.passes[0])[0]
+    dictionaries, _ = load_dictionaries(sae_set_in(tmp_path / "equal"), (0, 2), lm)
+    for column, layer in enumerate((0, 2)):
+        sae = SAE.load_from_disk(tmp_path / "equal" / f"layer_{layer}")
+        for x in (residuals[:, column], torch.randn(50, 32, generator=torch.Generator().manual_seed(0))):
+            expected = sae.encode(x)
+            assert (expected > 0).any()
+            assert torch.allclose(dictionaries[layer].encode(x), expected * sae.W_dec.norm(dim=-1), rtol=1e-4, atol=1e-5)
+            assert torch.allclose(dictionaries[layer].decode(dictionaries[layer].encode(x)), sae.decode(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +307,15 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp
     parts = trained(lm, tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_progress_is_told(lm: LanguageModel, tmp_path: Path) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+    train_sets(reader_of(lm), SETS, TRAINING, metadata={}, header={}, folder=tmp_path, log=lambda step, values: told.append((step, values)))
+    assert [step for step, _ in told] == list(range(10, 10 * len(told) + 1, 10))
+    first, last = told[1][1], told[-1][1]
+    assert set(last) == {f"{what}/{name}/{layer}" for what in ("loss", "dead") for name in SETS for layer in (0, 2)}
+    assert all(last[key] < first[key] for key in last if key.startswith("loss"))
 
 
 def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

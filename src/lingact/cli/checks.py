@@ -16,7 +16,7 @@ from lingact.cli.run_folders import run_folder_problems, sweep_folder_problem
 from lingact.config.continued import OF_INIT, with_init
 from lingact.config.data import CORPUS_FORMATS, FilesCorpus
 from lingact.config.jobs import SCHEMAS, JobConfig, Processes, SaesConfig, TrackingConfig, TrainConfig
-from lingact.config.saes import TextConfig
+from lingact.config.saes import FilesText
 from lingact.config.tasks import OwnTask, TasksConfig
 from lingact.config.training import TrainerConfig
 from lingact.config.validation import validate_config
@@ -70,7 +70,7 @@ def _missing_files(job: str, composed: DictConfig) -> Iterator[str]:
                     yield from (f"tracking: {line}" for line in str(error).split("\n"))
             case FilesCorpus(path=path) if str(path) != "???" and not is_there(path):
                 yield f"{name}.path: '{path}' does not exist; name {CORPUS_FORMATS} (options: conf/corpus/)"
-            case TextConfig(path=path) if str(path) != "???" and not is_there(path):
+            case FilesText(path=path) if str(path) != "???" and not is_there(path):
                 yield f"{name}.path: '{path}' does not exist; name a file (.jsonl or .txt, also .gz or .xz) or a folder of them"
             case TasksConfig(own=own):
                 folders = {key: benchmark.folder for key, benchmark in own.items() if isinstance(benchmark, OwnTask)}

@@ -6,21 +6,18 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from lingact.config.base import Code, ConfigSection, FieldsBefore
+from lingact.config.data import Codes, OnTheHub
 from lingact.config.limits import Count, Factor, Layers, Place, Real, Seed, Share, Text
 
 NAME = r"^[A-Za-z0-9][\w-]{0,63}$"
 """Names of sets: a folder is named after each."""
 
 
-class TextConfig(ConfigSection):
-    """Running text: JSONL files, or plain text with a paragraph a line; each may be compressed (.gz, .xz)."""
+class RunningTextConfig(ConfigSection):
+    """Running text, wherever it comes from."""
 
-    path: Place
-    """A file, or a folder of files."""
     text: Text
     """Column of the text."""
-    language: Text
-    """Column of the language code. Files without it are named by the language: `ml.jsonl.xz`."""
     source: Text
     """Column that says where a text comes from. A language's sources are drawn on in equal parts, as far as they go."""
     document: Text
@@ -29,6 +26,37 @@ class TextConfig(ConfigSection):
     """Share of the documents that no SAE is trained on."""
     epochs: Count
     """How often a text may be read at most, where a language has too little."""
+
+
+class FilesText(RunningTextConfig):
+    """JSONL files, or plain text with a paragraph a line; each may be compressed (.gz, .xz)."""
+
+    kind: Literal["files"]
+    path: Place
+    """A file, or a folder of files."""
+    language: Text
+    """Column of the language code. Files without it are named by the language: `ml.jsonl.xz`."""
+
+
+class HubText(OnTheHub, RunningTextConfig):
+    """A data set of the hub with one configuration per language. It is streamed: no more is downloaded than is read."""
+
+    kind: Literal["hub"]
+    subset: Text
+    """The name of the configurations, with `{language}` in the place of the code."""
+    languages: Codes
+    characters: Count
+    """Of each language so many are read at most, held-out documents included."""
+
+    @field_validator("subset")
+    @classmethod
+    def _has_language(cls, subset: str) -> str:
+        if "{language}" not in subset:
+            raise ValueError(f"'{subset}' has no {{language}}; mark the place of the code, as in '20231101.{{language}}'")
+        return subset
+
+
+TextConfig = Annotated[FilesText | HubText, Field(discriminator="kind")]
 
 
 class SaeMix(ConfigSection):

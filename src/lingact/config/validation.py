@@ -15,10 +15,10 @@ from lingact.config.base import ConfigSection
 from lingact.errors import UserError
 from lingact.files.earlier import removed, renamed
 
-_SECTIONS = ("measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "tracking")
+_SECTIONS = ("measures", "model", "sae", "corpus", "languages", "loss", "peft", "optim", "trainer", "tasks", "text", "tracking")
 _FOLDERS = {**{name: name for name in _SECTIONS}, "train_corpus": "corpus"}
 """Section -> folder under conf/ with its options."""
-_UNIONS = {("corpus",): 1, ("train_corpus",): 1, ("peft",): 1, ("tasks", "own"): 3}
+_UNIONS = {("corpus",): 1, ("train_corpus",): 1, ("peft",): 1, ("text",): 1, ("tasks", "own"): 3}
 """Sections that have several kinds -> which step of an error's location names the kind."""
 _HOW_TO_GIVE = {
     "lang": "write for instance lang=ml or lang=[ml,hi]",
@@ -27,6 +27,7 @@ _HOW_TO_GIVE = {
     "tasks.own.mine.task": "write for instance \"tasks.own.mine.task='quiz_{lang}'\", with both quotes",
     "sae.measuring.release": "write sae.measuring.release=FOLDER, with the SAEs in layer_<n>",
     "text.path": "write text.path=FILE (.jsonl or .txt, also .gz or .xz), or a folder of them",
+    "text.languages": "write text.languages=[en,hi,ml]",
     "corpus.path": "write corpus.path=FILE, or corpus.path=FOLDER with one <code>.txt per language",
     "train_corpus.path": "write train_corpus.path=FILE, or train_corpus.path=FOLDER with one <code>.txt per language",
 }

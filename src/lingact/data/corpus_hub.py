@@ -2,10 +2,8 @@
 
 import functools
 import hashlib
-import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +12,16 @@ from lingact.config.base import asset
 from lingact.config.data import HubCorpus, OnTheHub, PairsCorpus
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.corpus_files import DOCUMENT_COLUMN, aligned_corpus
+from lingact.data.hub_rows import hub_rows
 from lingact.data.text import plain
 from lingact.errors import UserError
 from lingact.files.tables import Table, read_delimited, text_problem
-from lingact.hub.huggingface import HubItem, from_the_hub
-
-# --- from the hub ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def _rows(config: OnTheHub, subset: str, columns: Sequence[str], code: str) -> Any:
-    """These columns of one configuration of a data set, from the hub or what was downloaded before."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetBuildError
-
-    what = f"corpus '{config.dataset}' ({config.licence})"
-    with _errors_only("datasets"), from_the_hub(HubItem(what, config.dataset, "dataset", "or use corpus=files corpus.path=...")) as offline:
-        try:
-            rows = load_dataset(config.dataset, subset, split=config.split, revision=config.revision)
-        except (ValueError, DatasetBuildError) as error:
-            if offline and isinstance(error, ValueError):
-                raise
-            if "BuilderConfig" in str(error):
-                raise UserError(f"{what} has nothing for {code}: no configuration '{subset}'. Leave {code} out, or choose another corpus") from None
-            raise UserError(f"{what} cannot be read: {str(error).splitlines()[0]}") from error
-    absent = [column for column in columns if column not in rows.column_names]
-    if absent:
-        raise UserError(f"{what} has no column {', '.join(absent)} in '{subset}' (there: {', '.join(rows.column_names)}); fix its section")
-    return rows.select_columns(list(columns))
-
-
-@contextmanager
-def _errors_only(logger: str) -> Iterator[None]:
-    """Its warnings say that what was downloaded before is used."""
-    its, level = logging.getLogger(logger), logging.getLogger(logger).level
-    its.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        its.setLevel(level)
+    """These columns of one configuration of a corpus."""
+    with hub_rows(config, subset, columns, code, what="corpus", instead="or use corpus=files corpus.path=...") as rows:
+        return rows
 
 
 def from_hub(config: HubCorpus, codes: tuple[str, ...]) -> ParallelCorpus:

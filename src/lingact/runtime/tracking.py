@@ -169,6 +169,11 @@ class Run:
         if self.first:
             write_json(self.folder / "manifest.json", self._manifest)
 
+    def progress(self, step: int, values: dict[str, float]) -> None:
+        """Log how far the run is, with W&B alone."""
+        with surviving_tracking():
+            self.tracker.log({"passes": step} | values)
+
     def table(self, name: str, frame: "pd.DataFrame") -> None:
         """`tables/<name>.csv` and a W&B table."""
         import wandb

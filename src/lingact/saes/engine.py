@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,24 @@ from lingact.saes.mix import Rows, Schedule
 from lingact.saes.trainers import SetTrainer
 from lingact.saes.whitening import partly_whitened
 
-CALIBRATED_ON = 32
-"""Windows of each language from which the scaling of inputs comes, the same for all sets."""
+LOG_EVERY = 10
+"""Forward passes."""
+Log = Callable[[int, dict[str, float]], None]
+"""Takes the number of passes and `loss/<set>/<layer>` and `dead/<set>/<layer>`."""
 Places = Int[np.ndarray, " place"]
 """Places in a schedule."""
 Residuals = Float[Tensor, "token layer d_model"]
 Row = Int[Tensor, " token"]
 """Which of the places each token comes from."""
+
+
+def calibration_windows(d_model: int, room: int, languages: int) -> int:
+    """Windows of each language from which the scaling of inputs comes, the same for all sets: at least 32, and eight tokens for each dimension.
+
+    Args:
+        room: tokens of a window without BOS.
+    """
+    return max(32, -(-8 * d_model // (room * languages)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,8 @@ class Reader:
     def sample(self) -> Float[Tensor, "token layer d_model"]:
         """Residuals of all languages in equal parts, as without an adapter."""
         size = max(1, self.batch_tokens // self.context)
-        rows = [row.tolist() for own in self.windows.values() for row in own[:CALIBRATED_ON]]
+        count = calibration_windows(self.lm.d_model, self.context - len(self.lm.tokens.prefix), len(self.windows))
+        rows = [row.tolist() for own in self.windows.values() for row in own[:count]]
         with base_behaviour(self.lm.model):
             return torch.cat([self._residuals(rows[start : start + size])[0] for start in range(0, len(rows), size)])
 
@@ -103,7 +115,7 @@ class Start:
     """Whether each is trained further twice: on the base model, and on the model with its adapter."""
 
 
-def train_sets(
+def train_sets(  # noqa: PLR0913 (what is trained, on what, where it is kept and told)
     reader: Reader,
     sets: Mapping[str, SaeMix],
     training: SaeTraining,
@@ -112,6 +124,7 @@ def train_sets(
     header: Mapping[str, str],
     folder: Path,
     start: Start | None = None,
+    log: Log | None = None,
 ) -> dict[str, SetTrainer]:
     """Train every set. An interrupted training goes on from its checkpoint, with the same result to the bit.
 
@@ -121,6 +134,7 @@ def train_sets(
         header: what the training depends on; a checkpoint with another one is refused.
         folder: of the checkpoint.
         start: what to begin with; None: new SAEs.
+        log: is told every `LOG_EVERY` passes how far the sets are; None: nobody is.
 
     Returns:
         Trainers by name of the set; of sets that are refitted, `<set>_base` and `<set>_adapted`.
@@ -159,6 +173,8 @@ def train_sets(
                     checkpoints.save(trainers, done)
                     written = time.monotonic()
             bar.update(sum(map(len, turn)) * reader.context)
+            if log is not None and done // LOG_EVERY > (done - len(turn)) // LOG_EVERY:
+                log(done, _progress(trainers))
     if stopped:
         raise KeyboardInterrupt(f"{done} of {len(passes)} forward passes, with all that was trained on them")
     for name, trainer in trainers.items():
@@ -170,6 +186,16 @@ def train_sets(
 def trained_names(name: str, *, refit: bool) -> dict[str, bool]:
     """The names under which a set is trained, and whether that is on the adapted model."""
     return {f"{name}_base": False, f"{name}_adapted": True} if refit else {name: False}
+
+
+def _progress(trainers: Mapping[str, SetTrainer]) -> dict[str, float]:
+    """The progress of all sets, of all processes."""
+    own = {}
+    for name, trainer in trainers.items():
+        for key, value in trainer.progress().items():
+            what, _, layer = key.partition("/")
+            own[f"{what}/{name}/{layer}"] = value
+    return {key: value for each in all_gather(own) for key, value in each.items()}
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ import gzip
 import hashlib
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 
 from lingact.catalogue.languages import LANGUAGES
-from lingact.config.saes import TextConfig
+from lingact.config.saes import FilesText, HubText, RunningTextConfig
+from lingact.data.hub_rows import hub_rows
 from lingact.errors import UserError
 from lingact.files.records import json_reason, parse_json
 
@@ -35,32 +36,58 @@ class RunningText:
 
     training: dict[str, list[Document]]
     heldout: dict[str, list[Document]]
+    name: str
+    """The path, or the data set."""
     sha256: str
 
 
-def read_running_text(config: TextConfig) -> RunningText:
+def read_running_text(config: FilesText | HubText) -> RunningText:
     """Read the whole text. Documents are held out by a hash of their name, so that a text that grows moves none to the other side.
 
     Raises:
         UserError: a file is missing, damaged, empty, or has a line that is no text; or a language is not known.
     """
-    files = _files(config.path)
+    origin = str(config.path) if isinstance(config, FilesText) else config.dataset
     by_language: dict[str, dict[str, tuple[str, list[str]]]] = {}
     digest = hashlib.sha256()
-    for file in files:
-        for place, row in _rows(file, config):
-            code, text, source, name = _checked(row, place, config, _code_of(file))
-            digest.update(json.dumps([code, name, source, text], ensure_ascii=False).encode())
-            by_language.setdefault(code, {}).setdefault(name, (source, []))[1].append(text)
+    for code, text, source, name in _of_files(config) if isinstance(config, FilesText) else _of_the_hub(config):
+        digest.update(json.dumps([code, name, source, text], ensure_ascii=False).encode())
+        by_language.setdefault(code, {}).setdefault(name, (source, []))[1].append(text)
     if not by_language:
-        raise UserError(f"text.path: '{config.path}' has no text; name files with a text a line")
+        raise UserError(f"text: '{origin}' has no text; give a text a line, or a row")
     training: dict[str, list[Document]] = {}
     heldout: dict[str, list[Document]] = {}
     for code, documents in sorted(by_language.items()):
         for name, (source, texts) in documents.items():
             side = heldout if _is_heldout(code, name, config.heldout) else training
             side.setdefault(code, []).append(Document(tuple(texts), source))
-    return RunningText(training, heldout, digest.hexdigest())
+    return RunningText(training, heldout, origin, digest.hexdigest())
+
+
+_Found = tuple[str, str, str, str]
+"""Language, text, source and name of the document."""
+
+
+def _of_files(config: FilesText) -> Iterator[_Found]:
+    for file in _files(config.path):
+        for place, row in _rows(file, config):
+            yield _checked(row, place, config, row.get(config.language, _code_of(file)))
+
+
+def _of_the_hub(config: HubText) -> Iterator[_Found]:
+    """So many characters of each language; rows without text are left out."""
+    for code in config.languages:
+        subset = config.subset.replace("{language}", code)
+        given = {"what": "text", "instead": "or use text.path=FOLDER", "streamed": True}
+        read = 0
+        with hub_rows(config, subset, [config.text], code, **given, further=[config.source, config.document]) as rows:
+            for number, row in enumerate(rows, start=1):
+                if isinstance(row[config.text], str) and not row[config.text].strip():
+                    continue
+                yield _checked(row, f"text '{config.dataset}', configuration '{subset}', row {number}", config, code)
+                read += len(row[config.text])
+                if read >= config.characters:
+                    break
 
 
 def _is_heldout(code: str, name: str, share: float) -> bool:
@@ -90,7 +117,7 @@ def _code_of(file: Path) -> str | None:
     return code if code in LANGUAGES else None
 
 
-def _rows(file: Path, config: TextConfig) -> Iterator[tuple[str, dict[str, object]]]:
+def _rows(file: Path, config: FilesText) -> Iterator[tuple[str, dict[str, object]]]:
     """The lines that are not empty, as objects."""
     kind = _kind(file)
     if kind not in (".jsonl", ".txt"):
@@ -142,17 +169,15 @@ def _decoded(stream: BufferedIOBase, file: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _checked(row: dict[str, object], place: str, config: TextConfig, of_file: str | None) -> tuple[str, str, str, str]:
-    """Language, text, source and name of the document."""
-    text, code = row.get(config.text), row.get(config.language, of_file)
+def _checked(row: Mapping[str, object], place: str, config: RunningTextConfig, code: object) -> _Found:
+    text = row.get(config.text)
     if not isinstance(text, str):
         raise UserError(f"{place}: no text in the column '{config.text}' (text.text); columns: {', '.join(row)}")
     if not text.strip():
         raise UserError(f"{place}: the text is empty")
     if not isinstance(code, str):
-        raise UserError(
-            f"{place}: no language; give the column '{config.language}' (text.language), or name the file by its language, such as ml.jsonl"
-        )
+        column = config.language if isinstance(config, FilesText) else ""
+        raise UserError(f"{place}: no language; give the column '{column}' (text.language), or name the file by its language, such as ml.jsonl")
     if code not in LANGUAGES:
         raise UserError(f"{place}: '{code}' is not a language code that lingact knows; use those of docs/glossary.md, such as ml")
     source, document = row.get(config.source), row.get(config.document)

@@ -17,6 +17,7 @@ from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEC
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
 
 from lingact.config.saes import SaeMix, SaeTraining
 from lingact.errors import UserError
@@ -57,6 +58,7 @@ class SetTrainer:
         self.done = 0
         self._buffer = ShuffleBuffer(training.buffer_tokens, training.batch_tokens, mix.seed)
         self.trainers: dict[int, SAETrainer[Any, Any]] = {}
+        self._losses: dict[int, Tensor] = {}
         for layer, whitening in inputs.items():
             torch.manual_seed(mix.seed * 1000 + layer)
             sae = _new_sae(training, mix, len(whitening.mean), metadata | {"hook_name": f"blocks.{layer}.hook_resid_post"}, device)
@@ -89,12 +91,18 @@ class SetTrainer:
         for column, trainer in enumerate(self.trainers.values()):
             trainer.maybe_reset_sparsity()
             loss = trainer.step(batch[:, column]).loss
+            self._losses[list(self.trainers)[column]] = loss.detach()
             if not loss.isfinite():
                 raise UserError(
                     f"the loss of the SAE of layer {list(self.trainers)[column]} is not finite at step {self.done}; give a smaller saes.lr"
                 )
             trainer.n_training_steps += 1
         self.done += 1
+
+    def progress(self) -> dict[str, float]:
+        """`loss/<layer>` of the last step, in whitened units, and `dead/<layer>`: share of the latents that count as dead in the auxiliary loss."""
+        losses = {f"loss/{layer}": float(loss) for layer, loss in self._losses.items()}
+        return losses | {f"dead/{layer}": float(trainer.dead_neurons.float().mean()) for layer, trainer in self.trainers.items()}
 
     def save(self, folder: Path) -> None:
         """Write the SAEs, `layer_<n>`, for use: scaling is folded in, batch-top-k becomes JumpReLU. They cannot be trained further.

@@ -25,7 +25,7 @@ from lingact.runtime.distributed import all_gather, broadcast, process_group
 from lingact.runtime.terminal import show
 from lingact.runtime.tracking import Run, open_run
 from lingact.saes.checkpoints import Checkpoints
-from lingact.saes.engine import CALIBRATED_ON, Reader, Start, train_sets, trained_names
+from lingact.saes.engine import Reader, Start, calibration_windows, train_sets, trained_names
 from lingact.saes.mix import Rows, Schedule, make_schedule, most_windows
 from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, latents_table, mix_effects_table, overlap_table, summary_of
 from lingact.saes.refit import refit_summary, refit_table
@@ -50,7 +50,7 @@ def run(config: SaesConfig, folder: Path) -> float | None:
         lm = load_model(config.model, config.device)
         layers = chosen_layers(config.saes, len(lm.blocks), "saes.layers")
         identity = {"model": lm.identity["sha256"], "text": text.sha256}
-        run.identify(model=lm.identity, text={"path": str(config.text.path), "sha256": text.sha256})
+        run.identify(model=lm.identity, text={"name": text.name, "sha256": text.sha256})
         if config.adapter is not None:
             lm.model = load_adapter(lm.model, config.adapter, base_sha256=lm.identity["sha256"])
             identity["adapter"] = adapter_hash(lm.model)
@@ -101,9 +101,9 @@ def _windows(config: SaesConfig, text: RunningText, lm: LanguageModel) -> dict[s
     """Language -> its windows, as many as any set needs."""
     room = config.saes.context - len(lm.tokens.prefix)
     needed = most_windows(config.seeded_sets, tuple(text.training), _windows_of_a_set(config, room))
+    least = calibration_windows(lm.d_model, room, len(needed))
     return {
-        code: packed(documents, lm.tokens, room=room, at_most=max(CALIBRATED_ON, needed[code]), seed=config.seed)
-        for code, documents in text.training.items()
+        code: packed(documents, lm.tokens, room=room, at_most=max(least, needed[code]), seed=config.seed) for code, documents in text.training.items()
     }
 
 
@@ -135,8 +135,8 @@ def _train(config: SaesConfig, run: Run, reader: Reader, folder: Path) -> None:
         "model_from_pretrained_kwargs": {},
     }
     header = broadcast(run.header)
-    given = {"metadata": metadata, "header": header, "folder": folder / CHECKPOINTS, "start": _start(config, lm, reader.layers)}
-    for name, trainer in train_sets(reader, config.seeded_sets, config.saes, **given).items():
+    start, kept = _start(config, lm, reader.layers), {"header": header, "folder": folder / CHECKPOINTS}
+    for name, trainer in train_sets(reader, config.seeded_sets, config.saes, metadata=metadata, **kept, start=start, log=run.progress).items():
         make_folders(place / name)
         trainer.save(place / name)
     all_gather(None)  # all SAEs are there
