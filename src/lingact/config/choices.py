@@ -110,4 +110,4 @@ def set_names(mixes: Sequence[Sequence[Path]]) -> dict[Path, str]:
         names = {folder: "/".join([*above[folder], path.name]) for folder, path in paths.items()}
         if len(set(names.values())) == len(paths):
             return names
-    return {folder: str(path) for folder, path in paths.items()}
+    raise AssertionError("a folder is named twice")
