@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
 
 from lingact.activations.measurement import load_measurement
 from lingact.analysis import tables
@@ -428,37 +430,138 @@ def test_what_the_model_lacks_is_refused_before_measuring(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_difference_is_attributed_to_norm_and_dictionary(start: Start, small_toy_model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def attributing(small_toy_model: Path) -> tuple[str, ...]:
     sets = f"attribution=[{small_toy_model}/sae,{small_toy_model}/sae_heldout]"
-    chosen = ["languages.high=[]", "languages.low=[hi,ml]", "tracking=none", sets]
-    assert start("analyze", tmp_path / "run", *chosen) == 0
-    table = pd.read_csv(tmp_path / "run" / "tables" / "attribution.csv")
-    columns = ["language", "layer", "measure", "set_a", "set_b", "part", "order", "estimate", "lo", "hi", "documents"]
-    assert list(table.columns[: len(columns)]) == columns
+    return ("tracking=none", "corpus.max_sentences=24", "languages.high=[es]", "languages.low=[hi,ml]", "batch_tokens=256", sets)
+
+
+@pytest.fixture(scope="module")
+def attributed(start: Start, attributing: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("attributed") / "run"
+    assert start("analyze", folder, *attributing) == 0
+    return folder
+
+
+def test_a_difference_is_attributed_to_norm_and_dictionary(attributed: Path, start: Start, tmp_path: Path) -> None:
+    table = pd.read_csv(attributed / "tables" / "attribution.csv")
+    columns = "language layer measure set_a set_b part order estimate lo hi documents n resampled units"
+    assert " ".join(table.columns) == columns
     assert set(table["part"]) == {"norm", "dictionary", "remainder", "total"}
-    gaps = pd.read_csv(tmp_path / "run" / "tables" / "gap_by_layer.csv").set_index(["name", "layer"])["gap"]
+    assert (set(table["set_a"]), set(table["set_b"])) == ({"sae"}, {"sae_heldout"})
+    gaps = pd.read_csv(attributed / "tables" / "gap_by_layer.csv").set_index(["name", "layer"])["gap"]
     total = table[(table["part"] == "total") & (table["measure"] == "mean") & (table["order"] == "mean")].set_index(["language", "layer"])
     for place, estimate in total["estimate"].items():
         assert np.exp(estimate) == pytest.approx(1 - gaps[place], rel=1e-6), "set A is the measuring set"
-    norms = pd.read_csv(tmp_path / "run" / "tables" / "norms.csv")
+    wide = table.pivot_table(index=["language", "layer", "measure", "order"], columns="part", values="estimate")
+    assert np.allclose(wide["norm"] + wide["dictionary"] + wide["remainder"], wide["total"])
+    norms = pd.read_csv(attributed / "tables" / "norms.csv")
     assert (norms.loc[norms["language"] == "en", "ratio"] == 1).all()
-    assert "Attribution to norm and dictionary" in (tmp_path / "run" / "report.html").read_text()
+    known = pd.read_csv(attributed / "tables" / "confounds.csv")
+    known = known[known["quantity"] == "residual_norm"].astype({"layer": int}).set_index(["language", "layer"])["estimate"]
+    for row in norms[norms["norm"] == "raw"].to_dict("records"):
+        assert row["estimate"] == pytest.approx(known[row["language"], row["layer"]])
+    summary = json.loads((attributed / "summary.json").read_text())
+    assert summary["attribution/hi/1/total"] == pytest.approx(total["estimate"]["hi", 1])
+    identity = json.loads((attributed / "manifest.json").read_text())["identity"]["attribution"]
+    assert [each["width"] for each in identity.values()] == [[each] for each in widths_of(attributed)]
+    page = (attributed / "report.html").read_text()
+    assert "Attribution to norm and dictionary" in page
+    assert "nobody knows whether a dictionary part is of the mix or of chance" in page
     # From the saved sums alone.
-    assert start("analyze", tmp_path / "again", f"stats=[{tmp_path}/run]", "tracking=none") == 0
+    assert start("analyze", tmp_path / "again", f"stats=[{attributed}]", "tracking=none") == 0
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "tables" / "attribution.csv"), table)
+
+
+def widths_of(run: Path) -> list[int]:
+    """Latents of both sets."""
+    folders = [Path(folder) for (folder,) in yaml.safe_load((run / "config.yaml").read_text())["attribution"]]
+    return [json.loads((folder / "layer_0" / "cfg.json").read_text())["d_sae"] for folder in folders]
+
+
+@pytest.mark.parametrize("number", first_of([20, 12]))
+def test_an_interrupted_attribution_goes_on(
+    number: int, attributed: Path, attributing: tuple[str, ...], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("lingact.runtime.resumable_passes.SAVE_EVERY", 0.0)
+        # The sample and both passes come after what is always measured.
+        measured = sum(load_state(path)[2][1] for path in (attributed / "stats").glob("*.safetensors"))
+        patch.setattr(LanguageModel, "residuals", at_call(measured + number, interrupt))
+        assert start("analyze", folder, *attributing) == 130
+    assert sum(load_state(path)[2][0] for path in (folder / "stats" / "attribution").rglob("*.safetensors"))
+    assert cli.main("analyze", CONF, [f"resume={folder}"]) == 0
+    for path in (attributed / "tables").iterdir():
+        assert (folder / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_seeds_of_a_mix_say_what_chance_makes(attributing: tuple[str, ...], small_toy_model: Path, start: Start, tmp_path: Path) -> None:
+    """The second seed of each mix is a copy whose latents read a little less."""
+    for name in ("sae", "sae_heldout"):
+        shutil.copytree(small_toy_model / name, tmp_path / "other" / name)
+        for path in (tmp_path / "other" / name).glob("layer_*/sae_weights.safetensors"):
+            weights = load_file(path)
+            save_file(weights | {"W_enc": 0.9 * weights["W_enc"]}, path)
+    sets = "attribution=[[{0}/sae,{1}/sae],[{0}/sae_heldout,{1}/sae_heldout]]".format(small_toy_model, tmp_path / "other")
+    assert start("analyze", tmp_path / "run", *attributing[:-1], sets) == 0
+    table = pd.read_csv(tmp_path / "run" / "tables" / "attribution.csv")
+    pairs = table.groupby(["set_a", "set_b"], sort=False)["part"].unique().map(set).to_dict()
+    other, first = "other/sae", f"{small_toy_model.name}/sae"
+    assert pairs == {
+        (first, f"{first}_heldout"): {"norm", "dictionary", "remainder", "total"},
+        (other, f"{other}_heldout"): {"norm", "dictionary", "remainder", "total"},
+        (first, other): {"dictionary"},
+        (f"{first}_heldout", f"{other}_heldout"): {"dictionary"},
+    }
+    effects = pd.read_csv(tmp_path / "run" / "tables" / "dictionary_effects.csv")
+    assert set(effects["seeds"]) == {2}
+    assert (effects["seed_spread"] > 0).all()
+    assert effects["beyond_seeds"].isin([True, False]).all()
+    assert "With 2 seeds of each mix, about 22% of them" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("[{sae}]", "attribution: 1 given; name two folders of SAEs, attribution=[SET_A,SET_B]"),
-        ("[{sae},{sae}]", "attribution: named twice"),
-        ("[{sae},nowhere]", "nowhere"),
+        ("attribution=[{sae}]", "attribution: 1 given; name two folders of SAEs, attribution=[SET_A,SET_B]"),
+        ("attribution={sae}", "attribution: 1 given; name two folders of SAEs, attribution=[SET_A,SET_B]"),
+        ("attribution=[{sae},{sae}_heldout,{sae}]", "attribution: 3 given; name two folders of SAEs, attribution=[SET_A,SET_B]"),
+        ("attribution=[[],[{sae}]]", "attribution: the first mix has 0 folders and the second 1; name as many SAE seeds of one as of the other"),
+        ("attribution=[[{sae},{sae}_heldout],nowhere]", "attribution: the first mix has 2 folders and the second 1"),
+        ("attribution=[{sae},{sae}]", "attribution: named twice: {sae}"),
+        ("attribution=[{sae},{sae}/../sae]", "attribution: named twice"),
+        ("attribution=[{sae},nowhere]", "attribution: there is no folder 'nowhere'; name one with SAEs in layer_<n>, such as RUN/sae/SET of lingact saes"),
+        ("attribution=[{sae},{sae}/layer_0]", "attribution: no SAE in '{sae}/layer_0/layer_0' (no sae_weights.safetensors"),
+        ("attribution=[{sae},{wide}]", "attribution: SAE {wide} layer_0 reads vectors of 48, the model's residual stream has"),
+        ("attribution=[{sae},{sae}_heldout] shard=1/2", "shard: shards cannot be attributed"),
+        ("attribution=[{sae},{sae}_heldout] stats=[nowhere]", "attribution: not used with stats=, which needs no model"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_of_attribution(
-    given: str, told: str, start: Start, small_toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: str, told: str, start: Start, small_toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert start("analyze", tmp_path / "run", f"attribution={given.replace('{sae}', f'{small_toy_model}/sae')}") == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    wide = tmp_path / "wide"
+    shutil.copytree(small_toy_model / "sae", wide)
+    for path in wide.glob("layer_*/cfg.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"d_in": 48}))
+    monkeypatch.setattr("lingact.workflows.setup.load_model", never)
+
+    def filled(text: str) -> str:
+        return text.replace("{sae}", f"{small_toy_model}/sae").replace("{wide}", str(wide))
+
+    assert start("analyze", tmp_path / "run", *filled(given).split()) == 2
+    assert filled(told) in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_an_sae_that_cannot_be_attributed_to_is_refused_before_measuring(
+    small_toy_model: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_toy_model / "sae", tmp_path / "spoiled")
+    path = tmp_path / "spoiled" / "layer_1" / "sae_weights.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"W_enc": np.full_like(weights["W_enc"], np.nan)}, path)
+    monkeypatch.setattr(LanguageModel, "residuals", at_call(1, lambda: pytest.fail("measuring has begun")))
+    assert start("analyze", tmp_path / "run", *FEW, f"attribution=[{small_toy_model}/sae,{tmp_path}/spoiled]") == 2
+    assert "the SAE of layer 1" in capsys.readouterr().err

@@ -96,6 +96,23 @@ def test_text_that_is_here_is_counted(tmp_path: Path) -> None:
     assert elsewhere.passes[0].tokens == (4 + 8 + 3 + 5) / 4, "without a tokenizer four bytes are a token"
 
 
+def test_an_attribution_is_planned() -> None:
+    """Two sets of 512 and 1,024 latents on six layers, read in five states after the norms."""
+    sets = f"attribution=[{asset('microworld/sae')},{asset('microworld/sae_heldout')}]"
+    plain, found = make_plan(config_of("analyze")), make_plan(config_of("analyze", sets))
+    assert plain is not None
+    assert found is not None
+    measuring, attributing = found.passes
+    assert [measuring] == plain.passes
+    assert attributing.tokens == 2 * measuring.tokens
+    assert attributing.model == pytest.approx(2 * measuring.model)
+    assert attributing.single == pytest.approx(measuring.tokens * 6 * 5 * 2 * 128 * (512 + 1024))
+    more = found.memory.device_peak - plain.memory.device_peak
+    assert more == 4 * 6 * sum(2 * 128 * width + 3 * width + 128 for width in (512, 1024))
+    count = len((Path(asset("microworld")) / "corpus.jsonl").read_text(encoding="utf-8").splitlines())
+    assert sizes(found)["sums of the attribution in 10 languages"] == 11 * 6 * count * (3 + 5 * 2) * 8
+
+
 def test_a_damaged_tokenizer_is_no_reason_to_plan_nothing(tmp_path: Path) -> None:
     shutil.copytree(asset("microworld/model"), tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text("{")

@@ -1,6 +1,7 @@
 """Sums from which a language's activation is split into norm, dictionary and remainder. No model is needed to read them."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lingact.activations.edited_losses import finished, of_this_kind
+from lingact.files.states import refuse_mismatched
 
 NORMS = ("raw", "centred", "without_largest")
 """Kinds of residual norm: as it is; about the mean residual over all languages; over all dimensions but the 1 % of largest variance."""
@@ -18,6 +20,8 @@ TOKEN_NORM = "token_norm"
 """The measure that equalises the norm of each token."""
 STATES = (OWN, *MEASURES, TOKEN_NORM)
 """Residuals as they are, and with norms equalised to the reference's by each measure."""
+NORM, ACTIVATION = "norms", "activation"
+"""Folders of the two passes, with a file for each language."""
 
 
 @dataclass(frozen=True)
@@ -35,29 +39,35 @@ class AttributionSums:
     """Folded activations of all latents, in the order of `set_a`, `set_b` and `STATES`."""
 
     @classmethod
-    def load(cls, folder: Path) -> "AttributionSums":
-        """What `attributed` saved.
+    def load(cls, folder: Path, codes: Iterable[str]) -> "AttributionSums":
+        """What `attributed` saved of these languages.
 
         Raises:
             UserError: it is not there, damaged or not finished.
         """
-        _, norms = finished(folder / "norms.safetensors")
-        path = folder / "activation.safetensors"
-        header, activation = finished(path)
-        with of_this_kind(path):
+        header: dict[str, str] = {}
+        norms, activation = {}, {}
+        for code in codes:
+            path = folder / ACTIVATION / f"{code}.safetensors"
+            _, norms[code] = finished(folder / NORM / path.name)
+            found, activation[code] = finished(path)
+            header = header or {name: value for name, value in found.items() if name != "language"}
+            refuse_mismatched(found, header | {"language": code}, f"'{path}'")
+        with of_this_kind(folder):
             return cls.from_arrays(header, norms, activation)
 
     @classmethod
-    def from_arrays(cls, header: dict[str, str], norms: dict[str, np.ndarray], activation: dict[str, np.ndarray]) -> "AttributionSums":
-        """From the arrays of both passes."""
-        codes = header["order"].split()
+    def from_arrays(
+        cls, header: Mapping[str, str], norms: Mapping[str, Mapping[str, np.ndarray]], activation: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> "AttributionSums":
+        """From the arrays of both passes, by language."""
         return cls(
             layers=tuple(json.loads(header["layers"])),
             set_a=tuple(json.loads(header["set_a"])),
             set_b=tuple(json.loads(header["set_b"])),
-            tokens={code: norms[f"tokens.{code}"] for code in codes},
-            norms={code: norms[f"norms.{code}"] for code in codes},
-            activation={code: activation[f"activation.{code}"] for code in codes},
+            tokens={code: own["tokens"] for code, own in norms.items()},
+            norms={code: own["norms"] for code, own in norms.items()},
+            activation={code: own["activation"] for code, own in activation.items()},
         )
 
     def of(self, sae_set: str, state: str, code: str) -> Float[np.ndarray, "layer sentence"]:

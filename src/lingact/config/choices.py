@@ -1,5 +1,6 @@
 """Which of the available layers, latents and languages a configuration chooses."""
 
+import os.path
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -98,11 +99,15 @@ def substitutes(config: TrainConfig) -> dict[str, str]:
 
 
 def set_names(mixes: Sequence[Sequence[Path]]) -> dict[Path, str]:
-    """A name for each folder of SAEs: its own, with those of the folders above it as far as that tells them apart."""
-    folders = [folder for mix in mixes for folder in mix]
-    paths = {folder: folder.absolute().parts for folder in folders}
-    for depth in range(1, max(map(len, paths.values())) + 1):
-        names = {folder: "/".join(part for part in paths[folder][-depth:] if part != "sae") for folder in folders}
-        if len(set(names.values())) == len(folders):
+    """A name for each folder of SAEs: its own, with those of the folders above it, but for `sae`, as far as that tells them apart.
+
+    Args:
+        mixes: different folders.
+    """
+    paths = {folder: Path(os.path.normpath(folder.absolute())) for mix in mixes for folder in mix}
+    for depth in range(max(len(path.parts) for path in paths.values())):
+        above = {folder: [part for part in path.parts[-1 - depth : -1] if part != "sae"] for folder, path in paths.items()}
+        names = {folder: "/".join([*above[folder], path.name]) for folder, path in paths.items()}
+        if len(set(names.values())) == len(paths):
             return names
     raise AssertionError("a folder is named twice")

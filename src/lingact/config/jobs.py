@@ -1,5 +1,6 @@
 """The schemas of the jobs."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -124,7 +125,8 @@ def _read_shard(value: object) -> object:
 
 def _read_mixes(value: object) -> object:
     """Each mix as a list of folders, one for each SAE seed."""
-    return [as_list(mix) for mix in value] if isinstance(value, (list, tuple)) else value
+    mixes = as_list(value)
+    return [as_list(mix) for mix in mixes] if isinstance(mixes, (list, tuple)) else mixes
 
 
 class AnalyzeConfig(Processes, Job):
@@ -157,10 +159,18 @@ class AnalyzeConfig(Processes, Job):
     @field_validator("attribution")
     @classmethod
     def _two_mixes(cls, mixes: tuple[tuple[Path, ...], ...]) -> tuple[tuple[Path, ...], ...]:
-        if mixes and (len(mixes) != 2 or not all(mixes)):
+        if not mixes:
+            return mixes
+        if len(mixes) != 2:
             raise ValueError(f"{len(mixes)} given; name two folders of SAEs, attribution=[SET_A,SET_B], or two lists of them, [[A0,A1],[B0,B1]]")
+        if len(mixes[0]) != len(mixes[1]) or not mixes[0]:
+            raise ValueError(
+                f"the first mix has {len(mixes[0])} folders and the second {len(mixes[1])}; name as many SAE seeds of one as of the other, because "
+                "each is compared with that in the same place"
+            )
         folders = [folder for mix in mixes for folder in mix]
-        twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
+        places = [os.path.realpath(folder) for folder in folders]  # which, unlike Path.resolve, puts up with links that lead nowhere
+        twice = sorted({str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1})
         if twice:
             raise ValueError(f"named twice: {', '.join(twice)}; an SAE set is compared with another one")
         return mixes

@@ -19,17 +19,17 @@ def part_bars(table: pd.DataFrame, languages: LanguagesConfig) -> "Figure":
     """The parts of each language as bars side by side, a panel for each range of layers; a line marks the total, which is their sum.
 
     Args:
-        table: `attribution.range_parts`.
+        table: rows of `attribution.range_table` for one measure.
         languages: the groups; their order is that of the bars.
     """
-    codes = [code for code in (*languages.high, *languages.low) if code in set(table["language"])]
+    codes = [code for code in (*languages.high, *languages.low) if code in set(table["name"])]
     ranges = list(dict.fromkeys(table["range"]))
     figure = new_figure(1.6 + 0.62 * len(codes), 0.7 + 2.1 * len(ranges))
     panels = figure.subplots(len(ranges), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     places = np.arange(len(codes))
     for name, axes in zip(ranges, panels, strict=True):
         zero_line(axes)
-        found = table[table["range"] == name].set_index(["part", "language"])
+        found = table[table["range"] == name].set_index(["part", "name"])
         for number, (part, (colour, hatch)) in enumerate(_LOOKS.items()):
             cells = found.loc[part].loc[codes]
             shift = places + (number - 1) * _WIDTH

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 from lingact.config.choices import check_causal, check_ranges, chosen_layers, loss_layers, substitutes
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, SaesConfig, TrainConfig
-from lingact.config.model import SaeConfig, SaeSet, sae_set_in
+from lingact.config.model import SaeConfig
 from lingact.errors import UserError
 from lingact.models.adapter_places import check_blocks
 from lingact.models.adapter_sources import expand_adapters, find_adapter, lies_elsewhere
 from lingact.models.devices import check_devices
 from lingact.models.model_files import Facts, check_attention, check_context, check_folder, facts_of
-from lingact.models.sae_files import check_saes, check_thresholds, read_settings
+from lingact.models.sae_files import check_saes, check_set_in, check_thresholds, read_settings
 from lingact.runtime.program import program
 
 T = TypeVar("T")
@@ -63,8 +63,8 @@ def problems(config: JobConfig, *, here: bool) -> list[str]:
             found.of(lambda: chosen_layers(config.saes, blocks, "saes.layers"))
         return found.lines
     if config.sae is not None:
-        named = [folder for mix in config.attribution for folder in mix] if isinstance(config, AnalyzeConfig) else []
-        layers = _check_saes(config.sae, [sae_set_in(folder) for folder in named], facts, found)
+        layers = _check_saes(config.sae, facts, found)
+        _check_attributed(config, layers, facts, found)
         if layers is not None and not isinstance(config, EvalConfig):
             found.of(lambda: check_ranges(layers, config.statistics))
             found.of(lambda: _check_layers_named(config, layers))
@@ -85,18 +85,24 @@ def _adapters(config: JobConfig) -> list[str]:
     return [config.adapter] if isinstance(config, AnalyzeConfig | SaesConfig) and config.adapter is not None else []
 
 
-def _check_saes(config: SaeConfig, others: list[SaeSet], facts: Facts, found: _Findings) -> tuple[int, ...] | None:
-    """Check the SAEs of the measured layers, also those of other sets; None where these are not known."""
+def _check_saes(config: SaeConfig, facts: Facts, found: _Findings) -> tuple[int, ...] | None:
+    """Check the SAEs of the measured layers; None where these are not known."""
     if facts.layers is not None:
         blocks = facts.layers
         layers = found.of(lambda: chosen_layers(config, blocks))
     else:
         layers = None if config.layers == "all" else tuple(sorted(config.layers))
     if layers is not None:
-        for spec in (config.measuring, config.heldout, *others):
+        for spec in (config.measuring, config.heldout):
             if spec is not None:
                 found.of(lambda spec=spec: check_saes(spec, layers, facts.d_model))
     return layers
+
+
+def _check_attributed(config: JobConfig, layers: tuple[int, ...] | None, facts: Facts, found: _Findings) -> None:
+    """Check the SAEs between which a difference of activation is divided."""
+    for folder in (folder for mix in config.attribution for folder in mix) if isinstance(config, AnalyzeConfig) else ():
+        found.of(lambda folder=folder: check_set_in(folder, layers, facts.d_model, "attribution"))
 
 
 def _check_layers_named(config: TrainConfig | AnalyzeConfig, layers: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TypedDict, cast
 
-from lingact.config.model import SaeSet
+from lingact.config.model import SaeSet, sae_set_in
 from lingact.errors import UserError
 from lingact.files.records import read_json_object
 from lingact.models.sae_sources import check_release, refuse_no_sae, sae_folder
@@ -46,6 +46,25 @@ def check_saes(spec: SaeSet, layers: tuple[int, ...], d_model: int | None) -> No
         d_in = read_settings(spec, sae_id).get("d_in")
         if d_model is not None and d_in is not None and d_in != d_model:
             raise UserError(wrong_width(f"{spec.release} {sae_id}", d_in, d_model))
+
+
+def check_set_in(folder: Path, layers: tuple[int, ...] | None, d_model: int | None, key: str) -> None:
+    """Refuse a folder that does not exist, or that has not an SAE of the model's width for each of these layers.
+
+    Args:
+        layers: None: not known.
+        d_model: None: not known.
+        key: that messages name.
+
+    Raises:
+        UserError: with the first layer that is wrong.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{key}: there is no folder '{folder}'; name one with SAEs in layer_<n>, such as RUN/sae/SET of lingact saes")
+    try:
+        check_saes(sae_set_in(folder), layers or (), d_model)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def wrong_width(name: str, d_in: int, d_model: int) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Generic, TypeVar
 
+from lingact.config.choices import set_names
 from lingact.config.data import CorpusConfig, FilesCorpus, HubCorpus, Splits
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, JobConfig, TrainConfig
-from lingact.config.model import SaeConfig
+from lingact.config.model import SaeConfig, sae_set_in
 from lingact.config.training import ENCODING_OBJECTIVES
 from lingact.data.corpus import sample_places
 from lingact.data.sources import load_corpus
@@ -97,6 +98,8 @@ class Inputs(Generic[C]):
     layers: int
     """Number of measured layers."""
     counter: TokenCounter
+    compared: tuple[SaeSetSizes, ...] = ()
+    """Those that an attribution compares."""
 
     @property
     def bytes_per_number(self) -> int:
@@ -128,6 +131,7 @@ def inputs_of(config: C) -> Inputs[C] | None:
         return None
     model, how = found
     sae_sets: list[SaeSetSizes] = []
+    compared: list[SaeSetSizes] = []
     layers = 0
     if config.sae is not None:
         layers = model.layers if config.sae.layers == "all" else len(config.sae.layers)
@@ -135,9 +139,10 @@ def inputs_of(config: C) -> Inputs[C] | None:
             if sae_set is None:
                 return None
             sae_sets.append(sae_set)
+        compared = list(_compared(config, layers, model))
     counter = counter_of(config.model, model.architecture)
     text = text_of(config.corpus, config.languages.all, counter)
-    return Inputs(config, model, how, text, tuple(sae_sets), layers, counter)
+    return Inputs(config, model, how, text, tuple(sae_sets), layers, counter, tuple(compared))
 
 
 def _sae_sets(config: JobConfig, saes: SaeConfig, d_model: int) -> Iterator[SaeSetSizes | None]:
@@ -152,6 +157,17 @@ def _sae_sets(config: JobConfig, saes: SaeConfig, d_model: int) -> Iterator[SaeS
         yield SaeSetSizes(name, width, how, dense)
         if name == "measuring" and isinstance(config, AnalyzeConfig) and "random_sae" in config.measures.parts:
             yield from (SaeSetSizes(f"random {draw}", width, how, random=True) for draw in range(1, config.measures.random_sae.draws + 1))
+
+
+def _compared(config: JobConfig, layers: int, model: ModelSizes) -> Iterator[SaeSetSizes]:
+    """The sets of an attribution. They are folders, whose files say how wide they are; a folder that does not is taken to be empty."""
+    if not isinstance(config, AnalyzeConfig) or not config.attribution:
+        return
+    measured = range(model.layers) if config.sae.layers == "all" else config.sae.layers
+    for folder, name in set_names(config.attribution).items():
+        spec = sae_set_in(folder)
+        widths = [read_settings(spec, spec.id_of(layer)).get("d_sae", 0) for layer in measured]
+        yield SaeSetSizes(f"attribution {name}", -(-sum(widths) // layers), "its cfg.json")
 
 
 def layers_in_loss(inputs: Inputs[TrainConfig]) -> tuple[int, int]:

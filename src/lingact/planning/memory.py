@@ -7,6 +7,7 @@ most.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from lingact.activations.attribution_sums import NORMS, STATES
 from lingact.activations.feature_stats import LAYER_SUMS
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
 from lingact.config.training import LoraAdapter, VeraAdapter
@@ -78,6 +79,10 @@ def memory_of_analysis(inputs: Inputs[AnalyzeConfig]) -> Memory:
     if "similarity" in parts:
         kept = min(sentences, config.measures.similarity.sentences)
         host.append(Need(f"mean residuals of {kept:.0f} sentences", languages * layers * kept * model.d_model * 8, EXACT))
+    if inputs.compared:
+        numbers = len(NORMS) + len(STATES) * len(inputs.compared)
+        host.append(_sample(inputs, layers, sentences * inputs.text.tokens * languages))
+        host.append(Need(f"sums of the attribution in {languages} languages", (languages + 1) * layers * sentences * numbers * 8, EXACT))
     sampling = [_sample(inputs, layers, sentences * inputs.text.tokens * languages)] if "random_sae" in parts else []
     return Memory([_weights(inputs), *_saes(inputs)], phases, host, sampling, _loading(inputs))
 
@@ -135,7 +140,7 @@ def _saes(inputs: _Any) -> list[Need]:
             4 * inputs.layers * (2 * d * sae_set.width + 3 * sae_set.width + d),
             f"{EXACT}; width from {sae_set.how}",
         )
-        for sae_set in inputs.sae_sets
+        for sae_set in (*inputs.sae_sets, *inputs.compared)
     ]
 
 
@@ -167,7 +172,7 @@ def _logits(inputs: Inputs, tokens: Number, each: Number) -> Need:
 
 def _latents(inputs: _Measuring, tokens: Number) -> Need:
     """One layer at a time: pre-activations, ReLU, their product with the threshold, the folded ones, and what sorting and counting needs."""
-    widest = max(sae_set.width for sae_set in inputs.sae_sets)
+    widest = max(sae_set.width for sae_set in (*inputs.sae_sets, *inputs.compared))
     return Need(f"latents of {tokens:,.0f} tokens, a layer at a time", tokens * widest * 5 * 4)
 
 
@@ -202,11 +207,11 @@ def _seen(sae_set: SaeSetSizes, variants: int) -> int:
 
 
 def _sample(inputs: _Measuring, layers: int, tokens: Number) -> Need:
-    """Residuals in float32 on which random SAEs are made to fire as often as the trained ones."""
+    """Residuals in float32 on which random SAEs are made to fire as often as the trained ones, or from which an attribution takes their mean."""
     from lingact.activations.random_saes import SAMPLE_TOKENS  # imports sae-lens, which takes seconds, as the run itself does
 
     kept = min(SAMPLE_TOKENS, tokens)
-    return Need(f"residuals of {kept:,.0f} tokens for random SAEs", layers * kept * inputs.model.d_model * 4)
+    return Need(f"residuals of {kept:,.0f} sampled tokens", layers * kept * inputs.model.d_model * 4)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lingact.activations.attribution_sums import STATES
 from lingact.config.jobs import AnalyzeConfig, EvalConfig, TrainConfig
 from lingact.planning.inputs import Inputs, Number, Text, layers_in_loss, share_of
 from lingact.planning.questions import Questions
@@ -47,9 +48,9 @@ def _further_passes(inputs: Inputs[AnalyzeConfig], tokens: Number, sentences: Nu
         times = models * (1 + inputs.layers * (1 + sum(not sae_set.random for sae_set in inputs.sae_sets)))
         yield Pass("splicing", read * times, inputs.forward(read * times, predicted=1.0), _work_of_saes(inputs, read, 1))
     if config.attribution:
-        # Norms first, then an encoding by each set in each of five states of the residuals. The sets are taken to be as wide as the measuring one.
-        encodings = 5 * sum(map(len, config.attribution))
-        yield Pass("attribution", 2 * tokens, inputs.forward(2 * tokens, predicted=0.0), encodings * _work_of_saes(inputs, tokens, 1) / 2)
+        # Norms first, then an encoding by each set in each state of the residuals.
+        encoding = inputs.layers * 2 * inputs.model.d_model * sum(sae_set.width for sae_set in inputs.compared)
+        yield Pass("attribution", 2 * tokens, inputs.forward(2 * tokens), len(STATES) * tokens * encoding)
     if "causal" in parts:
         read = min(measures.causal.sentences, sentences / 2) * per_sentence * codes
         each = codes if measures.causal.features == "language_specific" else 1

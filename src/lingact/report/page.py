@@ -92,7 +92,7 @@ def run_facts(folder: Path) -> dict[str, str]:
             continue
         # There are several SAEs by name, and one of everything else.
         several = found if found and all(isinstance(value, dict) for value in found.values()) else {"": found}
-        label = {"sae": "SAEs,"}.get(part, part)
+        label = {"sae": "SAEs,", "attribution": "SAEs of the attribution,"}.get(part, part)
         facts |= {f"{label} {name}".strip(): _identity(entry) for name, entry in several.items() if entry}
     return facts
 

@@ -22,10 +22,9 @@ from lingact.analysis.language_features import Criteria, chosen_latents, find_fe
 from lingact.analysis.measures import available
 from lingact.analysis.similarity import diffmean_directions
 from lingact.analysis.tables import named_ranges
-from lingact.config.choices import check_causal, set_names
+from lingact.config.choices import check_causal
 from lingact.config.jobs import AnalyzeConfig
 from lingact.config.measures import FeaturesConfig
-from lingact.config.model import sae_set_in
 from lingact.data.corpus import ParallelCorpus, sample_places
 from lingact.data.sources import load_corpus
 from lingact.errors import UserError
@@ -36,11 +35,11 @@ from lingact.files.states import load_state
 from lingact.models.adapter_hashes import adapter_hash
 from lingact.models.adapters import base_behaviour, load_adapter
 from lingact.models.lm import LanguageModel
-from lingact.models.sae import Dictionaries, load_dictionaries
+from lingact.models.sae import Dictionaries
 from lingact.runtime.distributed import broadcast, process_group, rank
 from lingact.runtime.tracking import Run
 from lingact.statistics.bootstrap import Resampling
-from lingact.workflows.setup import MEASURING, Components, set_up
+from lingact.workflows.setup import MEASURING, ComparedSet, Components, compared_sets, set_up
 
 _NAMES = {"random_rates": "random_tokens.safetensors", "spliced": "spliced.safetensors", "causal": "causal.safetensors", "contexts": "contexts.json"}
 _ATTRIBUTION = "attribution"
@@ -74,6 +73,7 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
     corpus = whole.split(config.split, config.corpus.splits)
     _check_enough(config, corpus.ids, corpus.halves, corpus.resampling(config.statistics.block))
     components = set_up(run, config, whole)
+    compared = compared_sets(run, config, components)
     named_ranges(components.layers, config.statistics)
     check_causal(config, components.layers, {layer: sae.width for layer, sae in components.sae_sets[MEASURING].items()})
     for texts in corpus.texts.values():
@@ -84,10 +84,17 @@ def observe(run: Run, config: AnalyzeConfig) -> Observations:
         run.identify(adapter={"name": config.adapter, "sha256": adapter_hash(lm.model)})
         identity |= {"adapter": adapter_hash(lm.model)}
     with process_group(config.devices, config.nodes):
-        return _passes(config, components, corpus, identity, broadcast(run.folder) / "stats")
+        return _passes(config, components, compared, corpus, identity, broadcast(run.folder) / "stats")
 
 
-def _passes(config: AnalyzeConfig, components: Components, corpus: ParallelCorpus, identity: dict[str, str], folder: Path) -> Observations:
+def _passes(
+    config: AnalyzeConfig,
+    components: Components,
+    compared: dict[str, ComparedSet],
+    corpus: ParallelCorpus,
+    identity: dict[str, str],
+    folder: Path,
+) -> Observations:
     """All passes, with their state stored in the folder."""
     lm, parts = components.lm, config.measures.parts
     with base_behaviour(lm.model):
@@ -113,6 +120,7 @@ def _passes(config: AnalyzeConfig, components: Components, corpus: ParallelCorpu
     measured = measure(lm, sae_sets, corpus, batch_tokens=config.batch_tokens, identity=identity, wanted=wanted, folder=folder)
     with base_behaviour(lm.model):
         seen = _further(config, lm, sae_sets, corpus, measured, folder)
+        seen = replace(seen, attribution=_attributed(config, lm, compared, corpus, measured, folder))
     if config.adapter is None:
         return seen
     spliced, causal = _edited(config, lm, sae_sets, corpus, seen, folder, after=True)
@@ -142,17 +150,17 @@ def _further(
             save_contexts(folder / _NAMES["contexts"], contexts)  # written last: if it is there, the links are, too
     seen = Observations(measured, features, contexts, links)
     spliced, causal = _edited(config, lm, sae_sets, corpus, seen, folder)
-    return replace(seen, spliced=spliced, causal=causal, attribution=_attributed(config, lm, corpus, measured, folder))
+    return replace(seen, spliced=spliced, causal=causal)
 
 
-def _attributed(config: AnalyzeConfig, lm: LanguageModel, corpus: ParallelCorpus, measured: Measurement, folder: Path) -> AttributionSums | None:
+def _attributed(
+    config: AnalyzeConfig, lm: LanguageModel, compared: dict[str, ComparedSet], corpus: ParallelCorpus, measured: Measurement, folder: Path
+) -> AttributionSums | None:
     """The sums for attribution, by the SAE sets that it names; None without it."""
-    if not config.attribution:
+    if not compared:
         return None
-    layers, header, names = next(iter(measured.stats.values())).layers, _identity(measured), set_names(config.attribution)
-    loaded = {place: load_dictionaries(sae_set_in(place), layers, lm) for place in names}
-    header |= {f"sae/attribution/{names[place]}": str(found["sha256"]) for place, (_, found) in loaded.items()}
-    set_a, set_b = ({names[place]: loaded[place][0] for place in mix} for mix in config.attribution)
+    header = _identity(measured) | {f"sae/attribution/{name}": each.sha256 for name, each in compared.items()}
+    set_a, set_b = ({name: each.dictionaries for name, each in compared.items() if each.mix == mix} for mix in range(2))
     given = {"batch_tokens": config.batch_tokens, "header": header, "folder": folder / _ATTRIBUTION}
     return attributed(lm, (set_a, set_b), corpus, config.languages.reference, **given)
 
@@ -359,7 +367,7 @@ def stored_observations(folders: tuple[Path, ...], config: AnalyzeConfig) -> Obs
         features = found_features(measured, config, _stored_rates(folder))
         contexts = load_contexts(folder / _NAMES["contexts"])
         links = _links(folder / "links.json")
-    attribution = AttributionSums.load(folder / _ATTRIBUTION) if (folder / _ATTRIBUTION).is_dir() else None
+    attribution = AttributionSums.load(folder / _ATTRIBUTION, measured.languages) if config.attribution else None
     after = {name: folder / f"{name}_{ADAPTER}.safetensors" for name in ("spliced", "causal")}
     # Runs of versions that did not edit the adapted model's residual stream do not have them.
     there = {name for name, path in after.items() if name in parts and path.is_file()}

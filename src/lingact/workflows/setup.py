@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lingact.config.choices import chosen_layers
+from lingact.config.choices import chosen_layers, set_names
 from lingact.config.jobs import AnalyzeConfig, TrainConfig
-from lingact.config.model import SaeConfig
+from lingact.config.model import SaeConfig, sae_set_in
 from lingact.data.corpus import ParallelCorpus
 from lingact.models.lm import LanguageModel, load_model
 from lingact.models.sae import Dictionaries, load_dictionaries
@@ -52,3 +52,33 @@ def load_sae_sets(config: SaeConfig, lm: LanguageModel) -> tuple[dict[str, Dicti
         if spec is not None:
             sae_sets[sae_set], saes[sae_set] = load_dictionaries(spec, layers, lm)
     return sae_sets, saes
+
+
+@dataclass(frozen=True)
+class ComparedSet:
+    """A set of SAEs that `attribution` names."""
+
+    mix: int
+    """0 for the first mix, 1 for the second."""
+    dictionaries: Dictionaries
+    sha256: str
+
+
+def compared_sets(run: Run, config: AnalyzeConfig, components: Components) -> dict[str, ComparedSet]:
+    """The sets of SAEs that `attribution` names, of the measured layers, by name; recorded in the manifest. Empty without attribution.
+
+    They are loaded before anything is measured, so that one that does not fit is refused at once.
+
+    Raises:
+        UserError: an SAE is missing or does not fit the model.
+    """
+    if not config.attribution:
+        return {}
+    names, found, identities = set_names(config.attribution), {}, {}
+    for mix, folders in enumerate(config.attribution):
+        for folder in folders:
+            dictionaries, identity = load_dictionaries(sae_set_in(folder), components.layers, components.lm)
+            found[names[folder]] = ComparedSet(mix, dictionaries, identity["sha256"])
+            identities[names[folder]] = identity
+    run.identify(attribution=identities)
+    return found
