@@ -518,7 +518,7 @@ def test_seeds_of_a_mix_say_what_chance_makes(attributing: tuple[str, ...], smal
     assert set(effects["seeds"]) == {2}
     assert (effects["seed_spread"] > 0).all()
     assert effects["beyond_seeds"].isin([True, False]).all()
-    assert "With 2 seeds of each mix, about 22% of them" in (tmp_path / "run" / "report.html").read_text()
+    assert "about 22% of the pairs would exceed the spread of 2 seeds" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

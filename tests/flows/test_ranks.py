@@ -65,14 +65,16 @@ def test_two_tasks_of_slurm_analyse_as_one_process_does(
 
 
 @pytest.mark.slow
-def test_two_processes_analyse_as_one_does(arguments: Callable[..., list[str]], start: Start, tmp_path: Path) -> None:
+def test_two_processes_analyse_as_one_does(arguments: Callable[..., list[str]], start: Start, small_toy_model: Path, tmp_path: Path) -> None:
     folder, log = tmp_path / "two", tmp_path / "log"
-    command = [sys.executable, str(ROOT / "analyze.py"), *arguments("analyze", folder, *FULL, "devices=2")]
+    everything = (*FULL, f"attribution=[{small_toy_model}/sae,{small_toy_model}/sae_heldout]")
+    command = [sys.executable, str(ROOT / "analyze.py"), *arguments("analyze", folder, *everything, "devices=2")]
     process = launch(command, log)
-    assert start("analyze", tmp_path / "one", *FULL) == 0  # meanwhile
+    assert start("analyze", tmp_path / "one", *everything) == 0  # meanwhile
     assert process.wait() == 0, log.read_text()
     said = bars_of(log)
     bars = {"SAEs", "sampling", "reference statistics en", "measuring", "random tokens", "contexts", "splicing", "intervening"}
+    bars |= {"residual norms", "attribution"}
     assert "measuring" in said
     assert said <= bars, "nothing else is said; a short bar may be gone before it is drawn"
     same_analysis(folder, tmp_path / "one")

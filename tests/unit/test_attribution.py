@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
@@ -358,6 +359,18 @@ def batches(lm: LanguageModel) -> list[list[Any]]:
     return [list(lm.tokens.batches(lm.tokens.windows(texts), 64)) for texts in letters_corpus().texts.values()]
 
 
+def test_processes_find_what_one_finds(planted_lm: LanguageModel, make_sae: Any, apart: Callable[..., list[Any]], tmp_path: Path) -> None:
+    mixes = ({"a": threshold_saes(make_sae, 0)}, {"b": threshold_saes(make_sae, 0, *DIRECTION.values())})
+    given = {"batch_tokens": 64, "header": {"model": "planted"}}
+    alone = attributed(planted_lm, mixes, letters_corpus(), "en", folder=tmp_path / "one", **given)
+    found = apart(2, lambda _: attributed(planted_lm, mixes, letters_corpus(), "en", folder=tmp_path / "two", **given))
+    for sums in (*found, AttributionSums.load(tmp_path / "two", LETTERS)):
+        for code in LETTERS:
+            assert np.array_equal(sums.tokens[code], alone.tokens[code])
+            np.testing.assert_allclose(sums.norms[code], alone.norms[code], rtol=1e-12)
+            np.testing.assert_allclose(sums.activation[code], alone.activation[code], rtol=1e-12)
+
+
 def test_passes_of_something_else_are_not_continued(planted_lm: LanguageModel, make_sae: Any, tmp_path: Path) -> None:
     mixes = ({"a": threshold_saes(make_sae, 0)}, {"b": threshold_saes(make_sae, 0, 1)})
     given = {"batch_tokens": 64, "header": {"model": "planted"}, "folder": tmp_path}
@@ -451,8 +464,8 @@ def test_the_report_says_what_seeds_allow() -> None:
     accounts = written(np.random.default_rng(0), documents=12, sets=(("a0", "a1"), ("b0", "b1")))
     accounts.sums.activation["hi"][:2] *= 2
     text = seeds_text(dictionary_effects(accounts))
-    assert "in 1 of 1 languages and layers, in languages 1 (Hindi)" in text
-    assert "With 2 seeds of each mix, about 22% of them" in text
+    assert "in 1 of 1 pairs of language and layer; languages with any: 1 (Hindi)." in text
+    assert "about 22% of the pairs would exceed the spread of 2 seeds" in text
 
 
 def test_the_lead_gives_the_parts_of_each_group() -> None:
@@ -471,5 +484,5 @@ def test_a_silent_language_has_no_log_ratio() -> None:
     accounts = written(np.random.default_rng(0), documents=12)
     accounts.sums.activation["hi"][0, STATES.index(OWN)] = 0
     table = attribution_table(accounts).set_index(["measure", "order", "part"])
-    assert np.isnan(table.loc[("mean", "mean", "total"), "estimate"])
-    assert not np.isnan(table.loc[("mean", "mean", "remainder"), "estimate"])
+    assert pd.isna(table.loc[("mean", "mean", "total"), "estimate"])
+    assert not pd.isna(table.loc[("mean", "mean", "remainder"), "estimate"])

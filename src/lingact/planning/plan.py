@@ -129,6 +129,8 @@ def _smaller(config: JobConfig) -> Iterator[tuple[str, Value]]:
             yield "trainer.activation_checkpointing", True
     elif "random_sae" in config.measures.parts and config.measures.random_sae.draws > 1:
         yield "measures.random_sae.draws", 1
+    if isinstance(config, AnalyzeConfig) and config.attribution:
+        yield "attribution", ()
     if config.sae.heldout is not None:
         yield "sae.heldout", None
     layers = blocks if config.sae.layers == "all" else config.sae.layers

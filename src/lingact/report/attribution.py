@@ -23,7 +23,8 @@ _TEXT = (
     "This is accounting, and names no cause. The log ratio of a language's activation to the reference's, by set A, is the sum of three parts. "
     "Norm: what goes when the language's residuals are scaled by one factor per layer, so that their mean norm is the reference's. "
     "Dictionary: what goes when set B takes the place of set A. Remainder: what set B still sees at equal norm. "
-    "What the first two take depends on which is equalised first; the table holds both orders and their mean (Shapley), which is shown here. "
+    "What the first two take depends on which is equalised first; the table holds both orders and their mean (Shapley), which is shown here, for "
+    "several SAE seeds the mean over pairs of them, and for a group the mean over its languages. "
     "In the intervals the factors are those of the whole sample."
 )
 _ONE_SEED = "Each mix has one SAE seed here, so nobody knows whether a dictionary part is of the mix or of chance; give several seeds of each mix."
@@ -71,9 +72,9 @@ def seeds_text(effects: pd.DataFrame) -> str:
     often = f"about {BY_CHANCE[seeds]:.0%}" if seeds in BY_CHANCE else "less than 1%"
     return (
         "A dictionary part counts as an effect of the mix (`beyond_seeds`) only where its interval excludes 0 and it is larger than any difference "
-        f"between two seeds of one mix (`seed_spread`): in {len(beyond)} of {len(own)} languages and layers, in languages "
-        f"{listed(list(beyond['language'].unique()))}. With {seeds} seeds of each mix, {often} of them would be larger than the spread of the seeds "
-        "although the mixes did not differ."
+        f"between two seeds of one mix (`seed_spread`). So it is in {len(beyond)} of {len(own)} pairs of language and layer; languages with any: "
+        f"{listed(list(beyond['language'].unique()))}. If the mixes did not differ, {often} of the pairs would exceed the spread of {seeds} seeds of "
+        "each mix by chance."
     )
 
 
