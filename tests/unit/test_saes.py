@@ -116,7 +116,8 @@ def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def hub_text(**changes: Any) -> HubText:
-    given = {"kind": "hub", "dataset": "a/b", "revision": None, "licence": "x", "split": "train", "subset": "2023.{language}", "characters": 400}
+    given = {"kind": "hub", "dataset": "a/b", "revision": None, "licence": "x", "split": "train", "characters": 400}
+    given |= {"subset": "2023.{language}", "files": None}
     columns = {name: COLUMNS[name] for name in ("text", "source", "document")}
     return HubText.model_validate(given | columns | {"languages": ["en", "ml"], "heldout": 0.2, "epochs": 1} | changes)
 
@@ -127,7 +128,9 @@ def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     parts = {}
     for code in ("en", "ml"):
-        rows = [{"text": f"{code} {number:04} text " * 2 if number else " ", "document": str(number // 2)} for number in range(200)]
+        rows = [
+            {"text": f"{code} {number:04} text " * 2 if number > 1 else [" ", None][number], "document": str(number // 2)} for number in range(200)
+        ]
         parts[f"2023.{code}"] = {"train": rows}
     hub.write_dataset(tmp_path / "a/b", parts, "jsonl")
 
@@ -138,7 +141,7 @@ def test_text_of_a_data_set_is_read_as_far_as_it_is_wanted(data_set: None) -> No
     for code in ("en", "ml"):
         texts = [text for document in (*found.training[code], *found.heldout[code]) for text in document.texts]
         assert 400 <= sum(map(len, texts)) < 400 + 30
-        assert min(texts) == f"{code} 0001 text " * 2, "an empty row is left out"
+        assert min(texts) == f"{code} 0002 text " * 2, "rows without text are left out"
     assert {len(document.texts) for document in found.training["en"]} <= {1, 2}
     assert read_running_text(hub_text(characters=800)).sha256 != found.sha256
 
@@ -155,9 +158,17 @@ def test_a_data_set_that_does_not_fit_is_refused(changes: dict[str, Any], told: 
         read_running_text(hub_text(**changes))
 
 
-def test_a_subset_names_the_language() -> None:
-    with pytest.raises(ValueError, match=r"'train' has no \{language\}"):
-        hub_text(subset="train")
+@pytest.mark.parametrize(
+    ("subset", "files", "said"), [("train", None, "'train'"), ("train", "*.jsonl", r"'train' and '\*.jsonl'"), (None, None, "neither")]
+)
+def test_a_subset_or_files_name_the_language(subset: str | None, files: str | None, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"{said}.* has no \{{language\}}; mark the place of the code"):
+        hub_text(subset=subset, files=files)
+
+
+def test_codes_of_other_data_sets() -> None:
+    config = hub_text(subset="{flores}", files="{iso3}/{language}_*.parquet")
+    assert (config.of_language(config.subset, "ml"), config.of_language(config.files, "ml")) == ("mal_Mlym", "mal/ml_*.parquet")
 
 
 # --- mix -------------------------------------------------------------------------------------------------------------------------------------------
@@ -263,17 +274,6 @@ def train_and_save(lm: LanguageModel, folder: Path, reader: Reader | None = None
     for name, trainer in found.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         trainer.save(folder / name)
-        for layer in (0, 2):
-            sae = SAE.load_from_disk(folder / name / f"layer_{layer}")
-            assert sae.cfg.metadata.hook_name == f"blocks.{layer}.hook_resid_post"
-            weights |= {f"{name}/{layer}/{key}": value for key, value in sae.state_dict().items()}
-    return weights
-
-
-@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "topk", "jumprelu", "standard"])
-def test_every_architecture_is_trained_and_loads(architecture: str, lm: LanguageModel, tmp_path: Path) -> None:
-    training = TRAINING.model_copy(update={"architecture": architecture, "tokens": 1000, "sparsity": 0.01})
-    weights = trained(lm, tmp_path, training=training)
 
 
 def trained(lm: LanguageModel, folder: Path, reader: Reader | None = None, training: SaeTraining = TRAINING) -> dict[str, torch.Tensor]:
@@ -285,6 +285,17 @@ def trained(lm: LanguageModel, folder: Path, reader: Reader | None = None, train
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
     weights = {}
     for name in SETS:
+        for layer in (0, 2):
+            sae = SAE.load_from_disk(folder / name / f"layer_{layer}")
+            assert sae.cfg.metadata.hook_name == f"blocks.{layer}.hook_resid_post"
+            weights |= {f"{name}/{layer}/{key}": value for key, value in sae.state_dict().items()}
+    return weights
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "topk", "jumprelu", "standard"])
+def test_every_architecture_is_trained_and_loads(architecture: str, lm: LanguageModel, tmp_path: Path) -> None:
+    training = TRAINING.model_copy(update={"architecture": architecture, "tokens": 1000, "sparsity": 0.01})
+    weights = trained(lm, tmp_path, training=training)
     assert all(value.isfinite().all() for value in weights.values())
     kind = SAE.load_from_disk(tmp_path / "equal" / "layer_2").cfg.architecture()
     assert kind == {"batchtopk": "jumprelu", "matryoshka": "jumprelu"}.get(architecture, architecture)
@@ -323,17 +334,6 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_progress_is_told(lm: LanguageModel, tmp_path: Path) -> None:
-    told: list[tuple[int, dict[str, float]]] = []
-    train_sets(reader_of(lm), SETS, TRAINING, metadata={}, header={}, folder=tmp_path, log=lambda step, values: told.append((step, values)))
-    assert [step for step, _ in told] == list(range(10, 10 * len(told) + 1, 10))
-    first, last = told[1][1], told[-1][1]
-    assert set(last) == {f"{what}/{name}/{layer}" for what in ("loss", "dead") for name in SETS for layer in (0, 2)}
-    assert all(last[key] < first[key] for key in last if key.startswith("loss"))
-
-
-def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Reader.read
 def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -421,6 +421,17 @@ def test_a_signal_is_heard_whenever_it_comes(moment: str, lm: LanguageModel, tmp
     assert [path.name for path in tmp_path.iterdir()] == [f"passes_{done}.process_1_of_1.ckpt"]
 
 
+def test_progress_is_told(lm: LanguageModel, tmp_path: Path) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+    train_sets(reader_of(lm), SETS, TRAINING, metadata={}, header={}, folder=tmp_path, log=lambda step, values: told.append((step, values)))
+    assert [step for step, _ in told] == list(range(10, 10 * len(told) + 1, 10))
+    first, last = told[1][1], told[-1][1]
+    assert set(last) == {f"{what}/{name}/{layer}" for what in ("loss", "dead") for name in SETS for layer in (0, 2)}
+    assert all(last[key] < first[key] for key in last if key.startswith("loss"))
+
+
+def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Reader.read
 
     def read(self: Reader, places: Any, **given: Any) -> Any:
         monkeypatch.setattr(interrupts._State, "arrived", signal.SIGINT)
