@@ -393,13 +393,14 @@ def test_who_knows_better_goes_on_and_resumes_so(train: Train, runs: Runs, capsy
     assert [config.plan for config, _ in runs] == ["off", "off"]
 
 
-def test_the_saes_for_a_model_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_saes_for_a_model_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main("analyze", CONF, ["--list-saes", "model=gemma2_2b"]) == 0
     told = capsys.readouterr().out
     assert "gemma-scope-2b-pt-res-canonical" in told
     assert "layer_{layer}/width_16k/canonical" in told
     assert "* stands for a number" in told
-    assert cli.main("train", CONF, ["--list-saes", "model=gpt2"]) == 0
+    (tmp_path / "own" / "layer_1").mkdir(parents=True)
+    assert cli.main("train", CONF, ["--list-saes", "model=gpt2", f"sae={tmp_path / 'own'}"]) == 0
     assert "*" not in capsys.readouterr().out
     assert cli.main("analyze", CONF, ["--list-saes"]) == 2
     assert "has no suitable SAEs for" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -288,7 +289,7 @@ from lingact.config.saes import HubText
 from lingact.errors import UserError
 from lingact.saes.text import read_running_text
 try:
-    given = yaml.safe_load(open(sys.argv[1])) | {"languages": ["en", "ml"], "characters": 300}
+    given = yaml.safe_load(open(sys.argv[1])) | {"languages": ["en", "ml"], "characters": 300} | json.loads(sys.argv[2])
     found = read_running_text(HubText.model_validate(given))
     print(json.dumps({code: [text for document in own for text in document.texts] for code, own in found.training.items()}))
 except UserError as error:
@@ -296,22 +297,53 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("refused", ["", "gated"])
-def test_running_text_is_streamed(refused: str, tmp_path: Path, process: Process) -> None:
-    rows = {code: [{"id": str(number), "text": f"{code} {number:03} article"} for number in range(300)] for code in ("en", "ml")}
-    hub.write_dataset(tmp_path / "hub" / "wikimedia/wikipedia", {f"20231101.{code}": {"train": own} for code, own in rows.items()}, "parquet")
-    with serving(tmp_path / "hub") as server:
-        server.refuses = {"wikimedia/wikipedia": refused} if refused else {}
-        done = process(server.url, "-c", STREAM, str(CONF / "text" / "hub.yaml"))
+def streamed(process: Process, address: str, **changes: Any) -> Any:
+    """Texts by language, or what is told."""
+    done = process(address, "-c", STREAM, str(CONF / "text" / "hub.yaml"), json.dumps(changes))
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    if refused:
-        assert found.startswith(
-            "text 'wikimedia/wikipedia' (CC BY-SA 3.0 and GFDL) cannot be loaded: it is only available to those who accept its terms"
-        )
-        return
+    return json.loads(done.stdout)
+
+
+ARTICLES = {code: [{"id": str(number), "text": f"{code} {number:03} article"} for number in range(300)] for code in ("en", "ml")}
+
+
+def only_as_much_as_is_wanted(found: dict[str, list[str]]) -> None:
     assert set(found) == {"en", "ml"}
     for code, texts in found.items():
-        first = [row["text"] for row in rows[code]][:22]
-        assert set(texts) <= set(first), "no more than 300 characters"
+        assert set(texts) <= {row["text"] for row in ARTICLES[code][:22]}, "no more than 300 characters"
         assert len(texts) >= 10, "the others are held out"
+
+
+def test_running_text_is_streamed(tmp_path: Path, process: Process) -> None:
+    parts = {f"20231101.{code}": {"train": own} for code, own in ARTICLES.items()}
+    hub.write_dataset(tmp_path / "hub" / "wikimedia/wikipedia", parts, "parquet")
+    with serving(tmp_path / "hub") as server:
+        only_as_much_as_is_wanted(streamed(process, server.url))
+        page = f"{server.url}/datasets/wikimedia/wikipedia"
+        server.refuses = {"wikimedia/wikipedia": "gated"}
+        begin = "text 'wikimedia/wikipedia' (CC BY-SA 3.0 and GFDL) cannot be loaded:"
+        assert (
+            streamed(process, server.url)
+            == f"{begin} it is only available to those who accept its terms. Accept them on {page} and run `hf auth login`"
+        )
+        server.refuses = {"wikimedia/wikipedia": "unknown"}
+        assert streamed(process, server.url).startswith(f"{begin} it does not exist on the hub, or you have no access. Look at {page}")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_running_text_comes_from_files_of_a_language(kind: str, tmp_path: Path, process: Process) -> None:
+    folder = tmp_path / "hub" / "a/b" / "verified"
+    for code, name in (("en", "eng"), ("ml", "mal")):
+        (folder / name).mkdir(parents=True)
+        frame = pd.DataFrame(ARTICLES[code])
+        path = folder / name / f"part-0.{kind}"
+        frame.to_parquet(path) if kind == "parquet" else frame.to_json(path, orient="records", lines=True)
+    given = {"dataset": "a/b", "subset": None, "files": f"verified/{{iso3}}/*.{kind}"}
+    with serving(tmp_path / "hub") as server:
+        only_as_much_as_is_wanted(streamed(process, server.url, **given))
+        told = streamed(process, server.url, **given | {"languages": ["en", "hi"]})
+        assert told == (
+            f"text 'a/b' (CC BY-SA 3.0 and GFDL) has nothing for hi: no file 'verified/hin/*.{kind}'. Leave hi out, or choose another text"
+        )
+        told = streamed(process, server.url, **given | {"text": "body"})
+        assert told == f"text 'a/b' (CC BY-SA 3.0 and GFDL) has no column body in 'verified/eng/*.{kind}' (there: id, text); fix its section"

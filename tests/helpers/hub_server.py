@@ -130,18 +130,25 @@ class _Handler(BaseHTTPRequestHandler):
         elif (found := _FILE.fullmatch(path)) and (self.hub.root / found[1]).is_dir():
             self._file(self.hub.root / found[1] / found[3])
         elif (found := _ASKED.fullmatch(path)) and (self.hub.root / found[1]).is_dir():
-            self._json(self._described(found[1], found[2], (found[4] or "").strip("/"), body))
+            deep = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in ("true", "1")
+            self._json(self._described(found[1], found[2], (found[4] or "").strip("/"), body, deep=deep))
         else:
             self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
-    def _described(self, name: str, what: str | None, below: str, body: bytes) -> Any:
+    def _described(self, name: str, what: str | None, below: str, body: bytes, *, deep: bool) -> Any:
         files = self.hub.files(name)
         if what == "paths-info":
             text = body.decode()
             wanted = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
             return [file for file in files if file["path"] in wanted]
         if what == "tree":
-            return [file for file in files if not below or file["path"].startswith(f"{below}/")]
+            found = [file for file in files if not below or file["path"].startswith(f"{below}/")]
+            if deep:
+                return found
+            depth = len(Path(below).parts) + 1
+            folders = dict.fromkeys("/".join(Path(file["path"]).parts[:depth]) for file in found if len(Path(file["path"]).parts) > depth)
+            own = [file for file in found if len(Path(file["path"]).parts) == depth]
+            return own + [{"type": "directory", "oid": "0" * 40, "size": 0, "path": folder} for folder in folders]
         about = {"_id": "0", "id": name, "author": name.split("/")[0], "sha": COMMIT, "lastModified": "2026-01-01T00:00:00.000Z", "tags": []}
         about |= {"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "createdAt": "2026-01-01T00:00:00.000Z"}
         return about | {"private": name in self.hub.private, "siblings": [{"rfilename": file["path"]} | file for file in files]}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lingact.errors import UserError
 from lingact.runtime import distributed
@@ -47,11 +48,23 @@ def test_states_are_merged_in_the_order_of_ranks_and_handed_out(apart: Apart) ->
     assert apart(3, work) == [{"order": [[12]], "sum": [0.1 + 0.2], "none": []}] * 3
 
 
-def test_who_waits_for_one_that_has_ended_is_told(apart: Apart) -> None:
+def test_a_tensor_is_handed_out(apart: Apart) -> None:
+    def work(rank: int) -> list[float]:
+        tensor = torch.full((2,), float(rank))
+        distributed.broadcast_tensor(tensor, source=2)
+        return tensor.tolist()
+
+    assert apart(3, work) == [[2.0, 2.0]] * 3
+
+
+@pytest.mark.parametrize(
+    "wait", [lambda: distributed.broadcast(0), lambda: distributed.broadcast_tensor(torch.zeros(2), source=1)], ids=["value", "tensor"]
+)
+def test_who_waits_for_one_that_has_ended_is_told(wait: Callable[[], object], apart: Apart) -> None:
     def work(rank: int) -> None:
         if rank == 1:
             os._exit(9)
-        distributed.broadcast(0)
+        wait()
 
     told, nothing = apart(2, work)
     assert isinstance(told, UserError)

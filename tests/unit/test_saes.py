@@ -3,8 +3,10 @@
 import gzip
 import json
 import lzma
+import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from lingact.models.sae import Dictionary, load_dictionaries
 from lingact.runtime import interrupts
 from lingact.saes import trainers as module
 from lingact.saes.buffer import ShuffleBuffer
+from lingact.saes.checkpoints import Checkpoints
 from lingact.saes.engine import Reader, Start, train_sets
 from lingact.saes.mix import Schedule, make_schedule, most_windows
 from lingact.saes.quality import Intervals, Judge, fit_table, heldout_corpora, mix_effects_table, overlap_table
@@ -113,7 +116,8 @@ def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def hub_text(**changes: Any) -> HubText:
-    given = {"kind": "hub", "dataset": "a/b", "revision": None, "licence": "x", "split": "train", "subset": "2023.{language}", "characters": 400}
+    given = {"kind": "hub", "dataset": "a/b", "revision": None, "licence": "x", "split": "train", "characters": 400}
+    given |= {"subset": "2023.{language}", "files": None}
     columns = {name: COLUMNS[name] for name in ("text", "source", "document")}
     return HubText.model_validate(given | columns | {"languages": ["en", "ml"], "heldout": 0.2, "epochs": 1} | changes)
 
@@ -124,7 +128,9 @@ def data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     parts = {}
     for code in ("en", "ml"):
-        rows = [{"text": f"{code} {number:04} text " * 2 if number else " ", "document": str(number // 2)} for number in range(200)]
+        rows = [
+            {"text": f"{code} {number:04} text " * 2 if number > 1 else [" ", None][number], "document": str(number // 2)} for number in range(200)
+        ]
         parts[f"2023.{code}"] = {"train": rows}
     hub.write_dataset(tmp_path / "a/b", parts, "jsonl")
 
@@ -135,7 +141,7 @@ def test_text_of_a_data_set_is_read_as_far_as_it_is_wanted(data_set: None) -> No
     for code in ("en", "ml"):
         texts = [text for document in (*found.training[code], *found.heldout[code]) for text in document.texts]
         assert 400 <= sum(map(len, texts)) < 400 + 30
-        assert min(texts) == f"{code} 0001 text " * 2, "an empty row is left out"
+        assert min(texts) == f"{code} 0002 text " * 2, "rows without text are left out"
     assert {len(document.texts) for document in found.training["en"]} <= {1, 2}
     assert read_running_text(hub_text(characters=800)).sha256 != found.sha256
 
@@ -152,9 +158,17 @@ def test_a_data_set_that_does_not_fit_is_refused(changes: dict[str, Any], told: 
         read_running_text(hub_text(**changes))
 
 
-def test_a_subset_names_the_language() -> None:
-    with pytest.raises(ValueError, match=r"'train' has no \{language\}"):
-        hub_text(subset="train")
+@pytest.mark.parametrize(
+    ("subset", "files", "said"), [("train", None, "'train'"), ("train", "*.jsonl", r"'train' and '\*.jsonl'"), (None, None, "neither")]
+)
+def test_a_subset_or_files_name_the_language(subset: str | None, files: str | None, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"{said}.* has no \{{language\}}; mark the place of the code"):
+        hub_text(subset=subset, files=files)
+
+
+def test_codes_of_other_data_sets() -> None:
+    config = hub_text(subset="{flores}", files="{iso3}/{language}_*.parquet")
+    assert (config.of_language(config.subset, "ml"), config.of_language(config.files, "ml")) == ("mal_Mlym", "mal/ml_*.parquet")
 
 
 # --- mix -------------------------------------------------------------------------------------------------------------------------------------------
@@ -254,14 +268,23 @@ def reader_of(lm: LanguageModel, layers: tuple[int, ...] = (0, 2)) -> Reader:
     return Reader(lm, layers, windows, made, TRAINING.context, 64)
 
 
-def trained(lm: LanguageModel, folder: Path, reader: Reader | None = None, training: SaeTraining = TRAINING) -> dict[str, torch.Tensor]:
-    """All weights, as they were saved."""
+def train_and_save(lm: LanguageModel, folder: Path, reader: Reader | None = None, training: SaeTraining = TRAINING) -> None:
     metadata = {"model_name": "tiny", "prepend_bos": True, "context_size": 16}
     found = train_sets(reader or reader_of(lm), SETS, training, metadata=metadata, header={"text": "1"}, folder=folder / "checkpoints")
-    weights = {}
     for name, trainer in found.items():
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         trainer.save(folder / name)
+
+
+def trained(lm: LanguageModel, folder: Path, reader: Reader | None = None, training: SaeTraining = TRAINING) -> dict[str, torch.Tensor]:
+    """All weights, as they were saved."""
+    train_and_save(lm, folder, reader, training)
+    return weights_in(folder)
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    weights = {}
+    for name in SETS:
         for layer in (0, 2):
             sae = SAE.load_from_disk(folder / name / f"layer_{layer}")
             assert sae.cfg.metadata.hook_name == f"blocks.{layer}.hook_resid_post"
@@ -311,6 +334,93 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(lm: LanguageModel, tmp
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def interrupted_at(lm: LanguageModel, folder: Path, read: int, rank: int, interrupted_rank: int) -> str:
+    """Train until one of the processes gets a signal while it reads that many passes. What is told to the user."""
+    real, reads = Reader.read, [0]
+
+    def reading(self: Reader, places: Any, **given: Any) -> Any:
+        reads[0] += 1
+        if reads[0] == read and rank == interrupted_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, places, **given)
+
+    with pytest.MonkeyPatch.context() as patch, interrupts.interruptible():
+        patch.setattr(Reader, "read", reading)
+        with pytest.raises(KeyboardInterrupt) as told:
+            train_and_save(lm, folder)
+    return str(told.value)
+
+
+def test_processes_train_the_same_and_any_number_goes_on(lm: LanguageModel, tmp_path: Path, apart: Callable[..., list[Any]]) -> None:
+    whole, parts = trained(lm, tmp_path / "whole"), tmp_path / "parts"
+    passes = len(reader_of(lm).passes)
+    apart(2, lambda _: train_and_save(lm, tmp_path / "two"))
+    assert same_weights(weights_in(tmp_path / "two"), whole)
+    # Six SAEs: a process has two layers of a set, one, or none.
+    for count, read, done in ((1, 6, 6), (2, 3, 12), (4, 3, 24), (3, 4, 36)):
+        told = f"{done} of {passes} forward passes, with all that was trained on them"
+        assert apart(count, lambda rank, read=read, last=count - 1: interrupted_at(lm, parts, read, rank, interrupted_rank=last)) == [told] * count
+        names = {f"passes_{done}.process_{process + 1}_of_{count}.ckpt" for process in range(count)}
+        assert {path.name for path in (parts / "checkpoints").iterdir()} == names
+    assert same_weights(trained(lm, parts), whole)
+
+
+@pytest.mark.parametrize("written", ["some of the first", "some of later ones", "all, and none is removed"])
+def test_a_kill_while_checkpoints_are_written_or_removed_changes_nothing(
+    written: str, lm: LanguageModel, tmp_path: Path, apart: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, folder, begun = trained(lm, tmp_path / "whole"), tmp_path / "checkpoints", 6
+    apart(2, lambda rank: interrupted_at(lm, tmp_path, 3, rank, interrupted_rank=0))
+    if written == "some of the first":
+        (folder / "passes_6.process_2_of_2.ckpt").unlink()
+        begun = 0
+    elif written == "some of later ones":
+        (folder / "passes_8.process_1_of_2.ckpt").write_bytes(b"of no use")
+    else:
+        earlier = {path: path.read_bytes() for path in folder.iterdir()}
+        apart(2, lambda rank: interrupted_at(lm, tmp_path, 3, rank, interrupted_rank=0))
+        for path, content in earlier.items():
+            path.write_bytes(content)
+        begun = 12
+    real, reads = Reader.read, [0]
+
+    def read(self: Reader, places: Any, **given: Any) -> Any:
+        reads[0] += 1
+        return real(self, places, **given)
+
+    monkeypatch.setattr(Reader, "read", read)
+    assert same_weights(trained(lm, tmp_path), whole)
+    assert reads[0] == len(reader_of(lm).passes) - begun
+
+
+@pytest.mark.parametrize("moment", ["a checkpoint is written", "progress is told"])
+def test_a_signal_is_heard_whenever_it_comes(moment: str, lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, moments = Checkpoints.save, [0]
+
+    def now(at: int) -> None:
+        moments[0] += 1
+        if moments[0] == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def save(self: Checkpoints, trainers: Any, done: int) -> None:
+        real(self, trainers, done)
+        if moment == "a checkpoint is written":
+            now(3)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    training = TRAINING if moment == "progress is told" else TRAINING.model_copy(update={"checkpoint_minutes": 1e-9})
+    given: dict[str, Any] = {"metadata": {}, "header": {}, "folder": tmp_path, "log": lambda *_: now(1) if moment == "progress is told" else None}
+    passes = len(reader_of(lm).passes)
+    done = {"a checkpoint is written": 4, "progress is told": 10}[moment]
+    with interrupts.interruptible(), pytest.raises(KeyboardInterrupt, match=rf"^{done} of {passes} forward passes"):
+        train_sets(reader_of(lm), SETS, training, **given)
+    assert [path.name for path in tmp_path.iterdir()] == [f"passes_{done}.process_1_of_1.ckpt"]
+
+
 def test_progress_is_told(lm: LanguageModel, tmp_path: Path) -> None:
     told: list[tuple[int, dict[str, float]]] = []
     train_sets(reader_of(lm), SETS, TRAINING, metadata={}, header={}, folder=tmp_path, log=lambda step, values: told.append((step, values)))
@@ -336,10 +446,6 @@ def test_a_checkpoint_of_something_else_is_refused(lm: LanguageModel, tmp_path: 
         train_sets(reader_of(lm), SETS, TRAINING, header={"text": "2"}, **given)
     (path,) = (tmp_path / "checkpoints").iterdir()
     assert path.name == "passes_1.process_1_of_1.ckpt"
-    path.rename(path.with_name("passes_1.process_1_of_3.ckpt"))
-    with pytest.raises(UserError, match=r"has checkpoints of 3 processes; go on with devices=3, or restore"):
-        train_sets(reader_of(lm), SETS, TRAINING, header={"text": "1"}, **given)
-    path.with_name("passes_1.process_1_of_3.ckpt").rename(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="truncated, damaged or not a checkpoint of SAEs; restore the right one, or delete it"):
         train_sets(reader_of(lm), SETS, TRAINING, header={"text": "1"}, **given)

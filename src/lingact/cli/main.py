@@ -126,7 +126,7 @@ def _answer(job: str, conf_dir: Path, beside: Path | None, argv: list[str]) -> i
                 elif arguments.list_saes:
                     from lingact.cli.sae_list import list_saes
 
-                    list_saes(job, arguments.overrides)
+                    list_saes(job, with_sae_folders(job, arguments.overrides))
                 else:
                     _run(job, arguments.overrides, arguments.multirun)
     except UserError as error:

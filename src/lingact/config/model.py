@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
+from omegaconf import OmegaConf
 from pydantic import BeforeValidator, Field, field_validator
 
 from lingact.config.base import Code, ConfigSection
@@ -73,6 +74,14 @@ class SaeSet(ConfigSection):
 def sae_set_in(folder: Path) -> SaeSet:
     """The set that `lingact saes` leaves in a folder: `layer_<n>` for each layer."""
     return SaeSet(release=str(folder.absolute()), id="layer_{layer}")
+
+
+def layers_in(folder: str) -> list[int]:
+    """The layers of which a set in a folder has SAEs; in overrides `${layers_in:FOLDER}`."""
+    return sorted(int(match[1]) for path in Path(folder).iterdir() if (match := re.fullmatch(r"layer_(\d+)", path.name)) and path.is_dir())
+
+
+OmegaConf.register_new_resolver("layers_in", layers_in, replace=True)
 
 
 class SaeConfig(ConfigSection):

@@ -1,10 +1,12 @@
 """SAEs of one's own: the text that they are trained on, how its languages are mixed, and how they are trained."""
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from lingact.catalogue.languages import LANGUAGES, Language
 from lingact.config.base import Code, ConfigSection, FieldsBefore
 from lingact.config.data import Codes, OnTheHub
 from lingact.config.limits import Count, Factor, Layers, Place, Real, Seed, Share, Text
@@ -39,21 +41,41 @@ class FilesText(RunningTextConfig):
 
 
 class HubText(OnTheHub, RunningTextConfig):
-    """A data set of the hub with one configuration per language. It is streamed: no more is downloaded than is read."""
+    """A data set of the hub that keeps languages apart, in configurations or in files. It is streamed: no more is downloaded than is read.
+
+    `subset` and `files` may have `{language}` (lingact's code, `ml`), `{flores}` (`mal_Mlym`) and `{iso3}` (`mal`) in the place of the language.
+    """
 
     kind: Literal["hub"]
-    subset: Text
-    """The name of the configurations, with `{language}` in the place of the code."""
+    subset: Text | None
+    """The name of the configurations. None: the data set has none."""
+    files: Text | None
+    """Which of its files are read, such as `data/{language}/*.parquet`. None: those of the configuration."""
     languages: Codes
     characters: Count
     """Of each language so many are read at most, held-out documents included."""
 
-    @field_validator("subset")
+    @field_validator("files")
     @classmethod
-    def _has_language(cls, subset: str) -> str:
-        if "{language}" not in subset:
-            raise ValueError(f"'{subset}' has no {{language}}; mark the place of the code, as in '20231101.{{language}}'")
-        return subset
+    def _name_the_language(cls, files: str | None, info: FieldsBefore) -> str | None:
+        given = [pattern for pattern in (info.data.get("subset"), files) if pattern is not None]
+        if "subset" in info.data and not any(f"{{{name}}}" in pattern for pattern in given for name in _LANGUAGE_IN):
+            said = " and ".join(f"'{pattern}'" for pattern in given) or "neither subset nor files"
+            raise ValueError(f"{said} has no {{language}}; mark the place of the code, as in text.subset='20231101.{{language}}'")
+        return files
+
+    def of_language(self, pattern: str | None, code: str) -> str | None:
+        """`subset` or `files` with the language filled in."""
+        for name, code_of in _LANGUAGE_IN.items() if pattern is not None else ():
+            pattern = pattern.replace(f"{{{name}}}", code_of(LANGUAGES[code]))
+        return pattern
+
+
+_LANGUAGE_IN: dict[str, Callable[[Language], str]] = {
+    "language": lambda language: language.code,
+    "flores": lambda language: language.flores,
+    "iso3": lambda language: language.flores.partition("_")[0],
+}
 
 
 TextConfig = Annotated[FilesText | HubText, Field(discriminator="kind")]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from lingact.runtime.environment import shape, started_outside
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment
+    from torch import Tensor
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(days=7)
@@ -100,6 +102,14 @@ def all_reduce(state: dict[str, np.ndarray], merge: Callable[[dict[str, np.ndarr
         distributed.broadcast(torch.from_numpy(array), src=0)
 
 
+def broadcast_tensor(tensor: "Tensor", source: int = 0) -> None:
+    """Overwrite a tensor in host memory with that of one process, which has the same shape and type."""
+    from torch import distributed
+
+    if world() > 1:
+        _together(partial(distributed.broadcast, tensor, src=source))
+
+
 def _wait() -> None:
     """Wait until all processes are here.
 
@@ -108,8 +118,17 @@ def _wait() -> None:
     """
     from torch import distributed
 
+    _together(distributed.barrier)
+
+
+def _together(collective: Callable[[], object]) -> None:
+    """Do something that all processes take part in.
+
+    Raises:
+        UserError: another process has ended.
+    """
     try:
-        _in_thread(distributed.barrier)
+        _in_thread(collective)
     except RuntimeError as error:
         time.sleep(2)  # if it ran on this machine, `_watching` may still say how it ended
         raise UserError(

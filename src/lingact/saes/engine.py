@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lingact.models.adapters import base_behaviour
 from lingact.models.finite import beyond
 from lingact.models.lm import LanguageModel
 from lingact.runtime import interrupts
-from lingact.runtime.distributed import all_gather, broadcast, rank, world
+from lingact.runtime.distributed import all_gather, broadcast, broadcast_tensor, rank, world
 from lingact.saes.checkpoints import Checkpoints
 from lingact.saes.mix import Rows, Schedule
 from lingact.saes.trainers import SetTrainer
@@ -162,22 +162,24 @@ def train_sets(  # noqa: PLR0913 (what is trained, on what, where it is kept and
     with tqdm(total=sum(map(len, passes)) * reader.context, unit="tok", unit_scale=True, desc="SAEs", leave=False, dynamic_ncols=True) as bar:
         bar.update(sum(map(len, passes[:done])) * reader.context)
         bar.unpause()
-        written = time.monotonic()
-        stopped = False
-        while done < len(passes) and not stopped:
-            turn = passes[done : done + world()]
-            with suppress(KeyboardInterrupt), interrupts.deferred():  # no pass is half done
-                _feed(reader, turn, trainers, routes)
-                done += len(turn)
-                stopped = any(all_gather(interrupts.pending()))
-                if stopped or broadcast(time.monotonic() - written > 60 * training.checkpoint_minutes):
-                    checkpoints.save(trainers, done)
-                    written = time.monotonic()
-            bar.update(sum(map(len, turn)) * reader.context)
-            if log is not None and done // LOG_EVERY > (done - len(turn)) // LOG_EVERY:
-                log(done, _progress(trainers))
-    if stopped:
-        raise KeyboardInterrupt(f"{done} of {len(passes)} forward passes, with all that was trained on them")
+        written, kept, stopped = time.monotonic(), done, False
+        try:
+            with interrupts.deferred():  # a signal takes effect between two passes, in all processes at once
+                while done < len(passes) and not stopped:
+                    turn = passes[done : done + world()]
+                    _feed(reader, turn, trainers, routes)
+                    done += len(turn)
+                    bar.update(sum(map(len, turn)) * reader.context)
+                    if log is not None and done // LOG_EVERY > (done - len(turn)) // LOG_EVERY:
+                        log(done, _progress(trainers))
+                    stopped = any(all_gather(interrupts.pending()))
+                    if stopped or broadcast(time.monotonic() - written > 60 * training.checkpoint_minutes):
+                        checkpoints.save(trainers, done)
+                        written, kept = time.monotonic(), done
+            if stopped:  # by another process's signal
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{kept} of {len(passes)} forward passes, with all that was trained on them") from None
     for name, trainer in trainers.items():
         if routes[name].layers:
             trainer.finish()
@@ -227,6 +229,6 @@ def _from_process(source: int, own: tuple[Residuals, Row] | None, device: torch.
     mine = own if rank() == source else None
     residuals = torch.empty(shape) if mine is None else mine[0].float().cpu().contiguous()
     row = torch.empty(shape[0], dtype=torch.int64) if mine is None else mine[1].long().cpu().contiguous()
-    torch.distributed.broadcast(residuals, src=source)
-    torch.distributed.broadcast(row, src=source)
+    broadcast_tensor(residuals, source)
+    broadcast_tensor(row, source)
     return residuals.to(device), row.to(device)

@@ -77,14 +77,15 @@ def _of_files(config: FilesText) -> Iterator[_Found]:
 def _of_the_hub(config: HubText) -> Iterator[_Found]:
     """So many characters of each language; rows without text are left out."""
     for code in config.languages:
-        subset = config.subset.replace("{language}", code)
-        given = {"what": "text", "instead": "or use text.path=FOLDER", "streamed": True}
+        subset, files = config.of_language(config.subset, code), config.of_language(config.files, code)
+        part = f"configuration '{subset}'" if files is None else f"files '{files}'"
+        given = {"what": "text", "instead": "or use text.path=FOLDER", "streamed": True, "files": files}
         read = 0
         with hub_rows(config, subset, [config.text], code, **given, further=[config.source, config.document]) as rows:
             for number, row in enumerate(rows, start=1):
-                if isinstance(row[config.text], str) and not row[config.text].strip():
+                if row[config.text] is None or (isinstance(row[config.text], str) and not row[config.text].strip()):
                     continue
-                yield _checked(row, f"text '{config.dataset}', configuration '{subset}', row {number}", config, code)
+                yield _checked(row, f"text '{config.dataset}', {part}, row {number}", config, code)
                 read += len(row[config.text])
                 if read >= config.characters:
                     break

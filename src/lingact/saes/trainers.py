@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,18 @@ class SetTrainer:
         """What `load` needs to go on from here."""
         return {"done": self.done, "buffer": self._buffer.state(), "layers": {layer: _state_of(each) for layer, each in self.trainers.items()}}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self.done = state["done"]
-        self._buffer.load(state["buffer"])
-        for layer, trainer in self.trainers.items():
+    def load(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on from the states of trainers that had the layers of this set between them."""
+        of = {layer: (state, column) for state in states for column, layer in enumerate(state["layers"])}
+        own = [of[layer] for layer in self.trainers]
+        for (layer, trainer), (state, _) in zip(self.trainers.items(), own, strict=True):
             _load_into(trainer, state["layers"][layer])
+        if own:
+            # The buffers of a set have shuffled alike, whatever layers they hold.
+            first, device = own[0][0], next(iter(self.trainers.values())).cfg.device
+            self.done = first["done"]
+            waiting = [state["buffer"]["waiting"][:, column] for state, column in own if state["buffer"]["waiting"] is not None]
+            self._buffer.load({"random": first["buffer"]["random"], "waiting": torch.stack(waiting, dim=1).to(device) if waiting else None})
 
 
 def _new_sae(training: SaeTraining, mix: SaeMix, d_in: int, metadata: dict[str, Any], device: str) -> Any:
@@ -199,5 +205,7 @@ def _load_into(trainer: SAETrainer[Any, Any], state: dict[str, Any]) -> None:
     trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
     for name, scheduler in trainer.coefficient_schedulers.items():
         scheduler.load_state_dict(state["coefficients"][name])
-    for name in (*_COUNTS, *_TENSORS):
+    for name in _COUNTS:
         setattr(trainer, name, state[name])
+    for name in _TENSORS:
+        setattr(trainer, name, state[name].to(trainer.cfg.device))

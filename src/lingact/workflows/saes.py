@@ -13,6 +13,7 @@ from lingact.config.model import sae_set_in
 from lingact.config.validation import validate
 from lingact.data.corpus import ParallelCorpus
 from lingact.data.sources import load_corpus
+from lingact.errors import UserError
 from lingact.files.atomic import write_atomically
 from lingact.files.folders import make_folders
 from lingact.models.adapter_hashes import adapter_hash
@@ -64,6 +65,7 @@ def run(config: SaesConfig, folder: Path) -> float | None:
         training = _training_of_adapter(config)
         with process_group(config.devices, config.nodes):
             place = broadcast(run.folder)
+            _refuse_other_inputs(run.header)
             _train(config, run, Reader(lm, layers, rows, schedule, config.saes.context, config.batch_tokens), place)
             sae_sets, hashes = _load(config, lm, layers, place)
             refitted = frozenset(name for name, (_, adapted) in trained_sets(config).items() if adapted)
@@ -124,8 +126,11 @@ def _train(config: SaesConfig, run: Run, reader: Reader, folder: Path) -> None:
     Args:
         folder: of the run, the same in all processes.
     """
-    place = folder / SETS
+    place, header = folder / SETS, broadcast(run.header)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, header)
     if all((place / name / f"layer_{layer}" / "cfg.json").is_file() for name in trained_sets(config) for layer in reader.layers):
+        if run.first:
+            checkpoints.remove()
         return
     lm = reader.lm
     metadata = {
@@ -134,14 +139,24 @@ def _train(config: SaesConfig, run: Run, reader: Reader, folder: Path) -> None:
         "context_size": config.saes.context,
         "model_from_pretrained_kwargs": {},
     }
-    header = broadcast(run.header)
     start, kept = _start(config, lm, reader.layers), {"header": header, "folder": folder / CHECKPOINTS}
     for name, trainer in train_sets(reader, config.seeded_sets, config.saes, metadata=metadata, **kept, start=start, log=run.progress).items():
         make_folders(place / name)
         trainer.save(place / name)
     all_gather(None)  # all SAEs are there
     if run.first:
-        Checkpoints(folder / CHECKPOINTS, header).remove()
+        checkpoints.remove()
+
+
+def _refuse_other_inputs(header: dict[str, str]) -> None:
+    """Each process reads a part of the text for all. So what they read has to be the same.
+
+    Raises:
+        UserError: it is not.
+    """
+    headers = all_gather(header)
+    if different := [name for name in header if len({each[name] for each in headers}) > 1]:
+        raise UserError(f"the processes of this run have not read the same {' and '.join(different)}; give all machines the same files or revision")
 
 
 def _start(config: SaesConfig, lm: LanguageModel, layers: tuple[int, ...]) -> Start | None:
