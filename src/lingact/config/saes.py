@@ -66,7 +66,9 @@ class HubText(OnTheHub, RunningTextConfig):
 
     def of_language(self, pattern: str | None, code: str) -> str | None:
         """`subset` or `files` with the language filled in."""
-        for name, code_of in _LANGUAGE_IN.items() if pattern is not None else ():
+        if pattern is None:
+            return None
+        for name, code_of in _LANGUAGE_IN.items():
             pattern = pattern.replace(f"{{{name}}}", code_of(LANGUAGES[code]))
         return pattern
 
