@@ -25,6 +25,7 @@ NEEDED = {
     "corpus/opus_100": ("languages.high=[]", "languages.low=[ml]"),
     "corpus/tatoeba": ("languages.high=[]", "languages.low=[ml]"),
     "sae/own": ("sae.measuring.release=somewhere",),
+    "text/hub": ("text.languages=[en,ml]",),
     "tasks/files": ("tasks.own.mine.path='quiz_{lang}.jsonl'",),
     "tasks/lm_eval": ("tasks.own.mine.folder=somewhere", "tasks.own.mine.task='quiz_{lang}'"),
 }
@@ -33,7 +34,7 @@ NEEDED = {
 
 def composed(job: str, *overrides: str) -> ConfigSection:
     """The judged configuration of a job."""
-    needed = {"train": ["lang=ml"], "saes": ["text.path=somewhere"]}.get(job, [])
+    needed = {"train": ["lang=ml"], "saes": [] if "text=hub" in overrides else ["text.path=somewhere"]}.get(job, [])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return validate_config(SCHEMAS[job], compose(job, overrides=[*needed, *overrides]))
 

@@ -31,6 +31,9 @@ def stats() -> FeatureStats:
         halves=np.array([0, 1, 1]),
         reference_active=np.array([[9.0, 0.0, 6.0]]),
         norm_matched=np.array([[6.0, 4.0, 2.0]]),
+        excluded=np.array([[True, False, False]]),
+        square_without=np.array([[8.0, 4.0, 4.0]]),
+        error_without=np.array([[2.0, 1.0, 1.0]]),
         nll=np.array([3.0, 2.0, 1.0]) * np.log(2),
     )
 
@@ -56,6 +59,7 @@ CONFOUNDS_BY_HAND = {
     "windows_per_sentence": 4 / 3,
     "partial_share": 2 / 8,
     "bits_per_sentence": 2.0,
+    "fvu_without_largest": 4 / 16,
     "l0": 1.0,
     "residual_norm": 40 / 8,
 }
@@ -77,9 +81,11 @@ def test_confounds_by_hand(stats: FeatureStats, name: str) -> None:
 @pytest.mark.parametrize("pooling", ["token", "sentence"])
 def test_a_weight_is_a_sentence_that_stands_there_more_than_once(stats: FeatureStats, name: str, pooling: Pooling) -> None:
     times = [1, 0, 2]
-    repeated = {key: np.repeat(array, times, axis=-1) for key, array in stats.arrays().items() if "." not in key and key != "residual"}
+    repeated = {
+        key: np.repeat(array, times, axis=-1) for key, array in stats.arrays().items() if "." not in key and key not in ("residual", "excluded")
+    }
     rest = {key: item for key, item in repeated.items() if key not in ("activation", "tokens")}
-    again = stats_of(repeated["activation"], repeated["tokens"], halves=np.repeat(stats.halves, times), **rest)
+    again = stats_of(repeated["activation"], repeated["tokens"], halves=np.repeat(stats.halves, times), excluded=stats.excluded, **rest)
     np.testing.assert_allclose(value(stats, name, np.array([times], float), pooling), value(again, name, ONCE, pooling))
 
 

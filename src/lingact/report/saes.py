@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _EFFECTS = "Mixes compared: FVU of the first minus FVU of the second"
 _OF_EFFECTS = (
     "An effect of the mix is the mean over SAE seeds. It is claimed (beyond_seeds) only where its interval excludes 0 and it is larger than any "
-    "difference between two seeds of one mix (seed_spread). With one seed of a mix nobody knows, and both stay empty."
+    "difference between two seeds of one mix (seed_spread). With one seed of a mix nobody knows, and both stay empty. "
+    "If mixes do not differ, about one comparison in five passes with two seeds of each, and one in twenty with three."
 )
 _REFIT = (
     "How much smaller the gap is after tuning, reference and target on the same model. Unchanged: by the SAEs as they were. Continued: by SAEs "
