@@ -479,7 +479,7 @@ def widths_of(run: Path) -> list[int]:
     return [json.loads((folder / "layer_0" / "cfg.json").read_text())["d_sae"] for folder in folders]
 
 
-@pytest.mark.parametrize("number", first_of([20, 12]))
+@pytest.mark.parametrize("number", first_of([20, 14]))
 def test_an_interrupted_attribution_goes_on(
     number: int, attributed: Path, attributing: tuple[str, ...], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

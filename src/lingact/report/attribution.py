@@ -71,8 +71,8 @@ def seeds_text(effects: pd.DataFrame) -> str:
     seeds = int(own["seeds"].iloc[0])
     often = f"about {BY_CHANCE[seeds]:.0%}" if seeds in BY_CHANCE else "less than 1%"
     return (
-        "A dictionary part counts as an effect of the mix (`beyond_seeds`) only where its interval excludes 0 and it is larger than any difference "
-        f"between two seeds of one mix (`seed_spread`). So it is in {len(beyond)} of {len(own)} pairs of language and layer; languages with any: "
+        "A dictionary part counts as an effect of the mix (beyond_seeds) only where its interval excludes 0 and it is larger than any difference "
+        f"between two seeds of one mix (seed_spread). So it is in {len(beyond)} of {len(own)} pairs of language and layer; languages with any: "
         f"{listed(list(beyond['language'].unique()))}. If the mixes did not differ, {often} of the pairs would exceed the spread of {seeds} seeds of "
         "each mix by chance."
     )
