@@ -104,7 +104,7 @@ def test_refitting_to_an_adapter(made: Path, start: Start, given: list[str], tmp
     folder = tmp_path / "refit"
     capsys.readouterr()
     assert cli.main("saes", CONF, [*kept, f"init={made}/sae/b", f"hydra.run.dir={folder}"]) == 0
-    assert "Gap closed by the adapter" in capsys.readouterr().out
+    assert "Change of the gap by the adapter" in capsys.readouterr().out
     assert sorted(path.name for path in (folder / "sae").iterdir()) == ["b_adapted", "b_base"]
     assert SAE.load_from_disk(folder / "sae" / "b_adapted" / "layer_2").cfg.d_sae == 24
     refit = pd.read_csv(folder / "tables" / "refit.csv")
@@ -112,10 +112,10 @@ def test_refitting_to_an_adapter(made: Path, start: Start, given: list[str], tmp
     assert set(refit["language"]) == {"hi"}
     for saes in ("unchanged", "continued", "refit"):
         for layer in (0, 2):
-            assert cells[saes, "closed", layer] == pytest.approx(cells[saes, "before", layer] - cells[saes, "after", layer])
+            assert cells[saes, "change", layer] == pytest.approx(cells[saes, "after", layer] - cells[saes, "before", layer])
     assert cells["continued", "before", 2] == cells["refit", "before", 2], "both see the base model by the same SAEs"
     assert cells["continued", "after", 2] != cells["refit", "after", 2]
-    assert json.loads((folder / "summary.json").read_text())["refit/b/hi/2"] == pytest.approx(cells["refit", "closed", 2])
+    assert json.loads((folder / "summary.json").read_text())["refit/b/hi/2"] == pytest.approx(cells["refit", "change", 2])
     fit = pd.read_csv(folder / "tables" / "fit.csv")
     assert set(zip(fit["sae_set"], fit["model"], strict=True)) == {("b", "base"), ("b", "adapter"), ("b_base", "base"), ("b_adapted", "adapter")}
     assert "Refitted to the adapter" in (folder / "report.html").read_text()

@@ -62,7 +62,7 @@ def dead_curves(latents: pd.DataFrame) -> "Figure":
     axes.set_xticks([layers[row] for row in rows])
     axes.set_xlabel("layer")
     axes.set_ylabel("dead latents (%)")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(1.0, 105 * float(latents["dead"].max())))
     axes.grid(axis="y", color="0.92")
     axes.legend(frameon=False, fontsize=9)
     return figure

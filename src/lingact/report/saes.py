@@ -24,9 +24,9 @@ _OF_EFFECTS = (
     "If mixes do not differ, about one comparison in five passes with two seeds of each, and one in twenty with three."
 )
 _REFIT = (
-    "How much smaller the gap is after tuning, reference and target on the same model. Unchanged: by the SAEs as they were. Continued: by SAEs "
-    "that were trained further on the base model. Refit: the base model by these, the adapted one by SAEs that were trained further on it with "
-    "the same tokens. What the first two see and the last one does not is in the dictionary."
+    "How much the gap changes by tuning (after minus before), reference and target on the same model. Unchanged: by the SAEs as they were. "
+    "Continued: by SAEs that were trained further on the base model. Refit: the base model by these, the adapted one by SAEs that were trained "
+    "further on it with the same tokens. What the first two see and the last one does not is in the dictionary."
 )
 
 
@@ -38,9 +38,9 @@ def fit_rows(fit: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def refit_rows(refit: pd.DataFrame) -> list[dict[str, object]]:
-    """One row per set and language: how much smaller the gap is after tuning, mean over layers, by each choice of SAEs."""
-    closed = refit[refit["quantity"] == "closed"].groupby(["sae_set", "language", "saes"], sort=False)["estimate"].mean().unstack("saes")
-    return [{str(name): cell for name, cell in row.items()} for row in closed.map("{:+.3f}".format).reset_index().to_dict("records")]
+    """One row per set and language: how much the gap changes by tuning, mean over layers, by each choice of SAEs."""
+    change = refit[refit["quantity"] == "change"].groupby(["sae_set", "language", "saes"], sort=False)["estimate"].mean().unstack("saes")
+    return [{str(name): cell for name, cell in row.items()} for row in change.map("{:+.3f}".format).reset_index().to_dict("records")]
 
 
 def latent_rows(latents: pd.DataFrame) -> list[dict[str, object]]:
@@ -86,7 +86,10 @@ def write_saes(folder: Path, config: SaesConfig, tables: Mapping[str, pd.DataFra
         Section("Text", {}, {"Tokens that each set was trained on": tables["text"]}),
     ]
     if "refit" in tables:
-        refit = {"Gap closed, mean over layers": pd.DataFrame(refit_rows(tables["refit"])), "By set, SAEs, language and layer": tables["refit"]}
+        refit = {
+            "Change of the gap, mean over layers": pd.DataFrame(refit_rows(tables["refit"])),
+            "By set, SAEs, language and layer": tables["refit"],
+        }
         sections.insert(0, Section("Refitted to the adapter", {}, refit, _REFIT))
     reading = [
         "All quality figures are of held-out documents, with intervals over documents. FVU is about each language's own mean residual.",

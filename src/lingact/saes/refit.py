@@ -12,7 +12,7 @@ from lingact.statistics.bootstrap import interval
 
 
 def refit_table(measured: Measurement, names: Sequence[str], reference: str, targets: Sequence[str], intervals: Intervals) -> pd.DataFrame:
-    """One row per set, choice of SAEs, target language and layer: the gap `1 - A / A_reference` before and after tuning, and their difference.
+    """One row per set, choice of SAEs, target language and layer: the gap `1 - A / A_reference` before and after tuning, and its change.
 
     Reference and target are measured on the same model. `unchanged`: both models by the SAEs as they were; `continued`: both by the SAEs that were
     trained further on the base model; `refit`: the base model by these, the adapted one by those that were trained further on it, with the same
@@ -35,7 +35,7 @@ def refit_table(measured: Measurement, names: Sequence[str], reference: str, tar
                 resampling = stats.resampling(None)
                 weights = resampling.weights(intervals.resamples, intervals.seed)
                 gaps = {"before": _gap(before, code, reference, weights), "after": _gap(after, code, reference, weights)}
-                gaps["closed"] = gaps["before"] - gaps["after"]
+                gaps["change"] = gaps["after"] - gaps["before"]
                 for quantity, draws in gaps.items():
                     estimate, low, high = interval(draws, intervals.confidence, resampling.clusters)
                     place = {"sae_set": name, "saes": saes, "language": code, "layer": stats.layers, "quantity": quantity} | resampling.columns
@@ -44,8 +44,8 @@ def refit_table(measured: Measurement, names: Sequence[str], reference: str, tar
 
 
 def refit_summary(table: pd.DataFrame) -> dict[str, float]:
-    """`refit/<set>/<language>/<layer>`: how much smaller the gap is after tuning, by refitted SAEs."""
-    wanted = table[(table["saes"] == "refit") & (table["quantity"] == "closed")]
+    """`refit/<set>/<language>/<layer>`: how much the gap changes by tuning, by refitted SAEs."""
+    wanted = table[(table["saes"] == "refit") & (table["quantity"] == "change")]
     return {f"refit/{row['sae_set']}/{row['language']}/{row['layer']}": row["estimate"] for row in wanted.to_dict("records")}
 
 

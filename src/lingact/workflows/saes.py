@@ -230,7 +230,7 @@ def _write(run: Run, config: SaesConfig, tables: dict[str, pd.DataFrame]) -> flo
     objective = float(tables["fit"].query("quantity == 'fvu'")["estimate"].mean())
     if "refit" in tables:
         summary |= refit_summary(tables["refit"])
-        show(report.refit_rows(tables["refit"]), title="Gap closed by the adapter, mean over layers, by the SAEs that measure it")
+        show(report.refit_rows(tables["refit"]), title="Change of the gap by the adapter, mean over layers, by the SAEs that measure it")
     run.summary(summary | {"objective": objective})
     write_atomically(run.folder / "card.md", report.card(config, tables))
     show(report.fit_rows(tables["fit"]), title="Fraction of variance unexplained on held-out text, mean over layers")
